@@ -1,0 +1,112 @@
+"""Labelled images in memory: the one form in which every data set is handed around.
+
+Pixels stay uint8 until a batch is needed, so ten thousand 64x64 images take 120 MB and no more.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images with their classes.
+
+    Args:
+        images: uint8, shape (N, C, H, W).
+        labels: int64, shape (N,); an index into `classes`.
+        classes: the name of every class, in the order of the network's logits.
+
+    Raises:
+        TypeError: images or labels of another dtype.
+        ValueError: another number of dimensions, of labels, no image at all, or a label outside of `classes`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require_dtype("images", self.images, torch.uint8)
+        _require_dtype("labels", self.labels, torch.int64)
+        if self.images.ndim != 4 or 0 in self.images.shape:
+            raise ValueError(
+                f"images must have shape (N, C, H, W), none of them 0; got {tuple(self.images.shape)}"
+            )
+        if self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels must have shape ({len(self.images)},), one for every image; "
+                f"got {tuple(self.labels.shape)}"
+            )
+        lowest, highest = int(self.labels.min()), int(self.labels.max())
+        if lowest < 0 or highest >= len(self.classes):
+            raise ValueError(
+                f"labels must be 0 to {len(self.classes) - 1}, an index into `classes`; "
+                f"got {lowest} to {highest}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, which: slice | Tensor) -> "LabelledImages":
+        """Return the images that a slice or a tensor of indices names, with their labels."""
+        return LabelledImages(self.images[which], self.labels[which], self.classes)
+
+
+def _require_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+
+
+def first(data: LabelledImages, num_images: int | None) -> LabelledImages:
+    """Return the first `num_images` in stored order, or all of them for None.
+
+    Raises:
+        ValueError: there are fewer, or `num_images` is below 1.
+    """
+    if num_images is None:
+        return data
+    require_count(num_images, len(data))
+    return data[:num_images]
+
+
+def sample(data: LabelledImages, num_images: int, seed: int) -> LabelledImages:
+    """Return `num_images` drawn at random without replacement; the same ones for the same seed.
+
+    Raises:
+        ValueError: there are fewer, or `num_images` is below 1.
+    """
+    require_count(num_images, len(data))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return data[order[:num_images]]
+
+
+def require_count(num_images: int, available: int) -> None:
+    """Raise ValueError unless `num_images` can be taken from the `available` ones."""
+    if not 1 <= num_images <= available:
+        raise ValueError(f"num_images must be 1 to {available}, the size of this set; got {num_images}")
+
+
+def batches(
+    data: LabelledImages, mean: Sequence[float], std: Sequence[float], batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return an iterator over (images, labels): float32 (n, C, H, W) normalised, int64 (n,).
+
+    `mean` and `std` are per channel, of pixels in [0, 1]. The last batch may be smaller.
+
+    Raises:
+        ValueError: `batch_size` below 1, or another number of channels than the images have.
+    """
+    channels = data.images.shape[1]
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not len(mean) == len(std) == channels:
+        raise ValueError(
+            f"images have {channels} channels, but mean has {len(mean)} entries and std {len(std)}"
+        )
+    shift = 255 * torch.tensor(mean).view(-1, 1, 1)
+    scale = 255 * torch.tensor(std).view(-1, 1, 1)
+    pairs = zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True)
+    return (((images - shift) / scale, labels) for images, labels in pairs)
