@@ -1,0 +1,157 @@
+"""Build the book: execute its notebooks one after the other, gather the sources, make the pages.
+
+Everything is made under `_build`: `notebooks` (executed, with the files they wrote), `book-src` (the
+chapters, with those notebooks among them) and `html` (the pages, which need no network and no server).
+"""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from tqdm import tqdm
+
+from dghlib.experiments.notebooks import PARTIAL, NotebookError, check_parameters, parameters_of, run_notebook
+
+MATHJAX = "tex-svg-full.js"
+PAPERMILL_MARKER = "papermill-error-cell-tag"
+INCOMPLETE = """```{{error}}
+This page is incomplete: {reason}
+```"""
+
+
+class BookError(RuntimeError):
+    """The book was built, but a notebook failed or a page had warnings; the message says which and where."""
+
+
+def notebook_names(toc: Path) -> list[str]:
+    """Return the names of the notebooks that the table of contents lists, in order."""
+    files = _files(yaml.safe_load(toc.read_text(encoding="utf-8")))
+    return [file.removeprefix("notebooks/") for file in files if file.startswith("notebooks/")]
+
+
+def _files(node: Any) -> Iterator[str]:
+    """Yield the value of every `file` key, however deep, in the order of the document."""
+    if isinstance(node, dict):
+        if "file" in node:
+            yield node["file"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _files(child)
+
+
+def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool = True) -> Path:
+    """Build the book of the repository at `root`; return the path of its front page.
+
+    `parameters` (the profile, the budget) reach each notebook that declares them. A notebook that fails
+    leaves its page in the book, marked, and its partial output in `_build/notebooks`.
+
+    Raises:
+        FileNotFoundError: there is no book at `root`.
+        ParameterError: a parameter does not fit a notebook; nothing has run.
+        BookError: the book is built, but incomplete or with warnings.
+    """
+    root = root.resolve()
+    toc = root / "book" / "_toc.yml"
+    if not toc.is_file():
+        raise FileNotFoundError(f"no book at {root}: {toc} is missing; run this in a clone of the repository")
+    notebooks = [root / "notebooks" / f"{name}.ipynb" for name in notebook_names(toc)]
+    executed, source, html = (root / "_build" / folder for folder in ("notebooks", "book-src", "html"))
+
+    failures = _run_notebooks(notebooks, parameters, executed, progress)
+    _gather(root / "book", executed, source, failures)
+    _report(f"building the pages of {len(notebooks)} notebooks and the chapters", progress)
+    complaints = [str(failure) for failure in failures.values()] + _build_pages(source, html)
+    if complaints:
+        listed = "\n".join(complaints)
+        raise BookError(f"the book is at {html / 'index.html'}, but not everything went well:\n{listed}")
+    return html / "index.html"
+
+
+def _run_notebooks(
+    notebooks: list[Path], parameters: Mapping[str, object], folder: Path, progress: bool
+) -> dict[str, NotebookError]:
+    """Execute `notebooks` into `folder`; return the failures by name of notebook."""
+    wanted = []
+    for notebook in notebooks:
+        declared = parameters_of(notebook)
+        wanted.append(check_parameters(notebook, {k: v for k, v in parameters.items() if k in declared}))
+
+    failures = {}
+    for number, (notebook, values) in enumerate(zip(notebooks, wanted, strict=True), start=1):
+        _report(f"[{number}/{len(notebooks)}] {notebook.stem}", progress)
+        started = time.perf_counter()
+        try:
+            run_notebook(notebook, values, folder / notebook.name, progress=progress)
+        except NotebookError as failure:
+            failures[notebook.stem] = failure
+        outcome = "FAILED" if notebook.stem in failures else "done"
+        _report(f"      {outcome} in {time.perf_counter() - started:.0f} s", progress)
+    return failures
+
+
+def _report(text: str, progress: bool) -> None:
+    if progress:
+        tqdm.write(text, file=sys.stderr)
+
+
+def _gather(book: Path, executed: Path, source: Path, failures: Mapping[str, NotebookError]) -> None:
+    """Make `source` anew: the chapters, and under `notebooks` the executed ones and the files they wrote."""
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(book, source)
+    if executed.is_dir():
+        shutil.copytree(executed, source / "notebooks", ignore=shutil.ignore_patterns(f"*{PARTIAL}"))
+    for name, failure in failures.items():
+        _write_marked_page(failure, source / "notebooks" / f"{name}.ipynb")
+
+
+def _write_marked_page(failure: NotebookError, page: Path) -> None:
+    """Write what a failed notebook left as a page that says, below its title, that it is incomplete."""
+    notebook = nbformat.read(failure.partial, as_version=4)
+    cells = [cell for cell in notebook.cells if PAPERMILL_MARKER not in cell.metadata.get("tags", [])]
+    mark = nbformat.v4.new_markdown_cell(INCOMPLETE.format(reason=str(failure).splitlines()[0]))
+    notebook.cells = [*cells[:1], mark, *cells[1:]]
+    nbformat.write(notebook, page)
+
+
+def _build_pages(source: Path, html: Path) -> list[str]:
+    """Make the pages in `html` from `source`; return the warnings. Old pages stay until the new are there."""
+    work = html.parent / "sphinx"
+    shutil.rmtree(work, ignore_errors=True)
+    jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    options = ["--path-output", str(work), "--warningiserror", "--keep-going", "--nitpick", "--quiet"]
+    finished = subprocess.run(
+        [*jupyter_book, *options, str(source)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NO_COLOR": "1"},
+        check=False,
+    )
+    made = work / "_build" / "html"
+    if not (made / "index.html").is_file():
+        raise BookError(f"jupyter-book made no pages:\n{finished.stdout}{finished.stderr}")
+    shutil.copy(_mathjax(), made / "_static" / MATHJAX)
+    shutil.rmtree(html, ignore_errors=True)
+    made.rename(html)
+    shutil.rmtree(work)
+    return _warnings(finished.stderr) if finished.returncode else []
+
+
+def _warnings(stderr: str) -> list[str]:
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", stderr)
+    return [line for line in plain.splitlines() if "WARNING" in line or "ERROR" in line] or [plain]
+
+
+def _mathjax() -> Path:
+    """Return the path of MathJax, one file with all its TeX extensions, in the package that carries it."""
+    files = importlib.metadata.files("sphinx-mathjax-offline") or []
+    return next(Path(str(file.locate())) for file in files if file.name == MATHJAX)

@@ -1,0 +1,189 @@
+"""Run one notebook through papermill, with parameters that are checked before anything runs.
+
+papermill only warns about a parameter that does not exist and never checks a type; here both are errors that
+list what the notebook takes. A parameter's type and help come from the line that declares it, in the cell
+tagged `parameters`: `weight_bits: int = 4  # weight bit width, 2 to 8`.
+"""
+
+import ast
+import logging
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from dghlib.choices import nearest
+
+TYPES: dict[str, type] = {"bool": bool, "float": float, "int": int, "str": str}
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+PARTIAL = ".partial.ipynb"
+
+
+class ParameterError(ValueError):
+    """A notebook was given a parameter it does not have, or a value of the wrong type."""
+
+
+class NotebookError(RuntimeError):
+    """A cell of a notebook failed; `partial` holds what had been computed by then."""
+
+    def __init__(self, message: str, partial: Path) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a notebook's `parameters` cell."""
+
+    name: str
+    type: type
+    default: object
+    help: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.type.__name__} = {self.default!r}  # {self.help}"
+
+
+class OwnInterpreter(AsyncKernelManager):
+    """Starts kernels with the interpreter that runs this code, whatever other kernels are registered."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        # At its default level ipykernel warns, at every start, that it talks to this process unencrypted.
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+
+def parameters_of(notebook: Path) -> dict[str, Parameter]:
+    """Return the parameters that `notebook` declares, by name, in order.
+
+    Raises:
+        FileNotFoundError: there is no such notebook; the message names the nearest of those that there are.
+        ParameterError: a parameter is declared without a type, or with one other than bool, float, int, str.
+    """
+    if not notebook.is_file():
+        others = sorted(path.stem for path in notebook.parent.glob("*.ipynb"))
+        hint = nearest(notebook.stem, others)
+        listed = ", ".join(others) or "none"
+        raise FileNotFoundError(f"no notebook {notebook}{hint}; in that folder there are: {listed}")
+    declared = papermill.inspect_notebook(notebook, parameters={})
+    return {name: _declared_parameter(notebook, entry) for name, entry in declared.items()}
+
+
+def _declared_parameter(notebook: Path, entry: Mapping[str, str]) -> Parameter:
+    kind = TYPES.get(entry["inferred_type_name"])
+    if kind is None:
+        raise ParameterError(
+            f"{notebook.name}: parameter {entry['name']!r} is declared with type "
+            f"{entry['inferred_type_name']}; declare it as one of {', '.join(TYPES)}, for instance "
+            f"`{entry['name']}: int = 4  # what it means`"
+        )
+    return Parameter(entry["name"], kind, ast.literal_eval(entry["default"]), entry["help"])
+
+
+def parse_assignments(text: str) -> dict[str, str]:
+    """Split `weight_bits=3 title='two words'` into names and the strings given for them.
+
+    Raises:
+        ParameterError: a word has no `=`, or a name is given twice.
+    """
+    values: dict[str, str] = {}
+    for word in shlex.split(text):
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise ParameterError(f"cannot read {word!r} as a parameter; write name=value, as in seeds=5")
+        if name in values:
+            raise ParameterError(f"parameter {name!r} is given twice")
+        values[name] = value
+    return values
+
+
+def check_parameters(notebook: Path, given: Mapping[str, object]) -> dict[str, Any]:
+    """Return `given` with every value in the type that `notebook` declares; strings are read as that type.
+
+    Raises:
+        ParameterError: a name that the notebook does not declare, or a value that does not fit; the message
+            lists the parameters there are, with types, defaults and help.
+    """
+    declared = parameters_of(notebook)
+    listing = "\n".join(f"  {parameter}" for parameter in declared.values()) or "  (no parameters)"
+    checked = {}
+    for name, value in given.items():
+        if name not in declared:
+            problem = f"unknown parameter {name!r}{nearest(name, declared)}"
+            raise ParameterError(f"{notebook.stem}: {problem}; it takes:\n{listing}")
+        try:
+            checked[name] = _as_type(value, declared[name].type)
+        except (ValueError, KeyError):
+            problem = f"parameter {name!r} got {value!r}, which is not of type {declared[name].type.__name__}"
+            raise ParameterError(f"{notebook.stem}: {problem}; it takes:\n{listing}") from None
+    return checked
+
+
+def _as_type(value: object, kind: type) -> object:
+    if isinstance(value, str) and kind is bool:
+        return BOOLEANS[value.lower()]
+    if isinstance(value, str) or (kind is float and type(value) is int):
+        return kind(value)
+    if type(value) is not kind:  # not isinstance: True is an int to Python, but no count
+        raise ValueError(value)
+    return value
+
+
+def run_notebook(
+    notebook: Path, parameters: Mapping[str, object], output: Path, *, progress: bool = True
+) -> None:
+    """Execute a copy of `notebook` and write it to `output`; files that its cells write land beside `output`.
+
+    While it runs, and after a failure, what has been computed is beside `output`, in `.partial.ipynb`.
+    `progress` passes on to stderr what the cells write there, their progress bars; `output` has none of it.
+
+    Raises:
+        ParameterError: see `check_parameters`; nothing has run and nothing has been written.
+        NotebookError: a cell failed; the message names it and what went wrong.
+    """
+    values = check_parameters(notebook, parameters)
+    partial = output.with_suffix(PARTIAL)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        executed = papermill.execute_notebook(
+            notebook.resolve(),
+            partial.resolve(),
+            values,
+            cwd=output.parent,
+            kernel_name="python3",
+            kernel_manager_class=OwnInterpreter,
+            progress_bar=False,
+            stderr_file=sys.stderr if progress else None,
+        )
+    except (PapermillExecutionError, DeadKernelError) as error:
+        message = f"{notebook.name} {_reason(error)}\nWhat was computed until then: {partial}"
+        raise NotebookError(message, partial) from error
+    nbformat.write(_publishable(executed), partial)
+    partial.replace(output)
+
+
+def _reason(error: PapermillExecutionError | DeadKernelError) -> str:
+    if isinstance(error, PapermillExecutionError):
+        return f"failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}"
+    return "was stopped: its Python process ended, killed or out of memory"
+
+
+def _publishable(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Remove what only concerned the run: progress bars, and the paths of this machine."""
+    for key in ("input_path", "output_path"):
+        executed.metadata.papermill.pop(key, None)
+    for cell in executed.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    return executed
