@@ -1,1 +1,69 @@
-"""Labelled images by name."""
+"""Labelled images by name: the embedded `shapes`, public data sets, or anybody's own files.
+
+Nothing here downloads: a public set is read from the data directory, see `dghlib.assets`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dghlib.choices import look_up
+from dghlib.datasets import files, shapes
+from dghlib.datasets.cifar import cifar10
+from dghlib.datasets.labelled import LabelledImages, batches, sample
+from dghlib.datasets.tiny_imagenet import tiny_imagenet
+
+__all__ = ["DATASETS", "LabelledImages", "batches", "load", "sample"]
+
+SHAPES_IMAGES = 100 * len(shapes.CLASSES)  # drawn when no number is asked for
+
+
+def _shapes(split: str, num_images: int | None) -> LabelledImages:
+    return shapes.classification(split, SHAPES_IMAGES if num_images is None else num_images)
+
+
+DATASETS: dict[str, Callable[[str, int | None], LabelledImages]] = {
+    "shapes": _shapes,
+    "cifar10": cifar10,
+    "tiny_imagenet": tiny_imagenet,
+}
+
+
+def load(
+    name_or_path: str | Path,
+    split: str = "test",
+    num_images: int | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> LabelledImages:
+    """Return a data set by its name, or from an `.npz` file or an image folder.
+
+    Args:
+        name_or_path: a name of DATASETS or a path; "./cifar10" is a folder in any case.
+        split: "test" or "train"; files and folders have no splits, of them it takes no notice.
+        num_images: how many, chosen once and for all so that they are of all classes; None for all.
+        image_size: (height, width) that the images must have; those of an image folder are brought to it.
+
+    Raises:
+        UnknownName: neither a known name nor a path (a path has a folder or ends in `.npz`).
+        FileNotFoundError: nothing is there; for public data sets the message says which command gets it.
+        ValueError: images of another size than `image_size`, and what else the readers object to.
+    """
+    if str(name_or_path) not in DATASETS and _is_path(Path(name_or_path)):
+        data = _read(Path(name_or_path), num_images, image_size)
+    else:
+        data = look_up(DATASETS, str(name_or_path), "data set")(split, num_images)
+    found = tuple(data.images.shape[2:])
+    if image_size is not None and found != image_size:
+        raise ValueError(f"images of {name_or_path} have height and width {found}, wanted {image_size}")
+    return data
+
+
+def _is_path(path: Path) -> bool:
+    return path.exists() or path.suffix == ".npz" or len(path.parts) > 1
+
+
+def _read(path: Path, num_images: int | None, image_size: tuple[int, int] | None) -> LabelledImages:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.is_dir():
+        return files.image_folder(path, num_images, image_size)
+    return files.npz(path, num_images)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dghlib.images import normalise
+from dghlib.seeds import stream
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
@@ -60,33 +63,24 @@ def _require_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
         raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
 
 
-def first(data: LabelledImages, num_images: int | None) -> LabelledImages:
-    """Return the first `num_images` in stored order, or all of them for None.
+def choose(available: int, num_images: int | None, seed: int = 0) -> Tensor:
+    """Return the indices of `num_images` of the `available`, drawn without replacement; of all for None.
+
+    Data sets are often stored class by class, so that the first few would be of one class.
 
     Raises:
         ValueError: there are fewer, or `num_images` is below 1.
     """
     if num_images is None:
-        return data
-    require_count(num_images, len(data))
-    return data[:num_images]
+        return torch.arange(available)
+    if not 1 <= num_images <= available:
+        raise ValueError(f"num_images must be 1 to {available}, the size of this set; got {num_images}")
+    return torch.randperm(available, generator=stream(seed, "choose"))[:num_images]
 
 
 def sample(data: LabelledImages, num_images: int, seed: int) -> LabelledImages:
-    """Return `num_images` drawn at random without replacement; the same ones for the same seed.
-
-    Raises:
-        ValueError: there are fewer, or `num_images` is below 1.
-    """
-    require_count(num_images, len(data))
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    return data[order[:num_images]]
-
-
-def require_count(num_images: int, available: int) -> None:
-    """Raise ValueError unless `num_images` can be taken from the `available` ones."""
-    if not 1 <= num_images <= available:
-        raise ValueError(f"num_images must be 1 to {available}, the size of this set; got {num_images}")
+    """Return `num_images` drawn without replacement, the same ones for the same seed; errors as `choose`."""
+    return data[choose(len(data), num_images, seed)]
 
 
 def batches(
@@ -106,7 +100,5 @@ def batches(
         raise ValueError(
             f"images have {channels} channels, but mean has {len(mean)} entries and std {len(std)}"
         )
-    shift = 255 * torch.tensor(mean).view(-1, 1, 1)
-    scale = 255 * torch.tensor(std).view(-1, 1, 1)
     pairs = zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True)
-    return (((images - shift) / scale, labels) for images, labels in pairs)
+    return ((normalise(images, mean, std), labels) for images, labels in pairs)

@@ -1,0 +1,51 @@
+"""CIFAR-10: 32x32 images of 10 classes (Krizhevsky, 2009), from the public archive as it was downloaded.
+
+Split "test" are the 10 000 test images, "train" the 50 000 for training.
+"""
+
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dghlib import assets
+from dghlib.choices import look_up
+from dghlib.datasets import files
+from dghlib.datasets.labelled import LabelledImages, choose
+
+_BATCHES = {"test": ["test_batch"], "train": [f"data_batch_{number}" for number in range(1, 6)]}
+
+# The same images as .npz files are read in place of the archive when they lie beside it: faster, and it lets
+# a few training images stand for all.
+_PREPARED = {"test": "cifar10_test.npz", "train": "cifar10_train2048.npz"}
+
+
+def cifar10(split: str, num_images: int | None = None) -> LabelledImages:
+    """Return uint8 images (N, 3, 32, 32) of a split, "test" or "train"; `num_images` of them, or all.
+
+    Raises:
+        ValueError: an unknown split, more images than there are, or another file in place of the archive.
+        MissingAsset: the data directory has neither the archive nor the .npz file.
+    """
+    names = look_up(_BATCHES, split, "split of cifar10")
+    prepared = assets.data_dir() / "cifar10" / _PREPARED[split]
+    if prepared.is_file():
+        return files.npz(prepared, num_images)
+    batches, classes = _unpack(assets.locate("cifar10"), names)
+    images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+    labels = np.concatenate([batch["labels"] for batch in batches])
+    data = LabelledImages(torch.from_numpy(images), torch.from_numpy(labels), classes)
+    return data[choose(len(data), num_images)]
+
+
+def _unpack(path: Path, names: list[str]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Return the named batches and the class names; the pickles are those whose sum the manifest gives."""
+    members = {}
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if (file := archive.extractfile(member)) and Path(member.name).name in {*names, "batches.meta"}:
+                members[Path(member.name).name] = pickle.load(file, encoding="latin1")
+    return [members[name] for name in names], tuple(members["batches.meta"]["label_names"])

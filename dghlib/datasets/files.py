@@ -1,0 +1,123 @@
+"""Anybody's own images: an `.npz` file, or a folder with one sub-folder for each class.
+
+Whatever is wrong with them is told with the file's name and the way to put it right.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from dghlib.datasets.labelled import LabelledImages, choose
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def npz(path: Path, num_images: int | None = None) -> LabelledImages:
+    """Read images from the arrays of an `.npz` file.
+
+    `images` is uint8, (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; `labels` holds N integers from 0;
+    `classes`, if there, the names of the classes.
+
+    Raises:
+        ValueError: not an `.npz` file, an array missing, of another shape or, for pixels, of another dtype.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in ("images", "labels", "classes") if name in arrays}
+    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not an .npz file of plain arrays: {error}") from error
+    if missing := {"images", "labels"} - found.keys():
+        raise ValueError(f"{path} has no array {' and no array '.join(sorted(missing))}")
+    images, labels = _channels_first(path, found["images"]), _integers(path, found["labels"])
+    if "classes" in found:
+        classes = tuple(str(name) for name in found["classes"])
+    else:
+        classes = tuple(str(label) for label in range(labels.max(initial=0) + 1))
+    which = choose(len(images), num_images)
+    try:
+        return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels), classes)[which]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _channels_first(path: Path, images: np.ndarray) -> np.ndarray:
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"{path}: images must be uint8, 0 to 255, got {images.dtype}; "
+            "save pixels that lie in [0, 1] as (255 * images).round().astype('uint8')"
+        )
+    if images.ndim == 4 and images.shape[3] in (1, 3):
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    if images.ndim == 4 and images.shape[1] in (1, 3):
+        return images
+    raise ValueError(
+        f"{path}: images must have shape (N, H, W, C) or (N, C, H, W), C being 1 or 3; got {images.shape}"
+    )
+
+
+def _integers(path: Path, labels: np.ndarray) -> np.ndarray:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{path}: labels must be integers, got {labels.dtype}")
+    return labels.astype(np.int64)
+
+
+def image_folder(
+    path: Path, num_images: int | None = None, image_size: tuple[int, int] | None = None
+) -> LabelledImages:
+    """Read a folder that has one sub-folder of images for each class, classes in alphabetic order.
+
+    Images of another size than `image_size` (height, width) are scaled until they cover it, and cropped about
+    their centre. Grey ones become RGB.
+
+    Raises:
+        ValueError: no sub-folder, one without images, a file that is no image, or images of several sizes
+            without an `image_size`.
+    """
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    if not folders:
+        raise ValueError(
+            f"{path} has no sub-folder; it needs one for each class, with the images of that class"
+        )
+    files = [(file, label) for label, folder in enumerate(folders) for file in _image_files(folder)]
+    chosen = [files[k] for k in choose(len(files), num_images)]
+    images: list[np.ndarray] = []
+    for file, _ in tqdm(chosen, desc=f"read {path.name}", unit="image", delay=3, leave=False):
+        images.append(read_image(file, str(file), image_size))
+        if images[-1].shape != images[0].shape:
+            raise ValueError(
+                f"{file} has height and width {images[-1].shape[1:]}, but {chosen[0][0]} has "
+                f"{images[0].shape[1:]}; give an image_size to bring all to one"
+            )
+    labels = torch.tensor([label for _, label in chosen])
+    return LabelledImages(
+        torch.from_numpy(np.stack(images)), labels, tuple(folder.name for folder in folders)
+    )
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"{folder} holds no image; known are {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return files
+
+
+def read_image(file: IO[bytes] | Path, name: str, image_size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return one image file as RGB pixels, uint8 (3, H, W); `name` is for the error.
+
+    Raises:
+        ValueError: the file is not an image that Pillow can read.
+    """
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow's unidentified, truncated and malformed images
+        raise ValueError(f"{name} is not a readable image: {error}") from error
+    if image_size is not None:
+        height, width = image_size
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image).transpose(2, 0, 1)

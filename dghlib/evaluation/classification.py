@@ -1,0 +1,69 @@
+"""Accuracy of a classifier."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+def top1(
+    net: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    total: int | None = None,
+    progress: bool = False,
+) -> float:
+    """Return the share of images whose largest logit is that of their label, in percent.
+
+    The network runs in eval mode on the device of its parameters; afterwards every module is in the mode that
+    it was in. Of equal logits the first counts.
+
+    Args:
+        net: maps images (n, C, H, W) to logits (n, K).
+        batches: yields images, and labels (n,) from 0 to K - 1.
+        total: the number of batches, for the progress bar.
+        progress: whether to show the bar.
+
+    Raises:
+        ValueError: no images, labels outside of the logits, or logits that are NaN or infinite.
+    """
+    device = next(chain(net.parameters(), net.buffers()), torch.empty(0)).device
+    correct = seen = 0
+    with _eval_mode(net), torch.inference_mode():
+        for images, labels in tqdm(
+            batches, desc="top-1", total=total, unit="batch", disable=not progress, leave=False
+        ):
+            logits = net(images.to(device)).cpu()
+            _check(logits, labels)
+            correct += int((logits.argmax(dim=1) == labels).sum())
+            seen += len(labels)
+    if seen == 0:
+        raise ValueError("top1 needs at least one image, got none (an iterator of batches serves once)")
+    return 100 * correct / seen
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    if logits.ndim != 2 or len(logits) != len(labels):
+        raise ValueError(f"expected logits of shape ({len(labels)}, K), got {tuple(logits.shape)}")
+    if wrong := int((~logits.isfinite()).any(dim=1).sum()):
+        raise ValueError(f"logits of {wrong} of the {len(labels)} images in a batch are NaN or infinite")
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise ValueError(
+            f"labels must be 0 to {logits.shape[1] - 1} for {logits.shape[1]} logits, "
+            f"got {int(labels.min())} to {int(labels.max())}"
+        )
+
+
+@contextmanager
+def _eval_mode(net: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode, and afterwards back into the mode of its own."""
+    training = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
