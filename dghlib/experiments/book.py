@@ -23,9 +23,13 @@ from dghlib.experiments.notebooks import PARTIAL, NotebookError, check_parameter
 
 MATHJAX = "tex-svg-full.js"
 PAPERMILL_MARKER = "papermill-error-cell-tag"
-INCOMPLETE = """```{{error}}
-This page is incomplete: {reason}
-```"""
+INCOMPLETE = """:::{{error}}
+This page is incomplete.
+
+```text
+{reason}
+```
+:::"""
 
 
 class BookError(RuntimeError):
@@ -140,6 +144,9 @@ def _build_pages(source: Path, html: Path) -> list[str]:
     if not (made / "index.html").is_file():
         raise BookError(f"jupyter-book made no pages:\n{finished.stdout}{finished.stderr}")
     shutil.copy(_mathjax(), made / "_static" / MATHJAX)
+    # What notebooks wrote, tables as CSV for instance, lies beside the page as it does beside the notebook.
+    beside = shutil.ignore_patterns("*.ipynb")
+    shutil.copytree(source / "notebooks", made / "notebooks", ignore=beside, dirs_exist_ok=True)
     shutil.rmtree(html, ignore_errors=True)
     made.rename(html)
     shutil.rmtree(work)

@@ -7,9 +7,8 @@ tagged `parameters`: `weight_bits: int = 4  # weight bit width, 2 to 8`.
 
 import ast
 import logging
-import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from dghlib.choices import nearest
+from dghlib.experiments.run import RESULTS_VARIABLE, results_dir
 
 TYPES: dict[str, type] = {"bool": bool, "float": float, "int": int, "str": str}
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -54,13 +54,17 @@ class Parameter:
 
 
 class OwnInterpreter(AsyncKernelManager):
-    """Starts kernels with the interpreter that runs this code, whatever other kernels are registered."""
+    """Starts kernels with this interpreter, whatever others are registered, and on this folder of results."""
 
     @property
     def kernel_spec(self) -> KernelSpec:
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         # At its default level ipykernel warns, at every start, that it talks to this process unencrypted.
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
-        return KernelSpec(argv=command, display_name="Python 3", language="python")
+        options = ["--log-level=ERROR", "--InlineBackend.figure_formats=svg"]
+        environment = {RESULTS_VARIABLE: str(results_dir().absolute())}
+        return KernelSpec(
+            argv=[*command, *options], env=environment, display_name="Python 3", language="python"
+        )
 
 
 def parameters_of(notebook: Path) -> dict[str, Parameter]:
@@ -90,14 +94,14 @@ def _declared_parameter(notebook: Path, entry: Mapping[str, str]) -> Parameter:
     return Parameter(entry["name"], kind, ast.literal_eval(entry["default"]), entry["help"])
 
 
-def parse_assignments(text: str) -> dict[str, str]:
-    """Split `weight_bits=3 title='two words'` into names and the strings given for them.
+def parse_assignments(words: Iterable[str]) -> dict[str, str]:
+    """Split words such as `weight_bits=3` into names and the strings given for them.
 
     Raises:
         ParameterError: a word has no `=`, or a name is given twice.
     """
     values: dict[str, str] = {}
-    for word in shlex.split(text):
+    for word in words:
         name, equals, value = word.partition("=")
         if not (name and equals):
             raise ParameterError(f"cannot read {word!r} as a parameter; write name=value, as in seeds=5")
@@ -180,10 +184,13 @@ def _reason(error: PapermillExecutionError | DeadKernelError) -> str:
 
 
 def _publishable(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Remove what only concerned the run: progress bars, and the paths of this machine."""
+    """Remove what only concerned the run: progress bars, paths of this machine, unused defaults."""
     for key in ("input_path", "output_path"):
         executed.metadata.papermill.pop(key, None)
+    tags = [tag for cell in executed.cells for tag in cell.metadata.get("tags", [])]
     for cell in executed.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        if "injected-parameters" in tags and "parameters" in cell.metadata.get("tags", []):
+            cell.metadata.tags.append("remove-input")
     return executed

@@ -1,0 +1,76 @@
+# Everything starts here. Each target makes what it needs, so any one of them can be the first.
+# `make` alone lists them.
+
+PYTHON  ?= python3
+PROFILE ?= shapes
+BUDGET  ?= quick
+NB      ?=
+P       ?=
+PORT    ?= 8000
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+# exists, and is newer than what it was made from, when the environment is complete
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book notebook test lint data checkpoints serve lock clean
+
+help: ## list the targets
+	@echo "usage: make TARGET [NAME=value ...]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "PROFILE  shapes (default, needs no data), cifar10 or tiny_imagenet"
+	@echo "BUDGET   smoke (seconds), quick (default) or paper (the paper's own settings)"
+	@echo "PYTHON   the interpreter to set up with, 3.11 or later (default python3)"
+
+setup: $(READY) ## install the locked packages into .venv (5 GB on disk)
+
+book: $(READY) ## run what has no record yet and build the book: PROFILE=shapes BUDGET=quick
+	@$(BIN)/dgh book --profile $(PROFILE) --budget $(BUDGET)
+
+notebook: $(READY) ## run one notebook with your parameters: NB=table2 P="seeds=5"
+	@test -n "$(NB)" || \
+		{ echo "which one? make notebook NB=... out of: $(basename $(notdir $(wildcard notebooks/*.ipynb)))" >&2; exit 1; }
+	@$(BIN)/dgh notebook $(NB) $(P)
+
+test: $(READY) ## run all tests
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## check style and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+data: $(READY) ## download and verify a profile's data and networks: PROFILE=cifar10
+	@$(BIN)/dgh data $(PROFILE)
+
+checkpoints: $(READY) ## train the embedded networks again
+	@$(BIN)/python -m dghlib.experiments.checkpoints
+
+serve: _build/html/index.html ## show the book on this machine: PORT=8000
+	@echo "http://localhost:$(PORT) until Ctrl-C"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+_build/html/index.html:
+	@$(MAKE) --no-print-directory book
+
+lock: $(READY) ## resolve pyproject.toml into requirements.lock
+	@$(BIN)/uv pip compile pyproject.toml --extra book --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-header --quiet --output-file requirements.lock
+
+clean: ## remove the environment and what was built (records and data stay)
+	rm -rf $(VENV) _build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "dghlib needs Python 3.11 or later; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "setting up $(VENV): packages first (5 GB on disk), then dghlib itself"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
