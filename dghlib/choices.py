@@ -1,6 +1,6 @@
-"""Look a name up in a table, with an error that helps when it is not there."""
+"""Check what a user chose: a name in a table, a value among a few, a number in its range; errors that help."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
@@ -26,3 +26,22 @@ def look_up(table: Mapping[str, Value], name: str, kind: str) -> Value:
     if name not in table:
         raise UnknownName(f"unknown {kind} {name!r}{nearest(name, table)}; there are: {', '.join(table)}")
     return table[name]
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Raise ValueError unless `value`, of the setting `name`, is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_at_least(minimum: int, name: str, value: object) -> None:
+    """Raise unless `value`, of the setting `name`, is a whole number of at least `minimum`.
+
+    Raises:
+        TypeError: `value` is not an int.
+        ValueError: `value` is smaller.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")

@@ -1,0 +1,196 @@
+"""Batch-norm statistics: what a network remembers of its training data, and what images in it produce now.
+
+All layers lie end to end in vectors of K channels. A *moment* is a mean or a mean of squares: moments of equal
+parts average exactly, variances do not, so it is moments that are measured, stored and averaged (DGH, Eq. 5), and a
+variance is taken from them last. `variance` is the biased one everywhere.
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from dghlib.hooks import recorded_inputs
+
+log = logging.getLogger(__name__)
+
+
+class _Layer(NamedTuple):
+    """The running statistics (C,) of one batch norm, float32."""
+
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "_Layer | None":
+        """Return a module's statistics, or None if it is no batch norm or keeps none."""
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d):
+            return None
+        mean, variance = module.running_mean, module.running_var
+        if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+            return None
+        return cls(mean.float(), variance.float())
+
+
+class NoBatchNorm(ValueError):
+    """The network has no batch norm that its images reach: there is nothing to generate images from."""
+
+
+def working_copy(net: nn.Module, device: torch.device | str) -> nn.Module:
+    """Return a copy of `net` on `device` in eval mode with frozen weights; `net` itself is left as it was.
+
+    Frozen, so that a backward pass computes gradients of images only. Convolution networks run channels_last, in
+    which the channels of a moment lie together.
+    """
+    clone = copy.deepcopy(net).to(device).to(memory_format=torch.channels_last)
+    return clone.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredStatistics:
+    """What the batch-norm layers of a network remember, end to end.
+
+    Attributes:
+        names: the layers, in the order in which a forward pass reaches them.
+        sizes: channels per layer; they sum to K.
+        mean: running means, (K,) float32.
+        variance: running variances, (K,) float32.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    mean: Tensor
+    variance: Tensor
+
+    def per_layer(self, values: Tensor) -> Sequence[Tensor]:
+        """Split (..., K) into one (..., C) per layer."""
+        return values.split(self.sizes, dim=-1)
+
+
+def stored_statistics(net: nn.Module, image_shape: tuple[int, int, int]) -> StoredStatistics:
+    """Return the running statistics of the batch norms that an image (C, H, W) reaches in `net`.
+
+    Layers that are never reached (auxiliary heads in eval mode) are left out, with a log line.
+
+    Raises:
+        NoBatchNorm: there is no batch norm with running statistics, or the image reaches none.
+        ValueError: weights or running statistics are not finite, or a running variance is negative.
+    """
+    layers = {name: layer for name, module in net.named_modules() if (layer := _Layer.of(module))}
+    if not layers:
+        raise NoBatchNorm(
+            f"{type(net).__name__} has no batch norm with running statistics, from which images are made. "
+            "Calibrate with real images, or with images of another network of the same task"
+        )
+    check_finite(net)
+    device = next(iter(layers.values())).mean.device
+    with torch.no_grad(), recorded_inputs(net, layers) as inputs:
+        net(torch.zeros(2, *image_shape, device=device))
+    if not inputs:
+        raise NoBatchNorm(f"an image of shape {image_shape} reaches none of {', '.join(layers)}")
+    if missed := [name for name in layers if name not in inputs]:
+        log.info("batch norms that the images never reach are left out: %s", ", ".join(missed))
+    reached = [layers[name] for name in inputs]
+    for name, layer in zip(inputs, reached, strict=True):
+        if (layer.variance < 0).any():
+            raise ValueError(f"the running variance of {name!r} is negative ({layer.variance.min():g})")
+    return StoredStatistics(
+        names=tuple(inputs),
+        sizes=tuple(len(layer.mean) for layer in reached),
+        mean=torch.cat([layer.mean for layer in reached]),
+        variance=torch.cat([layer.variance for layer in reached]),
+    )
+
+
+def check_finite(net: nn.Module) -> None:
+    """Raise ValueError, naming the tensor, if a weight or a buffer of `net` holds NaN or infinity."""
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise ValueError(
+                f"{count} of {tensor.numel()} values of {name!r} are NaN or infinite: "
+                "the checkpoint is damaged or training diverged"
+            )
+
+
+def moments(x: Tensor, groups: int = 1) -> Tensor:
+    """Return the mean and mean of squares of every channel, (groups, 2, C) float32, over equal groups of images.
+
+    Args:
+        x: (N, C) or (N, C, ...), any floating dtype: squares overflow half precision, so sums are in float32.
+        groups: N / groups successive images are pooled; N gives the moments of each image.
+    """
+    channels = x.shape[1]
+    values = x.movedim(1, -1).reshape(groups, -1, channels).float()  # a view when x is channels_last
+    mean = values.mean(dim=1)
+    mean_square = torch.linalg.vecdot(values, values, dim=1) / values.shape[1]
+    return torch.stack([mean, mean_square], dim=1)
+
+
+def pooled_moments(calls: Sequence[Tensor], groups: int = 1) -> Tensor:
+    """Return the moments (groups, 2, C) of all the tensors that one layer was given, one for each of its calls."""
+    if len(calls) == 1:
+        return moments(calls[0], groups)
+    weights = [call.numel() / sum(other.numel() for other in calls) for call in calls]
+    return torch.stack([weight * moments(call, groups) for weight, call in zip(weights, calls, strict=True)]).sum(0)
+
+
+def variance_of(moments: Tensor) -> Tensor:
+    """Return the biased variance (..., K) of moments (..., 2, K): Eq. 5b. Rounding never makes it negative."""
+    mean, mean_square = moments.unbind(-2)
+    return (mean_square - mean.square()).clamp_min(0)
+
+
+class MomentBank:
+    """Moments of a whole image set of which one batch at a time is free to move (DGH, Algorithm 1).
+
+    The bank keeps the last known moments of every batch and their running total. `blend` gives the moments of the
+    set with one batch's moments replaced by fresh ones that carry their graph, so the loss sees all images while
+    gradients and memory are those of one batch. Its cost does not depend on the number of batches.
+
+    Args:
+        batch_sizes: images in each batch; a smaller batch weighs less.
+        num_channels: K.
+    """
+
+    def __init__(self, batch_sizes: Sequence[int], num_channels: int, device: torch.device | str = "cpu"):
+        self.shares = [size / sum(batch_sizes) for size in batch_sizes]
+        self.rows = torch.full((len(batch_sizes), 2, num_channels), torch.nan, device=device)
+        # float64: a million additions and subtractions later it is still the sum of the rows to float32 precision.
+        self.total = torch.zeros(2, num_channels, dtype=torch.float64, device=device)
+        self.unfilled = set(range(len(batch_sizes)))
+
+    def store(self, index: int, moments: Tensor) -> None:
+        """Remember the moments (2, K) of batch `index`, without their graph."""
+        moments = moments.detach()
+        change = moments.double() if index in self.unfilled else moments.double() - self.rows[index]
+        self.total += self.shares[index] * change
+        self.rows[index] = moments
+        self.unfilled.discard(index)
+
+    def blend(self, index: int, moments: Tensor) -> Tensor:
+        """Return the moments (2, K) of the set if batch `index` had these `moments`.
+
+        Raises:
+            RuntimeError: another batch was never stored.
+        """
+        if self.unfilled - {index}:
+            raise RuntimeError(f"batches {sorted(self.unfilled - {index})} were never stored in the bank")
+        share = self.shares[index]
+        rest = self.total if index in self.unfilled else self.total - share * self.rows[index].double()
+        return rest.float() + share * moments
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the bank's content, for a checkpoint; every batch must have been stored."""
+        return {"rows": self.rows, "total": self.total}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over the content of `state_dict`."""
+        self.rows.copy_(state["rows"])
+        self.total.copy_(state["total"])
+        self.unfilled.clear()

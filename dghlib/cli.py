@@ -1,0 +1,283 @@
+"""The command `dgh`: images from a network, a quantized network from images, and the runs of the book.
+
+dgh generate cifar10_resnet20 --out images.safetensors
+dgh quantize cifar10_resnet20 --images images.safetensors --bits W4A8 --out model.safetensors
+dgh evaluate cifar10_resnet20 --quantized model.safetensors
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dghlib import assets, datasets, models
+from dghlib.choices import look_up
+from dghlib.evaluation import top1
+from dghlib.experiments import plans, run
+from dghlib.experiments.profiles import BUDGETS, PROFILES
+from dghlib.generators import GENERATORS
+from dghlib.images import load_images, normalise, save_images
+from dghlib.models import FloatModel
+from dghlib.quantizers import QUANTIZERS, QuantizedModel
+from dghlib.records import plain
+
+TEST_BATCH = 256
+Namespace = argparse.Namespace
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0, 1 for an error that was told, 130 for Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="dgh: %(message)s")
+    options = _parser().parse_args(arguments)
+    if options.data_dir:
+        assets.use_data_dir(options.data_dir)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        print("dgh: stopped; the same command continues where it was", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
+        if options.traceback:
+            raise
+        print(f"dgh: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _generate(options: Namespace) -> None:
+    method = look_up(GENERATORS, options.method, "generator")
+    model = _model(options.model)
+    config = look_up(method.PRESETS, options.preset, f"preset of {options.method}")
+    config = dataclasses.replace(config, **_settings(config, options.set))
+    checkpoint = options.out.with_suffix(options.out.suffix + ".checkpoint")
+    images = method.generate(model, config, device=options.device, checkpoint=checkpoint)
+    about = {"model": model.name, "method": options.method, "config": str(plain(config))}
+    save_images(options.out, images, about)
+    checkpoint.unlink(missing_ok=True)
+    print(f"{len(images)} images of shape {tuple(images.shape[1:])} in {options.out}")
+
+
+def _quantize(options: Namespace) -> None:
+    method = look_up(QUANTIZERS, options.method, "quantizer")
+    weight_bits, activation_bits = plans.parse_bits(options.bits)
+    model = _model(options.model)
+    images = _calibration_images(model, options)
+    config = method.Config(weight_bits=weight_bits, activation_bits=activation_bits)
+    config = dataclasses.replace(config, **_settings(config, options.set))
+    quantized = method.quantize(model, images, config)
+    quantized.save(options.out)
+    counts = f"{len(quantized.weight_quantizers())} weights and {len(quantized.activation_quantizers())} tensors"
+    print(f"{model.name} with {counts} at {options.bits} in {options.out}")
+
+
+def _calibration_images(model: FloatModel, options: Namespace) -> torch.Tensor:
+    if options.images:
+        return load_images(options.images)[0]
+    data = datasets.sample(datasets.load(options.real, "train"), options.num_images, options.seed)
+    return normalise(data.images, model.mean, model.std)
+
+
+def _evaluate(options: Namespace) -> None:
+    model = _model(options.model)
+    data = datasets.load(options.data or _profile_of(model.name), "test", options.num_images)
+    net = QuantizedModel.load(options.quantized, model) if options.quantized else model.net
+    pairs = datasets.batches(data, model.mean, model.std, TEST_BATCH)
+    percent = top1(net.to(options.device), pairs, total=-(-len(data) // TEST_BATCH), progress=True)
+    print(f"top-1 {percent:.2f} % of {len(data)} images")
+
+
+def _run(options: Namespace) -> None:
+    plan = look_up(plans.PLANS, options.plan, "plan")
+    experiments = plan(options.profile, options.budget, **_chosen(options, "seeds", "models", "sources", "bits"))
+    from dghlib.experiments import tables  # pandas takes a second to import, which --help need not wait for
+
+    records = run.run(experiments, results=options.results, device=options.device)
+    print(tables.accuracy(records).to_string())
+
+
+def _data(options: Namespace) -> None:
+    for manifest in assets.of_profile(options.profile):
+        print(f"{assets.fetch(manifest, progress=True)}  {manifest.bytes / 1e6:.1f} MB, verified")
+
+
+def _notebook(options: Namespace) -> None:
+    from dghlib.experiments import notebooks
+
+    path = Path("notebooks") / f"{options.name}.ipynb"
+    output = Path("_build/notebooks") / "own" / path.name
+    notebooks.run_notebook(path, notebooks.parse_assignments(options.parameters), output)
+    print(f"executed: {output}")
+
+
+def _book(options: Namespace) -> None:
+    from dghlib.experiments.book import build_book
+
+    page = build_book(Path(), {"profile": options.profile, "budget": options.budget})
+    print(f"the book: {page}")
+
+
+def _model(name: str) -> FloatModel:
+    return models.load(name)
+
+
+def _profile_of(model: str) -> str:
+    return next(profile.name for profile in PROFILES.values() if model in profile.models)
+
+
+def _chosen(options: Namespace, *names: str) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def _settings(config: Any, assignments: Sequence[str]) -> dict[str, Any]:
+    """Return `name=value` words as settings of a Config, each in the type of its field.
+
+    Raises:
+        ValueError: no such setting (the nearest is suggested), or a value that is not of its type.
+    """
+    hints = typing.get_type_hints(type(config))
+    settings = {}
+    for word in assignments:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"cannot read the setting {word!r}; write name=value")
+        settings[name] = _parsed(name, value, look_up(hints, name, f"setting of {type(config).__module__}"))
+    return settings
+
+
+def _parsed(name: str, value: str, hint: Any) -> Any:
+    """Return `value` as the first type of `hint` that it can be read as."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Literal:
+        kinds: tuple[Any, ...] = typing.get_args(hint)
+    else:
+        kinds = (hint,)
+    for kind in kinds:
+        if kind is type(None) and value.lower() == "none":
+            return None
+        if kind is bool and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if kind in (int, float, str):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+        if value == str(kind):  # a literal
+            return kind
+    raise ValueError(f"{name} cannot be {value!r}; it takes {' or '.join(_type_name(kind) for kind in kinds)}")
+
+
+def _type_name(kind: Any) -> str:
+    if kind is type(None):
+        return "none"
+    return kind.__name__ if isinstance(kind, type) else repr(kind)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--data-dir", type=Path, help=f"where data and public weights lie ({assets.DATA_DIR_VARIABLE})")
+    common.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    common.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    common.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+
+    parser = argparse.ArgumentParser(prog="dgh", description=__doc__, formatter_class=_Formatter)
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    def command(name: str, action: Any, about: str, example: str) -> argparse.ArgumentParser:
+        text = f"{about}\n\nexample:\n  {example}"
+        sub = commands.add_parser(name, help=about, description=text, parents=[common], formatter_class=_Formatter)
+        sub.set_defaults(command=action)
+        return sub
+
+    model_help = f"one of: {', '.join(models.MODELS)}"
+    sub = command(
+        "generate",
+        _generate,
+        "Make calibration images from a network, without any data.",
+        "dgh generate shapes_residual --out images.safetensors --set num_images=256 --set steps=300",
+    )
+    sub.add_argument("model", help=model_help)
+    sub.add_argument("--out", type=Path, required=True, help="file to write; a killed run continues beside it")
+    sub.add_argument("--method", default="dgh", help=f"one of: {', '.join(GENERATORS)} (default: dgh)")
+    sub.add_argument("--preset", default="default", help="published settings; of dgh: default, paper, toolkit")
+    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=_settings_help(GENERATORS))
+
+    sub = command(
+        "quantize",
+        _quantize,
+        "Quantize a network, calibrated with generated or real images.",
+        "dgh quantize shapes_residual --images images.safetensors --bits W4A8 --out model.safetensors",
+    )
+    sub.add_argument("model", help=model_help)
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=Path, help="a set that `dgh generate` wrote")
+    source.add_argument("--real", metavar="DATA", help="a data set's name, an .npz file or an image folder")
+    sub.add_argument("--num-images", type=int, default=256, help="how many real images (default: 256)")
+    sub.add_argument("--seed", type=int, default=0, help="which real images (default: 0)")
+    sub.add_argument("--method", default="hptq", help=f"one of: {', '.join(QUANTIZERS)} (default: hptq)")
+    sub.add_argument("--bits", default="W8A8", help="of weights and activations, 2 to 8, 16 or 32 (default: W8A8)")
+    sub.add_argument("--out", type=Path, required=True, help="file to write")
+    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=_settings_help(QUANTIZERS))
+
+    sub = command(
+        "evaluate",
+        _evaluate,
+        "Measure the top-1 accuracy of a network, float or quantized.",
+        "dgh evaluate shapes_residual --quantized model.safetensors",
+    )
+    sub.add_argument("model", help=model_help)
+    sub.add_argument("--quantized", type=Path, help="a file that `dgh quantize` wrote (default: the float network)")
+    sub.add_argument("--data", help="a data set's name, an .npz file or an image folder (default: the network's own)")
+    sub.add_argument("--num-images", type=int, help="size of the test set (default: all)")
+
+    sub = command(
+        "run",
+        _run,
+        "Compute the runs of a table that have no record yet, and print the table.",
+        "dgh run table2 --profile cifar10 --budget quick --seeds 1 --models cifar10_resnet20",
+    )
+    sub.add_argument("plan", help=f"one of: {', '.join(plans.PLANS)}")
+    sub.add_argument("--profile", default="shapes", help=f"one of: {', '.join(PROFILES)} (default: shapes)")
+    sub.add_argument("--budget", default="quick", help=f"one of: {', '.join(BUDGETS)} (default: quick)")
+    sub.add_argument("--seeds", type=int, help="repetitions (default: the budget's)")
+    sub.add_argument("--models", nargs="+", help="networks (default: all of the profile)")
+    sub.add_argument("--sources", nargs="+", help=f"of images (default: {', '.join(plans.SOURCES)})")
+    sub.add_argument("--bits", nargs="+", help="such as W8A8 W4A4")
+    sub.add_argument(
+        "--results", type=Path, help=f"folder of records (default: {run.RESULTS_VARIABLE} or _build/results)"
+    )
+
+    sub = command("data", _data, "Download and verify the files of a profile.", "dgh data cifar10")
+    sub.add_argument("profile", help="cifar10 or tiny_imagenet")
+
+    sub = command("notebook", _notebook, "Execute one notebook with other parameters.", "dgh notebook table2 seeds=5")
+    sub.add_argument("name", help="a file of notebooks/, without its ending")
+    sub.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="a wrong one lists those that there are")
+
+    sub = command("book", _book, "Execute all notebooks and build the book.", "dgh book --budget quick")
+    sub.add_argument("--profile", default="shapes", help=f"one of: {', '.join(PROFILES)} (default: shapes)")
+    sub.add_argument("--budget", default="quick", help=f"one of: {', '.join(BUDGETS)} (default: quick)")
+    return parser
+
+
+def _settings_help(methods: dict[str, types.ModuleType]) -> str:
+    lists = (
+        f"{name}: {', '.join(field.name for field in dataclasses.fields(method.Config))}"
+        for name, method in methods.items()
+    )
+    return f"change a setting; may be given several times. {'; '.join(lists)}"
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of examples."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Plans: which runs a table or a figure is made of.
+
+A plan is a function that returns a list of experiments. An experiment is data; `run.run` computes those that have no
+record yet. Plans overlap freely: an experiment that two plans share is computed once.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dghlib.choices import check_choice, look_up
+from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
+from dghlib.generators import GENERATORS
+from dghlib.quantizers import hptq
+
+REAL = "real"
+FLOAT = "float"
+SOURCES = ("noise", "zeroq", "dgh", REAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealImages:
+    """Calibration with a random part of the training set."""
+
+    num_images: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One network, calibrated with one set of images, quantized one way and tested; or tested as it is.
+
+    Attributes:
+        profile, model: names in `PROFILES` and of one of its networks.
+        source: where the images come from, "real" or the name of a generator; `source_config` is its Config.
+        quantizer: a quantizer's name, or "float" for none; `quantizer_config` is its Config.
+        test_images: size of the test set, None for all.
+    """
+
+    profile: str
+    model: str
+    source: str | None = None
+    source_config: Any = None
+    quantizer: str = FLOAT
+    quantizer_config: Any = None
+    test_images: int | None = None
+
+    @property
+    def title(self) -> str:
+        """Name the experiment in a few words, for progress bars and errors."""
+        if self.quantizer == FLOAT:
+            return f"{self.model} float"
+        bits = f"W{self.quantizer_config.weight_bits}A{self.quantizer_config.activation_bits}"
+        return f"{self.model} {self.quantizer} {bits} {self.source} seed {self.source_config.seed}"
+
+
+def table2(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W8A8", "W4A8", "W4A4"),
+    sources: Sequence[str] = SOURCES,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return DGH's Table 2: every network of a profile, HPTQ with every tensor quantized, images of every source.
+
+    The paper prints W8A8; lower widths tell the sources further apart. `seeds` and `models` default to the budget's
+    and to all of the profile.
+    """
+    chosen = look_up(PROFILES, profile, "profile")
+    spend = look_up(BUDGETS, budget, "budget")
+    experiments = []
+    for model in models or chosen.models:
+        check_choice("model", model, chosen.models)
+        experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
+        for seed in range(spend.seeds if seeds is None else seeds):
+            for source in sources:
+                experiments += [
+                    Experiment(
+                        profile=profile,
+                        model=model,
+                        source=source,
+                        source_config=source_config(source, spend, seed),
+                        quantizer="hptq",
+                        quantizer_config=hptq_config(width),
+                        test_images=spend.test_images,
+                    )
+                    for width in bits
+                ]
+    return experiments
+
+
+def source_config(source: str, budget: Budget, seed: int, **settings: Any) -> Any:
+    """Return the Config of a source at a budget: its published settings with the budget's images and steps."""
+    if source == REAL:
+        return RealImages(num_images=budget.num_images, seed=seed)
+    default = look_up(GENERATORS, source, "source of images").PRESETS["default"]
+    names = {field.name for field in dataclasses.fields(default)}
+    spend = {"num_images": budget.num_images, "steps": budget.steps, "batch_size": budget.batch_size}
+    wanted = {name: value for name, value in spend.items() if name in names}
+    return dataclasses.replace(default, **wanted, seed=seed, **settings)
+
+
+def hptq_config(bits: str) -> hptq.Config:
+    """Return HPTQ's Config for a width such as "W4A8"."""
+    weight_bits, activation_bits = parse_bits(bits)
+    return hptq.Config(weight_bits=weight_bits, activation_bits=activation_bits)
+
+
+def parse_bits(bits: str) -> tuple[int, int]:
+    """Return (weight bits, activation bits) of "W4A8".
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    weights, _, activations = bits.upper().removeprefix("W").partition("A")
+    if not (bits.upper().startswith("W") and weights.isdecimal() and activations.isdecimal()):
+        raise ValueError(f"bits must look like W8A8 or W4A8, got {bits!r}")
+    return int(weights), int(activations)
+
+
+PLANS = {"table2": table2}

@@ -1,0 +1,62 @@
+"""Profiles (a data set with its networks) and budgets (how much compute a plan may spend)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A data set and the networks that are trained on it.
+
+    Attributes:
+        name: also the data set's name.
+        models: our network -> the paper's network of the same family, or None where it has no like.
+        about: one line for people.
+    """
+
+    name: str
+    models: dict[str, str | None]
+    about: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much a plan may spend.
+
+    Attributes:
+        num_images: calibration images per set.
+        steps: generation steps (sweeps over the set) for every method that iterates.
+        seeds: repetitions with other random numbers.
+        test_images: size of the test set; None takes all there are.
+        batch_size: images that a generator moves together.
+    """
+
+    num_images: int
+    steps: int
+    seeds: int
+    test_images: int | None
+    batch_size: int
+
+
+PROFILES = {
+    "shapes": Profile(
+        name="shapes",
+        models={"shapes_residual": "ResNet-18", "shapes_bottleneck": "ResNet-50", "shapes_inverted": "MBV2"},
+        about="48 classes of drawn shapes, 3x32x32; data and networks are part of the package",
+    ),
+    "cifar10": Profile(
+        name="cifar10",
+        models={"cifar10_resnet20": None, "cifar10_resnet56": None, "cifar10_mobilenetv2": "MBV2"},
+        about="CIFAR-10 with public checkpoints; `make data PROFILE=cifar10` fetches them",
+    ),
+    "tiny_imagenet": Profile(
+        name="tiny_imagenet",
+        models={"tiny_imagenet_mobilenetv2": "MBV2"},
+        about="Tiny-ImageNet, 200 classes, 3x64x64; `make data PROFILE=tiny_imagenet` fetches it",
+    ),
+}
+
+BUDGETS = {
+    "smoke": Budget(num_images=16, steps=3, seeds=2, test_images=96, batch_size=16),
+    "quick": Budget(num_images=128, steps=150, seeds=3, test_images=1536, batch_size=128),
+    "paper": Budget(num_images=1024, steps=1000, seeds=5, test_images=None, batch_size=128),
+}

@@ -1,0 +1,229 @@
+"""Run the experiments that have no record yet, and keep what they yield.
+
+Everything is found by the fingerprint of what it depends on: records in `results/<profile>/<fingerprint>.json`,
+images in a cache beside. Both are written atomically under a lock, so processes that share the folders divide the
+work between them; a run that is killed loses the experiment it was in and no other, and the generation it was in
+continues from its checkpoint.
+"""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dghlib import datasets, models
+from dghlib.datasets import LabelledImages
+from dghlib.evaluation import top1
+from dghlib.experiments.plans import FLOAT, REAL, Experiment
+from dghlib.generators import GENERATORS
+from dghlib.generators.identity import images_fingerprint
+from dghlib.images import load_images, normalise, save_images
+from dghlib.models import FloatModel
+from dghlib.quantizers import QUANTIZERS
+from dghlib.records import fingerprint, plain, provenance, read_record, set_aside, write_json
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+RESULTS_VARIABLE = "DGHLIB_RESULTS"
+TEST_BATCH = 256
+# Real calibration images are drawn from this many training images of a set that is drawn on demand.
+DRAWN_TRAINING_IMAGES = 4096
+
+
+def results_dir() -> Path:
+    """Return where records are kept: the environment variable DGHLIB_RESULTS, or `_build/results` here."""
+    return Path(os.environ.get(RESULTS_VARIABLE, "_build/results"))
+
+
+def run(
+    experiments: Sequence[Experiment],
+    *,
+    results: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> list[Record]:
+    """Return the records of `experiments`, in their order; compute those that are missing.
+
+    Experiments that another process is computing are left to the end; by then its records are there. Ctrl-C and
+    kill -9 lose the experiment that was running, less what its checkpoint kept.
+    """
+    workshop = Workshop(results or results_dir(), device, progress)
+    found = {experiment: workshop.find(experiment) for experiment in experiments}
+    missing = [experiment for experiment, record in found.items() if record is None]
+    with tqdm(total=len(missing), desc="experiments", disable=not progress or not missing) as bar:
+        busy = []
+        for experiment in missing:
+            bar.set_postfix_str(experiment.title)
+            try:
+                found[experiment] = workshop.compute(experiment, wait=False)
+            except Timeout:
+                busy.append(experiment)
+                continue
+            bar.update()
+        for experiment in busy:
+            bar.set_postfix_str(f"{experiment.title}, waiting for another process")
+            found[experiment] = workshop.compute(experiment, wait=True)
+            bar.update()
+    return [record for experiment in experiments if (record := found[experiment])]
+
+
+class Workshop:
+    """Computes experiments, and remembers networks, data and images between them.
+
+    Args:
+        results: the folder of records.
+        device: where images are generated and networks run.
+        progress: show bars.
+    """
+
+    def __init__(self, results: Path, device: torch.device | str = "cpu", progress: bool = False):
+        self.results, self.device, self.progress = results, device, progress
+        self.cache = results.parent / "images"
+        self._images: tuple[str, Tensor, float] | None = None
+
+    def find(self, experiment: Experiment) -> Record | None:
+        """Return an experiment's record, or None."""
+        return read_record(self._record_path(experiment))
+
+    def compute(self, experiment: Experiment, *, wait: bool) -> Record:
+        """Return an experiment's record; make it if, once we hold its lock, it still is not there.
+
+        Raises:
+            filelock.Timeout: another process is at it, and `wait` is False.
+        """
+        path = self._record_path(experiment)
+        with _lock(path, wait):
+            if record := read_record(path):
+                return record
+            start = time.perf_counter()
+            outputs = self._outputs(experiment, wait)
+            record = {
+                "inputs": inputs_of(experiment),
+                "outputs": outputs,
+                "provenance": provenance(time.perf_counter() - start),
+            }
+            write_json(path, record)
+            return plain(record)
+
+    def images(self, experiment: Experiment, *, wait: bool = True) -> tuple[Tensor, float]:
+        """Return an experiment's calibration images (N, C, H, W), normalised, and the seconds they took to make."""
+        model, config = load_model(experiment.model), experiment.source_config
+        if experiment.source == REAL:
+            data = datasets.sample(_training_images(experiment.profile), config.num_images, config.seed)
+            return normalise(data.images, model.mean, model.std), 0.0
+        method = GENERATORS[experiment.source or ""]
+        name = images_fingerprint(model, experiment.source or "", method.VERSION, config)
+        if self._images is None or self._images[0] != name:
+            path = self.cache / f"{name}.safetensors"
+            with _lock(path, wait):
+                self._images = (name, *(_read_images(path) or self._generate(experiment, model, path)))
+        return self._images[1], self._images[2]
+
+    def _generate(self, experiment: Experiment, model: FloatModel, path: Path) -> tuple[Tensor, float]:
+        method = GENERATORS[experiment.source or ""]
+        checkpoint = path.with_suffix(".checkpoint")
+        start = time.perf_counter()
+        images = method.generate(
+            model, experiment.source_config, device=self.device, progress=self.progress, checkpoint=checkpoint
+        )
+        seconds = time.perf_counter() - start
+        save_images(path, images, {"seconds": f"{seconds:.3f}", "title": experiment.title})
+        checkpoint.unlink(missing_ok=True)
+        return images, seconds
+
+    def _outputs(self, experiment: Experiment, wait: bool) -> dict[str, Any]:
+        model = load_model(experiment.model)
+        if experiment.quantizer == FLOAT:
+            return {"top1": self._top1(experiment, model, model.net)}
+        images, generation_seconds = self.images(experiment, wait=wait)
+        start = time.perf_counter()
+        quantized = QUANTIZERS[experiment.quantizer].quantize(model, images, experiment.quantizer_config)
+        quantization_seconds = time.perf_counter() - start
+        return {
+            "top1": self._top1(experiment, model, quantized),
+            "generation_seconds": round(generation_seconds, 2),
+            "quantization_seconds": round(quantization_seconds, 2),
+        }
+
+    def _top1(self, experiment: Experiment, model: FloatModel, net: nn.Module) -> float:
+        data = _test_images(experiment.profile, experiment.test_images)
+        pairs = datasets.batches(data, model.mean, model.std, TEST_BATCH)
+        return top1(net.to(self.device), pairs, total=-(-len(data) // TEST_BATCH), progress=self.progress)
+
+    def _record_path(self, experiment: Experiment) -> Path:
+        return self.results / experiment.profile / f"{fingerprint(inputs_of(experiment))}.json"
+
+
+def inputs_of(experiment: Experiment) -> dict[str, Any]:
+    """Return all that an experiment's outcome depends on: its settings, the weights, the versions of the methods."""
+    model = load_model(experiment.model)
+    inputs: dict[str, Any] = {
+        "profile": experiment.profile,
+        "model": {"name": experiment.model, "weights": _weights_of(experiment.model)},
+        "test_images": experiment.test_images,
+        "quantizer": {"method": experiment.quantizer},
+    }
+    if experiment.quantizer != FLOAT:
+        version = QUANTIZERS[experiment.quantizer].VERSION
+        inputs["quantizer"] |= {"version": version, "config": asdict(experiment.quantizer_config)}
+        method = GENERATORS.get(experiment.source or "")
+        inputs["images"] = {
+            "source": experiment.source,
+            "version": method.VERSION if method else 1,
+            "config": asdict(experiment.source_config),
+            "normalisation": [model.mean, model.std],
+        }
+    return plain(inputs)
+
+
+@cache
+def load_model(name: str) -> FloatModel:
+    """Return a network by name; loaded once a process."""
+    return models.load(name)
+
+
+@cache
+def _weights_of(name: str) -> str:
+    return load_model(name).sha256()
+
+
+@cache
+def _test_images(profile: str, num_images: int | None) -> LabelledImages:
+    return datasets.load(profile, "test", num_images)
+
+
+@cache
+def _training_images(profile: str) -> LabelledImages:
+    return datasets.load(profile, "train", DRAWN_TRAINING_IMAGES if profile == "shapes" else None)
+
+
+def _read_images(path: Path) -> tuple[Tensor, float] | None:
+    """Return the images at `path` and the seconds they took, or None if there are none or they are damaged."""
+    try:
+        images, about = load_images(path)
+        return images, float(about["seconds"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError) as error:
+        set_aside(path, str(error))
+        return None
+
+
+@contextlib.contextmanager
+def _lock(path: Path, wait: bool) -> Iterator[None]:
+    """Hold the lock of a file that is to be written; it is released when the process dies, too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=-1 if wait else 0):
+        yield

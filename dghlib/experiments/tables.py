@@ -1,0 +1,134 @@
+"""Tables of records: ours beside the paper's, as data frames, CSV files and foot lines."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from IPython.display import HTML
+
+from dghlib.experiments.plans import FLOAT, REAL
+from dghlib.experiments.profiles import PROFILES
+from dghlib.experiments.run import Record
+
+# How the sources are called in print, in the order of the rows.
+TITLES = {"noise": "Gaussian noise", "zeroq": "ZeroQ", "dgh": "DGH", REAL: "Real data", FLOAT: "Float"}
+# Rows of the paper's tables that we call otherwise.
+_PAPER_ROWS = {"Float": FLOAT, "ZeroQ": "zeroq", "DGH (Ours)": "dgh", "Real Data": REAL}
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Return one row per record: what was run, and its outputs."""
+    return pd.DataFrame([_row(record) for record in records])
+
+
+def _row(record: Record) -> dict[str, Any]:
+    inputs = record["inputs"]
+    row = {
+        "profile": inputs["profile"],
+        "model": inputs["model"]["name"],
+        "test_images": inputs["test_images"],
+    }
+    if inputs["quantizer"]["method"] == FLOAT:
+        row |= {"source": FLOAT, "quantizer": FLOAT, "bits": FLOAT, "seed": 0}
+    else:
+        config = inputs["quantizer"]["config"]
+        row |= {
+            "source": inputs["images"]["source"],
+            "quantizer": inputs["quantizer"]["method"],
+            "bits": f"W{config['weight_bits']}A{config['activation_bits']}",
+            "seed": inputs["images"]["config"]["seed"],
+            "num_images": inputs["images"]["config"]["num_images"],
+        }
+    return row | record["outputs"]
+
+
+def summary(records: Sequence[Record]) -> pd.DataFrame:
+    """Return mean, standard deviation over seeds and number of seeds of top-1, by network, bits and source."""
+    groups = frame(records).groupby(["model", "bits", "source"], sort=False)["top1"]
+    return groups.agg(mean="mean", spread="std", seeds="count").reset_index()
+
+
+def accuracy(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
+    """Return top-1 in percent, mean ± standard deviation over seeds: sources by (bits, network).
+
+    The float networks are the last row. With `paper`, the name of one of the paper's tables ("dgh_table2"), its
+    numbers follow in columns of their own, under the paper's names of networks.
+    """
+    numbers = summary(records)
+    cells = {
+        (row.bits, row.model, row.source): _cell(row.mean, row.spread)
+        for row in numbers[numbers.bits != FLOAT].itertuples(index=False)
+    }
+    widths = list(dict.fromkeys(bits for bits, _, _ in cells))
+    floats = numbers[numbers.bits == FLOAT].set_index("model")["mean"]
+    cells |= {(bits, model, FLOAT): _cell(value, None) for bits in widths for model, value in floats.items()}
+    if paper:
+        cells |= _paper_cells(paper)
+    table = pd.Series(cells).unstack(level=2)
+    order = [source for source in TITLES if source in table.columns]
+    columns = list(dict.fromkeys((bits, model) for bits, model, _ in cells))
+    table = table.T.loc[order, columns].fillna("")
+    table.index = pd.Index([TITLES[source] for source in order], name="calibrated with")
+    table.columns = pd.MultiIndex.from_tuples(
+        [(bits, _short_name(model)) for bits, model in columns], names=["", "top-1 in %"]
+    )
+    return table
+
+
+def _cell(mean: float, spread: float | None) -> str:
+    return f"{mean:.2f}" if spread is None or pd.isna(spread) else f"{mean:.2f} ± {spread:.2f}"
+
+
+def _short_name(model: str) -> str:
+    """Return a network's name without that of its profile."""
+    for profile in PROFILES:
+        model = model.removeprefix(f"{profile}_")
+    return model
+
+
+def paper_table(name: str) -> pd.DataFrame:
+    """Return a table of the papers as printed: method, network, setting, mean, spread, source (table and row)."""
+    path = resources.files("dghlib.experiments") / "paper" / f"{name}.csv"
+    return pd.read_csv(path)
+
+
+def _paper_cells(name: str) -> dict[tuple[str, str, str], str]:
+    """Return the cells of a paper's table for the sources that we have, under its settings."""
+    printed = paper_table(name)
+    settings = [setting for setting in dict.fromkeys(printed.setting) if setting != FLOAT]
+    cells = {}
+    for row in printed.itertuples(index=False):
+        if source := _PAPER_ROWS.get(str(row.method)):
+            for setting in settings if row.setting == FLOAT else [row.setting]:
+                cells[f"paper, {setting}", str(row.network), source] = _cell(row.mean, row.spread)
+    return cells
+
+
+def save_csv(records: Sequence[Record], path: str) -> None:
+    """Write the numbers behind `accuracy`, unrounded, one line per network, bits and source."""
+    summary(records).to_csv(Path(path), index=False)
+
+
+def provenance(records: Sequence[Record], budget: str | None = None) -> HTML:
+    """Return the foot line of a page: what made its numbers, where, and in how long."""
+    facts = pd.DataFrame([record["provenance"] for record in records])
+    inputs = frame(records)
+    commits = sorted({f"{row.commit[:10]}{' (modified)' if row.modified else ''}" for row in facts.itertuples()})
+    versions = sorted({", ".join(f"{k} {v}" for k, v in sorted(versions.items())) for versions in facts.versions})
+    images = sorted({int(count) for count in inputs.get("num_images", pd.Series(dtype=float)).dropna()})
+    tests = sorted({"all" if pd.isna(count) else str(int(count)) for count in inputs.test_images})
+    parts = {
+        "records": str(len(records)),
+        "profile": ", ".join(sorted(set(inputs.profile))),
+        "budget": budget,
+        "calibration images": ", ".join(map(str, images)),
+        "test images": ", ".join(tests),
+        "commit": ", ".join(commits),
+        "versions": "; ".join(versions),
+        "machine": "; ".join(sorted(set(facts.machine))),
+        "computed in": f"{facts.seconds.sum():.0f} s",
+    }
+    line = " · ".join(f"{name}: {value}" for name, value in parts.items() if value)
+    return HTML(f'<p class="provenance">{line}</p>')

@@ -1,0 +1,20 @@
+"""What generated images depend on, as a fingerprint: the network, the method and its version, its settings."""
+
+from typing import Any
+
+from dghlib.models import FloatModel
+from dghlib.records import fingerprint
+
+
+def images_fingerprint(model: FloatModel, method: str, version: int, config: Any) -> str:
+    """Return the name under which the images of one run are kept and its checkpoint is recognised."""
+    return fingerprint(
+        {
+            "weights": model.sha256(),
+            "image_shape": model.image_shape,
+            "normalisation": [model.mean, model.std],
+            "method": method,
+            "version": version,
+            "config": config,
+        }
+    )

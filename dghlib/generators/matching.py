@@ -1,0 +1,99 @@
+"""What batch-norm matching methods share: measuring a batch of images, and distances between statistics.
+
+Every method compares moments at the inputs of batch norms with the running statistics, but each its own way; the
+differences are arguments here (per image, per batch or over all images; variance or standard deviation; sums or
+means over channels and layers).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dghlib.batchnorm import StoredStatistics, pooled_moments, variance_of
+from dghlib.hooks import recorded_inputs
+
+Spread = Literal["std", "variance"]
+Reduction = Literal["mean", "sum"]
+
+# Keeps the derivative of the square root finite where a channel is constant; the value of ZeroQ's and DGH's code.
+STD_EPSILON = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What one forward pass of N images showed.
+
+    Attributes:
+        moments: (groups, 2, K), with graph.
+        last_moments: (N, 2, C) of every image at the last batch norm, with graph.
+        output: what the network returned.
+    """
+
+    moments: Tensor
+    last_moments: Tensor
+    output: Tensor
+
+
+def measure(net: nn.Module, images: Tensor, layers: StoredStatistics, groups: int = 1) -> Measurement:
+    """Run images (N, C, H, W) through `net` and measure them at the given layers, in `groups` of equal size."""
+    with recorded_inputs(net, layers.names) as inputs:
+        output = net(images)
+    last_moments = pooled_moments(inputs[layers.names[-1]], groups=len(images))
+    pooled = [pooled_moments(inputs[name], groups) for name in layers.names[:-1]]
+    # The last layer is reduced once: means over images of equal size are means over their pixels.
+    pooled.append(last_moments.unflatten(0, (groups, -1)).mean(1))
+    return Measurement(moments=torch.cat(pooled, dim=-1), last_moments=last_moments, output=output)
+
+
+def with_pixels(layers: StoredStatistics, channels: int) -> StoredStatistics:
+    """Return `layers` with the image itself as the first: mean 0 and variance 1 in normalised space.
+
+    A network is a module of the name "", so its input is watched like that of any layer.
+    """
+    return StoredStatistics(
+        names=("", *layers.names),
+        sizes=(channels, *layers.sizes),
+        mean=torch.cat([torch.zeros(channels, device=layers.mean.device), layers.mean]),
+        variance=torch.cat([torch.ones(channels, device=layers.mean.device), layers.variance]),
+    )
+
+
+def channel_weights(sizes: Sequence[int], reduction: Reduction, device: torch.device) -> Tensor:
+    """Return (K,) weights by which squared differences are summed: all 1, or means over channels and layers."""
+    if reduction == "sum":
+        return torch.ones(sum(sizes), device=device)
+    return torch.cat([torch.full((size,), 1 / (size * len(sizes)), device=device) for size in sizes])
+
+
+def spread_of(variance: Tensor, spread: Spread) -> Tensor:
+    """Return the second statistic that is compared: the variance itself or its square root."""
+    return variance if spread == "variance" else (variance + STD_EPSILON).sqrt()
+
+
+def batch_norm_distance(measured: Tensor, layers: StoredStatistics, weights: Tensor, spread: Spread) -> Tensor:
+    """Return the weighted squared distance of moments (..., 2, K) to the running statistics, (...): DGH, Eq. 4."""
+    mean_error = measured.select(-2, 0) - layers.mean
+    spread_error = spread_of(variance_of(measured), spread) - spread_of(layers.variance, spread)
+    return ((mean_error.square() + spread_error.square()) * weights).sum(-1)
+
+
+def output_range(output: Tensor) -> Tensor:
+    """Return the difference between the largest and the smallest output value of every image, (N,)."""
+    flat = output.flatten(1)
+    return flat.amax(1) - flat.amin(1)
+
+
+def slack_penalty(last_moments: Tensor, layers: StoredStatistics, slack: float, spread: Spread) -> Tensor:
+    """Return by how much every image (N, 2, C) strays further than allowed at the last batch norm, (N,): DGH, Eq. 7.
+
+    Mean and spread are penalised apart, each where its squared distance exceeds delta = `slack` times the sum of
+    the layer's running variances: a network's own unit, in which real images lie below 1.
+    """
+    mean, variance = (layers.per_layer(values)[-1] for values in (layers.mean, layers.variance))
+    delta = slack * variance.sum()
+    mean_error = (last_moments[:, 0] - mean).square().sum(1)
+    spread_error = (spread_of(variance_of(last_moments), spread) - spread_of(variance, spread)).square().sum(1)
+    return (mean_error - delta).clamp_min(0) + (spread_error - delta).clamp_min(0)

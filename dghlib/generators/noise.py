@@ -1,0 +1,44 @@
+"""Gaussian noise: no image at all, the floor that every method must beat.
+
+Source: what calibration falls back to without data; independent standard normal values in normalised space.
+
+Differences from the paper: none, there is none.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dghlib.choices import check_at_least
+from dghlib.models import FloatModel
+from dghlib.seeds import stream
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How many images, and which."""
+
+    num_images: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least(1, "num_images", self.num_images)
+
+
+PRESETS = {"default": Config()}
+
+
+def generate(
+    model: FloatModel,
+    config: Config,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    checkpoint: Path | None = None,
+) -> Tensor:
+    """Return noise (num_images, C, H, W), float32; of `model` only the shape of its images matters."""
+    return torch.randn((config.num_images, *model.image_shape), generator=stream(config.seed, "noise"))

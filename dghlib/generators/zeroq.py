@@ -1,0 +1,119 @@
+"""ZeroQ: every image alone reproduces the batch-norm statistics.
+
+Source: Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework" (2020), and the authors' classification code at
+commit 9715739 (the settings of February 2020: learning rate 0.5, 500 iterations, no early stop).
+
+Differences from the authors' code:
+ 1. Statistics are taken at the inputs of the batch norms, found by name. The authors take the outputs of the first
+    convolutions, one for each batch norm: the same tensors where every batch norm follows its convolution, and a
+    mismatch elsewhere (DenseNet, pre-activation networks).
+ 2. Variances are biased (divided by the number of pixels, not one less): at one pixel the unbiased one is NaN.
+ 3. The paper speaks of Gaussian noise; as in the code, images begin as uniform noise of standard deviation 0.0136.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from tqdm import tqdm
+
+from dghlib.batchnorm import stored_statistics, working_copy
+from dghlib.checkpoints import Checkpoint
+from dghlib.choices import check_at_least
+from dghlib.generators.identity import images_fingerprint
+from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, with_pixels
+from dghlib.models import FloatModel
+from dghlib.seeds import stream
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of one run; the defaults are the authors'."""
+
+    num_images: int = 1024
+    batch_size: int = 64  # images that are computed side by side; they share the learning rate only
+    steps: int = 500
+    learning_rate: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "batch_size", "steps"):
+            check_at_least(1, name, getattr(self, name))
+
+
+PRESETS = {"default": Config()}
+
+
+def generate(
+    model: FloatModel,
+    config: Config,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    checkpoint: Path | None = None,
+) -> Tensor:
+    """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
+
+    The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
+
+    Raises:
+        NoBatchNorm: the network has no batch norm that images reach.
+        ValueError: its weights or statistics are not finite.
+    """
+    net = working_copy(model.net, device)
+    layers = with_pixels(stored_statistics(net, model.image_shape), model.image_shape[0])
+    weights = channel_weights(layers.sizes, "sum", layers.mean.device)
+    saved = Checkpoint(checkpoint, images_fingerprint(model, "zeroq", VERSION, config))
+    images = _initial_images(model, config).to(device)
+    state = saved.load() or {"batch": 0, "step": 0, "images": images}
+    images = state["images"].to(device)
+    batches = list(images.split(config.batch_size))
+    done = state["batch"] * config.steps + state["step"]
+    with tqdm(total=len(batches) * config.steps, initial=done, desc=f"ZeroQ {model.name}", disable=not progress) as bar:
+        for index in range(state["batch"], len(batches)):
+            batch = batches[index].requires_grad_()
+            optimizer = torch.optim.Adam([batch], config.learning_rate)
+            schedule = ReduceLROnPlateau(optimizer, patience=100, min_lr=1e-4)
+            first = _restore(state, optimizer, schedule) if index == state["batch"] else 0
+            for step in range(first, config.steps):
+                measured = measure(net, batch, layers, groups=len(batch))
+                loss = batch_norm_distance(measured.moments, layers, weights, "std").mean()
+                (batch.grad,) = torch.autograd.grad(loss, batch)
+                optimizer.step()
+                schedule.step(loss.item())
+                bar.update()
+                bar.set_postfix_str(f"BNS {loss.item():.3g}", refresh=False)
+                saved.save_when_due(lambda: _state(index, step + 1, images, optimizer, schedule))  # noqa: B023
+    return images.detach().cpu()
+
+
+def _initial_images(model: FloatModel, config: Config) -> Tensor:
+    """Return what the authors begin with: whole numbers 0 .. 254 less 127.5, divided by 5418.75."""
+    shape = (config.num_images, *model.image_shape)
+    whole = torch.randint(0, 255, shape, generator=stream(config.seed, "zeroq"))
+    return (whole.float() - 127.5) / 5418.75
+
+
+def _state(
+    batch: int, step: int, images: Tensor, optimizer: torch.optim.Optimizer, schedule: ReduceLROnPlateau
+) -> dict[str, Any]:
+    return {
+        "batch": batch,
+        "step": step,
+        "images": images,
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+    }
+
+
+def _restore(state: dict[str, Any], optimizer: torch.optim.Optimizer, schedule: ReduceLROnPlateau) -> int:
+    """Continue a batch in its midst; return its next step."""
+    if "optimizer" in state:
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    return int(state["step"])

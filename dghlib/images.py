@@ -1,0 +1,123 @@
+"""Image tensors: into and out of a network's normalised space, smoothing, flips, crops, clipping; image sets on disk.
+
+Images are (N, C, H, W). *Pixels* are uint8 or floats in [0, 1]; *normalised* images are what a network eats:
+(pixel - mean) / std per channel. Generated images live in normalised space all the time.
+"""
+
+from collections.abc import Sequence
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dghlib.records import write_atomically
+
+
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
+
+
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return uint8 pixels (N, C, H, W) as float32 normalised images."""
+    return (pixels.float() / 255 - _per_channel(mean, pixels)) / _per_channel(std, pixels)
+
+
+def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return normalised images as uint8 pixels: clamped to [0, 1], rounded to 8 bits."""
+    pixels = images * _per_channel(std, images) + _per_channel(mean, images)
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def clip_straight_through(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return normalised images clipped to what 8-bit pixels can show; gradients pass as if they were not."""
+    low, high = -_per_channel(mean, images), 1 - _per_channel(mean, images)
+    scale = _per_channel(std, images)
+    with torch.no_grad():
+        excess = images.clamp(low / scale, high / scale) - images
+    return images + excess
+
+
+def smooth(images: Tensor, sigma: float) -> Tensor:
+    """Return images filtered by a normalised 3x3 Gaussian of `sigma` pixels, zeros outside the border.
+
+    Separable, as shifted additions: several times cheaper than a grouped convolution.
+    """
+    side = exp(-0.5 / sigma**2)
+    centre, side = 1 / (1 + 2 * side), side / (1 + 2 * side)
+    for dim in (2, 3):
+        padding = (0, 0, 1, 1) if dim == 2 else (1, 1, 0, 0)
+        padded = torch.nn.functional.pad(images, padding)
+        size = images.shape[dim]
+        before, here, after = (padded.narrow(dim, start, size) for start in range(3))
+        images = centre * here + side * (before + after)
+    return images
+
+
+class _Gather(torch.autograd.Function):
+    """Pick pixels by distinct indices: the backward pass then puts each gradient back where its pixel came from.
+
+    torch's own gather must add, since its indices may repeat; knowing that ours do not makes it a plain scatter.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.size = flat.shape
+        return flat.gather(2, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.size).scatter_(2, index, gradient), None
+
+
+def flip_and_crop(images: Tensor, flips: Tensor, tops: Tensor, lefts: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return a window of `size` (H, W) of each image, mirrored where `flips` says so.
+
+    Args:
+        images: (N, C, H', W') with H' >= H and W' >= W.
+        flips: (N,) bool; the whole image is mirrored, then cropped.
+        tops: (N,) first row of each window, 0 .. H' - H.
+        lefts: (N,) first column of each window, 0 .. W' - W.
+        size: (H, W) of the windows.
+    """
+    num_images, channels, _, width = images.shape
+    rows = tops[:, None] + torch.arange(size[0])
+    columns = lefts[:, None] + torch.arange(size[1])
+    columns = torch.where(flips[:, None], width - 1 - columns, columns)
+    index = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).to(images.device)
+    index = index[:, None, :].expand(num_images, channels, -1)
+    return _Gather.apply(images.flatten(2), index).view(num_images, channels, *size)
+
+
+def centre_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the central (H, W) window of every image."""
+    top = (images.shape[2] - size[0]) // 2
+    left = (images.shape[3] - size[1]) // 2
+    return images[:, :, top : top + size[0], left : left + size[1]]
+
+
+def save_images(path: Path, images: Tensor, about: dict[str, str]) -> None:
+    """Write a set of images as a safetensors file, atomically, with string facts about it."""
+    tensors = {"images": images.contiguous()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=about))
+
+
+def load_images(path: Path) -> tuple[Tensor, dict[str, str]]:
+    """Return the images of `save_images` and what was said about them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or is not an image set.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no image set at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("images"), file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not an image set written by dghlib: {error}") from error

@@ -1,0 +1,125 @@
+"""Records: what went into a run, as JSON with a fingerprint; what came out, written so that nothing is ever half there.
+
+A *fingerprint* is a hash of a run's inputs. A record's file name is the fingerprint of its inputs, so a run that was
+done is found by asking for it, on any machine, and a changed setting is another file.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON has it: dataclasses and mappings as dicts, tuples as lists, paths as strings.
+
+    Raises:
+        TypeError: a value that JSON cannot hold (its type is named), NaN and infinities included.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise TypeError(f"a record cannot hold {value!r} of type {type(value).__name__}")
+
+
+def fingerprint(inputs: Any) -> str:
+    """Return 16 hexadecimal digits that depend on every value of `inputs` and on nothing else."""
+    text = json.dumps(plain(inputs), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old or the new one.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the message names `path`, nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    text = json.dumps(plain(value), indent=1, sort_keys=True) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Rename a file that cannot be used to `NAME.corrupt` and say so; what was in it is not lost."""
+    kept = path.with_name(path.name + ".corrupt")
+    os.replace(path, kept)
+    log.warning("%s: %s; kept as %s, it will be computed again", path, reason, kept.name)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record at `path`, or None when there is none, or a corrupt one, which is set aside.
+
+    A record is sound when it parses and its file name is the fingerprint of its inputs.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        set_aside(path, f"not JSON ({error})")
+        return None
+    if not isinstance(record, dict) or not {"inputs", "outputs", "provenance"} <= record.keys():
+        set_aside(path, "not a record: it lacks inputs, outputs or provenance")
+        return None
+    if fingerprint(record["inputs"]) != path.stem:
+        set_aside(path, f"its inputs have the fingerprint {fingerprint(record['inputs'])}, not its name's")
+        return None
+    return record
+
+
+def provenance(seconds: float) -> dict[str, Any]:
+    """Return where and how a result came to be: commit, versions, kind of machine, seconds."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "modified": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "dghlib")),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0].endswith("dgh") else "library",
+        "versions": {name: metadata.version(name) for name in ("dghlib", "torch", "torchvision", "numpy")}
+        | {"python": platform.python_version()},
+        "machine": f"{platform.system()} {platform.machine()}, {device}, {torch.get_num_threads()} threads",
+        "seconds": round(seconds, 2),
+    }
+
+
+def _git(*arguments: str) -> str:
+    """Return what git prints about the checkout that holds this file, or an empty string outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
