@@ -174,6 +174,7 @@ def _receive_all(manifest: Manifest, part: Path, progress: bool) -> None:
             if _size(part) >= manifest.bytes:
                 return
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code < 500:
                 raise DownloadFailed(f"{manifest.url} answered {error.code} {error.reason}") from error
             problem = error

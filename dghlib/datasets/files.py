@@ -27,7 +27,7 @@ def npz(path: Path, num_images: int | None = None) -> LabelledImages:
         ValueError: not an `.npz` file, an array missing, of another shape or, for pixels, of another dtype.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in ("images", "labels", "classes") if name in arrays}
     except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not an .npz file of plain arrays: {error}") from error
@@ -55,9 +55,7 @@ def _channels_first(path: Path, images: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     if images.ndim == 4 and images.shape[1] in (1, 3):
         return images
-    raise ValueError(
-        f"{path}: images must have shape (N, H, W, C) or (N, C, H, W), C being 1 or 3; got {images.shape}"
-    )
+    raise ValueError(f"{path}: images must have shape (N, H, W, C) or (N, C, H, W), C being 1 or 3; got {images.shape}")
 
 
 def _integers(path: Path, labels: np.ndarray) -> np.ndarray:
@@ -80,9 +78,7 @@ def image_folder(
     """
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
     if not folders:
-        raise ValueError(
-            f"{path} has no sub-folder; it needs one for each class, with the images of that class"
-        )
+        raise ValueError(f"{path} has no sub-folder; it needs one for each class, with the images of that class")
     files = [(file, label) for label, folder in enumerate(folders) for file in _image_files(folder)]
     chosen = [files[k] for k in choose(len(files), num_images)]
     images: list[np.ndarray] = []
@@ -94,9 +90,7 @@ def image_folder(
                 f"{images[0].shape[1:]}; give an image_size to bring all to one"
             )
     labels = torch.tensor([label for _, label in chosen])
-    return LabelledImages(
-        torch.from_numpy(np.stack(images)), labels, tuple(folder.name for folder in folders)
-    )
+    return LabelledImages(torch.from_numpy(np.stack(images)), labels, tuple(folder.name for folder in folders))
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -35,19 +35,15 @@ class LabelledImages:
         _require_dtype("images", self.images, torch.uint8)
         _require_dtype("labels", self.labels, torch.int64)
         if self.images.ndim != 4 or 0 in self.images.shape:
-            raise ValueError(
-                f"images must have shape (N, C, H, W), none of them 0; got {tuple(self.images.shape)}"
-            )
+            raise ValueError(f"images must have shape (N, C, H, W), none of them 0; got {tuple(self.images.shape)}")
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(
-                f"labels must have shape ({len(self.images)},), one for every image; "
-                f"got {tuple(self.labels.shape)}"
+                f"labels must have shape ({len(self.images)},), one for every image; got {tuple(self.labels.shape)}"
             )
         lowest, highest = int(self.labels.min()), int(self.labels.max())
         if lowest < 0 or highest >= len(self.classes):
             raise ValueError(
-                f"labels must be 0 to {len(self.classes) - 1}, an index into `classes`; "
-                f"got {lowest} to {highest}"
+                f"labels must be 0 to {len(self.classes) - 1}, an index into `classes`; got {lowest} to {highest}"
             )
 
     def __len__(self) -> int:
@@ -97,8 +93,6 @@ def batches(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not len(mean) == len(std) == channels:
-        raise ValueError(
-            f"images have {channels} channels, but mean has {len(mean)} entries and std {len(std)}"
-        )
+        raise ValueError(f"images have {channels} channels, but mean has {len(mean)} entries and std {len(std)}")
     pairs = zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True)
     return ((normalise(images, mean, std), labels) for images, labels in pairs)

@@ -33,9 +33,7 @@ def top1(
     device = next(chain(net.parameters(), net.buffers()), torch.empty(0)).device
     correct = seen = 0
     with _eval_mode(net), torch.inference_mode():
-        for images, labels in tqdm(
-            batches, desc="top-1", total=total, unit="batch", disable=not progress, leave=False
-        ):
+        for images, labels in tqdm(batches, desc="top-1", total=total, unit="batch", disable=not progress, leave=False):
             logits = net(images.to(device)).cpu()
             _check(logits, labels)
             correct += int((logits.argmax(dim=1) == labels).sum())

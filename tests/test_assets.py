@@ -1,0 +1,296 @@
+"""Finding, verifying and downloading files, against a server on the loopback interface."""
+
+import hashlib
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from dghlib import assets
+from dghlib.assets import DownloadFailed, Manifest, MissingAsset, WrongChecksum
+from dghlib.choices import UnknownName
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+
+
+@dataclass
+class Server:
+    """What the next answers are like; `ranges` holds the Range header of every request so far."""
+
+    url: str = ""
+    content: bytes = CONTENT
+    statuses: list[int] = field(default_factory=list)  # to answer with, one a request, before any 200
+    cuts: list[int] = field(default_factory=list)  # bytes after which to hang up, one a request
+    knows_ranges: bool = True
+    ranges: list[str | None] = field(default_factory=list)
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        asked = request.headers["Range"]
+        self.ranges.append(asked)
+        if self.statuses:
+            request.send_error(self.statuses.pop(0))
+            return
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.knows_ranges else 0
+        body = self.content[start:]
+        request.send_response(206 if start else 200)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body[: self.cuts.pop(0)] if self.cuts else body)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            state.answer(self)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        state.url = f"http://127.0.0.1:{http.server_port}/file.bin"
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        yield state
+        http.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data directory; dropped connections are tried again at once, twice."""
+    monkeypatch.setenv("DGHLIB_DATA", str(tmp_path))
+    monkeypatch.setattr(assets, "RETRY_DELAYS", (0, 0))
+    return tmp_path / "things"
+
+
+@pytest.fixture
+def manifest(server: Server) -> Manifest:
+    return Manifest(
+        path="things/file.bin",
+        profile="test",
+        url=server.url,
+        origin="this file",
+        licence="none",
+        bytes=len(CONTENT),
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+    )
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# Downloads
+
+
+def test_a_whole_download_is_verified_and_named(folder: Path, manifest: Manifest) -> None:
+    assert assets.fetch(manifest, progress=False) == folder / "file.bin"
+    assert files_in(folder) == {"file.bin": CONTENT}
+
+
+def test_what_is_there_is_not_downloaded_again(folder: Path, manifest: Manifest, server: Server) -> None:
+    for _ in range(2):
+        assets.fetch(manifest, progress=False)
+    assert server.ranges == [None]
+
+
+def test_a_cut_connection_is_taken_up_where_it_ended(folder: Path, manifest: Manifest, server: Server) -> None:
+    server.cuts = [400_000, 100_000]
+    assets.fetch(manifest, progress=False)
+    assert server.ranges == [None, "bytes=400000-", "bytes=500000-"]
+    assert files_in(folder) == {"file.bin": CONTENT}
+
+
+def test_after_too_many_cuts_the_bytes_are_kept_for_the_next_run(
+    folder: Path, manifest: Manifest, server: Server
+) -> None:
+    server.cuts = [100_000, 100_000, 100_000]
+    with pytest.raises(DownloadFailed, match=r"closed early. 300000 of 1048576 bytes are kept in .*\.part"):
+        assets.fetch(manifest, progress=False)
+    assert files_in(folder) == {"file.bin.part": CONTENT[:300_000]}
+    assets.fetch(manifest, progress=False)
+    assert server.ranges[-1] == "bytes=300000-"
+    assert files_in(folder) == {"file.bin": CONTENT}
+
+
+def test_a_part_that_is_whole_needs_no_server(folder: Path, manifest: Manifest, server: Server) -> None:
+    folder.mkdir()
+    (folder / "file.bin.part").write_bytes(CONTENT)
+    assets.fetch(manifest, progress=False)
+    assert server.ranges == []
+    assert files_in(folder) == {"file.bin": CONTENT}
+
+
+def test_a_server_that_knows_no_ranges_sends_all_again(folder: Path, manifest: Manifest, server: Server) -> None:
+    folder.mkdir()
+    (folder / "file.bin.part").write_bytes(CONTENT[:1000])
+    server.knows_ranges = False
+    assets.fetch(manifest, progress=False)
+    assert files_in(folder) == {"file.bin": CONTENT}
+
+
+@pytest.mark.parametrize("sent", [CONTENT[:-1] + b"x", CONTENT + b"more"], ids=["changed", "longer"])
+def test_a_wrong_checksum_names_both_sums_and_leaves_nothing(
+    folder: Path, manifest: Manifest, server: Server, sent: bytes
+) -> None:
+    server.content = sent
+    with pytest.raises(WrongChecksum) as error:
+        assets.fetch(manifest, progress=False)
+    assert manifest.sha256 in str(error.value)
+    assert hashlib.sha256(sent).hexdigest() in str(error.value)
+    assert files_in(folder) == {}
+
+
+def test_an_endless_answer_is_cut_off(folder: Path, manifest: Manifest, server: Server) -> None:
+    server.content = CONTENT * 64
+    with pytest.raises(WrongChecksum):
+        assets.fetch(replace(manifest, bytes=1000), progress=False)
+    assert files_in(folder) == {}
+
+
+def test_another_file_in_its_place_is_left_there(folder: Path, manifest: Manifest, server: Server) -> None:
+    folder.mkdir()
+    (folder / "file.bin").write_bytes(b"the user's own")
+    with pytest.raises(WrongChecksum, match=manifest.sha256):
+        assets.fetch(manifest, progress=False)
+    assert files_in(folder) == {"file.bin": b"the user's own"}
+    assert server.ranges == []
+
+
+def test_a_refusal_is_not_tried_again(folder: Path, manifest: Manifest, server: Server) -> None:
+    server.statuses = [404]
+    with pytest.raises(DownloadFailed, match=rf"{re.escape(manifest.url)} answered 404 Not Found"):
+        assets.fetch(manifest, progress=False)
+    assert len(server.ranges) == 1
+    assert files_in(folder) == {}
+
+
+def test_a_busy_server_is_tried_again(folder: Path, manifest: Manifest, server: Server) -> None:
+    server.statuses = [503, 503]
+    assets.fetch(manifest, progress=False)
+    assert files_in(folder) == {"file.bin": CONTENT}
+
+
+def test_nobody_there(folder: Path, manifest: Manifest) -> None:
+    nowhere = replace(manifest, url="http://127.0.0.1:1/file.bin")
+    with pytest.raises(DownloadFailed, match=r"127\.0\.0\.1:1/file\.bin: .*refused.*the same command"):
+        assets.fetch(nowhere, progress=False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_told(folder: Path, manifest: Manifest) -> None:
+    folder.mkdir()
+    (folder / "file.bin.part").symlink_to("/dev/full")
+    with pytest.raises(DownloadFailed, match="the disk is full"):
+        assets.fetch(manifest, progress=False)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_the_progress_bar_can_be_silenced(
+    folder: Path, manifest: Manifest, capsys: pytest.CaptureFixture[str], progress: bool
+) -> None:
+    assets.fetch(manifest, progress=progress)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("file.bin" in err) == progress
+
+
+# What is there
+
+
+@pytest.fixture
+def known(folder: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The place of the only file that has a manifest, under the name "file"; it is not there yet."""
+    monkeypatch.setattr(assets, "manifests", lambda: {"file": manifest})
+    folder.mkdir()
+    return folder / "file.bin"
+
+
+def test_a_missing_file_says_which_command_gets_it(known: Path) -> None:
+    with pytest.raises(MissingAsset) as error:
+        assets.locate("file")
+    for hint in (str(known), "dgh data test", "make data PROFILE=test", "1.0 MB", "DGHLIB_DATA"):
+        assert hint in str(error.value)
+
+
+def test_a_file_is_verified_where_it_lies(known: Path, manifest: Manifest, caplog: pytest.LogCaptureFixture) -> None:
+    known.write_bytes(CONTENT)
+    assert assets.locate("file") == known
+    known.write_bytes(CONTENT[:100])  # seen although the first verdict is kept
+    with pytest.raises(WrongChecksum, match=manifest.sha256) as error:
+        assets.locate("file")
+    assert hashlib.sha256(CONTENT[:100]).hexdigest() in str(error.value)
+    with caplog.at_level(logging.WARNING):
+        assert assets.locate("file", strict=False) == known
+    assert manifest.sha256 in caplog.text
+    assert known.read_bytes() == CONTENT[:100]
+
+
+def test_an_unknown_file_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'cifar10_resnet20'"):
+        assets.locate("cifar10_resnet21")
+
+
+# The data directory
+
+
+def test_the_data_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("DGHLIB_DATA", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert assets.data_dir() == tmp_path / ".cache/dghlib"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert assets.data_dir() == tmp_path / "caches/dghlib"
+    monkeypatch.setenv("DGHLIB_DATA", "~/data")
+    assert assets.data_dir() == tmp_path / "data"
+    monkeypatch.chdir(tmp_path)
+    assets.use_data_dir("elsewhere")
+    assert assets.data_dir() == tmp_path / "elsewhere"
+
+
+# The manifests
+
+
+def test_the_manifests_are_complete() -> None:
+    assert list(assets.manifests()) == [
+        "cifar10",
+        "cifar10_mobilenetv2",
+        "cifar10_resnet20",
+        "cifar10_resnet56",
+        "tiny_imagenet",
+        "tiny_imagenet_mobilenetv2",
+    ]
+    for manifest in assets.manifests().values():
+        assert manifest.url.startswith("https://")
+        assert manifest.url.endswith(Path(manifest.path).name)
+        assert re.fullmatch("[0-9a-f]{64}", manifest.sha256)
+        assert manifest.bytes > 0
+        assert manifest.origin
+        assert manifest.licence
+
+
+def test_a_profile_lists_its_files() -> None:
+    assert [Path(m.path).parent.name for m in assets.of_profile("tiny_imagenet")] == [
+        "tiny_imagenet",
+        "weights",
+    ]
+    with pytest.raises(UnknownName, match="did you mean 'cifar10'"):
+        assets.of_profile("cifar")
+
+
+@pytest.mark.parametrize("name", assets.manifests())
+def test_files_at_hand_have_the_size_of_their_manifest(name: str) -> None:
+    try:
+        path = assets.locate(name)
+    except (MissingAsset, WrongChecksum) as error:
+        pytest.skip(str(error))
+    assert path.stat().st_size == assets.manifests()[name].bytes

@@ -1,0 +1,345 @@
+"""Data sets: what they return, from files made here; what they say of files that are not right."""
+
+import io
+import logging
+import pickle
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dghlib import assets, datasets
+from dghlib.choices import UnknownName
+from dghlib.datasets import LabelledImages, batches, files, sample
+from dghlib.datasets.labelled import choose
+
+
+def numbered(num_images: int, num_classes: int = 4) -> LabelledImages:
+    """Images (N, 3, 2, 2) whose pixels all hold the image's number; labels go round."""
+    numbers = torch.arange(num_images)
+    pixels = numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    return LabelledImages(pixels, numbers % num_classes, tuple("abcdefgh"[:num_classes]))
+
+
+# Labelled images
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"images": torch.zeros(2, 3, 4, 4)}, TypeError, "images must be torch.uint8, got torch.float32"),
+        ({"labels": torch.zeros(2)}, TypeError, "labels must be torch.int64, got torch.float32"),
+        ({"images": torch.zeros(2, 4, 4, dtype=torch.uint8)}, ValueError, r"got \(2, 4, 4\)"),
+        ({"images": torch.zeros(0, 3, 4, 4, dtype=torch.uint8)}, ValueError, r"got \(0, 3, 4, 4\)"),
+        ({"labels": torch.tensor([0, 1, 0])}, ValueError, r"shape \(2,\), .* got \(3,\)"),
+        ({"labels": torch.tensor([0, 2])}, ValueError, "labels must be 0 to 1, .* got 0 to 2"),
+        ({"labels": torch.tensor([-1, 1])}, ValueError, "labels must be 0 to 1, .* got -1 to 1"),
+    ],
+)
+def test_what_labelled_images_refuse(change: dict[str, torch.Tensor], error: type[Exception], message: str) -> None:
+    good = {"images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "labels": torch.tensor([0, 1])}
+    with pytest.raises(error, match=message):
+        LabelledImages(**(good | change), classes=("a", "b"))
+
+
+def test_a_sample_is_drawn_without_replacement_and_keeps_labels_with_images() -> None:
+    data = numbered(100)
+    drawn = sample(data, 60, seed=1)
+    numbers = drawn.images[:, 0, 0, 0].long()
+    assert len(numbers.unique()) == 60
+    assert torch.equal(drawn.labels, numbers % 4)
+    assert torch.equal(sample(data, 60, seed=1).images, drawn.images)
+    assert not torch.equal(sample(data, 60, seed=2).images, drawn.images)
+
+
+def test_a_choice_of_more_than_there_are() -> None:
+    assert choose(5, None).tolist() == [0, 1, 2, 3, 4]
+    for wrong in (0, 6):
+        with pytest.raises(ValueError, match=f"num_images must be 1 to 5, .* got {wrong}"):
+            sample(numbered(5), wrong, seed=0)
+
+
+def test_batches_are_normalised_and_the_last_is_smaller() -> None:
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
+    pairs = list(batches(numbered(7), mean, std, 3))
+    assert [len(labels) for _, labels in pairs] == [3, 3, 1]
+    assert torch.cat([labels for _, labels in pairs]).tolist() == [0, 1, 2, 3, 0, 1, 2]
+    images, _ = pairs[1]
+    assert images.dtype == torch.float32
+    expected = [(4 / 255 - mean[channel]) / std[channel] for channel in range(3)]
+    torch.testing.assert_close(images[1, :, 0, 1], torch.tensor(expected))
+
+
+def test_what_batches_refuse() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        batches(numbered(3), (0.0,) * 3, (1.0,) * 3, 0)
+    with pytest.raises(ValueError, match="3 channels, but mean has 1 entries and std 1"):
+        batches(numbered(3), (0.0,), (1.0,), 2)
+
+
+# Anybody's .npz
+
+
+def save(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+PIXELS = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)  # (N, H, W, C)
+LABELS = np.array([1, 0], dtype=np.int16)
+
+
+@pytest.mark.parametrize("stored", [PIXELS, PIXELS.transpose(0, 3, 1, 2)], ids=["channels_last", "channels_first"])
+def test_an_npz_of_either_layout(tmp_path: Path, stored: np.ndarray) -> None:
+    data = datasets.load(save(tmp_path / "mine.npz", images=stored, labels=LABELS))
+    assert torch.equal(data.images, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
+    assert data.labels.tolist() == [1, 0]
+    assert data.classes == ("0", "1")
+
+
+def test_the_classes_of_an_npz(tmp_path: Path) -> None:
+    path = save(tmp_path / "mine.npz", images=PIXELS, labels=LABELS, classes=np.array(["cat", "dog", "eel"]))
+    assert files.npz(path).classes == ("cat", "dog", "eel")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": PIXELS}, "has no array labels"),
+        ({"pictures": PIXELS}, "has no array images and no array labels"),
+        ({"images": PIXELS / 255, "labels": LABELS}, r"uint8.* got float64; save pixels .*255 \* images"),
+        ({"images": PIXELS[0], "labels": LABELS}, r"images must have shape .* got \(4, 5, 3\)"),
+        ({"images": np.zeros((2, 4, 4, 7), np.uint8), "labels": LABELS}, r"got \(2, 4, 4, 7\)"),
+        ({"images": PIXELS, "labels": LABELS.astype(float)}, "labels must be integers, got float64"),
+        ({"images": PIXELS, "labels": np.array([0, 1, 1])}, r"labels must have shape \(2,\)"),
+        ({"images": PIXELS, "labels": np.array([0, -1])}, "got -1 to 0"),
+        ({"images": PIXELS[:0], "labels": LABELS[:0]}, r"none of them 0; got \(0, 3, 4, 5\)"),
+        ({"images": PIXELS, "labels": np.array([{}, {}])}, "not an .npz file of plain arrays"),
+    ],
+)
+def test_what_is_wrong_with_an_npz(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"bad\.npz.*{message}"):
+        files.npz(save(tmp_path / "bad.npz", **arrays))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not arrays at all"])
+def test_a_file_that_is_no_npz(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad\.npz is not an \.npz file"):
+        files.npz(path)
+
+
+def test_a_single_array_is_no_npz(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", PIXELS)
+    with pytest.raises(ValueError, match=r"one\.npy is not an \.npz file"):
+        datasets.load(tmp_path / "one.npy")
+
+
+# Anybody's folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes: a red and a grey image of 8x8, a blue one of 8x8."""
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "set" / "a" / "blue.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "set" / "b" / "red.png")
+    Image.new("L", (8, 8), 77).save(tmp_path / "set" / "b" / "grey.png")
+    (tmp_path / "set" / "b" / "notes.txt").write_text("no image")
+    return tmp_path / "set"
+
+
+def test_a_folder_of_images(folder: Path) -> None:
+    data = datasets.load(folder)
+    assert data.images[:, :, 3, 3].tolist() == [[0, 0, 255], [77, 77, 77], [255, 0, 0]]
+    assert data.labels.tolist() == [0, 1, 1]
+    assert data.classes == ("a", "b")
+
+
+def test_images_are_scaled_and_cropped_to_the_wanted_size(folder: Path) -> None:
+    stripes = np.zeros((10, 30, 3), np.uint8)
+    stripes[:, 8:22] = 200  # the middle third, which a centred square crop keeps, and what scaling blends in
+    Image.fromarray(stripes).save(folder / "a" / "wide.png")
+    data = datasets.load(folder, image_size=(5, 5))
+    assert data.images.shape == (4, 3, 5, 5)
+    assert bool((data.images[1] == 200).all())
+
+
+def test_some_images_of_a_folder(folder: Path) -> None:
+    assert len(datasets.load(folder, num_images=2)) == 2
+
+
+def test_a_folder_of_several_sizes(folder: Path) -> None:
+    Image.new("RGB", (9, 6)).save(folder / "b" / "z.png")
+    with pytest.raises(ValueError, match=r"z\.png has height and width \(6, 9\), .* give an image_size"):
+        datasets.load(folder)
+
+
+def test_an_unreadable_image(folder: Path) -> None:
+    broken = folder / "b" / "broken.png"
+    for content in (b"no image", (folder / "b" / "red.png").read_bytes()[:50]):
+        broken.write_bytes(content)
+        with pytest.raises(ValueError, match=r"broken\.png is not a readable image"):
+            datasets.load(folder)
+
+
+def test_a_folder_without_images(folder: Path) -> None:
+    (folder / "c").mkdir()
+    with pytest.raises(ValueError, match=r"set/c holds no image"):
+        datasets.load(folder)
+    with pytest.raises(ValueError, match=r"set/c has no sub-folder"):
+        datasets.load(folder / "c")
+
+
+# By name
+
+
+def test_names_paths_and_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert datasets.load("shapes", num_images=3).images.shape == (3, 3, 32, 32)
+    with pytest.raises(UnknownName, match=r"unknown data set 'cifar' \(did you mean 'cifar10'"):
+        datasets.load("cifar")
+    for path in ("mine.npz", "some/folder", Path("x.npz")):
+        with pytest.raises(FileNotFoundError, match=f"{path} does not exist"):
+            datasets.load(path)
+
+
+def test_images_of_another_size_than_wanted() -> None:
+    with pytest.raises(ValueError, match=r"shapes have height and width \(32, 32\), wanted \(64, 64\)"):
+        datasets.load("shapes", num_images=3, image_size=(64, 64))
+
+
+@pytest.mark.parametrize("name", datasets.DATASETS)
+def test_an_unknown_split(name: str) -> None:
+    with pytest.raises(UnknownName, match=f"split of {name} 'tset'.*did you mean 'test'"):
+        datasets.load(name, "tset")
+
+
+# The public archives, small ones made here
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DGHLIB_DATA", str(tmp_path))
+    return tmp_path
+
+
+def place(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+
+
+def cifar_archive() -> bytes:
+    """Three test images and two in each training batch, laid out as in the public archive."""
+    stored = io.BytesIO()
+    names = ["test_batch", *(f"data_batch_{number}" for number in range(1, 6))]
+    batches_of = {
+        name: {"data": np.full((3 if k == 0 else 2, 3072), k, np.uint8), "labels": [k, 0, 1][: 3 if k == 0 else 2]}
+        for k, name in enumerate(names)
+    }
+    members: dict[str, object] = {"batches.meta": {"label_names": [f"class {k}" for k in range(10)]}, **batches_of}
+    with tarfile.open(fileobj=stored, mode="w:gz") as archive:
+        for name, value in members.items():
+            content = pickle.dumps(value)
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return stored.getvalue()
+
+
+def test_cifar10_from_its_archive(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = data_dir / "cifar10" / "cifar-10-python.tar.gz"
+    place(path, cifar_archive())
+    published = replace(assets.manifests()["cifar10"], sha256=assets.file_sha256(path))
+    monkeypatch.setattr(assets, "manifests", lambda: {"cifar10": published})
+    test, train = datasets.load("cifar10", "test"), datasets.load("cifar10", "train")
+    assert test.images.shape == (3, 3, 32, 32)
+    assert test.labels.tolist() == [0, 0, 1]
+    assert train.images[:, 0, 0, 0].tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert train.labels.tolist() == [1, 0, 2, 0, 3, 0, 4, 0, 5, 0]
+    assert train.classes[9] == "class 9"
+
+
+def test_another_cifar10_archive_is_never_unpickled(data_dir: Path) -> None:
+    place(data_dir / "cifar10" / "cifar-10-python.tar.gz", cifar_archive())
+    with pytest.raises(assets.WrongChecksum):
+        datasets.load("cifar10")
+
+
+def test_cifar10_from_an_npz(data_dir: Path) -> None:
+    (data_dir / "cifar10").mkdir()
+    save(data_dir / "cifar10" / "cifar10_test.npz", images=np.zeros((4, 32, 32, 3), np.uint8), labels=np.arange(4))
+    assert len(datasets.load("cifar10", "test")) == 4
+    with pytest.raises(assets.MissingAsset, match="dgh data cifar10"):
+        datasets.load("cifar10", "train")
+
+
+def jpeg(mode: str, colour: int | tuple[int, int, int]) -> bytes:
+    stored = io.BytesIO()
+    Image.new(mode, (64, 64), colour).save(stored, "JPEG")
+    return stored.getvalue()
+
+
+TINY = {
+    "wnids.txt": b"n20\nn10\n",  # not sorted, as in the public archive
+    "words.txt": b"n10\tgoldfish, Carassius auratus\nn20\tbullfrog\nn30\tnot one of them\n",
+    "val/val_annotations.txt": b"val_0.JPEG\tn20\t0\t0\t9\t9\nval_1.JPEG\tn10\t0\t0\t9\t9\n",
+    "val/images/val_0.JPEG": jpeg("L", 100),
+    "val/images/val_1.JPEG": jpeg("RGB", (250, 0, 0)),
+    "train/n20/images/n20_0.JPEG": jpeg("RGB", (0, 0, 250)),
+    "train/n10/images/n10_0.JPEG": jpeg("RGB", (0, 250, 0)),
+    "train/n10/n10_boxes.txt": b"",
+}
+
+
+def place_tiny_imagenet(data_dir: Path, members: dict[str, bytes]) -> None:
+    stored = io.BytesIO()
+    with zipfile.ZipFile(stored, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(f"tiny-imagenet-200/{name}", content)
+    place(data_dir / "tiny_imagenet" / "tiny-imagenet-200.zip", stored.getvalue())
+
+
+def test_tiny_imagenet_from_a_part_of_its_archive(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place_tiny_imagenet(data_dir, TINY)
+    with caplog.at_level(logging.WARNING):
+        test, train = datasets.load("tiny_imagenet", "test"), datasets.load("tiny_imagenet", "train")
+    assert assets.manifests()["tiny_imagenet"].sha256 in caplog.text
+    assert test.classes == ("goldfish, Carassius auratus", "bullfrog")
+    assert test.labels.tolist() == [1, 0]
+    assert test.images[0, :, 5, 5].tolist() == [100, 100, 100]
+    assert test.images[1, 0].min() > 240
+    assert train.labels.tolist() == [0, 1]
+    assert train.images[0, 1].min() > 240
+    assert len(datasets.load("tiny_imagenet", "test", 1)) == 1
+
+
+def test_a_tiny_imagenet_archive_that_is_not_right(data_dir: Path) -> None:
+    place_tiny_imagenet(data_dir, {name: content for name, content in TINY.items() if "val_1" not in name})
+    with pytest.raises(ValueError, match=r"200\.zip is not laid out as the public archive: .*val_1\.JPEG"):
+        datasets.load("tiny_imagenet", "test")
+    (data_dir / "tiny_imagenet" / "tiny-imagenet-200.zip").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match=r"200\.zip is not laid out .*not a zip"):
+        datasets.load("tiny_imagenet", "test")
+
+
+# The real ones, where they are at hand
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "per_class"), [("cifar10", 32, [1000] * 10), ("tiny_imagenet", 64, [50] * 200)]
+)
+def test_the_real_test_sets_are_whole_and_balanced(name: str, size: int, per_class: list[int]) -> None:
+    try:
+        data = datasets.load(name, "test")
+    except assets.MissingAsset as error:
+        pytest.skip(str(error))
+    assert data.images.shape == (10_000, 3, size, size)
+    assert data.labels.bincount().tolist() == per_class
