@@ -1,0 +1,55 @@
+"""What all tests share: one thread, and a network small enough to run at once."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dghlib.models import FloatModel
+
+
+class TinyNet(nn.Module):
+    """Two convolutions with batch norm, a shortcut, a linear layer: (N, 3, 8, 8) -> (N, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.relu = nn.ReLU()
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(x + self.bn2(self.conv2(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+def make_tiny_model(seed: int = 0) -> FloatModel:
+    """Return TinyNet with random weights, its batch norms trained on smooth coloured noise."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = TinyNet()
+        coarse = torch.randn(512, 3, 2, 2) * torch.tensor([1.2, 0.8, 0.5]).view(3, 1, 1)
+        images = nn.functional.interpolate(coarse, 8, mode="bilinear") + 0.2 * torch.randn(512, 3, 8, 8)
+        net.train()
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        with torch.no_grad():
+            net(images)
+    return FloatModel(
+        name="tiny", net=net.eval(), image_shape=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+    )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Let torch use one thread: more wait for each other when tests or other programs run side by side."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_model() -> FloatModel:
+    """A fresh tiny model, so that a test may damage it."""
+    return make_tiny_model()

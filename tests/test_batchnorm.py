@@ -1,0 +1,152 @@
+"""Batch-norm statistics: against torch's own, and the bank against the whole set at once."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from dghlib.batchnorm import (
+    MomentBank,
+    NoBatchNorm,
+    check_finite,
+    moments,
+    pooled_moments,
+    stored_statistics,
+    variance_of,
+    working_copy,
+)
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (8, 5, 7), (8, 5, 4, 3)])
+def test_moments_are_what_batch_norm_remembers_in_train_mode(shape):
+    x = torch.randn(shape) * 3 + 1
+    norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)](5, momentum=1.0)
+    norm(x)
+    assert isinstance(norm.running_mean, Tensor)
+    measured = moments(x)[0]
+    count = x.numel() / 5
+    torch.testing.assert_close(measured[0], norm.running_mean)
+    torch.testing.assert_close(variance_of(measured) * count / (count - 1), norm.running_var)
+
+
+def test_moments_by_hand_and_by_group():
+    x = torch.tensor([1.0, 3.0, 5.0, 5.0]).view(2, 1, 2)
+    assert moments(x, groups=2).flatten(1).tolist() == [[2, 5], [5, 25]]
+    assert moments(x).flatten().tolist() == [3.5, 15]
+
+
+def test_half_precision_does_not_overflow():
+    x = torch.full((2, 1, 2, 2), 300.0, dtype=torch.float16)
+    assert moments(x).flatten().tolist() == [300, 90000]
+
+
+def test_a_layer_called_twice_pools_its_calls_by_size():
+    small, large = torch.randn(2, 3, 2, 2), torch.randn(2, 3, 4, 4)
+    both = torch.cat([small.flatten(2), large.flatten(2)], dim=2)
+    torch.testing.assert_close(pooled_moments([small, large]), moments(both))
+
+
+@pytest.mark.parametrize("batch_sizes", [[4, 4, 4], [5, 5, 2], [12]])
+def test_the_bank_equals_the_whole_set_at_once(batch_sizes):
+    x = torch.randn(12, 7, 4, 4) * torch.logspace(-2, 2, 7).view(7, 1, 1)
+    bank = MomentBank(batch_sizes, num_channels=7)
+    parts = [moments(part)[0] for part in x.split(batch_sizes)]
+    for _ in range(3):  # storing again replaces, it does not add
+        for index, part in enumerate(parts):
+            bank.store(index, part)
+    whole = moments(x)[0]
+    for index, part in enumerate(parts):
+        torch.testing.assert_close(bank.blend(index, part), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_the_running_total_does_not_drift():
+    bank = MomentBank([1, 1], num_channels=3)
+    bank.store(0, torch.ones(2, 3))
+    bank.store(1, torch.ones(2, 3))
+    for _ in range(20_000):
+        bank.store(0, torch.randn(2, 3) * 1e3)
+    bank.store(0, torch.ones(2, 3))
+    torch.testing.assert_close(bank.blend(1, torch.ones(2, 3)), torch.ones(2, 3), rtol=0, atol=1e-6)
+
+
+def test_gradients_flow_through_the_fresh_batch_alone():
+    bank = MomentBank([3, 1], num_channels=2)
+    bank.store(0, torch.ones(2, 2))
+    fresh = torch.zeros(2, 2, requires_grad=True)
+    bank.store(1, fresh)
+    assert not bank.total.requires_grad
+    (gradient,) = torch.autograd.grad(bank.blend(1, fresh).sum(), fresh)
+    assert torch.equal(gradient, torch.full((2, 2), 0.25))
+
+
+def test_a_bank_that_is_not_full_says_so():
+    bank = MomentBank([1, 1, 1], num_channels=2)
+    bank.store(0, torch.zeros(2, 2))
+    with pytest.raises(RuntimeError, match=r"batches \[2\] were never stored"):
+        bank.blend(1, torch.zeros(2, 2))
+
+
+class Varied(nn.Module):
+    """Batch norms of several kinds: reached, reached late, frozen, never reached, without statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.BatchNorm1d(4)
+        self.unused = nn.BatchNorm2d(9)
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.frozen = FrozenBatchNorm2d(4)
+        self.forgetful = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.late(self.forgetful(self.frozen(self.conv(x))).mean((2, 3)))
+
+
+def test_layers_come_in_the_order_in_which_they_are_reached():
+    net = Varied().eval()
+    found = stored_statistics(net, (3, 4, 4))
+    assert found.names == ("frozen", "late")
+    assert found.sizes == (4, 4)
+    assert found.mean.shape == found.variance.shape == (8,)
+
+
+def test_no_batch_norm_is_an_error_that_says_what_to_do():
+    with pytest.raises(NoBatchNorm, match=r"Sequential has no batch norm.*Calibrate with real images"):
+        stored_statistics(nn.Sequential(nn.Conv2d(3, 4, 1)), (3, 4, 4))
+
+
+def test_no_reached_batch_norm_is_an_error_that_names_them():
+    class Bypassed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aside = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    with pytest.raises(NoBatchNorm, match="reaches none of aside"):
+        stored_statistics(Bypassed(), (3, 4, 4))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["bn1.running_var", "conv2.weight"])
+def test_values_that_are_not_finite_are_named(tiny_model, name, value):
+    tiny_model.net.state_dict()[name].flatten()[0] = value
+    with pytest.raises(ValueError, match=f"1 of .* values of '{name}'"):
+        stored_statistics(tiny_model.net, tiny_model.image_shape)
+    with pytest.raises(ValueError, match=name):
+        check_finite(tiny_model.net)
+
+
+def test_a_negative_variance_is_named(tiny_model):
+    tiny_model.net.bn2.running_var[1] = -0.5
+    with pytest.raises(ValueError, match="running variance of 'bn2' is negative"):
+        stored_statistics(tiny_model.net, tiny_model.image_shape)
+
+
+def test_a_working_copy_leaves_the_network_as_it_was(tiny_model):
+    net = tiny_model.net.train()
+    clone = working_copy(net, "cpu")
+    assert net.training
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert not clone.training
+    assert not any(parameter.requires_grad for parameter in clone.parameters())

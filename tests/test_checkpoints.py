@@ -1,0 +1,45 @@
+"""Checkpoints: saved, found again, and never mistaken for another run's."""
+
+import torch
+
+from dghlib.checkpoints import Checkpoint
+
+
+def test_state_survives(tmp_path):
+    state = {"step": 3, "images": torch.arange(3.0), "nested": [{"lr": 0.5}]}
+    Checkpoint(tmp_path / "c", "key").save(state)
+    loaded = Checkpoint(tmp_path / "c", "key").load()
+    assert loaded is not None
+    assert loaded["step"] == 3
+    assert torch.equal(loaded["images"], state["images"])
+
+
+def test_of_another_run_is_set_aside(tmp_path, caplog):
+    Checkpoint(tmp_path / "c", "one run").save({"step": 3})
+    assert Checkpoint(tmp_path / "c", "another run").load() is None
+    assert (tmp_path / "c.corrupt").exists()
+    assert "another run" in caplog.text
+
+
+def test_a_damaged_one_is_set_aside(tmp_path, caplog):
+    (tmp_path / "c").write_bytes(b"PK\x03\x04 torn")
+    assert Checkpoint(tmp_path / "c", "key").load() is None
+    assert (tmp_path / "c.corrupt").exists()
+    assert "not a checkpoint" in caplog.text
+
+
+def test_is_saved_when_due_only(tmp_path):
+    rare = Checkpoint(tmp_path / "c", "key", seconds=3600)
+    rare.save_when_due(lambda: {"step": 1})
+    assert not (tmp_path / "c").exists()
+    often = Checkpoint(tmp_path / "c", "key", seconds=0)
+    often.save_when_due(lambda: {"step": 1})
+    assert (tmp_path / "c").exists()
+    often.remove()
+    assert not (tmp_path / "c").exists()
+
+
+def test_without_a_path_nothing_is_written_or_asked_for():
+    nowhere = Checkpoint(None, "key", seconds=0)
+    nowhere.save_when_due(lambda: 1 / 0)  # type: ignore[return-value, arg-type]
+    assert nowhere.load() is None

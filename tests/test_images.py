@@ -1,0 +1,77 @@
+"""Images: pixels and back, smoothing against a convolution, crops by hand, gradients, files."""
+
+import pytest
+import torch
+from torch.nn.functional import conv2d
+
+from dghlib import images
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def test_pixels_survive_the_way_to_normalised_space_and_back():
+    pixels = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    assert torch.equal(images.to_pixels(images.normalise(pixels, MEAN, STD), MEAN, STD), pixels)
+
+
+def test_normalise_by_hand():
+    pixels = torch.tensor([255, 0, 51], dtype=torch.uint8).view(1, 3, 1, 1)
+    expected = torch.tensor([(1 - 0.5) / 0.2, (0 - 0.4) / 0.25, (0.2 - 0.3) / 0.3])
+    torch.testing.assert_close(images.normalise(pixels, MEAN, STD).flatten(), expected)
+
+
+def test_smoothing_is_the_normalised_gaussian_convolution():
+    x = torch.randn(2, 3, 7, 6)
+    offsets = torch.tensor([-1.0, 0.0, 1.0])
+    line = torch.exp(-0.5 * (offsets / 1.25).square())
+    kernel = torch.outer(line, line) / line.sum() ** 2
+    expected = conv2d(x, kernel.expand(3, 1, 3, 3), padding=1, groups=3)
+    torch.testing.assert_close(images.smooth(x, 1.25), expected)
+    # The values that the authors' code has: centre .1663, edge .1207, corner .0877.
+    assert kernel.flatten()[[4, 1, 0]].tolist() == pytest.approx([0.1663, 0.1207, 0.0877], abs=1e-4)
+
+
+def test_flip_and_crop_of_each_image_against_slices():
+    x = torch.randn(3, 2, 6, 7)
+    flips, tops, lefts = torch.tensor([False, True, True]), torch.tensor([0, 1, 2]), torch.tensor([3, 0, 2])
+    result = images.flip_and_crop(x, flips, tops, lefts, (4, 4))
+    for index in range(3):
+        whole = x[index].flip(-1) if flips[index] else x[index]
+        top, left = int(tops[index]), int(lefts[index])
+        assert torch.equal(result[index], whole[:, top : top + 4, left : left + 4])
+
+
+def test_gradients_of_flip_and_crop_go_back_to_their_pixels():
+    x = torch.randn(2, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    arguments = (torch.tensor([True, False]), torch.tensor([1, 0]), torch.tensor([0, 1]), (2, 2))
+    assert torch.autograd.gradcheck(lambda x: images.flip_and_crop(x, *arguments), x)
+
+
+def test_clipping_keeps_to_what_pixels_can_show_and_passes_gradients():
+    x = torch.tensor([100.0, -100.0, 0.1]).view(1, 3, 1, 1).requires_grad_()
+    clipped = images.clip_straight_through(x, MEAN, STD)
+    torch.testing.assert_close(clipped.flatten(), torch.tensor([0.5 / 0.2, -0.4 / 0.25, 0.1]))
+    clipped.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.ones_like(x))
+
+
+def test_centre_crop_by_hand():
+    x = torch.arange(36.0).view(1, 1, 6, 6)
+    assert images.centre_crop(x, (2, 4)).flatten().tolist() == [13, 14, 15, 16, 19, 20, 21, 22]
+
+
+def test_image_sets_survive_a_file(tmp_path):
+    x = torch.randn(4, 3, 5, 5)
+    images.save_images(tmp_path / "set.safetensors", x, {"method": "dgh"})
+    loaded, about = images.load_images(tmp_path / "set.safetensors")
+    assert torch.equal(loaded, x)
+    assert about == {"method": "dgh"}
+
+
+def test_a_damaged_or_missing_image_set_is_told(tmp_path):
+    (tmp_path / "bad").write_bytes(b"not tensors")
+    with pytest.raises(ValueError, match="is not an image set"):
+        images.load_images(tmp_path / "bad")
+    with pytest.raises(FileNotFoundError, match="no image set"):
+        images.load_images(tmp_path / "absent")

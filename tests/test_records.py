@@ -1,0 +1,85 @@
+"""Records: fingerprints that depend on inputs and nothing else, files that are whole or not there."""
+
+import dataclasses
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from dghlib import records
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    steps: int = 3
+    path: Path = Path("a/b")
+    bits: tuple[int, ...] = (4, 8)
+
+
+def test_fingerprint_depends_on_values_not_on_order_or_container():
+    assert records.fingerprint({"a": 1, "b": (1, 2)}) == records.fingerprint({"b": [1, 2], "a": 1})
+    assert records.fingerprint(Settings()) != records.fingerprint(Settings(steps=4))
+    assert records.fingerprint({"a": 1}) != records.fingerprint({"a": 1.5})
+
+
+def test_fingerprints_stay_what_they_are():
+    # Changing this orphans every record that was ever written.
+    assert records.fingerprint({"a": 1, "b": [1.5, None, "x"]}) == "51824779aebdb7de"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}])
+def test_what_json_cannot_hold_is_refused_by_name(value):
+    with pytest.raises(TypeError, match=type(value).__name__):
+        records.plain({"x": value})
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    target = tmp_path / "record.json"
+    target.write_text("old")
+
+    def disk_full(path: Path) -> None:
+        path.write_text("half of the n")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"could not write .*record.json: No space left"):
+        records.write_atomically(target, disk_full)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def _sound_record(folder: Path) -> Path:
+    inputs = {"model": "m"}
+    path = folder / f"{records.fingerprint(inputs)}.json"
+    records.write_json(path, {"inputs": inputs, "outputs": {"top1": 1.0}, "provenance": records.provenance(0.1)})
+    return path
+
+
+def test_a_sound_record_is_read_back(tmp_path):
+    record = records.read_record(_sound_record(tmp_path))
+    assert record is not None
+    assert record["outputs"] == {"top1": 1.0}
+    assert {"commit", "modified", "versions", "machine", "seconds"} <= record["provenance"].keys()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-20], lambda text: "[]", lambda text: text.replace('"m"', '"n"')]
+)
+def test_a_corrupt_record_is_kept_aside_and_told(tmp_path, damage, caplog):
+    path = _sound_record(tmp_path)
+    path.write_text(damage(path.read_text()))
+    assert records.read_record(path) is None
+    assert not path.exists()
+    assert path.with_name(path.name + ".corrupt").exists()
+    assert "computed again" in caplog.text
+
+
+def test_no_record_is_none(tmp_path):
+    assert records.read_record(tmp_path / "0123456789abcdef.json") is None
+
+
+def test_json_is_stable(tmp_path):
+    for name, value in {"a": {"y": 1, "x": 2}, "b": {"x": 2, "y": 1}}.items():
+        records.write_json(tmp_path / name, value)
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
+    assert json.loads((tmp_path / "a").read_text()) == {"x": 2, "y": 1}
