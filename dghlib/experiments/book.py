@@ -1,6 +1,6 @@
 """Build the book: execute its notebooks one after the other, gather the sources, make the pages.
 
-Everything is made under `_build`: `notebooks` (executed, with the files they wrote), `book-src` (the
+Everything is made under `_build`: `executed` (the notebooks, with the files they wrote), `book-src` (the
 chapters, with those notebooks among them) and `html` (the pages, which need no network and no server).
 """
 
@@ -57,7 +57,7 @@ def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool =
     """Build the book of the repository at `root`; return the path of its front page.
 
     `parameters` (the profile, the budget) reach each notebook that declares them. A notebook that fails
-    leaves its page in the book, marked, and its partial output in `_build/notebooks`.
+    leaves its page in the book, marked, and its partial output in `_build/executed`.
 
     Raises:
         FileNotFoundError: there is no book at `root`.
@@ -69,7 +69,7 @@ def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool =
     if not toc.is_file():
         raise FileNotFoundError(f"no book at {root}: {toc} is missing; run this in a clone of the repository")
     notebooks = [root / "notebooks" / f"{name}.ipynb" for name in notebook_names(toc)]
-    executed, source, html = (root / "_build" / folder for folder in ("notebooks", "book-src", "html"))
+    executed, source, html = (root / "_build" / folder for folder in ("executed", "book-src", "html"))
 
     failures = _run_notebooks(notebooks, parameters, executed, progress)
     _gather(root / "book", executed, source, failures)

@@ -1,0 +1,203 @@
+"""Notebooks with parameters, and the book that is made of them."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from dghlib.experiments import book
+from dghlib.experiments.book import BookError, build_book, notebook_names
+from dghlib.experiments.notebooks import (
+    NotebookError,
+    ParameterError,
+    check_parameters,
+    parameters_of,
+    parse_assignments,
+    run_notebook,
+)
+
+ROOT = Path(__file__).parents[1]
+PARAMETERS = """\
+seeds: int = 3  # repetitions
+rate: float = 0.5  # a step
+name: str = "a b"  # a name
+fast: bool = False  # whether to hurry
+"""
+
+
+def write_notebook(path: Path, *cells: str, parameters: str = PARAMETERS) -> Path:
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = new_notebook(metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+    notebook.cells = [new_markdown_cell(f"# {path.stem}\n\nA question.")]
+    notebook.cells += [new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    notebook.cells += [new_code_cell(cell) for cell in cells]
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def text_of(notebook: Path) -> str:
+    cells = nbformat.read(notebook, as_version=4).cells
+    return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
+
+
+def test_parameters_have_types_defaults_and_help(tmp_path: Path) -> None:
+    found = parameters_of(write_notebook(tmp_path / "a.ipynb"))
+    assert [str(parameter) for parameter in found.values()] == PARAMETERS.replace('"', "'").splitlines()
+
+
+def test_strings_are_read_as_the_declared_type(tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "a.ipynb")
+    words = ["seeds=5", "rate=1", "name=x=y", "fast=True"]
+    assert check_parameters(notebook, parse_assignments(words)) == {
+        "seeds": 5,
+        "rate": 1.0,
+        "name": "x=y",
+        "fast": True,
+    }
+    assert check_parameters(notebook, {"rate": 2, "fast": False}) == {"rate": 2.0, "fast": False}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": "5"}, r"unknown parameter 'seed' \(did you mean 'seeds'\?\)"),
+        ({"seeds": "five"}, "parameter 'seeds' got 'five', which is not of type int"),
+        ({"seeds": True}, "parameter 'seeds' got True, which is not of type int"),
+        ({"seeds": 2.5}, "parameter 'seeds' got 2.5, which is not of type int"),
+        ({"fast": "perhaps"}, "parameter 'fast' got 'perhaps', which is not of type bool"),
+        ({"name": 3}, "parameter 'name' got 3, which is not of type str"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_runs(
+    tmp_path: Path, given: dict[str, object], message: str
+) -> None:
+    notebook = write_notebook(tmp_path / "in" / "a.ipynb", "print('ran')")
+    with pytest.raises(ParameterError, match=message) as caught:
+        run_notebook(notebook, given, tmp_path / "out" / "a.ipynb")
+    assert "  rate: float = 0.5  # a step" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(["seeds"], "cannot read 'seeds'"), (["a=1", "a=2"], "'a' is given twice")]
+)
+def test_assignments_that_are_none_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        parse_assignments(words)
+
+
+def test_a_parameter_without_a_type_is_refused(tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "a.ipynb", parameters="seeds = 3")
+    with pytest.raises(ParameterError, match="declare it as one of bool, float, int, str"):
+        parameters_of(notebook)
+
+
+def test_an_unknown_notebook_suggests_the_nearest(tmp_path: Path) -> None:
+    write_notebook(tmp_path / "table2.ipynb")
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'table2'\?"):
+        parameters_of(tmp_path / "tabel2.ipynb")
+
+
+def test_a_run_leaves_a_finished_copy_and_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    foreign = tmp_path / "jupyter" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    (foreign / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "no", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    notebook = write_notebook(
+        tmp_path / "in" / "a.ipynb",
+        "import sys\nprint(seeds, sys.executable)\nprint('half of it', file=sys.stderr)",
+        "open('a.csv', 'w').close()",
+    )
+    output = tmp_path / "out" / "a.ipynb"
+    run_notebook(notebook, {"seeds": "5"}, output)
+
+    assert text_of(output) == f"5 {sys.executable}\n"  # of this interpreter, and without the progress
+    assert "half of it" in capfd.readouterr().err  # which is passed on
+    assert sorted(path.name for path in output.parent.iterdir()) == ["a.csv", "a.ipynb"]
+    assert str(tmp_path) not in output.read_text(encoding="utf-8")
+
+
+def test_a_failure_keeps_what_was_computed_and_the_earlier_copy(tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "in" / "a.ipynb", "print('so far')", "raise RuntimeError('on purpose')")
+    output = tmp_path / "out" / "a.ipynb"
+    output.parent.mkdir()
+    output.write_text("earlier")
+    with pytest.raises(NotebookError, match=r"a\.ipynb failed in cell \[3\]: RuntimeError: on purpose") as caught:
+        run_notebook(notebook, {}, output, progress=False)
+    assert output.read_text() == "earlier"
+    assert caught.value.partial.parent == output.parent
+    assert "so far" in text_of(caught.value.partial)
+
+
+def test_a_killed_kernel_is_told(tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "a.ipynb", "import os\nos.kill(os.getpid(), 9)")
+    with pytest.raises(NotebookError, match="killed or out of memory"):
+        run_notebook(notebook, {}, tmp_path / "out" / "a.ipynb", progress=False)
+
+
+def test_the_table_of_contents_gives_the_notebooks_in_order(tmp_path: Path) -> None:
+    toc = tmp_path / "_toc.yml"
+    toc.write_text(
+        "root: index\nparts:\n- chapters:\n  - file: notebooks/b\n    sections:\n    - file: notebooks/a\n"
+        "  - file: method\n- chapters:\n  - file: notebooks/c\n"
+    )
+    assert notebook_names(toc) == ["b", "a", "c"]
+
+
+def test_a_folder_without_a_book_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="run this in a clone"):
+        build_book(tmp_path, {})
+
+
+@pytest.mark.slow
+def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "book", tmp_path / "book")
+    (tmp_path / "dghlib").symlink_to(ROOT / "dghlib")
+    profile = 'profile: str = "shapes"  # data'
+    for name in notebook_names(ROOT / "book" / "_toc.yml"):
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", parameters=profile)
+    table = "from myst_nb import glue\nopen('table2.csv', 'w').close()\nglue('accuracy', profile)"
+    write_notebook(tmp_path / "notebooks" / "table2.ipynb", table, parameters=profile)
+    write_notebook(tmp_path / "notebooks" / "figure8.ipynb", "raise ValueError('<on purpose>')", parameters=profile)
+    monkeypatch.setattr(book, "run_notebook", run_only({"table2", "figure8"}))
+
+    with pytest.raises(BookError) as caught:
+        build_book(tmp_path, {"profile": "cifar10"}, progress=False)
+
+    html = tmp_path / "_build" / "html"
+    problems = str(caught.value).splitlines()
+    assert problems[0].startswith(f"the book is at {html / 'index.html'}")
+    assert problems[1] == "figure8.ipynb failed in cell [3]: ValueError: <on purpose>"
+    assert len(problems) == 3, "warnings"
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in html.rglob("*.html")}
+    assert [name for name, page in pages.items() if "This page is incomplete" in page] == ["figure8"]
+    assert "cifar10" in pages["index"]
+    assert (html / "notebooks" / "table2.csv").is_file()
+    needs_network = re.compile(r'<(?:script|img|link)[^>]+(?:src|href)="https?:')
+    assert [name for name, page in pages.items() if needs_network.search(page)] == []
+    assert "tex-svg-full.js" in pages["method"]
+    assert (html / "_static" / "tex-svg-full.js").is_file()
+
+
+def run_only(names: set[str]) -> Callable[..., None]:
+    """Return a stand-in for `run_notebook` that executes the notebooks `names` and copies the others."""
+
+    def run(notebook: Path, parameters: dict[str, object], output: Path, *, progress: bool) -> None:
+        if notebook.stem in names:
+            run_notebook(notebook, parameters, output, progress=progress)
+        else:
+            output.parent.mkdir(exist_ok=True)
+            shutil.copy(notebook, output)
+
+    return run

@@ -1,0 +1,212 @@
+"""The files around the library agree with each other and with it."""
+
+import ast
+import csv
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import torch
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from torch import nn
+
+import dghlib
+from dghlib.cli import _parser
+from dghlib.experiments.book import notebook_names
+from dghlib.experiments.notebooks import parameters_of
+from dghlib.models import MODELS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, flags=re.MULTILINE))
+
+
+def fenced(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def requirements() -> list[Requirement]:
+    extras = PYPROJECT["project"]["optional-dependencies"].values()
+    listed = PYPROJECT["project"]["dependencies"] + [line for extra in extras for line in extra]
+    return [Requirement(line) for line in listed]
+
+
+def locked_versions() -> dict[str, set[str]]:
+    versions: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([a-z0-9-]+)==([^ ]+)", LOCK, flags=re.MULTILINE):
+        versions.setdefault(name, set()).add(version)
+    return versions
+
+
+def test_the_lock_satisfies_pyproject() -> None:
+    versions = locked_versions()
+    for requirement in requirements():
+        found = versions.get(canonicalize_name(requirement.name))
+        assert found, f"{requirement.name} is not in requirements.lock: make lock"
+        assert all(version in requirement.specifier for version in found), f"{requirement}: {found}; make lock"
+
+
+def test_the_lock_has_a_hash_for_every_package_and_names_no_host() -> None:
+    assert "://" not in LOCK
+    packages = re.split(r"^(?=[a-z])", LOCK, flags=re.MULTILINE)[1:]
+    assert len(packages) > 100
+    assert [package.splitlines()[0] for package in packages if "--hash=sha256:" not in package] == []
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    declared = {canonicalize_name(requirement.name) for requirement in requirements()}
+    distributions = packages_distributions()
+    imported = {name for path in (ROOT / "dghlib").rglob("*.py") for name in imports(path.read_text())}
+    for name in imported - set(sys.stdlib_module_names) - {"dghlib"}:
+        owners = {canonicalize_name(owner) for owner in distributions[name]}
+        assert owners & declared, f"{name} comes from {owners}, which pyproject.toml does not list"
+
+
+def imports(source: str) -> set[str]:
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.split(".")[0] for name in names}
+
+
+def test_conda_installs_the_lock() -> None:
+    packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    python = next(item for item in packages if str(item).startswith("python="))
+    assert python.removeprefix("python=") in PYPROJECT["project"]["requires-python"]
+    assert packages[-1] == {"pip": ["--requirement requirements.lock"]}
+
+
+def test_citation_has_the_version_and_licence_of_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PYPROJECT["project"]["version"] == dghlib.__version__
+    assert citation["license"] == PYPROJECT["project"]["license"]
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert f"## {citation['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_make_alone_lists_every_target() -> None:
+    listing = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    described = set(re.findall(r"^  ([a-z]+) +\w", listing, flags=re.MULTILINE))
+    phony = set(re.findall(r"^\.PHONY: (.*)", MAKEFILE, flags=re.MULTILINE)[0].split())
+    assert described == TARGETS == phony
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "book/index.md", ".ci/run"])
+def test_documents_name_targets_that_exist(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    commands = re.findall(r"(?:^|`|\$ |exec )make ([a-z ]+)", text, flags=re.MULTILINE)
+    named = {target for command in commands for target in command.split()}
+    assert named
+    assert named <= TARGETS
+
+
+def test_continuous_integration_is_one_script() -> None:
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    workflows = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github").rglob("*.yml")}
+    steps = workflows["test"]["jobs"]["test"]["steps"]
+    assert {"run": ".ci/run"} in steps
+    assert any("make book" in step.get("run", "") for step in workflows["book"]["jobs"]["build"]["steps"])
+
+
+def test_the_book_lists_every_notebook_and_chapter() -> None:
+    assert sorted(notebook_names(ROOT / "book" / "_toc.yml")) == [path.stem for path in NOTEBOOKS]
+    toc = (ROOT / "book" / "_toc.yml").read_text()
+    for chapter in (ROOT / "book").glob("*.md"):
+        assert re.search(rf"(file|root): {chapter.stem}$", toc, flags=re.MULTILINE), chapter
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_thin_and_stored_without_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert notebook.cells[0].source.startswith("# ")
+    assert len(code) <= 8
+    assert all(len(cell.source.splitlines()) <= 12 for cell in code)
+    assert {name for cell in code for name in imports(cell.source)} <= {"dghlib", "myst_nb"}
+    assert not any(re.search(r"\d\.\d", cell.source) for cell in prose), "a number typed by hand"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_explain_their_parameters(path: Path) -> None:
+    parameters = parameters_of(path)
+    assert {"profile", "budget"} <= set(parameters)
+    assert all(parameter.help for parameter in parameters.values())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "dghlib/experiments/paper").glob("*.csv")), ids=lambda p: p.stem)
+def test_the_papers_numbers_are_complete(path: Path) -> None:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    keys = {(row["method"], row["network"], row["setting"]) for row in rows}
+    assert len(keys) == len(rows)
+    for row in rows:
+        assert 0 < float(row["mean"]) < 100
+        assert row["spread"] == "" or 0 <= float(row["spread"]) < 10
+        assert row["source"].startswith("DGH Table ")
+
+
+def test_the_readme_tree_is_the_tree() -> None:
+    (tree,) = fenced(README, "text")
+    listed = paths_of(tree)
+    missing = [path for path in listed if not (ROOT / path).exists()]
+    assert missing == [], "named in the README, but not there"
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "dghlib").rglob("*.py")}
+    unlisted = {path for path in modules if not path.endswith("__init__.py")} - set(listed)
+    assert unlisted == set(), "there, but not named in the README"
+
+
+def paths_of(tree: str) -> list[str]:
+    """Return the paths that an indented listing names: folders end with /, what follows two blanks is prose."""
+    folders: list[str] = []
+    paths = []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.split(r"  +", line.strip())[0].split(", ")
+        folders = folders[:depth]
+        paths += ["".join(folders) + name for name in names]
+        if names[0].endswith("/"):
+            folders.append(names[0])
+    return paths
+
+
+def test_the_readme_commands_parse() -> None:
+    commands = [line.split()[1:] for line in README.splitlines() if line.startswith("dgh ")]
+    assert len(commands) >= 3
+    for command in commands:
+        options = _parser().parse_args(command)
+        assert options.model in MODELS
+
+
+def test_the_readme_example_runs_as_written() -> None:
+    (example,) = fenced(README, "python")
+    assert len(example.strip().splitlines()) <= 10
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+    ).eval()
+    namespace: dict[str, Any] = {"net": net}
+    exec(compile(example, "README.md", "exec"), namespace)
+    assert namespace["logits"].shape == (64, 5)
+    assert torch.isfinite(namespace["logits"]).all()
