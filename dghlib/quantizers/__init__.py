@@ -1,0 +1,11 @@
+"""Quantized copies of trained networks, each method a module with `Config`, `VERSION` and `quantize`."""
+
+from types import ModuleType
+
+from dghlib.quantizers import hptq
+from dghlib.quantizers.quantized_model import QuantizedModel, saved_facts
+from dghlib.quantizers.tracing import UntraceableNetwork
+
+__all__ = ["QUANTIZERS", "QuantizedModel", "UntraceableNetwork", "saved_facts"]
+
+QUANTIZERS: dict[str, ModuleType] = {"hptq": hptq}

@@ -1,0 +1,147 @@
+"""What a network's tensors hold when calibration images pass: histograms, ranges and means, in one sweep.
+
+Images pass in batches, and what is kept does not grow with their number.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from tqdm import tqdm
+
+from dghlib.models import FloatModel
+from dghlib.quantizers.graph import device_of
+from dghlib.quantizers.operations import Layer, layer_calls
+
+HALF_BINS = 2048
+_EXACT = 2**24  # float32 counts, which torch.histc returns, are exact up to here
+_UNLIKELY = 20  # times the brightest pixel: values beyond are not of normalised images
+
+
+def check_images(images: Tensor, model: FloatModel) -> Tensor:
+    """Return calibration images as they are, detached, if `model` can be calibrated with them.
+
+    Raises:
+        TypeError: not a tensor, or not float32.
+        ValueError: wrong shape, none at all, NaN or Inf, or values far beyond normalised pixels.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"calibration images are one tensor (N, C, H, W), got {type(images).__name__}")
+    if images.ndim != 4 or tuple(images.shape[1:]) != tuple(model.image_shape):
+        shape = ", ".join(map(str, model.image_shape))
+        raise ValueError(f"{model.name} is calibrated with images (N, {shape}), got {tuple(images.shape)}")
+    if images.dtype != torch.float32:
+        raise TypeError(
+            f"calibration images are float32, normalised with the network's mean and std; got {images.dtype}"
+        )
+    if len(images) == 0:
+        raise ValueError("calibration needs at least one image, got none")
+    images = images.detach()
+    if broken := int((~images.isfinite().flatten(1).all(1)).sum()):
+        raise ValueError(f"{broken} of {len(images)} calibration images hold NaN or Inf")
+    brightest = max(max(m / s, (1 - m) / s) for m, s in zip(model.mean, model.std, strict=True))
+    if (largest := images.abs().max().item()) > _UNLIKELY * brightest:
+        raise ValueError(
+            f"calibration images reach {largest:.4g}, but normalised pixels end at {brightest:.3g}: "
+            "scale pixels to 0..1, then subtract the mean and divide by the std of the network"
+        )
+    return images
+
+
+class Histogram:
+    """How often a tensor's values fall into each of 2 * HALF_BINS bins over [-reach, reach].
+
+    The reach is a power of two. When values exceed it, it doubles and neighbouring bins merge, so that the
+    counts are exactly those of a histogram made with the final reach, whatever the batches.
+    """
+
+    def __init__(self) -> None:
+        self.reach = 0.0
+        self.counts = torch.zeros(0)
+        self.minimum, self.maximum = math.inf, -math.inf
+
+    def update(self, values: Tensor) -> None:
+        """Count the values of a finite tensor, or raise ValueError."""
+        low, high = (bound.item() for bound in values.aminmax())
+        if not math.isfinite(low + high):
+            raise ValueError(f"values reach from {low} to {high}")
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        self._grow(max(abs(low), abs(high)))
+        for part in values.flatten().split(_EXACT):
+            self.counts += torch.histc(part, 2 * HALF_BINS, -self.reach, self.reach).cpu().double()
+
+    def _grow(self, extreme: float) -> None:
+        needed = power_of_two_above(extreme)
+        if self.counts.numel() == 0:
+            self.reach, self.counts = needed, torch.zeros(2 * HALF_BINS, dtype=torch.float64)
+        elif needed > self.reach:
+            merged = min(int(needed / self.reach), HALF_BINS)  # bins that become one
+            kept = self.counts.reshape(-1, merged).sum(1)
+            self.reach, self.counts = needed, torch.zeros_like(self.counts)
+            self.counts[HALF_BINS - len(kept) // 2 : HALF_BINS + len(kept) // 2] = kept
+
+    def centres(self) -> Tensor:
+        """Return the middle of every bin, float64."""
+        return (torch.arange(2 * HALF_BINS, dtype=torch.float64) + 0.5 - HALF_BINS) * (self.reach / HALF_BINS)
+
+
+def power_of_two_above(extreme: float) -> float:
+    """Return the smallest power of two that is at least `extreme`, and at least 2**-16."""
+    return 2.0 ** max(math.ceil(math.log2(extreme)), -16) if extreme > 0 else 2.0**-16
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What was seen of a network.
+
+    Attributes:
+        histograms: of the tensors asked for, by node name.
+        input_means: of every layer, by module path: the mean (C_in,) of what enters it.
+    """
+
+    histograms: dict[str, Histogram]
+    input_means: dict[str, Tensor]
+
+
+def observe(graph: fx.GraphModule, tensors: Collection[str], images: Tensor, batch_size: int) -> Observations:
+    """Return histograms of the named tensors and the mean input of every layer, over all images.
+
+    Raises:
+        ValueError: a tensor becomes NaN or Inf; its name is in the message.
+    """
+    observer = _Observer(graph, tensors)
+    with torch.no_grad():
+        batches = images.split(batch_size)
+        for batch in tqdm(batches, desc="calibration", unit="batch", leave=False, delay=3):
+            observer.run(batch.to(device_of(graph)))
+    means = {path: total / count for path, (total, count) in observer.totals.items()}
+    return Observations(observer.histograms, means)
+
+
+class _Observer(fx.Interpreter):
+    def __init__(self, graph: fx.GraphModule, tensors: Collection[str]):
+        super().__init__(graph)
+        self.histograms = {name: Histogram() for name in tensors}
+        self.totals: dict[str, tuple[Tensor, int]] = {}
+        self.layers = dict(layer_calls(graph))
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n in self.layers:
+            self._add_to_mean(str(n.target), self.env[n.all_input_nodes[0]], self.layers[n])
+        result = super().run_node(n)
+        if n.name in self.histograms:
+            try:
+                self.histograms[n.name].update(result)
+            except ValueError as error:
+                raise ValueError(f"the network cannot be calibrated: in tensor {n.name!r}, {error}") from error
+        return result
+
+    def _add_to_mean(self, path: str, x: Tensor, layer: Layer) -> None:
+        channels = x.ndim - 1 if isinstance(layer, nn.Linear) else 1
+        total = x.sum([axis for axis in range(x.ndim) if axis != channels]).double()
+        count = x.numel() // x.shape[channels]
+        before, seen = self.totals.get(path, (torch.zeros_like(total), 0))
+        self.totals[path] = (before + total, seen + count)

@@ -1,0 +1,129 @@
+"""The graph that all quantizers work on: traced, in normal form, batch norms folded into the layers before.
+
+A batch norm that has no layer of its own to fold into (one after a concatenation, as in DenseNet; one whose
+convolution is also read elsewhere, or serves several batch norms) stays in the graph as a layer of its own:
+an affine map per channel, which hardware computes while numbers are wide, as it does biases. Its output is
+quantized, its parameters are not.
+"""
+
+import logging
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from dghlib.batchnorm import check_finite
+from dghlib.models import FloatModel
+from dghlib.quantizers.layers import frozen, scale_output
+from dghlib.quantizers.normal_form import to_normal_form
+from dghlib.quantizers.operations import LAYERS, Layer, called_module, is_batch_norm, layer_calls
+from dghlib.quantizers.tracing import UntraceableNetwork, private_copy, trace
+
+log = logging.getLogger(__name__)
+_TOLERANCE = 1e-3  # of the largest output; folding costs about 1e-6
+
+
+def folded_graph(model: FloatModel) -> fx.GraphModule:
+    """Return a graph that computes what `model.net` computes in eval mode, without the batch norms that fold.
+
+    A private copy: the model is left as it is. A node that holds a floating-point tensor has its shape, for
+    two images, in `node.meta["shape"]`. Checked against the network on two images of noise.
+
+    Raises:
+        UntraceableNetwork: torch.fx cannot follow the network, or the graph computes something else.
+        ValueError: several inputs; NaN or Inf in weights or buffers; a batch norm without running statistics.
+    """
+    check_finite(model.net)
+    net = private_copy(model.net)
+    noise = torch.randn(2, *model.image_shape, generator=torch.Generator().manual_seed(0)).to(device_of(net))
+    with torch.no_grad():
+        expected = net(noise)
+        graph = trace(net)
+        to_normal_form(graph)
+        fold_batch_norms(graph)
+        computed = _ShapeRecorder(graph).run(noise)
+    _check_same(computed, expected)
+    _tell_what_stays_float(graph)
+    return graph
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """Return the device of a network's first parameter, or the CPU if it has none."""
+    return next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+
+
+def fold_batch_norms(graph: fx.GraphModule) -> None:
+    """Fold every batch norm that can be into the convolution or linear layer before it, in place.
+
+    A layer takes in a batch norm if all calls of the layer are read by that batch norm and by nothing else.
+
+    Raises:
+        ValueError: a batch norm keeps no running statistics, so that its output depends on the batch.
+    """
+    calls: dict[Any, list[fx.Node]] = defaultdict(list)
+    for call, _ in layer_calls(graph):
+        calls[call.target].append(call)
+    for node in list(graph.graph.nodes):
+        batch_norm = called_module(graph, node)
+        if batch_norm is None or not is_batch_norm(batch_norm) or not node.all_input_nodes:
+            continue  # the last: folded already, with an earlier call of the same layer
+        if batch_norm.running_mean is None:
+            raise ValueError(
+                f"batch norm {node.target!r} keeps no running statistics, so its output depends on the other "
+                "images of a batch: train it with track_running_stats=True"
+            )
+        siblings = calls.get(node.all_input_nodes[0].target, [])
+        readers = [reader for call in siblings for reader in call.users]
+        if len(siblings) == len(readers) and {reader.target for reader in readers} == {node.target}:
+            _fold(graph.get_submodule(str(siblings[0].target)), batch_norm)
+            for reader in readers:
+                reader.replace_all_uses_with(reader.all_input_nodes[0])
+                graph.graph.erase_node(reader)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
+def _fold(layer: Layer | Any, batch_norm: Any) -> None:
+    slope = (batch_norm.running_var.double() + batch_norm.eps).rsqrt()
+    if batch_norm.weight is not None:
+        slope = slope * batch_norm.weight.double()
+    bias = layer.bias.double() if layer.bias is not None else torch.zeros_like(slope)
+    bias = (bias - batch_norm.running_mean.double()) * slope
+    if batch_norm.bias is not None:
+        bias = bias + batch_norm.bias.double()
+    scale_output(layer, slope)
+    layer.bias = frozen(bias)
+
+
+class _ShapeRecorder(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and result.is_floating_point():
+            n.meta["shape"] = tuple(result.shape)
+        return result
+
+
+def _check_same(computed: Any, expected: Any) -> None:
+    for got, want in zip(tree_leaves(computed), tree_leaves(expected), strict=True):
+        if not isinstance(want, Tensor):
+            continue
+        if not want.isfinite().all():
+            raise ValueError("the network maps images of noise to NaN or Inf: it cannot be quantized")
+        error = (got - want).abs().max().item()
+        if error > _TOLERANCE * max(want.abs().max().item(), 1e-6):
+            raise UntraceableNetwork(
+                f"the traced network differs from the original by {error:.3g} where outputs reach "
+                f"{want.abs().max():.3g}. Something in it changes from call to call or is hidden from tracing: random "
+                "numbers, a path chosen by Python values, an operation in place on a view of another tensor"
+            )
+
+
+def _tell_what_stays_float(graph: fx.GraphModule) -> None:
+    for node in graph.graph.nodes:
+        module = called_module(graph, node)
+        if module is None or isinstance(module, LAYERS):
+            continue
+        if any(parameter.ndim > 1 for parameter in module.parameters()):
+            log.warning("the weights of %s (%s) stay in float", node.target, type(module).__name__)

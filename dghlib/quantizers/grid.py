@@ -1,0 +1,127 @@
+"""Uniform grids: where the codes lie, and rounding to them.
+
+A grid of `bits` bits has 2**bits codes, quant_min to quant_max; code c stands for (c - zero_point) * scale.
+Signed grids have codes -2**(bits-1) .. 2**(bits-1) - 1, unsigned ones 0 .. 2**bits - 1. A *threshold* t names
+a grid without zero point by its reach: signed [-t, t - scale], unsigned [0, t - scale].
+
+Quantization is simulated: float in, float out, on the grid. Choosing a grid is the business of `ranges`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CODED_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+FLOAT_BITS = 32  # stands for "leave it in float": no quantizer is made
+
+
+def check_bits(bits: int, what: str) -> None:
+    """Raise ValueError, naming `what`, unless `bits` is 2 to 8, 16, or 32 (which means float)."""
+    if bits not in (*CODED_BITS, FLOAT_BITS):
+        raise ValueError(f"{what} must be 2 to 8, 16, or 32 for float; got {bits}")
+
+
+def code_limits(bits: int, signed: bool) -> tuple[int, int]:
+    """Return the smallest and the largest code of a grid."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+class _RoundSTE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to the nearest integer, halves to even; the gradient passes as if nothing was rounded."""
+    return _RoundSTE.apply(x)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """One node in the autograd graph and one new tensor, where the plain formula makes six of each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.limits = limits
+        codes = x.div(scale).round_().add_(zero_point).clamp_(*limits)
+        return codes.sub_(zero_point).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, zero_point = ctx.saved_tensors
+        unclamped = x.div(scale).round_().add_(zero_point)
+        codes = unclamped.clamp(*ctx.limits)
+        inside = codes == unclamped
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            slope = codes - zero_point - torch.where(inside, x / scale, 0.0)
+            grad_scale = (grad * slope).sum_to_size(scale.shape)
+        return grad * inside, grad_scale, None, None
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """Return `x` rounded to the nearest point of a grid and clamped to its ends.
+
+    `scale` and `zero_point` broadcast against `x`. Differentiable in `x` and `scale`: rounding passes
+    gradients straight through, clamping stops those of `x`.
+    """
+    return _FakeQuantize.apply(x, scale, zero_point, (quant_min, quant_max))
+
+
+class UniformQuantizer(nn.Module):
+    """Fake quantization on a fixed grid: float in, float out, at most 2**bits values.
+
+    Args:
+        scale: step of the grid, shape () or broadcastable to the input, e.g. (C, 1, 1, 1).
+        zero_point: code of the real value 0, an integer tensor of the shape of `scale`.
+        bits: width of a code: 2 to 8, or 16.
+        signed: whether codes start at -2**(bits-1), or at 0.
+
+    Raises:
+        ValueError: bits out of range, a scale that is not positive and finite, a zero point of another shape.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, *, bits: int, signed: bool):
+        super().__init__()
+        if bits not in CODED_BITS:
+            raise ValueError(f"a quantizer has 2 to 8 or 16 bits, got {bits}")
+        if not (scale.isfinite() & (scale > 0)).all():
+            raise ValueError(f"scale must be positive and finite, got {scale.flatten()[:8].tolist()}")
+        if zero_point.shape != scale.shape:
+            raise ValueError(f"zero_point {tuple(zero_point.shape)} and scale {tuple(scale.shape)} differ")
+        self.register_buffer("scale", scale.detach().clone())
+        self.register_buffer("zero_point", zero_point.detach().to(torch.int32))
+        self.bits = bits
+        self.signed = signed
+        self.quant_min, self.quant_max = code_limits(bits, signed)
+
+    @classmethod
+    def from_threshold(cls, threshold: Tensor, *, bits: int, signed: bool) -> "UniformQuantizer":
+        """Return the grid without zero point that reaches to `threshold` (any shape, positive)."""
+        scale = threshold / 2 ** (bits - 1 if signed else bits)
+        return cls(scale, torch.zeros_like(scale, dtype=torch.int32), bits=bits, signed=signed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
+
+    def to_codes(self, x: Tensor) -> Tensor:
+        """Return the integer codes of `x`, int32, quant_min to quant_max."""
+        codes = (x / self.scale).round() + self.zero_point
+        return codes.clamp(self.quant_min, self.quant_max).to(torch.int32)
+
+    def from_codes(self, codes: Tensor) -> Tensor:
+        """Return the real values that `codes` stand for; `from_codes(to_codes(x))` is `forward(x)`."""
+        return (codes - self.zero_point) * self.scale
+
+    def extra_repr(self) -> str:
+        grids = "one grid" if self.scale.ndim == 0 else f"{self.scale.numel()} grids"
+        return f"bits={self.bits}, signed={self.signed}, {grids}"

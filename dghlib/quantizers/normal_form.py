@@ -1,0 +1,169 @@
+"""One way to write each operation, so that later steps need not care how a network was written.
+
+* Operations in place become ordinary ones, and whoever read the overwritten tensor later reads the result.
+* Convolutions, linear layers and batch norms that were called as functions become modules.
+* What does nothing in eval mode (dropout, identity, stochastic depth) disappears.
+"""
+
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torchvision.ops import stochastic_depth
+
+from dghlib.quantizers.operations import called_module
+
+
+def to_normal_form(graph: fx.GraphModule) -> None:
+    """Rewrite a traced graph, in place, as the module's docstring says."""
+    _make_out_of_place(graph)
+    _turn_functions_into_layers(graph)
+    _drop_what_does_nothing(graph)
+    graph.graph.eliminate_dead_code()
+    graph.graph.lint()
+    graph.recompile()
+
+
+def _bound(node: fx.Node) -> inspect.BoundArguments | None:
+    """Return the arguments of a function's call by name; None for built-ins and other nodes."""
+    if node.op != "call_function" or not callable(node.target):
+        return None
+    try:
+        return inspect.signature(node.target).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):
+        return None
+
+
+# Operations in place
+
+_AUGMENTED: dict[Any, Callable] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+def _make_out_of_place(graph: fx.GraphModule) -> None:
+    order = {node: index for index, node in enumerate(graph.graph.nodes)}
+    for node in order:
+        if not _was_in_place(graph, node):
+            continue
+        overwritten = node.all_input_nodes[0]
+        for reader in list(overwritten.users):
+            if order[reader] > order[node]:
+                reader.replace_input_with(overwritten, node)
+    for module in graph.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+
+
+def _was_in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether a node works in place; if it is a function or method, make it its ordinary twin."""
+    if (module := called_module(graph, node)) is not None:
+        return bool(getattr(module, "inplace", False))
+    if (bound := _bound(node)) and bound.arguments.get("inplace"):
+        bound.arguments["inplace"] = False
+        node.args, node.kwargs = bound.args, bound.kwargs
+        return True
+    if (twin := _ordinary_twin(node)) is not None:
+        node.target = twin
+        return True
+    return False
+
+
+def _ordinary_twin(node: fx.Node) -> Callable | str | None:
+    """Return what `relu_` is to be replaced by, `relu`; None if the node's name does not end so."""
+    if node.target in _AUGMENTED:
+        return _AUGMENTED[node.target]
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    plain = name.removesuffix("_")
+    if plain == name or name.endswith("__") or node.op not in ("call_method", "call_function"):
+        return None
+    if node.op == "call_method":
+        return plain if hasattr(Tensor, plain) else None
+    return getattr(F, plain, None) or getattr(torch, plain, None)
+
+
+# Functions that are layers
+
+_ARGUMENTS: dict[Any, tuple[str, ...]] = {
+    F.linear: ("input", "weight", "bias"),
+    F.conv1d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+}
+_UNKNOWN = object()  # a value that depends on the images
+
+
+def _turn_functions_into_layers(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target not in _ARGUMENTS:
+            continue
+        arguments = {**dict(zip(_ARGUMENTS[node.target], node.args, strict=False)), **node.kwargs}
+        source = arguments.pop("input")
+        values = {name: _constant(graph, value) for name, value in arguments.items()}
+        if values.get("training") or any(value is _UNKNOWN for value in values.values()):
+            continue  # stays a function, in float
+        name = f"{node.name}_layer"
+        graph.add_submodule(name, _layer(node.target, values).requires_grad_(False).eval())
+        with graph.graph.inserting_before(node):
+            call = graph.graph.call_module(name, (source,))
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        graph.graph.erase_node(node)
+
+
+def _constant(graph: fx.GraphModule, value: Any) -> Any:
+    """Return the value of an argument, computed if need be, or _UNKNOWN if it depends on the images."""
+    if not isinstance(value, fx.Node):
+        return value
+    if value.op == "get_attr":
+        return operator.attrgetter(str(value.target))(graph)
+    known = {node: _constant(graph, node) for node in value.all_input_nodes}
+    if value.op not in ("call_function", "call_method") or any(v is _UNKNOWN for v in known.values()):
+        return _UNKNOWN
+    args, kwargs = fx.node.map_arg((value.args, value.kwargs), known.__getitem__)
+    if isinstance(value.target, str):
+        return getattr(args[0], value.target)(*args[1:], **kwargs)
+    return value.target(*args, **kwargs)
+
+
+def _layer(function: Callable, values: dict[str, Any]) -> nn.Module:
+    """Return a module that does what `function` does with these constant arguments."""
+    weight, bias = values.pop("weight", None), values.pop("bias", None)
+    module: nn.Module
+    if function is F.batch_norm:
+        mean, variance = values["running_mean"], values["running_var"]
+        module = nn.BatchNorm2d(len(mean), eps=values.get("eps", 1e-5), affine=weight is not None)
+        module.running_mean, module.running_var = mean.clone(), variance.clone()
+    elif function is F.linear:
+        module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    else:
+        kind: Any = nn.Conv2d if function is F.conv2d else nn.Conv1d
+        inputs = weight.shape[1] * values.get("groups", 1)
+        module = kind(inputs, weight.shape[0], tuple(weight.shape[2:]), bias=bias is not None, **values)
+    if weight is not None:
+        module.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        module.bias = nn.Parameter(bias.detach().clone())
+    return module
+
+
+# What does nothing
+
+_IDLE_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_IDLE_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, stochastic_depth)
+
+
+def _drop_what_does_nothing(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        bound = _bound(node) if node.target in _IDLE_FUNCTIONS else None
+        idle_function = bound is not None and bound.arguments.get("training") is False
+        if idle_function or type(called_module(graph, node)) in _IDLE_MODULES:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.graph.erase_node(node)

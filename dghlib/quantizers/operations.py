@@ -1,0 +1,147 @@
+"""What the nodes of a traced graph do, seen from quantization.
+
+`kind_of` puts every node into one of a few kinds, whether it was written as a module, a function or a method:
+
+* LAYER: has a weight and a bias, and sums products: convolutions and linear layers;
+* BATCH_NORM: one that could not be folded: an affine map per channel;
+* ACTIVATION: element by element, one tensor in; hardware computes it while the sum is still wide;
+* ARITHMETIC: two tensors (or a tensor and a number), element by element;
+* MOVEMENT: puts values elsewhere, or picks some, and makes no new ones: its output lies on its input's grid;
+* OTHER: anything else that computes (pooling by averages, softmax, concatenation of different grids, ...);
+* IMAGE: the network's input;  NOTHING: no tensor comes out (sizes, outputs), or a constant does.
+"""
+
+import operator
+from collections.abc import Iterator
+from enum import Enum, auto
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear
+
+
+class Kind(Enum):
+    """What a node does; see the module's docstring."""
+
+    IMAGE = auto()
+    LAYER = auto()
+    BATCH_NORM = auto()
+    ACTIVATION = auto()
+    ARITHMETIC = auto()
+    MOVEMENT = auto()
+    OTHER = auto()
+    NOTHING = auto()
+
+
+# Each operation by every name that it has: module classes, functions, methods of Tensor (as strings).
+RELU = {nn.ReLU, F.relu, torch.relu, "relu"}
+RELU6 = {nn.ReLU6, F.relu6, nn.Hardtanh, F.hardtanh}
+NEGATIVE_TAIL = {
+    nn.PReLU,
+    F.prelu,
+    nn.ELU,
+    F.elu,
+    nn.Hardswish,
+    F.hardswish,
+    nn.SiLU,
+    F.silu,
+    nn.GELU,
+    F.gelu,
+}
+ACTIVATIONS = {
+    *RELU,
+    *RELU6,
+    *NEGATIVE_TAIL,
+    *{nn.LeakyReLU, F.leaky_relu, nn.Mish, F.mish, nn.SELU, F.selu, nn.CELU, F.celu, nn.Softplus, F.softplus},
+    *{nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid", nn.Hardsigmoid, F.hardsigmoid},
+    *{nn.Tanh, F.tanh, torch.tanh, "tanh"},
+}
+ARITHMETIC = {
+    *{operator.add, torch.add, "add", operator.sub, torch.sub, "sub"},
+    *{operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"},
+}
+AVERAGE_POOLING = {nn.AvgPool2d, F.avg_pool2d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d}
+RESHAPES = {
+    *{nn.Flatten, torch.flatten, "flatten", torch.reshape, "reshape", "view", nn.Unflatten, "unflatten"},
+    *{torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", "contiguous", "clone", "detach"},
+}
+MOVEMENTS = {
+    *RESHAPES,
+    *{nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d},
+    *{torch.transpose, "transpose", torch.permute, "permute", "t", "expand", "repeat", torch.flip, "flip"},
+    *{
+        torch.chunk,
+        "chunk",
+        torch.split,
+        "split",
+        torch.unbind,
+        "unbind",
+        operator.getitem,
+        "select",
+        "narrow",
+    },
+    *{F.pad, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d},
+    *{nn.ChannelShuffle, F.channel_shuffle, nn.PixelShuffle, F.pixel_shuffle, nn.PixelUnshuffle},
+}
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Say whether a module is a batch norm with torch's own forward, or torchvision's frozen one."""
+    forwards = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)  # 1d and 3d share the first
+    return type(module) is FrozenBatchNorm2d or type(module).forward in forwards
+
+
+def called_module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """Return the module that a node calls, or None if it calls none."""
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def does(graph: fx.GraphModule, node: fx.Node, operations: set) -> bool:
+    """Say whether a node performs one of the `operations`, in whatever way it was written."""
+    module = called_module(graph, node)
+    if module is not None:
+        return type(module) in operations
+    return node.op in ("call_function", "call_method") and node.target in operations
+
+
+def kind_of(graph: fx.GraphModule, node: fx.Node) -> Kind:
+    """Return what a node does. Needs the shapes that `graph.folded_graph` leaves in `node.meta`."""
+    if node.op == "placeholder":
+        return Kind.IMAGE
+    if node.op in ("output", "get_attr") or "shape" not in node.meta:
+        # a tuple of tensors, as from `chunk`, moves on to the `getitem` that picks one
+        return Kind.MOVEMENT if does(graph, node, MOVEMENTS) and node.op != "output" else Kind.NOTHING
+    module = called_module(graph, node)
+    if isinstance(module, LAYERS):
+        return Kind.LAYER
+    if module is not None and is_batch_norm(module):
+        return Kind.BATCH_NORM
+    named = {Kind.ACTIVATION: ACTIVATIONS, Kind.ARITHMETIC: ARITHMETIC, Kind.MOVEMENT: MOVEMENTS}
+    return next((kind for kind, operations in named.items() if does(graph, node, operations)), Kind.OTHER)
+
+
+def layer_calls(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, Layer]]:
+    """Yield every call of a convolution or linear layer, in the order of computation, with the layer."""
+    for node in graph.graph.nodes:
+        module = called_module(graph, node)
+        if isinstance(module, LAYERS):
+            yield node, module
+
+
+def layer_at(graph: fx.GraphModule, path: str) -> Layer:
+    """Return the convolution or linear layer of that module path, or raise TypeError if it is another module."""
+    layer = graph.get_submodule(path)
+    if not isinstance(layer, LAYERS):
+        raise TypeError(f"{path!r} is a {type(layer).__name__}, not a convolution or linear layer")
+    return layer
+
+
+def source_of(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Return the node that computed the values which `node` holds: itself, or one before all movements."""
+    while kind_of(graph, node) is Kind.MOVEMENT:
+        node = node.all_input_nodes[0]
+    return node

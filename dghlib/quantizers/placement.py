@@ -1,0 +1,86 @@
+"""Which tensors get a quantizer, and of how many bits.
+
+A *placement* is a function from a graph to the names of the nodes whose output is quantized, in order of
+computation. Every consumer of a tensor reads the same quantized one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import fx
+from torch.utils._pytree import tree_leaves
+
+from dghlib.quantizers.grid import FLOAT_BITS
+from dghlib.quantizers.operations import RELU, RELU6, Kind, does, kind_of, layer_calls, source_of
+
+BIT_POLICIES = ("full", "academic")
+_SPARED_BITS = 8  # of what the academic setting spares
+
+_COMPUTING = (Kind.IMAGE, Kind.LAYER, Kind.BATCH_NORM, Kind.ACTIVATION, Kind.ARITHMETIC, Kind.OTHER)
+
+
+def every_tensor(graph: fx.GraphModule) -> list[str]:
+    """Return every tensor that hardware would write to memory, as HPTQ and its authors' toolkit have it.
+
+    The image, sums before they are added to a shortcut, averages and logits included. An activation function
+    is one with the layer before it, and a ReLU or ReLU6 with the addition before it: only the result is
+    written. What moves values about (max pooling, reshapes, concatenation's parts, padding) keeps their grid.
+    """
+    names = []
+    for node in graph.graph.nodes:
+        kind = kind_of(graph, node)
+        if kind in _COMPUTING and not _fused_with_reader(graph, node, kind):
+            names.append(node.name)
+    return names
+
+
+def _fused_with_reader(graph: fx.GraphModule, node: fx.Node, kind: Kind) -> bool:
+    if len(node.users) != 1:
+        return False
+    reader = next(iter(node.users))
+    if kind in (Kind.LAYER, Kind.BATCH_NORM):
+        return kind_of(graph, reader) is Kind.ACTIVATION
+    return kind is Kind.ARITHMETIC and does(graph, reader, RELU | RELU6)
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits per quantizer; what stays in float is left out.
+
+    Attributes:
+        weights: by module path.
+        activations: by node name.
+    """
+
+    weights: Mapping[str, int]
+    activations: Mapping[str, int]
+
+
+def assign_bits(graph: fx.GraphModule, tensors: list[str], weight_bits: int, activation_bits: int, policy: str) -> Bits:
+    """Return the bits of every layer's weight and of every one of `tensors`.
+
+    "full" gives all of them the same. "academic" spares the ends as the reconstruction papers do: weights of
+    the first and the last layer and the tensors that enter the first, second and last layer keep at least 8
+    bits, and the network's outputs stay in float.
+    """
+    calls = [node for node, _ in layer_calls(graph)]
+    weights = {str(call.target): weight_bits for call in calls}
+    activations = dict.fromkeys(tensors, activation_bits)
+    if policy == "academic":
+        for call in calls[:1] + calls[-1:]:
+            weights[str(call.target)] = max(weight_bits, _SPARED_BITS)
+        for call in calls[:2] + calls[-1:]:
+            source = source_of(graph, call.all_input_nodes[0]).name
+            activations[source] = max(activation_bits, _SPARED_BITS)
+        for output in _outputs(graph):
+            activations.pop(source_of(graph, output).name, None)
+    return Bits(_quantized(weights), _quantized(activations))
+
+
+def _outputs(graph: fx.GraphModule) -> list[fx.Node]:
+    (end,) = (node for node in graph.graph.nodes if node.op == "output")
+    return [leaf for leaf in tree_leaves(end.args) if isinstance(leaf, fx.Node)]
+
+
+def _quantized(bits: dict[str, int]) -> dict[str, int]:
+    return {name: width for name, width in bits.items() if width != FLOAT_BITS}

@@ -1,0 +1,144 @@
+"""A network with quantizers in it, and its file."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, fx, nn
+
+from dghlib.models import FloatModel
+from dghlib.quantizers.graph import device_of, folded_graph
+from dghlib.quantizers.grid import UniformQuantizer
+from dghlib.quantizers.layers import QuantizedLayer, channel_axis
+from dghlib.quantizers.operations import Layer, layer_at
+from dghlib.records import write_atomically
+
+_FORMAT = 1
+_ACTIVATIONS = "activation_quantizers"
+
+
+class QuantizedModel(nn.Module):
+    """A network in simulated quantization: normalised images (N, C, H, W) in, logits out, in float on grids.
+
+    Args:
+        graph: from `folded_graph`; it is taken over and changed.
+        weights: quantizers of weights, by the path of the layer's module.
+        activations: quantizers of tensors, by the name of the node that computes them.
+        about: plain facts for the file: the float model's name, the method, its settings.
+
+    Layers and tensors that are not named stay in float.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        weights: Mapping[str, UniformQuantizer],
+        activations: Mapping[str, UniformQuantizer],
+        about: Mapping[str, Any],
+    ):
+        super().__init__()
+        self.about = dict(about)
+        self.graph = graph
+        for path, quantizer in weights.items():
+            graph.set_submodule(path, QuantizedLayer(layer_at(graph, path), quantizer))
+        graph.add_submodule(_ACTIVATIONS, nn.ModuleDict(activations))
+        for node in list(graph.graph.nodes):
+            if node.name in activations:
+                _insert_after(graph.graph, node)
+        graph.graph.lint()
+        graph.recompile()
+        self.to(device_of(graph))
+
+    def forward(self, images: Tensor) -> Any:
+        return self.graph(images)
+
+    def weight_quantizers(self) -> dict[str, UniformQuantizer]:
+        """Return the quantizer of every quantized weight, by the path of its layer."""
+        layers = {p: module for p, module in self.graph.named_modules() if isinstance(module, QuantizedLayer)}
+        quantizers = {path: layer.weight_quantizer for path, layer in layers.items()}
+        return {path: grid for path, grid in quantizers.items() if isinstance(grid, UniformQuantizer)}
+
+    def activation_quantizers(self) -> dict[str, UniformQuantizer]:
+        """Return the quantizer of every quantized tensor, by its name, in the order of computation."""
+        return dict(self.graph.get_submodule(_ACTIVATIONS).items())  # type: ignore[operator]
+
+    def save(self, path: Path) -> None:
+        """Write tensors and grids to one safetensors file.
+
+        The architecture is not in it: `load` takes it from the float model.
+
+        Raises:
+            OSError: the file cannot be written; nothing is left behind.
+        """
+        header = {
+            "format": _FORMAT,
+            "about": self.about,
+            "weights": {name: [q.bits, q.signed] for name, q in self.weight_quantizers().items()},
+            "activations": {name: [q.bits, q.signed] for name, q in self.activation_quantizers().items()},
+        }
+        tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
+        metadata = {"dghlib": json.dumps(header)}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: Path, model: FloatModel) -> "QuantizedModel":
+        """Return the quantized model that `save` wrote; `model` is the float model that it was made from.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, was not written by `save`, or is of another network.
+        """
+        header, tensors = _read(path)
+        graph = folded_graph(model)
+        try:
+            weights = {name: _empty_like(layer_at(graph, name), *grid) for name, grid in header["weights"].items()}
+            activations = {
+                name: UniformQuantizer(torch.ones(()), torch.zeros(()), bits=grid[0], signed=grid[1])
+                for name, grid in header["activations"].items()
+            }
+            quantized = cls(graph, weights, activations, header["about"])
+            quantized.load_state_dict(tensors)
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"{path} holds {header['about'].get('model')!r} quantized, which does not fit the network of "
+                f"{model.name!r}: {error}"
+            ) from error
+        return quantized
+
+
+def saved_facts(path: Path) -> dict[str, Any]:
+    """Return what a quantized model's file says about itself: model, method, config.
+
+    Raises: as `QuantizedModel.load`.
+    """
+    return _read(path)[0]["about"]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no quantized model at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["dghlib"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a quantized model written by dghlib: {error}") from error
+    if header["format"] != _FORMAT:
+        raise ValueError(f"{path} has format {header['format']}, this version reads {_FORMAT}: quantize again")
+    return header, tensors
+
+
+def _empty_like(layer: Layer, bits: int, signed: bool) -> UniformQuantizer:
+    shape = [1] * layer.weight.ndim
+    shape[channel_axis(layer)] = layer.weight.shape[channel_axis(layer)]
+    return UniformQuantizer(torch.ones(shape), torch.zeros(shape), bits=bits, signed=signed)
+
+
+def _insert_after(graph: fx.Graph, node: fx.Node) -> None:
+    with graph.inserting_after(node):
+        call = graph.call_module(f"{_ACTIVATIONS}.{node.name}", (node,))
+    node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)

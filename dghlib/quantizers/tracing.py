@@ -1,0 +1,128 @@
+"""From a network to a graph of its computation, by torch.fx.
+
+The graph is that of a private copy in eval mode, in float32, without hooks, and computes the same values.
+"""
+
+import copy
+import inspect
+import linecache
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from dghlib.quantizers.operations import is_batch_norm
+
+_ROOT = "net"
+_TORCH = str(Path(torch.__file__).parent)
+
+
+class UntraceableNetwork(ValueError):
+    """A network that torch.fx cannot turn into a graph, or not into one that computes the same."""
+
+
+def trace(net: nn.Module) -> fx.GraphModule:
+    """Return the graph of a network of one input. Its modules are those of `net`, not copies.
+
+    Nodes keep `nn_module_stack` (path -> (path, class)) in their `meta`, so that blocks can be found by path.
+
+    Raises:
+        UntraceableNetwork: with the place in the network's code that torch.fx cannot follow.
+        ValueError: the network takes several inputs.
+    """
+    _check_one_input(net)
+    try:
+        recorded = _Tracer().trace(_OneInput(net))
+    except Exception as error:
+        raise UntraceableNetwork(_explanation(error, net)) from error
+    for node in recorded.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = str(node.target).removeprefix(f"{_ROOT}.")
+        stack = node.meta.get("nn_module_stack", {})
+        node.meta["nn_module_stack"] = {
+            key.removeprefix(f"{_ROOT}."): (path.removeprefix(f"{_ROOT}."), kind)
+            for key, (path, kind) in stack.items()
+            if path != _ROOT
+        }
+    return fx.GraphModule(net, recorded, class_name=type(net).__name__)
+
+
+def private_copy(net: nn.Module) -> nn.Module:
+    """Return a copy in eval mode, float32, without hooks, gradients and reparametrized weights.
+
+    Raises:
+        ValueError: the network cannot be copied.
+    """
+    try:
+        net = copy.deepcopy(net)
+    except Exception as error:
+        raise ValueError(
+            f"the network cannot be copied ({error}). Pruning and weight norm in the old style leave tensors "
+            "that torch cannot copy: make them permanent first (prune.remove, remove_weight_norm)"
+        ) from error
+    net.eval().float().requires_grad_(False)
+    for module in list(net.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name)
+        _remove_hooks(module)
+    return net
+
+
+def _remove_hooks(module: nn.Module) -> None:
+    for name, hooks in vars(module).items():
+        if name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            hooks.clear()
+
+
+class _OneInput(nn.Module):
+    """Hides optional arguments of `forward`, so that their defaults are constants of the trace."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Any:
+        return self.net(images)
+
+
+class _Tracer(fx.Tracer):
+    """Stops at every module whose forward is torch's own, also where a user's class inherits it."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        home = getattr(type(m).forward, "__module__", None) or ""
+        of_torch = home.startswith("torch.nn.") and not isinstance(m, nn.Sequential)
+        return module_qualified_name != _ROOT and (of_torch or is_batch_norm(m))
+
+
+def _check_one_input(net: nn.Module) -> None:
+    parameters = inspect.signature(net.forward).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p.name for p in parameters if p.kind in named and p.default is p.empty]
+    if len(required) > 1:
+        raise ValueError(
+            f"{type(net).__name__}.forward takes {len(required)} inputs ({', '.join(required)}), but only "
+            "networks of one input, the images, can be quantized: wrap the network in a module that fixes the "
+            "others, or quantize the part of it that takes images alone"
+        )
+
+
+def _explanation(error: Exception, net: nn.Module) -> str:
+    """Say where in the network's own code tracing failed, and what to do."""
+    names = {id(module): name for name, module in net.named_modules()}
+    place, module = "its forward", ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        first_argument = next(iter(frame.f_locals.values()), None)
+        module = names.get(id(first_argument), module)
+        if not file.startswith((_TORCH, __file__)):
+            place = f"{file}, line {line}: `{linecache.getline(file, line).strip()}`"
+    kind = type(net.get_submodule(module)).__name__
+    return (
+        f"torch.fx cannot follow {f'module {module!r}' if module else 'the network'} ({kind}) at {place}: {error}. "
+        "A network can be quantized if its path does not depend on its input: take such decisions in __init__, "
+        "or from plain numbers; or quantize the part that can be traced, e.g. FloatModel(net=net.backbone, ...)"
+    )
