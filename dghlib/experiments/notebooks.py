@@ -62,9 +62,7 @@ class OwnInterpreter(AsyncKernelManager):
         # At its default level ipykernel warns, at every start, that it talks to this process unencrypted.
         options = ["--log-level=ERROR", "--InlineBackend.figure_formats=svg"]
         environment = {RESULTS_VARIABLE: str(results_dir().absolute())}
-        return KernelSpec(
-            argv=[*command, *options], env=environment, display_name="Python 3", language="python"
-        )
+        return KernelSpec(argv=[*command, *options], env=environment, display_name="Python 3", language="python")
 
 
 def parameters_of(notebook: Path) -> dict[str, Parameter]:
@@ -143,9 +141,7 @@ def _as_type(value: object, kind: type) -> object:
     return value
 
 
-def run_notebook(
-    notebook: Path, parameters: Mapping[str, object], output: Path, *, progress: bool = True
-) -> None:
+def run_notebook(notebook: Path, parameters: Mapping[str, object], output: Path, *, progress: bool = True) -> None:
     """Execute a copy of `notebook` and write it to `output`; files that its cells write land beside `output`.
 
     While it runs, and after a failure, what has been computed is beside `output`, in `.partial.ipynb`.
@@ -167,6 +163,7 @@ def run_notebook(
             cwd=output.parent,
             kernel_name="python3",
             kernel_manager_class=OwnInterpreter,
+            start_timeout=300,  # seconds; a busy machine takes long to import
             progress_bar=False,
             stderr_file=sys.stderr if progress else None,
         )
