@@ -12,12 +12,12 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         OSError: the disk is full or the folder cannot be written; the message names `path`, nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -1,0 +1,94 @@
+"""The command line: the three steps of an engineer, settings in their types, errors in one line."""
+
+import pytest
+import torch
+
+from dghlib import cli
+from dghlib.generators import dgh
+from dghlib.images import load_images
+
+
+def _dgh(*words: str) -> int:
+    return cli.main([*words, "--threads", "1"])
+
+
+def test_generate_quantize_evaluate(tmp_path, capsys):
+    images, quantized = tmp_path / "images.safetensors", tmp_path / "model.safetensors"
+    settings = ["--set", "num_images=8", "--set", "batch_size=8", "--set", "steps=2"]
+    assert _dgh("generate", "shapes_bottleneck", "--out", str(images), *settings) == 0
+    assert load_images(images)[0].shape == (8, 3, 32, 32)
+    assert load_images(images)[1]["method"] == "dgh"
+    arguments = ["quantize", "shapes_bottleneck", "--images", str(images), "--bits", "W8A8", "--out", str(quantized)]
+    assert _dgh(*arguments) == 0
+    assert _dgh("evaluate", "shapes_bottleneck", "--quantized", str(quantized), "--num-images", "96") == 0
+    printed = capsys.readouterr().out
+    assert "8 images of shape (3, 32, 32)" in printed
+    assert "top-1" in printed
+    assert "of 96 images" in printed
+
+
+def test_calibration_with_real_images(tmp_path):
+    out = tmp_path / "model.safetensors"
+    arguments = ["--real", "shapes", "--num-images", "16", "--out", str(out)]
+    assert _dgh("quantize", "shapes_bottleneck", *arguments) == 0
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "shapes_residal", "--out", "x"], "did you mean 'shapes_residual'"),
+        (["generate", "shapes_residual", "--out", "x", "--method", "dhg"], "did you mean 'dgh'"),
+        (["generate", "shapes_residual", "--out", "x", "--set", "step=3"], "did you mean 'steps'"),
+        (["generate", "shapes_residual", "--out", "x", "--set", "steps=many"], "steps cannot be 'many'; it takes int"),
+        (["generate", "shapes_residual", "--out", "x", "--set", "steps"], "write name=value"),
+        (["generate", "shapes_residual", "--out", "x", "--set", "steps=0"], "steps must be at least 1, got 0"),
+        (["quantize", "shapes_residual", "--images", "absent", "--out", "x"], "no image set at absent"),
+        (["evaluate", "shapes_residual", "--quantized", "absent"], "absent"),
+        (["data", "cifar"], "did you mean 'cifar10'"),
+        (["run", "table22"], "did you mean 'table2'"),
+        (["run", "table2", "--models", "resnet"], "model must be one of"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(arguments, message, capsys):
+    assert _dgh(*arguments) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("dgh: ")
+    assert message in error
+
+
+def test_settings_are_read_in_the_types_of_their_fields():
+    words = ["steps=5", "scope=none", "slack=0.5", "output_power=1", "spread=variance", "clip=true", "extra_pixels=2"]
+    assert cli._settings(dgh.Config(), words) == {
+        "steps": 5,
+        "scope": None,
+        "slack": 0.5,
+        "output_power": 1,
+        "spread": "variance",
+        "clip": True,
+        "extra_pixels": 2,
+    }
+
+
+def test_ctrl_c_is_told(monkeypatch, capsys):
+    def interrupted(*args, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dgh, "generate", interrupted)
+    assert _dgh("generate", "shapes_bottleneck", "--out", "unused") == 130
+    assert "continues where it was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "quantize", "evaluate", "run", "data", "notebook", "book"])
+def test_help_teaches_by_example(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"dgh {command} " in capsys.readouterr().out.partition("example:")[2]
+
+
+def test_threads_are_set():
+    before = torch.get_num_threads()
+    assert cli.main(["evaluate", "shapes_bottleneck", "--num-images", "48", "--threads", "1"]) == 0
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)

@@ -1,0 +1,115 @@
+"""DGH: the loss falls, the parts do what they are for, scopes are what they say, long runs stay small."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dghlib.batchnorm import stored_statistics
+from dghlib.generators import dgh, noise
+from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, output_range
+
+SMALL = dgh.Config(num_images=24, batch_size=8, steps=120)
+
+
+def _distance(model, images) -> float:
+    """Return the distance of the whole set's statistics, as means over channels and layers."""
+    layers = stored_statistics(model.net, model.image_shape)
+    weights = channel_weights(layers.sizes, "mean", torch.device("cpu"))
+    with torch.no_grad():
+        return batch_norm_distance(measure(model.net, images, layers).moments[0], layers, weights, "std").item()
+
+
+@pytest.mark.parametrize("preset", dgh.PRESETS)
+def test_images_match_the_statistics_far_better_than_noise(preset, tiny_model):
+    config = replace(dgh.PRESETS[preset], num_images=24, batch_size=8, steps=120)
+    images = dgh.generate(tiny_model, config, progress=False)
+    start = _distance(tiny_model, noise.generate(tiny_model, noise.Config(num_images=24)))
+    assert _distance(tiny_model, images) < start / 5
+
+
+def test_output_stretching_stretches(tiny_model):
+    plain = dgh.generate(tiny_model, replace(SMALL, output_stretching=False), progress=False)
+    stretched = dgh.generate(tiny_model, replace(SMALL, output_weight=0.1), progress=False)
+    with torch.no_grad():
+        ranges = [output_range(tiny_model.net(images)).mean() for images in (plain, stretched)]
+    assert ranges[1] > 1.2 * ranges[0]
+
+
+def test_slack_holds_the_last_batch_norm_back(tiny_model):
+    free = dgh.generate(tiny_model, replace(SMALL, output_weight=1.0, slack=None), progress=False)
+    held = dgh.generate(tiny_model, replace(SMALL, output_weight=1.0, slack=0.1), progress=False)
+    with torch.no_grad():
+        ranges = [output_range(tiny_model.net(images)).max() for images in (free, held)]
+    assert ranges[1] < ranges[0]
+
+
+def test_a_joint_set_lets_single_images_differ(tiny_model):
+    """What the aggregation is for (section 5.1): images matched together deviate more than images matched alone."""
+
+    def deviation(scope: int | None) -> float:
+        config = replace(SMALL, scope=scope, output_stretching=False, preprocessing=False)
+        images = dgh.generate(tiny_model, config, progress=False)
+        return images.mean((2, 3)).std(0).mean().item()
+
+    assert deviation(None) > 2 * deviation(1)
+
+
+@pytest.mark.parametrize(("scope", "num_banks"), [(None, 1), (24, 1), (16, 2), (8, 3), (4, 3), (1, 3)])
+def test_scope_decides_how_many_batches_share_a_bank(scope, num_banks, tiny_model):
+    config = dgh.Config(num_images=24 if scope != 16 else 32, batch_size=8, steps=1, scope=scope)
+    run = dgh._Run(tiny_model, config, "cpu")
+    run.fill_banks()
+    assert len({id(bank) for bank, _ in run.banks}) == num_banks
+
+
+@pytest.mark.parametrize("scope", [5, 12, 48])
+def test_a_scope_that_does_not_fit_is_refused(scope):
+    with pytest.raises(ValueError, match=f"scope {scope} must divide"):
+        dgh.Config(num_images=24, batch_size=8, scope=scope)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"spread": "sd"}, "spread must be one of 'std', 'variance', got 'sd'"),
+        ({"output_power": 3}, "output_power must be one of 1, 2, got 3"),
+        ({"augmentation": "none"}, "augmentation must be one of"),
+        ({"extra_pixels": -1}, "extra_pixels must be at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        dgh.Config(**setting)
+
+
+def test_weights_never_get_gradients(tiny_model):
+    run = dgh._Run(tiny_model, SMALL, "cpu")
+    run.fill_banks()
+    run.move(0)
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in run.net.parameters())
+
+
+def test_augmentation_draws_for_every_image_or_for_the_batch(tiny_model):
+    def distinct(augmentation: str) -> int:
+        config = replace(SMALL, augmentation=augmentation, extra_pixels=4)
+        run = dgh._Run(tiny_model, config, "cpu")
+        same = run.batches[0][:1].detach().expand(8, -1, -1, -1)
+        return len(run._prepared(same).unique(dim=0))
+
+    assert distinct("batch") == 1
+    assert distinct("image") > 3
+
+
+def test_images_are_larger_than_the_crop_by_a_seventh(tiny_model):
+    model = replace(tiny_model, image_shape=(3, 224, 224))
+    assert dgh._initial_images(model, dgh.Config(num_images=1)).shape == (1, 3, 256, 256)
+    model = replace(tiny_model, image_shape=(3, 32, 64))
+    assert dgh._initial_images(model, dgh.Config(num_images=1)).shape == (1, 3, 36, 74)
+    assert dgh._initial_images(model, dgh.Config(num_images=1, preprocessing=False)).shape == (1, 3, 32, 64)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tiny_model, monkeypatch):
+    monkeypatch.setattr(dgh, "output_range", lambda output: output.sum(1) * torch.nan)
+    with pytest.raises(FloatingPointError, match="the loss of DGH is nan after 0 steps"):
+        dgh.generate(tiny_model, SMALL, progress=False)

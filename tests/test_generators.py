@@ -1,0 +1,112 @@
+"""What every generator owes: the contract, over the whole table, and resumption after kill -9."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from dghlib.batchnorm import NoBatchNorm
+from dghlib.generators import GENERATORS
+from dghlib.models import FloatModel
+
+BUDGET = {"num_images": 6, "batch_size": 4, "steps": 3}
+ITERATIVE = [name for name in GENERATORS if name != "noise"]
+
+
+def _config(name: str, **settings):
+    config = GENERATORS[name].PRESETS["default"]
+    budget = {key: value for key, value in BUDGET.items() if hasattr(config, key)}
+    return replace(config, **budget | settings)
+
+
+def _generate(name: str, model: FloatModel, **settings) -> torch.Tensor:
+    checkpoint = settings.pop("checkpoint", None)
+    return GENERATORS[name].generate(model, _config(name, **settings), progress=False, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_images_have_the_promised_form(name, tiny_model):
+    images = _generate(name, tiny_model)
+    assert images.shape == (6, 3, 8, 8)
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_the_seed_alone_decides(name, tiny_model):
+    first = _generate(name, tiny_model, seed=1)
+    torch.manual_seed(123)  # the caller's randomness has no say
+    assert torch.equal(first, _generate(name, tiny_model, seed=1))
+    assert not torch.equal(first, _generate(name, tiny_model, seed=2))
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_the_model_and_the_callers_randomness_are_untouched(name, tiny_model):
+    net = tiny_model.net.train()
+    before = copy.deepcopy(net.state_dict())
+    state = torch.get_rng_state()
+    _generate(name, tiny_model)
+    assert torch.equal(state, torch.get_rng_state())
+    assert net.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_a_network_without_batch_norm_is_refused(name):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    model = FloatModel(name="plain", net=net, image_shape=(3, 2, 2), mean=(0, 0, 0), std=(1, 1, 1))
+    with pytest.raises(NoBatchNorm, match="no batch norm"):
+        _generate(name, model)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("value", [0, -3])
+def test_counts_below_one_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"num_images must be at least 1, got {value}"):
+        _config(name, num_images=value)
+    with pytest.raises(TypeError, match="num_images must be a whole number, got 2.5"):
+        _config(name, num_images=2.5)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from conftest import make_tiny_model
+from dataclasses import replace
+from dghlib import checkpoints
+from dghlib.generators import GENERATORS
+
+checkpoints.Checkpoint.save_when_due = lambda self, state: self.save(state())
+name, steps = sys.argv[1], int(sys.argv[2])
+config = replace(GENERATORS[name].PRESETS["default"], num_images=6, batch_size=4, steps=steps)
+GENERATORS[name].generate(make_tiny_model(), config, progress=False, checkpoint=Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_kill_9_and_again_gives_the_same_images(name, tmp_path, tiny_model):
+    checkpoint, steps = tmp_path / "run.checkpoint", 400
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, name, str(steps), str(checkpoint)],
+        env=os.environ | {"PYTHONPATH": os.path.dirname(__file__), "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed: raise `steps`"
+    killed_at = torch.load(checkpoint, weights_only=True)["state"]["step"]
+    assert 0 < killed_at < steps
+    resumed = _generate(name, tiny_model, steps=steps, checkpoint=checkpoint)
+    assert torch.equal(resumed, _generate(name, tiny_model, steps=steps))

@@ -1,0 +1,139 @@
+"""Runs: found by fingerprint, resumed after kill -9, shared by two processes without double work."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dghlib.choices import UnknownName
+from dghlib.experiments import plans, run, tables
+from dghlib.records import fingerprint
+
+SMOKE = {"profile": "shapes", "budget": "smoke", "models": ["shapes_bottleneck"]}
+
+# Runs table 2 at the smoke budget, with outputs that cost a little time and nothing else, and notes what it computes.
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from dghlib.experiments import plans, run
+
+folder = Path(sys.argv[1])
+
+def outputs(self, experiment, wait):
+    time.sleep(0.1)
+    with open(folder / "log", "a") as log:
+        log.write(experiment.title + os.linesep)
+    return {"top1": 50.0}
+
+run.Workshop._outputs = outputs
+experiments = plans.table2("shapes", "smoke", models=["shapes_bottleneck"])
+assert len(run.run(experiments, results=folder / "results", progress=False)) == len(experiments)
+"""
+
+
+def _worker(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", WORKER, str(folder)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def _log(folder: Path) -> list[str]:
+    return (folder / "log").read_text().splitlines() if (folder / "log").exists() else []
+
+
+def test_a_plan_computes_records_that_say_what_they_are(tmp_path):
+    experiments = plans.table2(**SMOKE, sources=["noise", "dgh", "real"], seeds=2)
+    records = run.run(experiments, results=tmp_path / "results", progress=False)
+    assert len(records) == len(experiments) == 1 + 2 * 3 * 3
+    for path in (tmp_path / "results" / "shapes").glob("*.json"):
+        assert path.stem == fingerprint(json.loads(path.read_text())["inputs"])
+    assert all(0 <= record["outputs"]["top1"] <= 100 for record in records)
+    table = tables.accuracy(records, paper="dgh_table2")
+    assert list(table.index) == ["Gaussian noise", "ZeroQ", "DGH", "Real data", "Float"]
+    assert {"W8A8", "W4A4", "paper, W8A8"} <= set(table.columns.get_level_values(0))
+    assert "± " in table.loc["DGH", ("W8A8", "bottleneck")]
+    assert table.loc["DGH", ("paper, W8A8", "ResNet-18")] == "70.91 ± 0.02"
+    assert "test images: 96" in tables.provenance(records, budget="smoke").data
+
+
+def test_a_second_run_computes_nothing(tmp_path, monkeypatch):
+    experiments = plans.table2(**SMOKE, sources=["noise"], seeds=1, bits=["W8A8"])
+    first = run.run(experiments, results=tmp_path / "results", progress=False)
+    monkeypatch.setattr(run.Workshop, "_outputs", lambda *args: pytest.fail("computed again"))
+    assert run.run(experiments, results=tmp_path / "results", progress=False) == first
+
+
+def test_a_corrupt_record_is_computed_again(tmp_path, caplog):
+    experiments = plans.table2(**SMOKE, sources=["noise"], seeds=1, bits=["W8A8"])
+    first = run.run(experiments, results=tmp_path / "results", progress=False)
+    path = next((tmp_path / "results" / "shapes").glob("*.json"))
+    path.write_text("{torn")
+    again = run.run(experiments, results=tmp_path / "results", progress=False)
+    assert [record["outputs"]["top1"] for record in again] == [record["outputs"]["top1"] for record in first]
+    assert "kept as" in caplog.text
+
+
+def test_damaged_images_are_generated_again(tmp_path, caplog):
+    (experiment,) = plans.table2(**SMOKE, sources=["noise"], seeds=1, bits=["W8A8"])[1:]
+    images, _ = run.Workshop(tmp_path / "results").images(experiment)
+    path = next((tmp_path / "images").glob("*.safetensors"))
+    path.write_bytes(b"torn")
+    again, _ = run.Workshop(tmp_path / "results").images(experiment)
+    assert images.equal(again)
+    assert "not an image set" in caplog.text
+
+
+def test_kill_9_in_the_middle_of_a_plan_loses_one_experiment(tmp_path):
+    process = _worker(tmp_path)
+    deadline = time.monotonic() + 60
+    while len(_log(tmp_path)) < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
+    assert len(done) >= 3
+    assert _worker(tmp_path).wait() == 0
+    assert all(path.stat().st_mtime_ns == mtime for path, mtime in done.items())
+    assert sum(Counter(_log(tmp_path)).values()) <= len(plans.table2(**SMOKE)) + 1
+
+
+def test_two_processes_share_a_folder_and_do_nothing_twice(tmp_path):
+    workers = [_worker(tmp_path), _worker(tmp_path)]
+    assert [worker.wait() for worker in workers] == [0, 0]
+    assert max(Counter(_log(tmp_path)).values()) == 1
+    assert len(_log(tmp_path)) == len(plans.table2(**SMOKE))
+
+
+def test_fingerprints_depend_on_settings_and_method_versions(monkeypatch):
+    experiment = plans.table2(**SMOKE, sources=["dgh"], seeds=1)[1]
+    base = run.inputs_of(experiment)
+    changed = dataclasses.replace(
+        experiment, source_config=dataclasses.replace(experiment.source_config, output_weight=0.5)
+    )
+    assert fingerprint(run.inputs_of(changed)) != fingerprint(base)
+    monkeypatch.setattr("dghlib.generators.dgh.VERSION", 99)
+    assert fingerprint(run.inputs_of(experiment)) != fingerprint(base)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"profile": "shape"}, "did you mean 'shapes'"),
+        ({"budget": "fast"}, "unknown budget 'fast'"),
+        ({"sources": ["zerok"]}, "did you mean 'zeroq'"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_nearest(arguments, message):
+    with pytest.raises(UnknownName, match=message):
+        plans.table2(**SMOKE | arguments)
+
+
+@pytest.mark.parametrize("bits", ["48", "W4", "4A8", "WxA8"])
+def test_bits_that_cannot_be_read_are_refused(bits):
+    with pytest.raises(ValueError, match=f"bits must look like W8A8 or W4A8, got '{bits}'"):
+        plans.parse_bits(bits)
