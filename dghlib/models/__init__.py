@@ -1,0 +1,33 @@
+"""Trained networks by name."""
+
+from collections.abc import Callable
+from functools import partial
+
+from dghlib.choices import look_up
+from dghlib.models import embedded, public
+from dghlib.models.float_model import FloatModel
+
+__all__ = ["MODELS", "FloatModel", "load"]
+
+MODELS: dict[str, Callable[[], FloatModel]] = {
+    "shapes_residual": partial(embedded.load, "shapes_residual"),
+    "shapes_bottleneck": partial(embedded.load, "shapes_bottleneck"),
+    "shapes_inverted": partial(embedded.load, "shapes_inverted"),
+    "cifar10_resnet20": partial(public.cifar10_resnet, 20),
+    "cifar10_resnet56": partial(public.cifar10_resnet, 56),
+    "cifar10_mobilenetv2": public.cifar10_mobilenetv2,
+    "tiny_imagenet_mobilenetv2": public.tiny_imagenet_mobilenetv2,
+}
+
+
+def load(name: str) -> FloatModel:
+    """Return a trained network, in eval mode on the CPU; the names are the keys of MODELS.
+
+    The `shapes_*` networks ship with the package, the others are read from the data directory.
+
+    Raises:
+        UnknownName: no network has this name; the message suggests the nearest.
+        MissingAsset: the data directory lacks the weights; the message says how to get them.
+        WrongChecksum: the weights there are not the published ones.
+    """
+    return look_up(MODELS, name, "model")()

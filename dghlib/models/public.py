@@ -1,0 +1,80 @@
+"""Networks that others trained on real images, from their public checkpoints in the data directory."""
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from dghlib import assets
+from dghlib.models.classifiers import BasicBlock, MobileNetV2, ResidualNet
+from dghlib.models.float_model import FloatModel
+
+# Of pixels from 0 to 1, as each network was trained.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+# MobileNetV2 at width 0.5: rows of (expansion, channels, blocks, stride of the first block).
+HALF_WIDTH_PLAN = (
+    (1, 8, 1, 1),
+    (6, 16, 2, 1),
+    (6, 16, 3, 2),
+    (6, 32, 4, 2),
+    (6, 48, 3, 1),
+    (6, 80, 3, 2),
+    (6, 160, 1, 1),
+)
+
+
+def resnet(depth: int) -> ResidualNet:
+    """Return an untrained CIFAR-10 ResNet: 6n + 2 layers in three stages, shortcut option A."""
+    depths = ((depth - 2) // 6,) * 3
+    return ResidualNet(BasicBlock, depths, (16, 32, 64), num_classes=10, stem_channels=16, padded_shortcuts=True)
+
+
+def half_width_mobilenetv2(num_classes: int, stem_stride: int) -> MobileNetV2:
+    """Return an untrained MobileNetV2 x0.5; stem stride 1 is for 32x32 images."""
+    return MobileNetV2(
+        HALF_WIDTH_PLAN,
+        num_classes=num_classes,
+        stem_channels=16,
+        stem_stride=stem_stride,
+        head_channels=640,
+    )
+
+
+def cifar10_resnet(depth: int) -> FloatModel:
+    """Return ResNet-20 or ResNet-56 for CIFAR-10."""
+    name = f"cifar10_resnet{depth}"
+    state = {_our_resnet_key(key): tensor for key, tensor in _published(name)["state_dict"].items()}
+    net = _with_weights(resnet(depth), state)
+    return FloatModel(name=name, net=net, image_shape=(3, 32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def cifar10_mobilenetv2() -> FloatModel:
+    """Return MobileNetV2 x0.5 for CIFAR-10, which keeps the full resolution through its stem."""
+    name = "cifar10_mobilenetv2"
+    net = _with_weights(half_width_mobilenetv2(num_classes=10, stem_stride=1), _published(name))
+    return FloatModel(name=name, net=net, image_shape=(3, 32, 32), mean=CIFAR10_MEAN, std=CIFAR10_STD)
+
+
+def tiny_imagenet_mobilenetv2() -> FloatModel:
+    """Return MobileNetV2 x0.5 for the 200 classes of Tiny-ImageNet, sorted by their WordNet id."""
+    name = "tiny_imagenet_mobilenetv2"
+    net = _with_weights(half_width_mobilenetv2(num_classes=200, stem_stride=2), _published(name))
+    return FloatModel(name=name, net=net, image_shape=(3, 64, 64), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def _published(name: str) -> dict:
+    """Return what a public checkpoint holds; `weights_only`, so that opening it runs no code."""
+    return torch.load(assets.locate(name), map_location="cpu", weights_only=True)
+
+
+def _our_resnet_key(key: str) -> str:
+    """Translate a parameter's name: "module.layer1.0.bn1.bias" is our "stages.0.0.bn1.bias"."""
+    key = key.removeprefix("module.")
+    return re.sub(r"^layer(\d)", lambda match: f"stages.{int(match[1]) - 1}", key)
+
+
+def _with_weights(net: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    net.load_state_dict(state)
+    return net.eval()
