@@ -39,8 +39,8 @@ def folded_graph(model: FloatModel) -> fx.GraphModule:
     net = private_copy(model.net)
     noise = torch.randn(2, *model.image_shape, generator=torch.Generator().manual_seed(0)).to(device_of(net))
     with torch.no_grad():
-        expected = net(noise)
         graph = trace(net)
+        expected = net(noise)
         to_normal_form(graph)
         fold_batch_norms(graph)
         computed = _ShapeRecorder(graph).run(noise)

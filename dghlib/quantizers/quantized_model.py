@@ -51,7 +51,7 @@ class QuantizedModel(nn.Module):
                 _insert_after(graph.graph, node)
         graph.graph.lint()
         graph.recompile()
-        self.to(device_of(graph))
+        self.to(device_of(graph)).eval()
 
     def forward(self, images: Tensor) -> Any:
         return self.graph(images)

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from dghlib.quantizers.operations import is_batch_norm
 
-_ROOT = "net"
+_PREFIX = "net."  # of all names inside _OneInput
 _TORCH = str(Path(torch.__file__).parent)
 
 
@@ -39,14 +39,10 @@ def trace(net: nn.Module) -> fx.GraphModule:
     except Exception as error:
         raise UntraceableNetwork(_explanation(error, net)) from error
     for node in recorded.nodes:
-        if node.op in ("call_module", "get_attr"):
-            node.target = str(node.target).removeprefix(f"{_ROOT}.")
+        if node.op == "get_attr":
+            node.target = str(node.target).removeprefix(_PREFIX)
         stack = node.meta.get("nn_module_stack", {})
-        node.meta["nn_module_stack"] = {
-            key.removeprefix(f"{_ROOT}."): (path.removeprefix(f"{_ROOT}."), kind)
-            for key, (path, kind) in stack.items()
-            if path != _ROOT
-        }
+        node.meta["nn_module_stack"] = {key: value for key, value in stack.items() if key}
     return fx.GraphModule(net, recorded, class_name=type(net).__name__)
 
 
@@ -66,16 +62,19 @@ def private_copy(net: nn.Module) -> nn.Module:
     net.eval().float().requires_grad_(False)
     for module in list(net.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name)
-        _remove_hooks(module)
+            _make_parametrized_permanent(module)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+            hooks.clear()
     return net
 
 
-def _remove_hooks(module: nn.Module) -> None:
-    for name, hooks in vars(module).items():
-        if name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            hooks.clear()
+def _make_parametrized_permanent(module: Any) -> None:
+    """Do what torch's `remove_parametrizations` does, which would also strip the class that the original shares."""
+    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+    del module.parametrizations
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 class _OneInput(nn.Module):
@@ -90,12 +89,16 @@ class _OneInput(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Stops at every module whose forward is torch's own, also where a user's class inherits it."""
+    """Names modules as the network does, and stops at those whose forward is torch's own, inherited or not."""
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        path = super().path_of_module(mod)
+        return path.removeprefix(_PREFIX) if path != "net" else ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         home = getattr(type(m).forward, "__module__", None) or ""
         of_torch = home.startswith("torch.nn.") and not isinstance(m, nn.Sequential)
-        return module_qualified_name != _ROOT and (of_torch or is_batch_norm(m))
+        return module_qualified_name != "" and (of_torch or is_batch_norm(m))
 
 
 def _check_one_input(net: nn.Module) -> None:

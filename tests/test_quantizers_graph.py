@@ -1,0 +1,354 @@
+"""The folded graph: equal to the network, whatever way it is written; refusals that say where and what to do."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrizations
+from torchvision.ops import FrozenBatchNorm2d
+
+from dghlib.models import FloatModel
+from dghlib.quantizers import UntraceableNetwork
+from dghlib.quantizers.graph import folded_graph
+from dghlib.quantizers.operations import is_batch_norm
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, FrozenBatchNorm2d)
+
+
+def with_random_statistics(net: nn.Module) -> nn.Module:
+    """Fill every batch norm of a network with statistics of some layer that was trained."""
+    rng = torch.Generator().manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, BATCH_NORMS):
+            state = module.state_dict()
+            state["running_mean"].normal_(0, 0.2, generator=rng)
+            state["running_var"].uniform_(0.5, 1.5, generator=rng)
+            if "weight" in state:
+                state["weight"].normal_(generator=rng)
+                state["bias"].normal_(0, 0.2, generator=rng)
+    return net.eval()
+
+
+def as_model(net: nn.Module, size: int = 8) -> FloatModel:
+    shape = (3, size, size)
+    return FloatModel(name="net", net=net, image_shape=shape, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def check_equal(net: nn.Module, size: int = 8) -> fx.GraphModule:
+    """Check that the folded graph computes what `net` does, on images that folding has not seen."""
+    graph = folded_graph(as_model(with_random_statistics(net), size))
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        torch.testing.assert_close(graph(images), net(images.clone()), rtol=1e-5, atol=1e-5)
+    return graph
+
+
+def batch_norms(net: nn.Module) -> list[str]:
+    return [name for name, module in net.named_modules() if is_batch_norm(module)]
+
+
+class Written(nn.Module):
+    """A network of a few layers whose forward is given: layers are called a, b, bn, relu, linear."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: nn.Module):
+        super().__init__()
+        standard = {
+            "a": nn.Conv2d(3, 4, 3, padding=1),
+            "b": nn.Conv2d(4, 4, 3, padding=1),
+            "bn": nn.BatchNorm2d(4),
+            "relu": nn.ReLU(),
+            "linear": nn.Linear(4, 5),
+        }
+        for name, layer in (standard | layers).items():
+            self.add_module(name, layer)
+        self.written = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.written(self, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "left"),
+    [
+        ("resnet18", 32, 0),
+        ("mobilenet_v2", 32, 0),
+        ("densenet121", 32, 62),
+        ("efficientnet_b0", 32, 0),
+        ("mobilenet_v3_small", 32, 0),
+        ("googlenet", 32, 0),
+        ("shufflenet_v2_x0_5", 32, 0),
+        ("regnet_y_400mf", 32, 0),
+    ],
+)
+def test_torchvision_networks_fold(name: str, size: int, left: int) -> None:
+    """The auxiliary heads of GoogLeNet are not reached; half of DenseNet's batch norms have nothing to fold into."""
+    options = {"init_weights": False} if name == "googlenet" else {}
+    net = getattr(torchvision.models, name)(weights=None, **options)
+    assert len(batch_norms(check_equal(net, size))) == left
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 6, 3, bias=False),
+        nn.Conv2d(3, 6, 3, groups=3, padding=1, padding_mode="reflect"),
+        nn.ConvTranspose2d(3, 6, 3, stride=2),
+        nn.ConvTranspose2d(3, 6, 3, groups=3, bias=False),
+    ],
+)
+@pytest.mark.parametrize(
+    "batch_norm",
+    [nn.BatchNorm2d(6, eps=0.1), nn.BatchNorm2d(6, affine=False), FrozenBatchNorm2d(6, eps=0.01)],
+)
+def test_layers_fold(layer: nn.Module, batch_norm: nn.Module) -> None:
+    net = nn.Sequential(copy.deepcopy(layer), copy.deepcopy(batch_norm), nn.ReLU(inplace=True))
+    assert not batch_norms(check_equal(net))
+
+
+def test_linear_layers_fold() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.Dropout(), nn.BatchNorm1d(5))
+    assert not batch_norms(check_equal(net))
+
+
+def test_folding_is_exact_for_extreme_statistics() -> None:
+    """In float32, 1e4 - 1e4 and slopes of 1e-6 would cost digits."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=1e-12)).eval()
+    state = net.state_dict()
+    state["0.bias"] += 1000
+    state["1.running_mean"] += 1000
+    state["1.running_var"] *= 1e-4
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = copy.deepcopy(net).double()(images.double())
+        torch.testing.assert_close(folded_graph(as_model(net))(images).double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def two_readers(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    return net.bn(x) + x
+
+
+def shared_convolution(net: Any, x: Tensor) -> Tensor:
+    x = net.bn(net.b(net.a(x)))
+    return net.bn(net.b(x))
+
+
+def shared_convolution_read_plainly_once(net: Any, x: Tensor) -> Tensor:
+    return net.b(net.bn(net.b(net.a(x))))
+
+
+def shared_batch_norm(net: Any, x: Tensor) -> Tensor:
+    return net.bn(net.b(net.relu(net.bn(net.a(x)))))
+
+
+def batch_norm_first(net: Any, x: Tensor) -> Tensor:
+    return net.a(net.first(x))
+
+
+@pytest.mark.parametrize(
+    ("forward", "left"),
+    [
+        (two_readers, 1),
+        (shared_convolution, 0),
+        (shared_convolution_read_plainly_once, 1),
+        (shared_batch_norm, 0),
+        (batch_norm_first, 1),
+    ],
+)
+def test_only_what_is_alone_folds(forward: Callable, left: int) -> None:
+    net = Written(forward, first=nn.BatchNorm2d(3))
+    assert len(batch_norms(check_equal(net))) == left
+
+
+def test_two_batch_norms_in_a_row_fold() -> None:
+    assert not batch_norms(check_equal(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4))))
+
+
+def test_tied_weights_do_not_fold_into_each_other() -> None:
+    net: Any = Written(lambda net, x: net.c(net.bn(net.b(net.a(x)))), c=nn.Conv2d(4, 4, 3, padding=1))
+    net.c.weight = net.b.weight
+    check_equal(net)
+
+
+# Ways to write a network
+
+
+def overwritten_by_a_function(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    y = F.relu(x, inplace=True)
+    return net.b(y) + x  # x is y by now
+
+
+def overwritten_by_a_method(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    x.add_(1).mul_(2)
+    return net.b(torch.relu_(x))
+
+
+def overwritten_by_a_module(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    net.in_place(x)
+    return net.b(x) + x
+
+
+def as_functions(net: Any, x: Tensor) -> Tensor:
+    x = F.conv2d(x, net.a.weight, net.a.bias, padding=1)
+    x = F.batch_norm(x, net.bn.running_mean, net.bn.running_var, net.bn.weight, net.bn.bias, eps=0.01)
+    return F.linear(F.dropout(x, 0.5, net.training).relu().mean((2, 3)), weight=net.linear.weight)
+
+
+def standardized_weight(net: Any, x: Tensor) -> Tensor:
+    weight = net.a.weight - net.a.weight.mean((1, 2, 3), keepdim=True)
+    return net.bn(F.conv2d(x, weight * 2, None, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [overwritten_by_a_function, overwritten_by_a_method, overwritten_by_a_module, as_functions, standardized_weight],
+)
+def test_ways_to_write_a_network(forward: Callable) -> None:
+    graph = check_equal(Written(forward, in_place=nn.ReLU(inplace=True)))
+    assert not batch_norms(graph)
+    for node in graph.graph.nodes:
+        assert not str(node.target).endswith("_")
+        assert node.target not in (F.conv2d, F.linear, F.batch_norm, F.dropout)
+
+
+def test_classes_that_inherit_from_torch() -> None:
+    class MyConv(nn.Conv2d):
+        pass
+
+    class Doubling(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    class MyBatchNorm(nn.BatchNorm2d):
+        pass
+
+    assert not batch_norms(check_equal(nn.Sequential(MyConv(3, 4, 3), MyBatchNorm(4))))
+    assert len(batch_norms(check_equal(nn.Sequential(Doubling(3, 4, 3), MyBatchNorm(4))))) == 1
+
+
+def test_optional_inputs_keep_their_default() -> None:
+    class WithMask(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            x = self.conv(x)
+            return x if mask is None else x * mask
+
+    check_equal(WithMask())
+
+
+def test_reparametrized_and_half_precision_weights() -> None:
+    check_equal(nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)))
+    half = copy.deepcopy(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).half().eval()
+    assert next(folded_graph(as_model(half)).parameters()).dtype == torch.float32
+    assert next(half.parameters()).dtype == torch.float16
+
+
+def test_blocks_are_found_by_path() -> None:
+    """Reconstruction will need them: the module stack of a node names the blocks around it."""
+    graph = folded_graph(as_model(torchvision.models.resnet18().eval(), 32))
+    (add,) = (node for node in graph.graph.nodes if node.name == "add")
+    assert list(add.meta["nn_module_stack"]) == ["layer1", "layer1.0"]
+    assert add.meta["shape"] == (2, 64, 8, 8)
+
+
+# The network is left as it is
+
+
+def test_the_network_is_left_as_it_is() -> None:
+    net: Any = with_random_statistics(Written(overwritten_by_a_module, in_place=nn.ReLU(inplace=True)))
+    seen: list[str] = []
+    handle = net.a.register_forward_hook(lambda *_: seen.append("hook"))
+    net.a.weight.grad = torch.ones_like(net.a.weight)
+    net.train()
+    net.b.eval()
+    before = copy.deepcopy(net.state_dict())
+    random_state = torch.get_rng_state()
+    graph = folded_graph(as_model(net))
+
+    assert seen == []
+    assert not any(module.training for module in graph.modules())
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert torch.equal(net.a.weight.grad, torch.ones_like(net.a.weight))
+    assert net.training
+    assert net.in_place.inplace
+    assert not net.b.training
+    assert net.a.weight.requires_grad
+    assert handle.id in net.a._forward_hooks
+    assert torch.equal(random_state, torch.get_rng_state())
+
+
+# Refusals
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if x.sum() > 0:
+            x = x + 1
+        return x
+
+
+def test_untraceable_networks_are_refused_with_the_place() -> None:
+    net = nn.Sequential(nn.Identity(), nn.ModuleDict({"head": Branching()})["head"])
+    with pytest.raises(UntraceableNetwork) as raised:
+        folded_graph(as_model(net))
+    for part in ("module '1' (Branching)", "test_quantizers_graph.py", "if x.sum() > 0:", "FloatModel(net="):
+        assert part in str(raised.value)
+
+
+def test_networks_that_hide_from_tracing_are_refused() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.calls = nn.Conv2d(3, 4, 3), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.conv(x) * self.calls
+
+    with pytest.raises(UntraceableNetwork, match="differs from the original"):
+        folded_graph(as_model(Counting().eval()))
+
+
+def test_networks_of_two_inputs_are_refused() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    with pytest.raises(ValueError, match=r"Two\.forward takes 2 inputs \(x, y\)"):
+        folded_graph(as_model(Two()))
+
+
+def test_batch_norms_without_statistics_are_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    with pytest.raises(ValueError, match="batch norm '1' keeps no running statistics"):
+        folded_graph(as_model(net))
+
+
+@pytest.mark.parametrize("tensor", ["0.weight", "1.running_var"])
+def test_broken_tensors_are_named(tensor: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    net.state_dict()[tensor].view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match=tensor):
+        folded_graph(as_model(net))
+
+
+def test_weights_that_stay_in_float_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    net = Written(lambda net, x: net.attention(*[x.flatten(2)] * 3)[0], attention=nn.MultiheadAttention(64, 1)).eval()
+    folded_graph(as_model(net))
+    assert "attention (MultiheadAttention)" in caplog.text

@@ -1,0 +1,112 @@
+"""Histograms and threshold searches: against direct computation on the values themselves."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dghlib.quantizers.calibration import HALF_BINS, Histogram, power_of_two_above
+from dghlib.quantizers.grid import UniformQuantizer
+from dghlib.quantizers.ranges import SMALLEST_THRESHOLD, activation_threshold, weight_thresholds
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def histogram_of(*batches: Tensor) -> Histogram:
+    histogram = Histogram()
+    for batch in batches:
+        histogram.update(batch)
+    return histogram
+
+
+def error(x: Tensor, threshold: Tensor | float, bits: int, signed: bool) -> Tensor:
+    """Return the squared error per row of `x`, computed on the values."""
+    grid = UniformQuantizer.from_threshold(torch.as_tensor(threshold), bits=bits, signed=signed)
+    return (grid(x) - x).square().sum(-1)
+
+
+def test_batches_merge_to_the_histogram_of_all_values() -> None:
+    """Also when later batches reach much further than the first."""
+    batches = [0.01 * randn(1000), randn(500, seed=1), 37 * randn(2000, seed=2), 1e-4 * randn(10, seed=3)]
+    merged, whole = histogram_of(*batches), histogram_of(torch.cat(batches))
+    assert merged.reach == whole.reach == power_of_two_above(max(b.abs().max().item() for b in batches))
+    assert torch.equal(merged.counts, whole.counts)
+    assert merged.counts.sum() == 3510
+    assert (merged.minimum, merged.maximum) == (whole.minimum, whole.maximum)
+
+
+def test_a_histogram_that_grows_beyond_its_resolution_keeps_signs() -> None:
+    histogram = histogram_of(torch.tensor([-1e-4, 1e-4, 1e-4]), torch.tensor([1e6]))
+    assert histogram.counts[:HALF_BINS].sum() == 1
+    assert histogram.counts[HALF_BINS:].sum() == 3
+
+
+@pytest.mark.parametrize("extreme", [2.0, -2.0])
+def test_a_value_on_the_edge_is_counted(extreme: float) -> None:
+    histogram = histogram_of(torch.tensor([extreme]))
+    assert histogram.reach == 2.0
+    assert histogram.counts[-1 if extreme > 0 else 0] == 1
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    for broken in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="values reach from"):
+            histogram_of(torch.tensor([0.0, broken]))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("kind", ["normal", "relu", "outlier", "uniform"])
+def test_activation_threshold_is_the_best_power_of_two(bits: int, kind: str) -> None:
+    x = randn(5000, seed=bits)
+    x = {
+        "normal": x,
+        "relu": 3 * x.relu(),
+        "outlier": torch.cat([x, torch.tensor([60.0])]),
+        "uniform": torch.linspace(0, 0.9, 5000),
+    }[kind]
+    signed = bool((x < 0).any())
+    candidates = [2.0**power for power in range(-8, 9)]
+    errors = [error(x, threshold, bits, signed).item() for threshold in candidates]
+    found = activation_threshold(histogram_of(*x.split(3000)), bits, signed)
+    assert found == candidates[errors.index(min(errors))]
+
+
+def test_sixteen_bits_clip_nothing() -> None:
+    """All rounding is below the histogram's resolution: the narrowest grid that reaches every value is right."""
+    assert activation_threshold(histogram_of(3 * randn(1000).relu()), 16, signed=False) == 16.0
+
+
+def test_constant_tensors_have_a_threshold() -> None:
+    assert activation_threshold(histogram_of(torch.zeros(100)), 8, signed=False) == SMALLEST_THRESHOLD
+    threshold = activation_threshold(histogram_of(torch.full((100,), 0.75)), 8, signed=False)
+    assert error(torch.full((1, 100), 0.75), threshold, 8, False) < 1e-3
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_weight_thresholds_are_the_best_of_each_channel(bits: int) -> None:
+    weight = randn(12, 64) * torch.logspace(-3, 1, 12)[:, None]
+    found = weight_thresholds(weight, bits, "power_of_two")
+    assert torch.equal(found.log2(), found.log2().round())
+    for power in range(-20, 8):
+        candidate = torch.full((12, 1), 2.0**power)
+        assert (error(weight, found[:, None], bits, True) <= error(weight, candidate, bits, True)).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_free_thresholds_beat_powers_of_two_and_a_dense_search_hardly_beats_them(bits: int) -> None:
+    weight = randn(12, 512) * torch.logspace(-3, 1, 12)[:, None]
+    free = error(weight, weight_thresholds(weight, bits, "free")[:, None], bits, True)
+    halved = error(weight, weight_thresholds(weight, bits, "power_of_two")[:, None], bits, True)
+    largest = weight.abs().amax(1, keepdim=True)
+    dense = torch.stack([error(weight, largest * f, bits, True) for f in torch.linspace(0.05, 2.2, 400)])
+    assert free.sum() < halved.sum()
+    assert (free <= 1.1 * dense.amin(0)).all()
+
+
+def test_channels_of_zeros_and_of_one_weight() -> None:
+    weight = torch.tensor([[0.0, 0.0], [0.25, 0.0], [-1.0, 0.0]])
+    for search in ("power_of_two", "free"):
+        thresholds = weight_thresholds(weight, 4, search)
+        assert thresholds[0] == SMALLEST_THRESHOLD
+        torch.testing.assert_close(error(weight, thresholds[:, None], 4, True), torch.zeros(3))
