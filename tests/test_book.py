@@ -112,13 +112,16 @@ def test_a_run_leaves_a_finished_copy_and_its_files(
     foreign.mkdir(parents=True)
     (foreign / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "no", "language": "python"}))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.delenv("DGHLIB_RESULTS", raising=False)
+    monkeypatch.chdir(tmp_path)
     notebook = write_notebook(
         tmp_path / "in" / "a.ipynb",
         "import sys\nprint(seeds, sys.executable)\nprint('half of it', file=sys.stderr)",
-        "open('a.csv', 'w').close()",
+        "import os, pathlib\npathlib.Path('a.csv').write_text(os.environ['DGHLIB_RESULTS'])",
     )
     output = tmp_path / "out" / "a.ipynb"
     run_notebook(notebook, {"seeds": "5"}, output)
+    assert (output.parent / "a.csv").read_text() == str(tmp_path / "_build" / "results")
 
     assert text_of(output) == f"5 {sys.executable}\n"  # of this interpreter, and without the progress
     assert "half of it" in capfd.readouterr().err  # which is passed on

@@ -59,8 +59,9 @@ class OwnInterpreter(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        # At its default level ipykernel warns, at every start, that it talks to this process unencrypted.
-        options = ["--log-level=ERROR", "--InlineBackend.figure_formats=svg"]
+        # ipykernel warns at every start that it talks to this process unencrypted, and shows a traceback of its
+        # own when Ctrl-C takes the connection away. What happens in cells comes through all the same.
+        options = ["--log-level=CRITICAL", "--InlineBackend.figure_formats=svg"]
         environment = {RESULTS_VARIABLE: str(results_dir().absolute())}
         return KernelSpec(argv=[*command, *options], env=environment, display_name="Python 3", language="python")
 
@@ -160,7 +161,7 @@ def run_notebook(notebook: Path, parameters: Mapping[str, object], output: Path,
             notebook.resolve(),
             partial.resolve(),
             values,
-            cwd=output.parent,
+            resources={"metadata": {"path": str(output.parent)}},  # the kernel's folder; ours stays what it is
             kernel_name="python3",
             kernel_manager_class=OwnInterpreter,
             start_timeout=300,  # seconds; a busy machine takes long to import
