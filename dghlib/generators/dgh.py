@@ -17,7 +17,9 @@ Differences from the paper:
  5. The moments stored for a batch are those of the pass that moved it, as in the toolkit; Algorithm 1 runs the
     network once more, lines 17 to 19 (`second_forward`).
  6. One learning-rate schedule for all batches, stepped once per iteration with their mean loss: the loss is global.
- 7. 32 extra pixels at 224 are scaled with the size of the image (4 at 32 pixels, `extra_pixels`).
+ 7. Images are clipped to what pixels can show, as in the toolkit; the paper does not mention it. The image is
+    quantized too, and a few impossible pixels would double the step of its grid (`clip`).
+ 8. 32 extra pixels at 224 are scaled with the size of the image (4 at 32 pixels, `extra_pixels`).
 
 Differences from the toolkit: statistics of an unequal last batch are weighted by its size; flips and crops are
 drawn per image, not per batch (`augmentation`); lambda weighs the mean over all images (Eq. 7), not over the batch,
@@ -78,7 +80,7 @@ class Config:
     preprocessing: bool = True  # smooth, flip, crop
     augmentation: Literal["image", "batch"] = "image"  # who shares one draw of flip and crop
     extra_pixels: int | None = None  # by how much images are larger than the crop; None: a seventh, even
-    clip: bool = False  # to what 8-bit pixels can show, with straight-through gradients
+    clip: bool = True  # to what 8-bit pixels can show, with straight-through gradients
 
     output_stretching: bool = True
     output_weight: float = 1e-4  # lambda
@@ -114,8 +116,10 @@ SMOOTHING_SIGMA = 1.25  # of the 3x3 Gaussian, in pixels: the toolkit's; the pap
 # Published settings. The toolkit's lambda is 1e-5 per batch, at the 8 batches of its documented runs.
 PRESETS = {
     "default": Config(),
-    "paper": Config(spread="variance", reduction="sum", second_forward=True, output_power=2, output_weight=1e-3),
-    "toolkit": Config(match_pixels=True, clip=True, augmentation="batch", slack=None, output_weight=8e-5),
+    "paper": Config(
+        spread="variance", reduction="sum", second_forward=True, clip=False, output_power=2, output_weight=1e-3
+    ),
+    "toolkit": Config(match_pixels=True, augmentation="batch", slack=None, output_weight=8e-5),
 }
 
 
