@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 RESULTS_VARIABLE = "DGHLIB_RESULTS"
+PUBLISHED = Path(__file__).parents[2] / "results"
 TEST_BATCH = 256
 # Real calibration images are drawn from this many training images of a set that is drawn on demand.
 DRAWN_TRAINING_IMAGES = 4096
@@ -77,6 +78,12 @@ def run(
             found[experiment] = workshop.compute(experiment, wait=True)
             bar.update()
     return [record for experiment in experiments if (record := found[experiment])]
+
+
+def published(experiments: Sequence[Experiment]) -> list[Record]:
+    """Return those records of `experiments` that are in the repository's own `results/`; nothing is computed."""
+    found = [Workshop(PUBLISHED).find(experiment) for experiment in experiments]
+    return [record for record in found if record]
 
 
 class Workshop:
@@ -167,11 +174,13 @@ class Workshop:
 
 
 def inputs_of(experiment: Experiment) -> dict[str, Any]:
-    """Return all that an experiment's outcome depends on: its settings, the weights, the versions of the methods."""
-    model = load_model(experiment.model)
+    """Return all that an experiment's outcome depends on: its settings, the weights, the versions of the methods.
+
+    Nothing is loaded for it, so records of networks that are not on this machine are found as well.
+    """
     inputs: dict[str, Any] = {
         "profile": experiment.profile,
-        "model": {"name": experiment.model, "weights": _weights_of(experiment.model)},
+        "model": {"name": experiment.model, "weights": models.weights_sha256(experiment.model)},
         "test_images": experiment.test_images,
         "quantizer": {"method": experiment.quantizer},
     }
@@ -183,7 +192,6 @@ def inputs_of(experiment: Experiment) -> dict[str, Any]:
             "source": experiment.source,
             "version": method.VERSION if method else 1,
             "config": asdict(experiment.source_config),
-            "normalisation": [model.mean, model.std],
         }
     return plain(inputs)
 
@@ -192,11 +200,6 @@ def inputs_of(experiment: Experiment) -> dict[str, Any]:
 def load_model(name: str) -> FloatModel:
     """Return a network by name; loaded once a process."""
     return models.load(name)
-
-
-@cache
-def _weights_of(name: str) -> str:
-    return load_model(name).sha256()
 
 
 @cache

@@ -11,6 +11,8 @@ from IPython.display import HTML
 from dghlib.experiments.plans import FLOAT, REAL
 from dghlib.experiments.profiles import PROFILES
 from dghlib.experiments.run import Record
+from dghlib.generators import GENERATORS
+from dghlib.records import plain
 
 # How the sources are called in print, in the order of the rows.
 TITLES = {"noise": "Gaussian noise", "zeroq": "ZeroQ", "dgh": "DGH", REAL: "Real data", FLOAT: "Float"}
@@ -104,6 +106,33 @@ def _paper_cells(name: str) -> dict[tuple[str, str, str], str]:
             for setting in settings if row.setting == FLOAT else [row.setting]:
                 cells[f"paper, {setting}", str(row.network), source] = _cell(row.mean, row.spread)
     return cells
+
+
+def settings(records: Sequence[Record]) -> pd.DataFrame:
+    """Return top-1 in percent, mean ± standard deviation over seeds, of one method's variants: settings by network.
+
+    A row is named by the settings in which it differs from the method's default; real images are the last row.
+    """
+    rows = frame(records).assign(settings=[_changed_settings(record) for record in records])
+    rows = rows[rows.bits != FLOAT]
+    groups = rows.groupby(["bits", "model", "settings"], sort=False).top1.agg(["mean", "std"])
+    cells = groups.apply(lambda row: _cell(row["mean"], row["std"]), axis=1)
+    table = cells.unstack([0, 1])
+    order = [name for name in dict.fromkeys(rows.settings) if name != TITLES[REAL]] + [TITLES[REAL]]
+    table = table.loc[order].fillna("")
+    table.columns = pd.MultiIndex.from_tuples([(bits, _short_name(model)) for bits, model in table.columns])
+    return table.rename_axis("settings").sort_index(axis=1, ascending=False)
+
+
+def _changed_settings(record: Record) -> str:
+    """Name a record's images by what differs from their method's default, apart from size and seed."""
+    images = record["inputs"].get("images")
+    if images is None or images["source"] == REAL:
+        return TITLES[REAL]
+    default = plain(GENERATORS[images["source"]].PRESETS["default"])
+    ignored = {"num_images", "batch_size", "steps", "seed"}
+    changed = {k: v for k, v in images["config"].items() if k not in ignored and v != default[k]}
+    return ", ".join(f"{name} = {value}" for name, value in changed.items()) or "default"
 
 
 def save_csv(records: Sequence[Record], path: str) -> None:

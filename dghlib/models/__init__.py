@@ -1,13 +1,15 @@
 """Trained networks by name."""
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 
+from dghlib import assets
 from dghlib.choices import look_up
 from dghlib.models import embedded, public
 from dghlib.models.float_model import FloatModel
 
-__all__ = ["MODELS", "FloatModel", "load"]
+__all__ = ["MODELS", "FloatModel", "load", "weights_sha256"]
 
 MODELS: dict[str, Callable[[], FloatModel]] = {
     "shapes_residual": partial(embedded.load, "shapes_residual"),
@@ -31,3 +33,15 @@ def load(name: str) -> FloatModel:
         WrongChecksum: the weights there are not the published ones.
     """
     return look_up(MODELS, name, "model")()
+
+
+def weights_sha256(name: str) -> str:
+    """Return the sha256 of a network's weights file; that of a public one is known without having it.
+
+    Raises:
+        UnknownName: no network has this name.
+    """
+    look_up(MODELS, name, "model")
+    if manifest := assets.manifests().get(name):
+        return manifest.sha256
+    return hashlib.sha256(embedded.checkpoint(name).read_bytes()).hexdigest()

@@ -49,8 +49,13 @@ def as_model(name: str, net: nn.Module) -> FloatModel:
     return FloatModel(name=name, net=net.eval(), image_shape=(3, 32, 32), mean=(0.42,) * 3, std=(0.26,) * 3)
 
 
+def checkpoint(name: str) -> Path:
+    """Return the file with the trained weights of a network, by its key in NETS."""
+    return CHECKPOINTS / f"{name}.safetensors"
+
+
 def load(name: str) -> FloatModel:
     """Return a trained network, by its key in NETS."""
     net = NETS[name]()
-    net.load_state_dict(load_file(CHECKPOINTS / f"{name}.safetensors"))
+    net.load_state_dict(load_file(checkpoint(name)))
     return as_model(name, net)
