@@ -58,6 +58,6 @@ PROFILES = {
 BUDGETS = {
     "smoke": Budget(num_images=16, steps=3, seeds=2, test_images=96, batch_size=16),
     "quick": Budget(num_images=128, steps=80, seeds=3, test_images=1536, batch_size=128),
-    "standard": Budget(num_images=256, steps=300, seeds=3, test_images=2000, batch_size=128),
+    "standard": Budget(num_images=256, steps=150, seeds=3, test_images=2000, batch_size=128),
     "paper": Budget(num_images=1024, steps=1000, seeds=5, test_images=None, batch_size=128),
 }
