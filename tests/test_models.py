@@ -1,0 +1,243 @@
+"""Networks by name: their form, their accuracy, and how the embedded ones are trained."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dghlib import assets, datasets, models
+from dghlib.choices import UnknownName
+from dghlib.datasets import shapes
+from dghlib.datasets.labelled import LabelledImages, batches
+from dghlib.evaluation import top1
+from dghlib.experiments import checkpoints
+from dghlib.models import FloatModel, classifiers, embedded, public
+
+EMBEDDED = list(embedded.NETS)
+PUBLIC = [name for name in models.MODELS if name not in EMBEDDED]
+# Float top-1 on all 10 000 test images.
+PUBLIC_TOP1 = {
+    "cifar10_resnet20": 91.73,
+    "cifar10_resnet56": 93.39,
+    "cifar10_mobilenetv2": 91.75,
+    "tiny_imagenet_mobilenetv2": 53.92,
+}
+
+
+def load_public(name: str) -> FloatModel:
+    try:
+        return models.load(name)
+    except FileNotFoundError as error:
+        pytest.skip(f"public weights are not here: {error}")
+
+
+def float_top1(model: FloatModel, data: LabelledImages) -> float:
+    return top1(model.net, batches(data, model.mean, model.std, 250))
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'cifar10_resnet20'"):
+        models.load("cifar_resnet20")
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_embedded_network_loads_in_eval_mode(name: str) -> None:
+    model = models.load(name)
+    assert model.name == name
+    assert not any(module.training for module in model.net.modules())
+    assert model.net(torch.zeros(2, *model.image_shape)).shape == (2, len(shapes.CLASSES))
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_embedded_network_reaches_the_accuracy_on_record(name: str) -> None:
+    record = json.loads((embedded.CHECKPOINTS / f"{name}.json").read_text())
+    assert 80 < record["top1"] < 97
+    # Four standard errors of 480 images are 6 points.
+    assert float_top1(models.load(name), shapes.classification("test", 480)) == pytest.approx(record["top1"], abs=6)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_embedded_checkpoint_is_small(name: str) -> None:
+    assert (embedded.CHECKPOINTS / f"{name}.safetensors").stat().st_size < 1_500_000
+
+
+def test_no_checkpoint_ships_that_no_name_loads() -> None:
+    assert {path.stem for path in embedded.CHECKPOINTS.iterdir()} == set(EMBEDDED)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_stored_statistics_are_those_of_augmented_training_images(name: str) -> None:
+    model = models.load(name)
+    stored = copy.deepcopy(model.net.state_dict())
+    config = checkpoints.Config(model=name, batch_size=240)
+    checkpoints.measure_batch_norm(model, shapes.classification("train", 480), config)
+    for key, measured in model.net.state_dict().items():
+        if key.endswith("running_mean"):
+            deviation = stored[key.replace("mean", "var")].sqrt()
+            assert ((stored[key] - measured) / deviation).abs().max() < 0.15
+        elif key.endswith("running_var"):
+            # 1e-5 is what batch norm adds: it tells nothing apart below.
+            assert ((stored[key] + 1e-5) / (measured + 1e-5)).log().abs().mean() < 0.08
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_network_reaches_its_accuracy(name: str) -> None:
+    model = load_public(name)
+    try:
+        data = datasets.load("tiny_imagenet" if "tiny" in name else "cifar10", "test", 1000)
+    except FileNotFoundError as error:
+        pytest.skip(f"public images are not here: {error}")
+    # Three standard errors of 1000 images are 3 points at 92 % and 5 points at 54 %.
+    assert float_top1(model, data) == pytest.approx(PUBLIC_TOP1[name], abs=5 if "tiny" in name else 3)
+
+
+def test_public_weights_that_are_missing_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(assets.DATA_DIR_VARIABLE, str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="dgh data cifar10"):
+        models.load("cifar10_resnet20")
+
+
+BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    **embedded.NETS,
+    "resnet20": lambda: public.resnet(20),
+    "mobilenetv2": lambda: public.half_width_mobilenetv2(num_classes=10, stem_stride=1),
+}
+
+
+@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+def test_a_network_traces(build: Callable[[], nn.Module]) -> None:
+    net = build().eval()
+    traced = torch.fx.symbolic_trace(net)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(traced(images), net(images), rtol=0, atol=0)
+    assert not any(isinstance(module, nn.Identity) for module in traced.modules())
+
+
+def test_sizes_of_the_published_architectures() -> None:
+    def parameters(net: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in net.parameters())
+
+    assert parameters(public.resnet(20)) == 269_722  # 0.27 M in the paper
+    assert parameters(public.resnet(56)) == 853_018  # 0.85 M
+    assert round(parameters(public.half_width_mobilenetv2(num_classes=10, stem_stride=1)), -4) == 590_000
+
+
+def test_padded_shortcut_by_hand() -> None:
+    x = torch.arange(2 * 4 * 4.0).view(1, 2, 4, 4)
+    y = classifiers.PaddedShortcut(2, 4, stride=2)(x)
+    assert y[0, 1].tolist() == [[0, 2], [8, 10]]
+    assert y[0, 2].tolist() == [[16, 18], [24, 26]]
+    assert not y[0, [0, 3]].any()
+
+
+def test_a_shortcut_is_added_exactly_where_the_shape_stays() -> None:
+    net = embedded.inverted()
+    blocks = list(net.blocks)
+    shortcuts = [isinstance(block, classifiers.InvertedResidualWithShortcut) for block in blocks]
+    assert shortcuts == [True, False, False, True, False, True, False, True]
+    block = net.get_submodule("blocks.3").eval()
+    x = torch.randn(1, 32, 8, 8)
+    torch.testing.assert_close(block(x) - net.get_submodule("blocks.3.conv")(x), x)
+
+
+def tiny_model(**changes: Any) -> FloatModel:
+    settings: dict[str, Any] = {"name": "tiny", "image_shape": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2))
+    return FloatModel(**{"net": net, **settings, **changes})
+
+
+def test_the_hash_of_a_model_is_that_of_its_values() -> None:
+    model = tiny_model()
+    twin = tiny_model(net=copy.deepcopy(model.net).to(memory_format=torch.channels_last), name="twin")
+    assert model.sha256() == twin.sha256()
+
+
+@pytest.mark.parametrize("key", ["0.weight", "1.running_mean", "1.num_batches_tracked"])
+def test_the_hash_of_a_model_changes_with_every_value(key: str) -> None:
+    model = tiny_model()
+    before = model.sha256()
+    model.net.state_dict()[key].flatten()[-1] += 1
+    assert model.sha256() != before
+
+
+def test_normalisation_needs_a_number_for_every_channel() -> None:
+    with pytest.raises(ValueError, match="3 channels, but mean has 1 entries and std 3"):
+        tiny_model(mean=(0.5,))
+
+
+TINY_RUN = checkpoints.Config(model="shapes_inverted", num_images=96, epochs=3, batch_size=32)
+
+
+class Killed(Exception):
+    """Stands for kill -9: nothing of the run goes on."""
+
+
+def test_a_killed_training_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = shapes.classification("train", 96)
+    whole, _ = checkpoints.train(TINY_RUN, data)
+
+    epochs, checkpoint = [], tmp_path / "run.pt"
+    original = checkpoints.augmented
+
+    def killed_in_the_last_epoch(
+        model: FloatModel, data: LabelledImages, config: checkpoints.Config, epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        epochs.append(epoch)
+        if epochs == [0, 1, 2]:
+            raise Killed
+        return original(model, data, config, epoch)
+
+    monkeypatch.setattr(checkpoints, "augmented", killed_in_the_last_epoch)
+    with pytest.raises(Killed):
+        checkpoints.train(TINY_RUN, data, checkpoint)
+    continued, _ = checkpoints.train(TINY_RUN, data, checkpoint)
+    assert epochs == [0, 1, 2, 2, 3]  # of the last, only batch-norm statistics are measured
+    assert continued.sha256() == whole.sha256()
+
+
+def test_another_seed_trains_other_weights() -> None:
+    data = shapes.classification("train", 32)
+    runs = [replace(TINY_RUN, epochs=1, seed=seed) for seed in (0, 1)]
+    first, second = (checkpoints.train(run, data)[0] for run in runs)
+    assert first.sha256() != second.sha256()
+
+
+def test_training_leaves_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    checkpoints.train(replace(TINY_RUN, epochs=1), shapes.classification("train", 32))
+    assert torch.get_rng_state().equal(before)
+
+
+def test_images_are_flipped_and_cropped_one_by_one() -> None:
+    data = shapes.classification("train", 1)
+    many = LabelledImages(data.images.repeat(64, 1, 1, 1), data.labels.repeat(64), data.classes)
+    model = embedded.as_model("shapes_inverted", nn.Identity())
+    ((images, _),) = checkpoints.augmented(model, many, replace(TINY_RUN, batch_size=64), epoch=0)
+    assert images.shape == (64, 3, 32, 32)
+    assert len({image.contiguous().numpy().tobytes() for image in images}) > 30  # of 2 x 7 x 7 views
+
+
+def test_the_learning_rate_goes_up_and_down() -> None:
+    config = checkpoints.Config(model="shapes_inverted", peak_learning_rate=1.0, warm_up=0.25)
+    rates = [checkpoints.learning_rate(progress, config) for progress in (0, 0.125, 0.25, 0.625, 1)]
+    assert rates == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+def test_a_made_checkpoint_has_weights_and_says_how(tmp_path: Path) -> None:
+    facts = checkpoints.make(replace(TINY_RUN, epochs=1, test_images=48), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "shapes_inverted.safetensors",
+        "shapes_inverted.json",
+    }
+    assert json.loads((tmp_path / "shapes_inverted.json").read_text()) == facts
+    net = embedded.inverted()
+    net.load_state_dict(load_file(tmp_path / "shapes_inverted.safetensors"))
+    accuracy = float_top1(embedded.as_model("shapes_inverted", net), shapes.classification("test", 48))
+    assert accuracy == pytest.approx(facts["top1"], abs=0.01)
