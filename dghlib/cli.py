@@ -7,6 +7,7 @@ dgh evaluate cifar10_resnet20 --quantized model.safetensors
 
 import argparse
 import dataclasses
+import importlib
 import logging
 import sys
 import types
@@ -88,7 +89,7 @@ def _calibration_images(model: FloatModel, options: Namespace) -> torch.Tensor:
 
 def _evaluate(options: Namespace) -> None:
     model = _model(options.model)
-    data = datasets.load(options.data or _profile_of(model.name), "test", options.num_images)
+    data = datasets.load(options.data or _test_data_of(model.name), "test", options.num_images)
     net = QuantizedModel.load(options.quantized, model) if options.quantized else model.net
     pairs = datasets.batches(data, model.mean, model.std, TEST_BATCH)
     percent = top1(net.to(options.device), pairs, total=-(-len(data) // TEST_BATCH), progress=True)
@@ -126,11 +127,29 @@ def _book(options: Namespace) -> None:
 
 
 def _model(name: str) -> FloatModel:
-    return models.load(name)
+    """Return a network by its name here, or from a function of the user's: `module:function`, found from this folder.
+
+    Raises:
+        ValueError: there is no such network, module or function, or it returns something else than a FloatModel.
+    """
+    module, colon, function = name.partition(":")
+    if not colon:
+        return models.load(name)
+    sys.path.insert(0, "")
+    try:
+        model = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot get a network from {name!r}: {error}") from error
+    if not isinstance(model, FloatModel):
+        raise ValueError(f"{name} must return a dghlib.FloatModel, it returned {type(model).__name__}")
+    return model
 
 
-def _profile_of(model: str) -> str:
-    return next(profile.name for profile in PROFILES.values() if model in profile.models)
+def _test_data_of(model: str) -> str:
+    for profile in PROFILES.values():
+        if model in profile.models:
+            return profile.name
+    raise ValueError(f"{model} has no test set of its own; name one with --data: a data set, .npz file or image folder")
 
 
 def _chosen(options: Namespace, *names: str) -> dict[str, Any]:
@@ -196,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=action)
         return sub
 
-    model_help = f"one of: {', '.join(models.MODELS)}"
+    model_help = f"{', '.join(models.MODELS)}; or module:function that returns a FloatModel"
     sub = command(
         "generate",
         _generate,

@@ -34,6 +34,32 @@ def test_calibration_with_real_images(tmp_path):
     assert out.exists()
 
 
+OWN = """
+from torch import nn
+from dghlib import FloatModel
+
+def make():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    return FloatModel(name="own", net=net.eval(), image_shape=(1, 8, 8), mean=(0.5,), std=(0.5,))
+
+def number():
+    return 3
+"""
+
+
+def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_network.py").write_text(OWN)
+    assert _dgh("generate", "own_network:make", "--out", "images", "--set", "num_images=4", "--set", "steps=2") == 0
+    assert _dgh("quantize", "own_network:make", "--images", "images", "--out", "model") == 0
+    assert _dgh("evaluate", "own_network:make", "--quantized", "model") == 1
+    assert "own has no test set of its own; name one with --data" in capsys.readouterr().err
+    assert _dgh("generate", "own_network:number", "--out", "images") == 1
+    assert "must return a dghlib.FloatModel, it returned int" in capsys.readouterr().err
+    assert _dgh("generate", "own_network:nothing", "--out", "images") == 1
+    assert "cannot get a network from 'own_network:nothing'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -75,7 +75,7 @@ def test_a_network_without_batch_norm_is_refused(name):
 def test_counts_below_one_are_refused(name, value):
     with pytest.raises(ValueError, match=f"num_images must be at least 1, got {value}"):
         _config(name, num_images=value)
-    with pytest.raises(TypeError, match="num_images must be a whole number, got 2.5"):
+    with pytest.raises(TypeError, match=r"num_images must be a whole number, got 2\.5"):
         _config(name, num_images=2.5)
 
 
