@@ -35,6 +35,19 @@ def test_moments_by_hand_and_by_group():
     assert moments(x).flatten().tolist() == [3.5, 15]
 
 
+def test_gradients_of_moments_are_right():
+    x = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def plain(x: Tensor) -> Tensor:
+        values = x.unflatten(0, (2, 2)).transpose(1, 2).flatten(2)  # (groups, C, M)
+        return torch.stack([values.mean(2), values.square().mean(2)], dim=1)
+
+    weights = torch.randn(2, 2, 3, dtype=torch.float64)
+    (expected,) = torch.autograd.grad((plain(x) * weights).sum(), x)
+    (gradient,) = torch.autograd.grad((moments(x, groups=2) * weights.float()).sum(), x)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_half_precision_does_not_overflow():
     x = torch.full((2, 1, 2, 2), 300.0, dtype=torch.float16)
     assert moments(x).flatten().tolist() == [300, 90000]
