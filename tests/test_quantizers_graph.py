@@ -207,9 +207,21 @@ def standardized_weight(net: Any, x: Tensor) -> Tensor:
     return net.bn(F.conv2d(x, weight * 2, None, 1, 1))
 
 
+def views(net: Any, x: Tensor) -> Tensor:
+    x = net.bn(net.a(x))
+    return x.view(x.size(0), -1)
+
+
 @pytest.mark.parametrize(
     "forward",
-    [overwritten_by_a_function, overwritten_by_a_method, overwritten_by_a_module, as_functions, standardized_weight],
+    [
+        overwritten_by_a_function,
+        overwritten_by_a_method,
+        overwritten_by_a_module,
+        as_functions,
+        standardized_weight,
+        views,
+    ],
 )
 def test_ways_to_write_a_network(forward: Callable) -> None:
     graph = check_equal(Written(forward, in_place=nn.ReLU(inplace=True)))

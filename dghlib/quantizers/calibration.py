@@ -70,6 +70,8 @@ class Histogram:
             raise ValueError(f"values reach from {low} to {high}")
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         self._grow(max(abs(low), abs(high)))
+        if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):
+            values = values.permute(0, 2, 3, 1)  # so that flatten need not copy
         for part in values.flatten().split(_AT_ONCE):
             bins = (part * (HALF_BINS / self.reach)).floor_().clamp_(-HALF_BINS, HALF_BINS - 1).add_(HALF_BINS)
             self.counts += torch.bincount(bins.int(), minlength=2 * HALF_BINS).cpu()

@@ -1,6 +1,7 @@
 """One way to write each operation, so that later steps need not care how a network was written.
 
 * Operations in place become ordinary ones, and whoever read the overwritten tensor later reads the result.
+* Views become reshapes, which take tensors of any memory format.
 * Convolutions, linear layers and batch norms that were called as functions become modules.
 * What does nothing in eval mode (dropout, identity, stochastic depth) disappears.
 """
@@ -21,6 +22,7 @@ from dghlib.quantizers.operations import called_module
 def to_normal_form(graph: fx.GraphModule) -> None:
     """Rewrite a traced graph, in place, as the module's docstring says."""
     _make_out_of_place(graph)
+    _make_views_reshapes(graph)
     _turn_functions_into_layers(graph)
     _drop_what_does_nothing(graph)
     graph.graph.eliminate_dead_code()
@@ -87,6 +89,17 @@ def _ordinary_twin(node: fx.Node) -> Callable | str | None:
     if node.op == "call_method":
         return plain if hasattr(Tensor, plain) else None
     return getattr(F, plain, None) or getattr(torch, plain, None)
+
+
+# Views
+
+
+def _make_views_reshapes(graph: fx.GraphModule) -> None:
+    """Make `view` a `reshape`, which takes tensors of any memory format."""
+    for node in graph.graph.nodes:
+        of_type = any(isinstance(argument, torch.dtype) for argument in node.args)
+        if node.op == "call_method" and node.target == "view" and not of_type:
+            node.target = "reshape"
 
 
 # Functions that are layers

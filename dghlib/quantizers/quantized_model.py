@@ -31,6 +31,9 @@ class QuantizedModel(nn.Module):
         about: plain facts for the file: the float model's name, the method, its settings.
 
     Layers and tensors that are not named stay in float.
+
+    Raises:
+        ValueError: a quantizer is named for what the graph does not have.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class QuantizedModel(nn.Module):
         about: Mapping[str, Any],
     ):
         super().__init__()
+        if absent := activations.keys() - {node.name for node in graph.graph.nodes}:
+            raise ValueError(f"the graph has no tensors {', '.join(sorted(absent))}")
         self.about = dict(about)
         self.graph = graph
         for path, quantizer in weights.items():
@@ -102,7 +107,7 @@ class QuantizedModel(nn.Module):
             }
             quantized = cls(graph, weights, activations, header["about"])
             quantized.load_state_dict(tensors)
-        except (AttributeError, TypeError, RuntimeError) as error:
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{path} holds {header['about'].get('model')!r} quantized, which does not fit the network of "
                 f"{model.name!r}: {error}"

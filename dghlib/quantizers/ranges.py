@@ -26,6 +26,7 @@ SMALLEST_THRESHOLD = 2.0**-16
 _HALVINGS_OF_TENSORS = 20
 _HALVINGS_OF_WEIGHTS = 10
 _FREE_CANDIDATES = 100
+_AT_ONCE = 2**18  # weights that stay in a processor's cache while all candidates are tried
 
 WEIGHT_THRESHOLDS = ("power_of_two", "free")
 
@@ -50,6 +51,11 @@ def weight_thresholds(weight: Tensor, bits: int, search: str) -> Tensor:
     `search` is "power_of_two" or "free". A row of zeros gets the smallest threshold there is, 2**-16.
     """
     rows = weight.flatten(1)
+    at_once = max(1, _AT_ONCE // rows.shape[1])
+    return torch.cat([_best_thresholds(part, bits, search) for part in rows.split(at_once)])
+
+
+def _best_thresholds(rows: Tensor, bits: int, search: str) -> Tensor:
     low, high = rows.aminmax(dim=1)
     steps = 2 ** (bits - 1)
     reach = torch.maximum(-low, high * steps / (steps - 1)).clamp(min=SMALLEST_THRESHOLD)  # clips nothing
