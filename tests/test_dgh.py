@@ -1,5 +1,7 @@
 """DGH: the loss falls, the parts do what they are for, scopes are what they say, long runs stay small."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -113,3 +115,29 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tiny_model, monkeypatch):
     monkeypatch.setattr(dgh, "output_range", lambda output: output.sum(1) * torch.nan)
     with pytest.raises(FloatingPointError, match="the loss of DGH is nan after 0 steps"):
         dgh.generate(tiny_model, SMALL, progress=False)
+
+
+PEAK = """
+import resource, sys
+import torch
+from dghlib import models
+from dghlib.generators import dgh
+
+torch.set_num_threads(1)
+config = dgh.Config(num_images=int(sys.argv[1]), batch_size=64, steps=1)
+dgh.generate(models.load("shapes_bottleneck"), config, progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_grows_by_the_images_and_their_optimizer_alone():
+    few, many = 64, 1024
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", PEAK, str(count)], capture_output=True, check=True).stdout)
+        for count in (few, many)
+    ]
+    # Per image: itself with its margin, its gradient, two running averages, and the finished one.
+    kilobytes_per_image = 3 * (4 * 36**2 + 32**2) * 4 / 1024
+    allowed = (many - few) * kilobytes_per_image
+    assert peaks[1] - peaks[0] < 1.3 * allowed + 30_000

@@ -223,10 +223,12 @@ class _Run:
 
     def finished_images(self) -> Tensor:
         """Return the images as the network is to see them: smoothed, cropped at the centre."""
-        images = self.images.detach()
+        return torch.cat([self._finished(batch.detach()) for batch in self.batches]).cpu()
+
+    def _finished(self, batch: Tensor) -> Tensor:
         if self.config.preprocessing:
-            images = centre_crop(smooth(images, SMOOTHING_SIGMA), self.model.image_shape[1:])
-        return self._clipped(images).cpu().contiguous()
+            batch = centre_crop(smooth(batch, SMOOTHING_SIGMA), self.model.image_shape[1:])
+        return self._clipped(batch)
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs to continue bit for bit."""
