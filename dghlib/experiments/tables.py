@@ -16,6 +16,7 @@ from dghlib.records import plain
 
 # How the sources are called in print, in the order of the rows.
 TITLES = {"noise": "Gaussian noise", "zeroq": "ZeroQ", "dgh": "DGH", REAL: "Real data", FLOAT: "Float"}
+PAPER = "paper: "
 # Rows of the paper's tables that we call otherwise.
 _PAPER_ROWS = {"Float": FLOAT, "ZeroQ": "zeroq", "DGH (Ours)": "dgh", "Real Data": REAL}
 
@@ -52,31 +53,32 @@ def summary(records: Sequence[Record]) -> pd.DataFrame:
     return groups.agg(mean="mean", spread="std", seeds="count").reset_index()
 
 
-def accuracy(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
-    """Return top-1 in percent, mean ± standard deviation over seeds: sources by (bits, network).
+def accuracy(records: Sequence[Record], paper: str | None = None, bits: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return top-1 in percent, mean ± standard deviation over seeds: sources by (network, bits).
 
     The float networks are the last row. With `paper`, the name of one of the paper's tables ("dgh_table2"), its
-    numbers follow in columns of their own, under the paper's names of networks.
+    numbers follow in columns of their own, under the paper's names of networks. `bits` keeps some widths only.
     """
     numbers = summary(records)
+    widths = [width for width in numbers.bits.unique() if width != FLOAT and (bits is None or width in bits)]
     cells = {
-        (row.bits, row.model, row.source): _cell(row.mean, row.spread)
-        for row in numbers[numbers.bits != FLOAT].itertuples(index=False)
+        (_short_name(row.model), row.bits, row.source): _cell(row.mean, row.spread)
+        for row in numbers[numbers.bits.isin(widths)].itertuples(index=False)
     }
-    widths = list(dict.fromkeys(bits for bits, _, _ in cells))
-    floats = numbers[numbers.bits == FLOAT].set_index("model")["mean"]
-    cells |= {(bits, model, FLOAT): _cell(value, None) for bits in widths for model, value in floats.items()}
+    for row in numbers[numbers.bits == FLOAT].itertuples(index=False):
+        cells |= {(_short_name(row.model), width, FLOAT): _cell(row.mean, None) for width in widths}
     if paper:
         cells |= _paper_cells(paper)
-    table = pd.Series(cells).unstack(level=2)
-    order = [source for source in TITLES if source in table.columns]
-    columns = list(dict.fromkeys((bits, model) for bits, model, _ in cells))
-    table = table.T.loc[order, columns].fillna("")
-    table.index = pd.Index([TITLES[source] for source in order], name="calibrated with")
-    table.columns = pd.MultiIndex.from_tuples(
-        [(bits, _short_name(model)) for bits, model in columns], names=["", "top-1 in %"]
-    )
+    rows = [source for source in TITLES if any(source == cell[2] for cell in cells)]
+    columns = sorted(dict.fromkeys((model, width) for model, width, _ in cells), key=_paper_last)
+    table = pd.DataFrame([[cells.get((*column, source), "") for column in columns] for source in rows])
+    table.index = pd.Index([TITLES[source] for source in rows], name="calibrated with")
+    table.columns = pd.MultiIndex.from_tuples(columns, names=["top-1 in %", ""])
     return table
+
+
+def _paper_last(column: tuple[str, str]) -> bool:
+    return column[0].startswith(PAPER)
 
 
 def _cell(mean: float, spread: float | None) -> str:
@@ -104,7 +106,7 @@ def _paper_cells(name: str) -> dict[tuple[str, str, str], str]:
     for row in printed.itertuples(index=False):
         if source := _PAPER_ROWS.get(str(row.method)):
             for setting in settings if row.setting == FLOAT else [row.setting]:
-                cells[f"paper, {setting}", str(row.network), source] = _cell(row.mean, row.spread)
+                cells[PAPER + str(row.network), setting, source] = _cell(row.mean, row.spread)
     return cells
 
 
