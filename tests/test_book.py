@@ -123,6 +123,9 @@ def test_a_run_leaves_a_finished_copy_and_its_files(
     run_notebook(notebook, {"seeds": "5"}, output)
     assert (output.parent / "a.csv").read_text() == str(tmp_path / "_build" / "results")
 
+    cells = nbformat.read(output, as_version=4).cells
+    assert cells[2].source.splitlines() == ["# Parameters", "seeds = 5", "rate = 0.5", 'name = "a b"', "fast = False"]
+    assert "remove-input" in cells[1].metadata.tags  # the defaults, which would only confuse
     assert text_of(output) == f"5 {sys.executable}\n"  # of this interpreter, and without the progress
     assert "half of it" in capfd.readouterr().err  # which is passed on
     assert sorted(path.name for path in output.parent.iterdir()) == ["a.csv", "a.ipynb"]
@@ -170,7 +173,7 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     profile = 'profile: str = "shapes"  # data'
     for name in notebook_names(ROOT / "book" / "_toc.yml"):
         write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", parameters=profile)
-    table = "from myst_nb import glue\nopen('table2.csv', 'w').close()\nglue('accuracy', profile)"
+    table = "from myst_nb import glue\nopen('table2.csv', 'w').close()\nglue('front_page', profile)"
     write_notebook(tmp_path / "notebooks" / "table2.ipynb", table, parameters=profile)
     write_notebook(tmp_path / "notebooks" / "figure8.ipynb", "raise ValueError('<on purpose>')", parameters=profile)
     monkeypatch.setattr(book, "run_notebook", run_only({"table2", "figure8"}))

@@ -152,7 +152,9 @@ def run_notebook(notebook: Path, parameters: Mapping[str, object], output: Path,
         ParameterError: see `check_parameters`; nothing has run and nothing has been written.
         NotebookError: a cell failed; the message names it and what went wrong.
     """
-    values = check_parameters(notebook, parameters)
+    given = check_parameters(notebook, parameters)
+    # All of them, so that the executed copy shows every value in one place.
+    values = {name: parameter.default for name, parameter in parameters_of(notebook).items()} | given
     partial = output.with_suffix(PARTIAL)
     output.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -182,13 +184,12 @@ def _reason(error: PapermillExecutionError | DeadKernelError) -> str:
 
 
 def _publishable(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Remove what only concerned the run: progress bars, paths of this machine, unused defaults."""
+    """Remove what only concerned the run: progress bars, paths of this machine, the cell of defaults."""
     for key in ("input_path", "output_path"):
         executed.metadata.papermill.pop(key, None)
-    tags = [tag for cell in executed.cells for tag in cell.metadata.get("tags", [])]
     for cell in executed.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-        if "injected-parameters" in tags and "parameters" in cell.metadata.get("tags", []):
+        if "parameters" in cell.metadata.get("tags", []):
             cell.metadata.tags.append("remove-input")
     return executed
