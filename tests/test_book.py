@@ -137,7 +137,7 @@ def test_a_failure_keeps_what_was_computed_and_the_earlier_copy(tmp_path: Path) 
     output = tmp_path / "out" / "a.ipynb"
     output.parent.mkdir()
     output.write_text("earlier")
-    with pytest.raises(NotebookError, match=r"a\.ipynb failed in cell \[3\]: RuntimeError: on purpose") as caught:
+    with pytest.raises(NotebookError, match=r"a\.ipynb failed in cell \[4\]: RuntimeError: on purpose") as caught:
         run_notebook(notebook, {}, output, progress=False)
     assert output.read_text() == "earlier"
     assert caught.value.partial.parent == output.parent
