@@ -25,7 +25,7 @@ help: ## list the targets
 	@echo "BUDGET   smoke (seconds), quick (default) or paper (the paper's own settings)"
 	@echo "PYTHON   the interpreter to set up with, 3.11 or later (default python3)"
 
-setup: $(READY) ## install the locked packages into .venv (5 GB on disk)
+setup: $(READY) ## install the locked packages into .venv (6 GB on disk)
 
 book: $(READY) ## run what has no record yet and build the book: PROFILE=shapes BUDGET=quick
 	@$(BIN)/dgh book --profile $(PROFILE) --budget $(BUDGET)
@@ -68,7 +68,7 @@ $(READY): requirements.lock pyproject.toml
 		{ echo "dghlib needs Python 3.11 or later; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@echo "setting up $(VENV): packages first (5 GB on disk), then dghlib itself"
+	@echo "setting up $(VENV): packages first (6 GB on disk), then dghlib itself"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
