@@ -60,8 +60,8 @@ lock: $(READY) ## resolve pyproject.toml into requirements.lock
 	@$(BIN)/uv pip compile pyproject.toml --extra book --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-header --quiet --output-file requirements.lock
 
-clean: ## remove the environment and what was built (records and data stay)
-	rm -rf $(VENV) _build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+clean: ## remove the environment and the pages (records, images and data stay)
+	rm -rf $(VENV) _build/executed _build/book-src _build/sphinx _build/html .pytest_cache .mypy_cache .ruff_cache *.egg-info
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
