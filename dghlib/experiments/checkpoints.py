@@ -37,7 +37,7 @@ class Config:
     """Settings of one training run: SGD with Nesterov momentum, learning rate up a line and down a cosine."""
 
     model: str
-    num_images: int = 19_968  # divided by 128 and by the 48 classes
+    num_images: int = 19_968  # a multiple of the batch size and of the 48 classes
     epochs: int = 14
     batch_size: int = 128
     peak_learning_rate: float = 0.2
@@ -158,7 +158,7 @@ def make(config: Config, out: Path) -> dict[str, Any]:
     data = shapes.classification("train", config.num_images)
     model, seconds = train(config, data, interrupted)
     test_set = shapes.classification("test", config.test_images)
-    percent = top1(model.net, batches(test_set, model.mean, model.std, 256))
+    percent = top1(model.net, batches(test_set, model.mean, model.std, 256), progress=True)
     weights = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()}
     write_atomically(out / f"{config.model}.safetensors", lambda temporary: save_file(weights, temporary))
     facts = {
