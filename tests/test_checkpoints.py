@@ -6,12 +6,13 @@ from dghlib.checkpoints import Checkpoint
 
 
 def test_state_survives(tmp_path):
-    state = {"step": 3, "images": torch.arange(3.0), "nested": [{"lr": 0.5}]}
+    images = torch.arange(3.0)
+    state = {"step": 3, "images": images, "nested": [{"lr": 0.5}]}
     Checkpoint(tmp_path / "c", "key").save(state)
     loaded = Checkpoint(tmp_path / "c", "key").load()
     assert loaded is not None
     assert loaded["step"] == 3
-    assert torch.equal(loaded["images"], state["images"])
+    assert torch.equal(loaded["images"], images)
 
 
 def test_of_another_run_is_set_aside(tmp_path, caplog):

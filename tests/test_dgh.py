@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ import torch
 from dghlib.batchnorm import stored_statistics
 from dghlib.generators import dgh, noise
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, output_range
+from dghlib.models import FloatModel
 
 SMALL = dgh.Config(num_images=24, batch_size=8, steps=120)
 
 
-def _distance(model, images) -> float:
+def _distance(model: FloatModel, images: torch.Tensor) -> float:
     """Return the distance of the whole set's statistics, as means over channels and layers."""
     layers = stored_statistics(model.net, model.image_shape)
     weights = channel_weights(layers.sizes, "mean", torch.device("cpu"))
@@ -93,7 +95,7 @@ def test_weights_never_get_gradients(tiny_model):
 
 
 def test_augmentation_draws_for_every_image_or_for_the_batch(tiny_model):
-    def distinct(augmentation: str) -> int:
+    def distinct(augmentation: Literal["image", "batch"]) -> int:
         config = replace(SMALL, augmentation=augmentation, extra_pixels=4)
         run = dgh._Run(tiny_model, config, "cpu")
         same = run.batches[0][:1].detach().expand(8, -1, -1, -1)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +21,13 @@ BUDGET = {"num_images": 6, "batch_size": 4, "steps": 3}
 ITERATIVE = [name for name in GENERATORS if name != "noise"]
 
 
-def _config(name: str, **settings):
+def _config(name: str, **settings: Any) -> Any:
     config = GENERATORS[name].PRESETS["default"]
     budget = {key: value for key, value in BUDGET.items() if hasattr(config, key)}
     return replace(config, **budget | settings)
 
 
-def _generate(name: str, model: FloatModel, **settings) -> torch.Tensor:
+def _generate(name: str, model: FloatModel, **settings: Any) -> torch.Tensor:
     checkpoint = settings.pop("checkpoint", None)
     return GENERATORS[name].generate(model, _config(name, **settings), progress=False, checkpoint=checkpoint)
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from dghlib.choices import UnknownName
 from dghlib.experiments import plans, run, tables
 from dghlib.records import fingerprint
 
-SMOKE = {"profile": "shapes", "budget": "smoke", "models": ["shapes_bottleneck"]}
+SMOKE: dict[str, Any] = {"profile": "shapes", "budget": "smoke", "models": ["shapes_bottleneck"]}
 
 # Runs table 2 at the smoke budget, with outputs that cost a little time and nothing else, and notes what it computes.
 WORKER = """

@@ -227,6 +227,7 @@ def _read_images(path: Path) -> tuple[Tensor, float] | None:
 @contextlib.contextmanager
 def _lock(path: Path, wait: bool) -> Iterator[None]:
     """Hold the lock of a file that is to be written; it is released when the process dies, too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=-1 if wait else 0):
+    locks = path.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{path.name}.lock", timeout=-1 if wait else 0):
         yield

@@ -59,6 +59,8 @@ def accuracy(records: Sequence[Record], paper: str | None = None, bits: Sequence
     The float networks are the last row. With `paper`, the name of one of the paper's tables ("dgh_table2"), its
     numbers follow in columns of their own, under the paper's names of networks. `bits` keeps some widths only.
     """
+    if not records:
+        return _nothing()
     numbers = summary(records)
     widths = [width for width in numbers.bits.unique() if width != FLOAT and (bits is None or width in bits)]
     cells = {
@@ -75,6 +77,11 @@ def accuracy(records: Sequence[Record], paper: str | None = None, bits: Sequence
     table.index = pd.Index([TITLES[source] for source in rows], name="calibrated with")
     table.columns = pd.MultiIndex.from_tuples(columns, names=["top-1 in %", ""])
     return table
+
+
+def _nothing() -> pd.DataFrame:
+    """Return what a page shows whose records are of earlier versions of the methods, or were never made."""
+    return pd.DataFrame({"no records": ["of these settings and versions of the methods; `dgh run` computes them"]})
 
 
 def _paper_last(column: tuple[str, str]) -> bool:
@@ -115,6 +122,8 @@ def settings(records: Sequence[Record]) -> pd.DataFrame:
 
     A row is named by the settings in which it differs from the method's default; real images are the last row.
     """
+    if not records:
+        return _nothing()
     rows = frame(records).assign(settings=[_changed_settings(record) for record in records])
     rows = rows[rows.bits != FLOAT]
     groups = rows.groupby(["bits", "model", "settings"], sort=False).top1.agg(["mean", "std"])
@@ -144,6 +153,8 @@ def save_csv(records: Sequence[Record], path: str) -> None:
 
 def provenance(records: Sequence[Record], budget: str | None = None) -> HTML:
     """Return the foot line of a page: what made its numbers, where, and in how long."""
+    if not records:
+        return HTML("")
     facts = pd.DataFrame([record["provenance"] for record in records])
     inputs = frame(records)
     commits = sorted({f"{row.commit[:10]}{' (modified)' if row.modified else ''}" for row in facts.itertuples()})
