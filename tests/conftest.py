@@ -38,9 +38,7 @@ def make_tiny_model(seed: int = 0) -> FloatModel:
                 module.momentum = 1.0
         with torch.no_grad():
             net(images)
-    return FloatModel(
-        name="tiny", net=net.eval(), image_shape=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
-    )
+    return FloatModel(name="tiny", net=net.eval(), image_shape=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
 @pytest.fixture(autouse=True, scope="session")
