@@ -40,10 +40,13 @@ def check_images(images: Tensor, model: FloatModel) -> Tensor:
     if len(images) == 0:
         raise ValueError("calibration needs at least one image, got none")
     images = images.detach()
-    if broken := int((~images.isfinite().flatten(1).all(1)).sum()):
+    extremes = images.aminmax()  # makes no copy; NaN if any value is
+    largest = max(-extremes.min.item(), extremes.max.item())
+    if not math.isfinite(largest):
+        broken = int((~images.isfinite().flatten(1).all(1)).sum())
         raise ValueError(f"{broken} of {len(images)} calibration images hold NaN or Inf")
     brightest = max(max(m / s, (1 - m) / s) for m, s in zip(model.mean, model.std, strict=True))
-    if (largest := images.abs().max().item()) > _UNLIKELY * brightest:
+    if largest > _UNLIKELY * brightest:
         raise ValueError(
             f"calibration images reach {largest:.4g}, but normalised pixels end at {brightest:.3g}: "
             "scale pixels to 0..1, then subtract the mean and divide by the std of the network"

@@ -77,7 +77,7 @@ def fold_batch_norms(graph: fx.GraphModule) -> None:
             )
         siblings = calls.get(node.all_input_nodes[0].target, [])
         readers = [reader for call in siblings for reader in call.users]
-        if len(siblings) == len(readers) and {reader.target for reader in readers} == {node.target}:
+        if {reader.target for reader in readers} == {node.target}:
             _fold(graph.get_submodule(str(siblings[0].target)), batch_norm)
             for reader in readers:
                 reader.replace_all_uses_with(reader.all_input_nodes[0])
