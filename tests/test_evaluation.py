@@ -104,4 +104,4 @@ def test_the_public_networks_reach_their_accuracy(name: str, published: float) -
         data = datasets.load(name.rpartition("_")[0], "test")
     except MissingAsset as error:
         pytest.skip(str(error))
-    assert top1(model.net, datasets.batches(data, model.mean, model.std, 100)) == pytest.approx(published, abs=0.02)
+    assert top1(model.net, datasets.batches(data, model.mean, model.std, 32)) == pytest.approx(published, abs=0.02)
