@@ -41,14 +41,20 @@ class NoBatchNorm(ValueError):
     """The network has no batch norm that its images reach: there is nothing to generate images from."""
 
 
-def working_copy(net: nn.Module, device: torch.device | str) -> nn.Module:
+def working_copy(net: nn.Module, device: torch.device | str, image_shape: tuple[int, int, int]) -> nn.Module:
     """Return a copy of `net` on `device` in eval mode with frozen weights; `net` itself is left as it was.
 
-    Frozen, so that a backward pass computes gradients of images only. Convolution networks run channels_last, in
-    which the channels of a moment lie together.
+    Frozen, so that a backward pass computes gradients of images only. It runs channels_last, in which the channels of
+    a moment lie together, unless the network cannot: one that calls `view` on a feature map needs the usual layout.
     """
-    clone = copy.deepcopy(net).to(device).to(memory_format=torch.channels_last)
-    return clone.eval().requires_grad_(False)
+    usual = copy.deepcopy(net).to(device).eval().requires_grad_(False)
+    fast = copy.deepcopy(usual).to(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            fast(torch.zeros(2, *image_shape, device=device))
+    except RuntimeError:
+        return usual
+    return fast
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from dghlib.models import FloatModel
 from dghlib.quantizers import QUANTIZERS, QuantizedModel
 from dghlib.records import plain
 
-TEST_BATCH = 256
+TEST_BATCH = 32  # on a CPU larger ones take up to three times as long
 Namespace = argparse.Namespace
 
 
@@ -89,7 +89,9 @@ def _calibration_images(model: FloatModel, options: Namespace) -> torch.Tensor:
 
 def _evaluate(options: Namespace) -> None:
     model = _model(options.model)
-    data = datasets.load(options.data or _test_data_of(model.name), "test", options.num_images)
+    data = datasets.load(
+        options.data or _test_data_of(model.name), "test", options.num_images, image_size=model.image_shape[1:]
+    )
     net = QuantizedModel.load(options.quantized, model) if options.quantized else model.net
     pairs = datasets.batches(data, model.mean, model.std, TEST_BATCH)
     percent = top1(net.to(options.device), pairs, total=-(-len(data) // TEST_BATCH), progress=True)

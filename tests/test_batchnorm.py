@@ -158,8 +158,24 @@ def test_a_negative_variance_is_named(tiny_model):
 
 def test_a_working_copy_leaves_the_network_as_it_was(tiny_model):
     net = tiny_model.net.train()
-    clone = working_copy(net, "cpu")
+    clone = working_copy(net, "cpu", tiny_model.image_shape)
     assert net.training
     assert all(parameter.requires_grad for parameter in net.parameters())
     assert not clone.training
     assert not any(parameter.requires_grad for parameter in clone.parameters())
+
+
+def test_a_network_that_views_its_feature_maps_works_too():
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.conv(x))
+            return x.view(len(x), -1)
+
+    images = torch.randn(2, 3, 6, 6)
+    net = Views().eval()
+    torch.testing.assert_close(working_copy(net, "cpu", (3, 6, 6))(images), net(images))

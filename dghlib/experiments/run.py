@@ -38,7 +38,7 @@ Record = dict[str, Any]
 
 RESULTS_VARIABLE = "DGHLIB_RESULTS"
 PUBLISHED = Path(__file__).parents[2] / "results"
-TEST_BATCH = 256
+TEST_BATCH = 32  # on a CPU larger ones take up to three times as long
 # Real calibration images are drawn from this many training images of a set that is drawn on demand.
 DRAWN_TRAINING_IMAGES = 4096
 

@@ -166,7 +166,7 @@ class _Run:
 
     def __init__(self, model: FloatModel, config: Config, device: torch.device | str):
         self.model, self.config = model, config
-        self.net = working_copy(model.net, device)
+        self.net = working_copy(model.net, device, model.image_shape)
         self.layers = stored_statistics(self.net, model.image_shape)
         if config.match_pixels:
             self.layers = with_pixels(self.layers, model.image_shape[0])

@@ -65,7 +65,7 @@ def generate(
         NoBatchNorm: the network has no batch norm that images reach.
         ValueError: its weights or statistics are not finite.
     """
-    net = working_copy(model.net, device)
+    net = working_copy(model.net, device, model.image_shape)
     layers = with_pixels(stored_statistics(net, model.image_shape), model.image_shape[0])
     weights = channel_weights(layers.sizes, "sum", layers.mean.device)
     saved = Checkpoint(checkpoint, images_fingerprint(model, "zeroq", VERSION, config))
