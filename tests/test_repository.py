@@ -21,6 +21,7 @@ from torch import nn
 
 import dghlib
 from dghlib.cli import _parser
+from dghlib.experiments import plans, run
 from dghlib.experiments.book import notebook_names
 from dghlib.experiments.notebooks import parameters_of
 from dghlib.models import MODELS
@@ -126,6 +127,17 @@ def test_the_book_lists_every_notebook_and_chapter() -> None:
     toc = (ROOT / "book" / "_toc.yml").read_text()
     for chapter in (ROOT / "book").glob("*.md"):
         assert re.search(rf"(file|root): {chapter.stem}$", toc, flags=re.MULTILINE), chapter
+
+
+def test_pages_of_committed_records_have_them_whatever_the_budget_of_the_book() -> None:
+    """Such a notebook declares `recorded` instead of `budget`, which `dgh book` would overwrite with its own."""
+    for path in NOTEBOOKS:
+        declared = parameters_of(path)
+        if "run.published(" in path.read_text(encoding="utf-8"):
+            assert "recorded" in declared and "budget" not in declared, path.name
+    for profile in ("cifar10", "tiny_imagenet"):
+        wanted = plans.table2(profile, "standard", seeds=1)
+        assert len(run.published(wanted)) == len(wanted)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -81,7 +81,7 @@ def accuracy(records: Sequence[Record], paper: str | None = None, bits: Sequence
 
 def _nothing() -> pd.DataFrame:
     """Return what a page shows whose records are of earlier versions of the methods, or were never made."""
-    return pd.DataFrame({"no records": ["of these settings and versions of the methods; `dgh run` computes them"]})
+    return pd.DataFrame({"no records": ["of these settings and versions: see `dgh run`"]})
 
 
 def _paper_last(column: tuple[str, str]) -> bool:
