@@ -45,3 +45,16 @@ def check_at_least(minimum: int, name: str, value: object) -> None:
         raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_between(low: float, high: float, name: str, value: object) -> None:
+    """Raise unless `value`, of the setting `name`, is a number from `low` to `high`, both included.
+
+    Raises:
+        TypeError: `value` is not a number.
+        ValueError: `value` is outside.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value}")

@@ -5,9 +5,9 @@ Images are (N, C, H, W). *Pixels* are uint8 or floats in [0, 1]; *normalised* im
 """
 
 from collections.abc import Sequence
-from math import exp
+from math import exp, log
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -92,6 +92,54 @@ def flip_and_crop(images: Tensor, flips: Tensor, tops: Tensor, lefts: Tensor, si
     index = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).to(images.device)
     index = index[:, None, :].expand(num_images, channels, -1)
     return _Gather.apply(images.flatten(2), index).view(num_images, channels, *size)
+
+
+class Windows(NamedTuple):
+    """One window (N,) in each of N images: its first row and column, its height and width, in pixels."""
+
+    tops: Tensor
+    lefts: Tensor
+    heights: Tensor
+    widths: Tensor
+
+
+def random_windows(count: int, size: Sequence[int], smallest: float, draws: torch.Generator) -> Windows:
+    """Return a random window in each of `count` images of `size` (H, W).
+
+    A window has from `smallest` to 1 of the image's area, and an aspect ratio from 3/4 to 4/3. One that would not fit
+    is drawn again, up to ten times, and then cut to what fits.
+    """
+    height, width = size
+    area = height * width * (smallest + (1 - smallest) * torch.rand(10, count, generator=draws))
+    ratio = ((2 * torch.rand(10, count, generator=draws) - 1) * log(4 / 3)).exp()
+    heights, widths = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
+    fits = (heights <= height) & (widths <= width)
+    first = fits.int().argmax(0, keepdim=True)
+    heights = heights.gather(0, first)[0].clamp(1, height)
+    widths = widths.gather(0, first)[0].clamp(1, width)
+    tops = (torch.rand(count, generator=draws) * (height - heights + 1)).floor()
+    lefts = (torch.rand(count, generator=draws) * (width - widths + 1)).floor()
+    return Windows(tops, lefts, heights, widths)
+
+
+def resize_windows(images: Tensor, windows: Windows, flips: Tensor) -> Tensor:
+    """Return a window of each image (N, C, H, W) enlarged to (H, W), bilinearly, and mirrored where `flips` says so.
+
+    Two products with matrices that hold the weights of the pixels, whose gradients add up in a fixed order.
+    """
+    rows = _bilinear_weights(windows.tops, windows.heights, images.shape[2])
+    columns = _bilinear_weights(windows.lefts, windows.widths, images.shape[3])
+    columns = torch.where(flips[:, None, None], columns.flip(1), columns)
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    return rows[:, None] @ images @ columns[:, None].mT
+
+
+def _bilinear_weights(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
+    """Return the weights (N, size, size), of input by output pixel, that enlarge a stretch of `size` pixels to all."""
+    pixels = torch.arange(size)
+    within = (pixels + 0.5) * lengths[:, None] / size - 0.5
+    source = starts[:, None] + torch.minimum(within.clamp_min(0), lengths[:, None] - 1)
+    return (1 - (source[:, :, None] - pixels).abs()).clamp_min(0)
 
 
 def centre_crop(images: Tensor, size: tuple[int, int]) -> Tensor:

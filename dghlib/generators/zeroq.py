@@ -13,18 +13,17 @@ Differences from the authors' code:
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from tqdm import tqdm
 
 from dghlib.batchnorm import stored_statistics, working_copy
 from dghlib.checkpoints import Checkpoint
 from dghlib.choices import check_at_least
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, with_pixels
+from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.models import FloatModel
 from dghlib.seeds import stream
 
@@ -64,32 +63,30 @@ def generate(
     Raises:
         NoBatchNorm: the network has no batch norm that images reach.
         ValueError: its weights or statistics are not finite.
+        FloatingPointError: the loss became NaN; the step is named.
     """
     net = working_copy(model.net, device, model.image_shape)
     layers = with_pixels(stored_statistics(net, model.image_shape), model.image_shape[0])
     weights = channel_weights(layers.sizes, "sum", layers.mean.device)
-    saved = Checkpoint(checkpoint, images_fingerprint(model, "zeroq", VERSION, config))
-    images = _initial_images(model, config).to(device)
-    state = saved.load() or {"batch": 0, "step": 0, "images": images}
-    images = state["images"].to(device)
-    batches = list(images.split(config.batch_size))
-    done = state["batch"] * config.steps + state["step"]
-    with tqdm(total=len(batches) * config.steps, initial=done, desc=f"ZeroQ {model.name}", disable=not progress) as bar:
-        for index in range(state["batch"], len(batches)):
-            batch = batches[index].requires_grad_()
-            optimizer = torch.optim.Adam([batch], config.learning_rate)
-            schedule = ReduceLROnPlateau(optimizer, patience=100, min_lr=1e-4)
-            first = _restore(state, optimizer, schedule) if index == state["batch"] else 0
-            for step in range(first, config.steps):
-                measured = measure(net, batch, layers, groups=len(batch))
-                loss = batch_norm_distance(measured.moments, layers, weights, "std").mean()
-                (batch.grad,) = torch.autograd.grad(loss, batch)
-                optimizer.step()
-                schedule.step(loss.item())
-                bar.update()
-                bar.set_postfix_str(f"BNS {loss.item():.3g}", refresh=False)
-                saved.save_when_due(lambda: _state(index, step + 1, images, optimizer, schedule))  # noqa: B023
-    return images.detach().cpu()
+    batches = _initial_images(model, config).to(device).split(config.batch_size)
+
+    def loss(images: Tensor) -> dict[str, Tensor]:
+        measured = measure(net, images, layers, groups=len(images))
+        return {"BNS": batch_norm_distance(measured.moments, layers, weights, "std").mean()}
+
+    return run_tasks(
+        lambda index, _: ImageTask(
+            batches[index],
+            loss,
+            lambda images: torch.optim.Adam(images, config.learning_rate),
+            lambda optimizer: ReduceLROnPlateau(optimizer, patience=100, min_lr=1e-4),
+        ),
+        count=len(batches),
+        steps=config.steps,
+        saved=Checkpoint(checkpoint, images_fingerprint(model, "zeroq", VERSION, config)),
+        title=f"ZeroQ {model.name}",
+        progress=progress,
+    )
 
 
 def _initial_images(model: FloatModel, config: Config) -> Tensor:
@@ -97,23 +94,3 @@ def _initial_images(model: FloatModel, config: Config) -> Tensor:
     shape = (config.num_images, *model.image_shape)
     whole = torch.randint(0, 255, shape, generator=stream(config.seed, "zeroq"))
     return (whole.float() - 127.5) / 5418.75
-
-
-def _state(
-    batch: int, step: int, images: Tensor, optimizer: torch.optim.Optimizer, schedule: ReduceLROnPlateau
-) -> dict[str, Any]:
-    return {
-        "batch": batch,
-        "step": step,
-        "images": images,
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-    }
-
-
-def _restore(state: dict[str, Any], optimizer: torch.optim.Optimizer, schedule: ReduceLROnPlateau) -> int:
-    """Continue a batch in its midst; return its next step."""
-    if "optimizer" in state:
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-    return int(state["step"])
