@@ -2,10 +2,14 @@
 
 from types import ModuleType
 
-from dghlib.generators import dgh, noise, zeroq
+from dghlib.generators import deep_inversion, dgh, genie_d, intraq, noise, qimera, zeroq
 
 GENERATORS: dict[str, ModuleType] = {
     "noise": noise,
     "zeroq": zeroq,
+    "deep_inversion": deep_inversion,
+    "qimera": qimera,
+    "intraq": intraq,
+    "genie_d": genie_d,
     "dgh": dgh,
 }

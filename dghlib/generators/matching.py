@@ -80,6 +80,15 @@ def batch_norm_distance(measured: Tensor, layers: StoredStatistics, weights: Ten
     return ((mean_error.square() + spread_error.square()) * weights).sum(-1)
 
 
+def batch_norm_norms(measured: Tensor, layers: StoredStatistics) -> Tensor:
+    """Return the distances of moments (2, K) from the running mean and variance of each layer, (L,): not squared.
+
+    The sum of both Euclidean norms, as DeepInversion has it.
+    """
+    errors = torch.stack([measured[0] - layers.mean, variance_of(measured) - layers.variance])
+    return torch.stack([error.norm(dim=1).sum() for error in layers.per_layer(errors)])
+
+
 def output_range(output: Tensor) -> Tensor:
     """Return the difference between the largest and the smallest output value of every image, (N,)."""
     flat = output.flatten(1)

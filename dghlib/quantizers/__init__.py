@@ -2,10 +2,16 @@
 
 from types import ModuleType
 
-from dghlib.quantizers import hptq
+from dghlib.quantizers import adaround, brecq, genie_m, hptq, qdrop
 from dghlib.quantizers.quantized_model import QuantizedModel, saved_facts
 from dghlib.quantizers.tracing import UntraceableNetwork
 
 __all__ = ["QUANTIZERS", "QuantizedModel", "UntraceableNetwork", "saved_facts"]
 
-QUANTIZERS: dict[str, ModuleType] = {"hptq": hptq}
+QUANTIZERS: dict[str, ModuleType] = {
+    "hptq": hptq,
+    "adaround": adaround,
+    "brecq": brecq,
+    "qdrop": qdrop,
+    "genie_m": genie_m,
+}

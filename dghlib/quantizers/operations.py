@@ -60,11 +60,14 @@ ACTIVATIONS = {
     *{nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid", nn.Hardsigmoid, F.hardsigmoid},
     *{nn.Tanh, F.tanh, torch.tanh, "tanh"},
 }
+ADDITIONS = {operator.add, torch.add, "add"}
 ARITHMETIC = {
-    *{operator.add, torch.add, "add", operator.sub, torch.sub, "sub"},
+    *ADDITIONS,
+    *{operator.sub, torch.sub, "sub"},
     *{operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"},
 }
 AVERAGE_POOLING = {nn.AvgPool2d, F.avg_pool2d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d}
+AVERAGES = {*AVERAGE_POOLING, torch.mean, "mean"}
 RESHAPES = {
     *{nn.Flatten, torch.flatten, "flatten", torch.reshape, "reshape", "view", nn.Unflatten, "unflatten"},
     *{torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", "contiguous", "clone", "detach"},

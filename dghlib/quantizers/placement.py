@@ -4,14 +4,23 @@ A *placement* is a function from a graph to the names of the nodes whose output 
 computation. Every consumer of a tensor reads the same quantized one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from dghlib.quantizers.grid import FLOAT_BITS
-from dghlib.quantizers.operations import RELU, RELU6, Kind, does, kind_of, layer_calls, source_of
+from dghlib.quantizers.operations import (
+    AVERAGES,
+    RELU,
+    RELU6,
+    Kind,
+    does,
+    kind_of,
+    layer_calls,
+    source_of,
+)
 
 BIT_POLICIES = ("full", "academic")
 _SPARED_BITS = 8  # of what the academic setting spares
@@ -32,6 +41,43 @@ def every_tensor(graph: fx.GraphModule) -> list[str]:
         if kind in _COMPUTING and not _fused_with_reader(graph, node, kind):
             names.append(node.name)
     return names
+
+
+def layer_and_block_outputs(graph: fx.GraphModule) -> list[str]:
+    """Return what BRECQ and QDrop quantize: what layers, activation functions and shortcuts' additions compute.
+
+    Unlike in `every_tensor`, the image and averages stay in float, and so does a sum before it is added to a
+    shortcut. Logits are included, since `assign_bits` leaves them out where the papers do.
+    """
+    names = []
+    for name in every_tensor(graph):
+        node = _named(graph, name)
+        added = kind_of(graph, node) in (Kind.LAYER, Kind.BATCH_NORM) and _only_reader_adds(graph, node)
+        if kind_of(graph, node) not in (Kind.IMAGE, Kind.OTHER) and not added:
+            names.append(name)
+    return names
+
+
+def layer_inputs(graph: fx.GraphModule) -> list[str]:
+    """Return what GENIE-M quantizes: what layers read, except the image; and the logits."""
+    read = {source_of(graph, call.all_input_nodes[0]).name for call, _ in layer_calls(graph)}
+    read |= {source_of(graph, output).name for output in _outputs(graph)}
+    return [node.name for node in graph.graph.nodes if node.name in read and kind_of(graph, node) is not Kind.IMAGE]
+
+
+PLACEMENTS: Mapping[str, Callable[[fx.GraphModule], list[str]]] = {
+    "every_tensor": every_tensor,
+    "brecq": layer_and_block_outputs,
+    "genie": layer_inputs,
+}
+
+
+def _named(graph: fx.GraphModule, name: str) -> fx.Node:
+    return next(node for node in graph.graph.nodes if node.name == name)
+
+
+def _only_reader_adds(graph: fx.GraphModule, node: fx.Node) -> bool:
+    return len(node.users) == 1 and kind_of(graph, next(iter(node.users))) is Kind.ARITHMETIC
 
 
 def _fused_with_reader(graph: fx.GraphModule, node: fx.Node, kind: Kind) -> bool:
@@ -60,8 +106,8 @@ def assign_bits(graph: fx.GraphModule, tensors: list[str], weight_bits: int, act
     """Return the bits of every layer's weight and of every one of `tensors`.
 
     "full" gives all of them the same. "academic" spares the ends as the reconstruction papers do: weights of
-    the first and the last layer and the tensors that enter the first, second and last layer keep at least 8
-    bits, and the network's outputs stay in float.
+    the first and the last layer and those of `tensors` that enter the first, second and last layer keep at
+    least 8 bits, and the network's outputs stay in float.
     """
     calls = [node for node, _ in layer_calls(graph)]
     weights = {str(call.target): weight_bits for call in calls}
@@ -70,11 +116,20 @@ def assign_bits(graph: fx.GraphModule, tensors: list[str], weight_bits: int, act
         for call in calls[:1] + calls[-1:]:
             weights[str(call.target)] = max(weight_bits, _SPARED_BITS)
         for call in calls[:2] + calls[-1:]:
-            source = source_of(graph, call.all_input_nodes[0]).name
-            activations[source] = max(activation_bits, _SPARED_BITS)
+            source = _quantized_source(graph, call.all_input_nodes[0], activations)
+            if source in activations:
+                activations[source] = max(activation_bits, _SPARED_BITS)
         for output in _outputs(graph):
             activations.pop(source_of(graph, output).name, None)
     return Bits(_quantized(weights), _quantized(activations))
+
+
+def _quantized_source(graph: fx.GraphModule, node: fx.Node, tensors: Collection[str]) -> str:
+    """Return the tensor whose grid `node` is computed from: of an average in float, the one that is averaged."""
+    node = source_of(graph, node)
+    while node.name not in tensors and does(graph, node, AVERAGES):
+        node = source_of(graph, node.all_input_nodes[0])
+    return node.name
 
 
 def _outputs(graph: fx.GraphModule) -> list[fx.Node]:

@@ -1,5 +1,6 @@
 """A network with quantizers in it, and its file."""
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +72,20 @@ class QuantizedModel(nn.Module):
         """Return the quantizer of every quantized tensor, by its name, in the order of computation."""
         return dict(self.graph.get_submodule(_ACTIVATIONS).items())  # type: ignore[operator]
 
+    def set_activation_quantizers(self, quantizers: Mapping[str, nn.Module]) -> None:
+        """Put other modules in the place of some tensors' quantizers, by name of tensor."""
+        for name, quantizer in quantizers.items():
+            self.graph.set_submodule(quantizer_path(name), quantizer.to(device_of(self.graph)), strict=True)
+
+    def without_activation_quantizers(self) -> fx.GraphModule:
+        """Return the graph with tensors in float; its layers are those of this model, not copies."""
+        graph = copy.deepcopy(self.graph.graph)
+        for node in list(graph.nodes):
+            if str(node.target).startswith(f"{_ACTIVATIONS}."):
+                node.replace_all_uses_with(node.all_input_nodes[0])
+                graph.erase_node(node)
+        return fx.GraphModule(self.graph, graph)
+
     def save(self, path: Path) -> None:
         """Write tensors and grids to one safetensors file.
 
@@ -115,6 +130,17 @@ class QuantizedModel(nn.Module):
         return quantized
 
 
+def quantizer_path(tensor: str) -> str:
+    """Return the path, in the graph, of the module that quantizes a tensor."""
+    return f"{_ACTIVATIONS}.{tensor}"
+
+
+def quantized_node(graph: fx.GraphModule, tensor: str) -> fx.Node:
+    """Return the node that holds a tensor as its readers get it: quantized, if it is."""
+    node = next(node for node in graph.graph.nodes if node.name == tensor)
+    return next((user for user in node.users if user.target == quantizer_path(tensor)), node)
+
+
 def saved_facts(path: Path) -> dict[str, Any]:
     """Return what a quantized model's file says about itself: model, method, config.
 
@@ -145,5 +171,5 @@ def _empty_like(layer: Layer, bits: int, signed: bool) -> UniformQuantizer:
 
 def _insert_after(graph: fx.Graph, node: fx.Node) -> None:
     with graph.inserting_after(node):
-        call = graph.call_module(f"{_ACTIVATIONS}.{node.name}", (node,))
+        call = graph.call_module(quantizer_path(node.name), (node,))
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)

@@ -1,0 +1,243 @@
+"""DeepInversion: images of given classes, held to the batch-norm statistics and to smoothness.
+
+Each image is to be recognised as its class, wherever it is shifted and mirrored; total variation and size are kept
+small. Adaptive DeepInversion (ADI) adds a competition: images are to be those on which a second network, the student,
+disagrees with the first.
+
+Source: Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion" (2020), and a description of
+the settings in the authors' code at commit 2413af1; written from these descriptions only.
+
+Differences from the paper:
+ 1. Classes are drawn at random; the authors' script has a list of 42 classes of ImageNet.
+ 2. The competition weighs as the paper's text has it, 1 - JS; whether the student is trained in between is up to the
+    caller: it stays as it is given.
+
+Differences from the authors' code:
+ 1. Images move at full resolution all the time (its second setting); its first begins at half the resolution.
+ 2. The images are those of the last step; the code also keeps those of the smallest loss, if asked.
+ 3. Warm-up and jitter are in proportion to the steps (a twentieth) and to the size of the image (30 at 224 pixels).
+ 4. The preset "cifar10" takes from the script for CIFAR-10 what is described: batch, steps, learning rate, jitter and
+    two weights. The others stay as for ImageNet.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from dghlib.batchnorm import StoredStatistics, stored_statistics, working_copy
+from dghlib.checkpoints import Checkpoint
+from dghlib.choices import check_at_least, check_between
+from dghlib.generators.classes import number_of_classes, random_labels
+from dghlib.generators.identity import images_fingerprint
+from dghlib.generators.matching import batch_norm_norms, measure
+from dghlib.generators.tasks import ImageTask, run_tasks
+from dghlib.images import clip_straight_through
+from dghlib.models import FloatModel
+from dghlib.seeds import stream
+
+VERSION = 1
+WARM_UP = 0.05  # of the steps: 100 of 2000
+JITTER = 30 / 224  # of the size of the image
+TEMPERATURE = 3.0  # of the probabilities that teacher and student are compared by
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of one run; the defaults are the authors' for ImageNet.
+
+    The norm of the variation is that of a whole batch, so its weight is tied to the size of the batch.
+    """
+
+    num_images: int = 1024
+    batch_size: int = 84  # images that match the statistics together
+    steps: int = 2000  # of each batch
+    learning_rate: float = 0.2
+    seed: int = 0
+
+    batch_norm_weight: float = 0.01
+    first_layer_factor: float = 10.0  # of the first batch norm beside the others
+    variation_weight: float = 1e-4
+    size_weight: float = 1e-5
+    jitter: int | None = None  # largest shift in pixels; None: 30 at 224 pixels, in proportion
+    flip: bool = True
+    competition_weight: float = 0.0  # ADI; 0.2 in the paper. It needs a student
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "batch_size", "steps"):
+            check_at_least(1, name, getattr(self, name))
+        if self.jitter is not None:
+            check_at_least(0, "jitter", self.jitter)
+        for name in (
+            "learning_rate",
+            "batch_norm_weight",
+            "first_layer_factor",
+            "variation_weight",
+            "size_weight",
+            "competition_weight",
+        ):
+            check_between(0, math.inf, name, getattr(self, name))
+
+
+PRESETS = {
+    "default": Config(),
+    "cifar10": Config(batch_size=256, learning_rate=0.05, batch_norm_weight=10.0, variation_weight=2.5e-5, jitter=2),
+    "adi": Config(competition_weight=0.2),
+}
+
+
+def generate(
+    model: FloatModel,
+    config: Config,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    checkpoint: Path | None = None,
+    student: FloatModel | None = None,
+) -> Tensor:
+    """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
+
+    The models are not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
+
+    Args:
+        model: the network to invert.
+        student: the network to compete with, where `competition_weight` is not 0.
+
+    Raises:
+        NoBatchNorm: the network has no batch norm that images reach.
+        NotAClassifier: it tells no classes apart.
+        ValueError: its weights or statistics are not finite; there is no student, none is needed, or it does not fit.
+        FloatingPointError: the loss became NaN; the step is named.
+    """
+    net = working_copy(model.net, device, model.image_shape)
+    layers = stored_statistics(net, model.image_shape)
+    num_classes = number_of_classes(model, net, "DeepInversion")
+    rival = _student_net(model, student, config, num_classes, device)
+    images = torch.randn(
+        (config.num_images, *model.image_shape), generator=stream(config.seed, "deep_inversion", "images")
+    )
+    batches = images.split(config.batch_size)
+    labels = labels_of(config, num_classes).split(config.batch_size)
+    competitors = [model] if student is None else [model, student]
+    key = "-".join(images_fingerprint(each, "deep_inversion", VERSION, config) for each in competitors)
+
+    def start(index: int, finished: list[Tensor]) -> ImageTask:
+        draws = stream(config.seed, "deep_inversion", "augmentation", index)
+        return ImageTask(
+            batches[index].to(device),
+            _Loss(net, layers, config, labels[index], rival, draws),
+            lambda leaves: torch.optim.Adam(leaves, config.learning_rate, betas=(0.5, 0.9)),
+            lambda optimizer: LambdaLR(optimizer, lambda step: warm_up_and_cosine(step, config.steps)),
+            draws=draws,
+            keep_valid=lambda images: clip_straight_through(images, model.mean, model.std),
+        )
+
+    return run_tasks(
+        start,
+        count=len(batches),
+        steps=config.steps,
+        saved=Checkpoint(checkpoint, key),
+        title=f"DeepInversion {model.name}",
+        progress=progress,
+    )
+
+
+def labels_of(config: Config, num_classes: int) -> Tensor:
+    """Return the class that each image of a run is asked for, (num_images,)."""
+    return random_labels(config.num_images, num_classes, stream(config.seed, "deep_inversion", "labels"))
+
+
+def warm_up_and_cosine(step: int, steps: int) -> float:
+    """Return the share of the learning rate at a step: it rises from 0 in a line, then falls to 0 in half a cosine."""
+    rising = WARM_UP * steps
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / (steps - rising))
+
+
+class _Loss:
+    """The loss of one batch: its terms, as weighted."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        layers: StoredStatistics,
+        config: Config,
+        labels: Tensor,
+        rival: nn.Module | None,
+        draws: torch.Generator,
+    ):
+        self.net, self.layers, self.config, self.rival, self.draws = net, layers, config, rival, draws
+        self.labels = labels.to(layers.mean.device)
+        self.layer_weights = torch.full((len(layers.sizes),), config.batch_norm_weight, device=layers.mean.device)
+        self.layer_weights[0] *= config.first_layer_factor
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        config, shown = self.config, self._jittered(images)
+        measured = measure(self.net, shown, self.layers)
+        distances = batch_norm_norms(measured.moments[0], self.layers)
+        terms = {
+            "class": nn.functional.cross_entropy(measured.output, self.labels),
+            "BNS": (self.layer_weights * distances).sum(),
+            "TV": config.variation_weight * total_variation(shown),
+            "size": config.size_weight * images.flatten(1).norm(dim=1).mean(),
+        }
+        if self.rival is not None:
+            disagreement = jensen_shannon(measured.output, self.rival(shown))
+            terms["ADI"] = config.competition_weight * (1 - disagreement)
+        return terms
+
+    def _jittered(self, images: Tensor) -> Tensor:
+        """Return the images as the networks see them: all shifted alike, around the border, and mirrored or not."""
+        limits = [
+            round(JITTER * size) if self.config.jitter is None else self.config.jitter for size in images.shape[2:]
+        ]
+        shifts = [int(torch.randint(-limit, limit + 1, (), generator=self.draws)) for limit in limits]
+        images = images.roll(shifts, dims=(2, 3))
+        return images.flip(3) if self.config.flip and torch.rand((), generator=self.draws) < 0.5 else images
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Return the norms, over the whole batch, of the differences to four neighbours (right, below, diagonals), summed."""
+    right = images[..., :, 1:] - images[..., :, :-1]
+    below = images[..., 1:, :] - images[..., :-1, :]
+    diagonals = (images[..., 1:, 1:] - images[..., :-1, :-1], images[..., 1:, :-1] - images[..., :-1, 1:])
+    return torch.stack([differences.norm() for differences in (right, below, *diagonals)]).sum()
+
+
+def jensen_shannon(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return the Jensen-Shannon divergence of the probabilities of two sets of logits (N, classes), averaged, in nats.
+
+    Probabilities are at temperature 3 and kept between 0.01 and 0.99.
+    """
+    first, second = ((logits / TEMPERATURE).softmax(1).clamp(0.01, 0.99) for logits in (teacher, student))
+    middle = (first + second) / 2
+    divergences = [(each * (each / middle).log()).sum(1).mean() for each in (first, second)]
+    return torch.stack(divergences).mean()
+
+
+def _student_net(
+    model: FloatModel, student: FloatModel | None, config: Config, num_classes: int, device: torch.device | str
+) -> nn.Module | None:
+    """Return the working copy of the student, or None without competition; see `generate` for errors."""
+    if (config.competition_weight > 0) != (student is not None):
+        given = "there is none" if student is None else f"there is {student.name}"
+        raise ValueError(
+            f"competition_weight is {config.competition_weight:g} and {given}: competition takes a weight above 0 "
+            "and a student, generate(..., student=...)"
+        )
+    if student is None:
+        return None
+    net = working_copy(student.net, device, student.image_shape)
+    for name in ("image_shape", "mean", "std"):
+        if getattr(student, name) != getattr(model, name):
+            raise ValueError(
+                f"the student {student.name} has {name} {getattr(student, name)}, {model.name} has "
+                f"{getattr(model, name)}: both look at the same images"
+            )
+    if (classes := number_of_classes(student, net, "DeepInversion")) != num_classes:
+        raise ValueError(f"the student {student.name} tells {classes} classes apart, {model.name} {num_classes}")
+    return net

@@ -1,0 +1,189 @@
+"""GENIE-D: latent vectors and a generator network are trained together, once for every batch of images.
+
+The network ties the images of a batch together, since it has to make all of them; the latent vectors tell them apart.
+Swing convolution: what a strided convolution of the trained network reads is shifted at random by up to a pixel, so
+that no pixel of an image is favoured by the grid that such a convolution sees.
+
+Source: Jeon, Lee, Kim, "GENIE: Show Me the Data for Quantization" (2023), its appendix, and the authors' code at
+commit 7b089d9.
+
+Differences from the paper: none known; as in the code, an image is matched with mean 0 and deviation 1, too.
+
+Differences from the authors' code:
+ 1. Variances are biased (divided by the number of values, not one less), and 1e-6 is added to those that are measured
+    as to those that are stored: the gradient of a constant channel is finite.
+ 2. A last batch that is smaller is made, too; the code leaves it out.
+ 3. The code names the two learning rates the wrong way round; the values, here and there, are the appendix's.
+ 4. Images may have any size: the generator network begins at a quarter of it, rounded up.
+ 5. Feature maps of a single row or column are not shifted.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+
+from dghlib.batchnorm import StoredStatistics, moments, stored_statistics, variance_of, working_copy
+from dghlib.checkpoints import Checkpoint
+from dghlib.choices import check_at_least, check_between
+from dghlib.generators.identity import images_fingerprint
+from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, spread_of
+from dghlib.generators.networks import GenieNetwork, initialised
+from dghlib.generators.tasks import run_tasks, values_of
+from dghlib.models import FloatModel
+from dghlib.seeds import stream
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of one run; the defaults are the authors'."""
+
+    num_images: int = 1024
+    batch_size: int = 128  # images that share a generator network and match the statistics together
+    steps: int = 4000  # of each batch
+    learning_rate: float = 0.01  # of the generator network
+    latent_learning_rate: float = 0.1
+    latent_size: int = 256
+    swing: bool = True  # shift what strided convolutions read
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "batch_size", "steps", "latent_size"):
+            check_at_least(1, name, getattr(self, name))
+        check_between(0, math.inf, "learning_rate", self.learning_rate)
+        check_between(0, math.inf, "latent_learning_rate", self.latent_learning_rate)
+
+
+PRESETS = {"default": Config()}
+
+
+def generate(
+    model: FloatModel,
+    config: Config,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    checkpoint: Path | None = None,
+) -> Tensor:
+    """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
+
+    The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
+
+    Raises:
+        NoBatchNorm: the network has no batch norm that images reach.
+        ValueError: its weights or statistics are not finite.
+        FloatingPointError: the loss became NaN; the step is named.
+    """
+    net = working_copy(model.net, device, model.image_shape)
+    layers = stored_statistics(net, model.image_shape)
+    shifts = torch.Generator()
+    if config.swing:
+        swing_strided_convolutions(net, shifts)
+    sizes = [len(part) for part in torch.arange(config.num_images).split(config.batch_size)]
+    return run_tasks(
+        lambda index, _: _Task(net, layers, model.image_shape, config, index, sizes[index], shifts),
+        count=len(sizes),
+        steps=config.steps,
+        saved=Checkpoint(checkpoint, images_fingerprint(model, "genie_d", VERSION, config)),
+        title=f"GENIE-D {model.name}",
+        progress=progress,
+    )
+
+
+class _Task:
+    """One batch: its latent vectors and its generator network."""
+
+    parts: dict[str, Any]
+
+    def __init__(
+        self,
+        net: nn.Module,
+        layers: StoredStatistics,
+        image_shape: tuple[int, int, int],
+        config: Config,
+        index: int,
+        size: int,
+        shifts: torch.Generator,
+    ):
+        self.net, self.layers = net, layers
+        device = layers.mean.device
+        # Means over the channels of a layer, summed over the layers.
+        self.weights = channel_weights(layers.sizes, "mean", device) * len(layers.sizes)
+        latents = torch.randn(size, config.latent_size, generator=stream(config.seed, "genie_d", "latents", index))
+        self.latents = latents.to(device).requires_grad_()
+        self.generator = initialised(
+            lambda: GenieNetwork(image_shape, config.latent_size), config.seed, "genie_d", "network", index
+        ).to(device)
+        self.made = torch.zeros(size, *image_shape, device=device)
+        shifts.set_state(stream(config.seed, "genie_d", "shifts", index).get_state())
+
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate)
+        self.schedule = StepLR(self.optimizer, step_size=100, gamma=0.95)
+        self.latent_optimizer = torch.optim.Adam([self.latents], config.latent_learning_rate)
+        self.latent_schedule = ReduceLROnPlateau(self.latent_optimizer, patience=100, min_lr=1e-4)
+        self.parts = {
+            "latents": self.latents,
+            "generator": self.generator,
+            "images": self.made,
+            "shifts": shifts,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "latent_optimizer": self.latent_optimizer,
+            "latent_schedule": self.latent_schedule,
+        }
+
+    def step(self) -> dict[str, float]:
+        """Train latent vectors and network once, see `dghlib.generators.tasks.Task`."""
+        self.optimizer.zero_grad()
+        self.latent_optimizer.zero_grad()
+        images = self.generator(self.latents)
+        measured = measure(self.net, images, self.layers)
+        terms = {
+            "BNS": batch_norm_distance(measured.moments, self.layers, self.weights, "std").mean(),
+            "pixels": pixel_distance(images),
+        }
+        torch.stack(list(terms.values())).sum().backward()
+        self.made.copy_(images.detach())
+        values = values_of(terms)
+        self.optimizer.step()
+        self.latent_optimizer.step()
+        self.schedule.step()
+        self.latent_schedule.step(sum(values.values()))
+        return values
+
+    def images(self) -> Tensor:
+        """Return what the network made in the last step, before it was trained on it: as the authors."""
+        return self.made
+
+
+def pixel_distance(images: Tensor) -> Tensor:
+    """Return how far each image is from mean 0 and standard deviation 1: squared, summed over channels, averaged."""
+    measured = moments(images, groups=len(images))
+    spread_error = spread_of(variance_of(measured), "std") - 1
+    return (measured[:, 0].square() + spread_error.square()).sum(1).mean()
+
+
+def swing_strided_convolutions(net: nn.Module, draws: torch.Generator) -> None:
+    """Have each strided convolution of `net` read its input shifted at random by -1, 0 or 1 pixel in each direction.
+
+    One shift for the whole batch at each layer and each forward pass; what is shifted in is mirrored at the border.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and max(module.stride) > 1:
+            module.register_forward_pre_hook(lambda _, args: (swung(args[0], draws), *args[1:]))
+
+
+def swung(maps: Tensor, draws: torch.Generator) -> Tensor:
+    """Return feature maps (N, C, H, W) shifted at random by -1, 0 or 1 pixel in each direction."""
+    top, left = torch.randint(3, (2,), generator=draws).tolist()
+    height, width = maps.shape[2:]
+    if min(height, width) < 2:
+        return maps
+    padded = nn.functional.pad(maps, (1, 1, 1, 1), mode="reflect")
+    return padded[:, :, top : top + height, left : left + width]

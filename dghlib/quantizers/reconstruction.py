@@ -1,0 +1,359 @@
+"""Reconstruction: a network learns, unit by unit, how to round so that each unit answers as it did in float.
+
+One loop serves AdaRound, BRECQ, QDrop and GENIE-M; each of those modules is a set of defaults for `Settings` and
+says what its authors do otherwise. For every unit of the network, in order:
+
+    1. keep what enters and leaves it when all calibration images pass, in float and quantized so far;
+    2. minimise |quantized unit (x) - float unit (x)|^2, summed over channels, plus lambda times the penalty that
+       drives every weight to be rounded up or down, over minibatches of what was kept;
+    3. decide every rounding, and go on to the next.
+
+Steps of activations are fixed, learned with the weights, or learned after them in a second sweep.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from dghlib.checkpoints import Checkpoint
+from dghlib.choices import check_at_least, check_choice
+from dghlib.models import FloatModel
+from dghlib.quantizers.calibration import check_images, observe
+from dghlib.quantizers.graph import device_of, folded_graph
+from dghlib.quantizers.grid import check_bits
+from dghlib.quantizers.layers import QuantizedLayer
+from dghlib.quantizers.learners import LearnedRounding, LearnedStep, keep_positive
+from dghlib.quantizers.operations import layer_at
+from dghlib.quantizers.placement import BIT_POLICIES, PLACEMENTS, assign_bits
+from dghlib.quantizers.quantized_model import QuantizedModel, quantized_node, quantizer_path
+from dghlib.quantizers.scale_search import SEARCHES, activation_grid, weight_grid
+from dghlib.quantizers.unit_data import STORES, Frontier, UnitData, output_importance, relative_error, unit_error
+from dghlib.quantizers.units import KINDS_OF_UNIT, Unit, piece_of, units_of
+from dghlib.records import fingerprint
+from dghlib.seeds import stream
+
+INPUTS = ("float", "quantized", "mixed")
+_WARM_UP = 0.2  # part of the steps without the penalty
+_BETA = (20.0, 2.0)  # of the penalty, at its start and at the end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the reconstruction methods have in common, and where they differ.
+
+    Args:
+        weight_bits, activation_bits: 2 to 8, 16, or 32 for float.
+        bits: "full", all layers and tensors alike; or "academic", the ends at 8 bits and the logits in float.
+        placement: which tensors are quantized: "every_tensor", "brecq" or "genie".
+        weight_search, activation_search: how grids are found (see `scale_search`).
+        unit: what is learned at once, "layer" or "block".
+        iterations: steps per unit, with minibatches of `batch_size` images.
+        rounding_rate: Adam's learning rate for the roundings.
+        penalty: lambda, the weight of the rounding penalty.
+        cosine: whether the penalty's beta falls along a cosine, rather than a line.
+        scale_rate: learning rate of the weights' steps, 0 for fixed; falls to 0 along a cosine.
+        step_rate: learning rate of the activations' steps, 0 for fixed; falls to 0 along a cosine.
+        step_iterations: steps per unit of a second sweep that learns the activations' steps once all weights are
+            done, from the unit's float input; 0 learns them together with the weights.
+        scaled_gradient: whether the gradients of activations' steps are scaled as LSQ does.
+        inputs: what units are fed while they learn: their "float" input, that of the "quantized" network so far,
+            or of both "mixed", each value float with probability `keep_float`.
+        keep_float: see `inputs`; also of activations inside the unit (QDrop).
+        fisher: whether errors count by the squared gradient of the network's loss, estimated once per unit.
+        store: where inputs and targets of a unit are kept: the network's "device", "cpu", or memory-mapped on "disk".
+        seed: of minibatches and of what stays float by chance.
+    """
+
+    weight_bits: int = 4
+    activation_bits: int = 4
+    bits: str = "full"
+    placement: str = "brecq"
+    weight_search: str = "shrink_80"
+    activation_search: str = "shrink_80"
+    unit: str = "block"
+    iterations: int = 20_000
+    batch_size: int = 32
+    rounding_rate: float = 1e-3
+    penalty: float = 0.01
+    cosine: bool = False
+    scale_rate: float = 0.0
+    step_rate: float = 0.0
+    step_iterations: int = 0
+    scaled_gradient: bool = False
+    inputs: str = "quantized"
+    keep_float: float = 0.0
+    fisher: bool = False
+    store: str = "device"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_bits(self.weight_bits, "weight_bits")
+        check_bits(self.activation_bits, "activation_bits")
+        check_choice("bits", self.bits, BIT_POLICIES)
+        check_choice("placement", self.placement, PLACEMENTS)
+        check_choice("weight_search", self.weight_search, SEARCHES)
+        check_choice("activation_search", self.activation_search, SEARCHES)
+        check_choice("unit", self.unit, KINDS_OF_UNIT)
+        check_choice("inputs", self.inputs, INPUTS)
+        check_choice("store", self.store, STORES)
+        check_at_least(1, "iterations", self.iterations)
+        check_at_least(0, "step_iterations", self.step_iterations)
+        check_at_least(1, "batch_size", self.batch_size)
+        if not 0 <= self.keep_float <= 1:
+            raise ValueError(f"keep_float is a probability, 0 to 1, got {self.keep_float}")
+        for name in ("rounding_rate", "penalty", "scale_rate", "step_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be zero or positive, got {getattr(self, name)}")
+        if self.fisher and self.unit != "block":
+            raise ValueError("fisher needs unit='block': what follows a block has one input, the block's output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """One pass over all units, and what is learned in it.
+
+    Args:
+        weights, steps: whether roundings (with weights' steps, if `scale_rate` says so), and activations' steps learn.
+        iterations: per unit.
+        inputs: what units are fed.
+        power: of the error.
+    """
+
+    weights: bool
+    steps: bool
+    iterations: int
+    inputs: str
+    power: float = 2.0
+
+    @property
+    def learned(self) -> str:
+        """Say in words what is learned."""
+        return " and ".join(name for name in ("weights", "steps") if getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitError:
+    """How far a unit's output is from the float one, as a part of the float one's energy, before and after learning."""
+
+    unit: str
+    learned: str
+    before: float
+    after: float
+
+
+def sweeps_of(settings: Settings) -> list[Sweep]:
+    """Return the sweeps that a method makes: one, or a second for the activations' steps (BRECQ)."""
+    together = settings.step_rate > 0 and settings.step_iterations == 0
+    sweeps = [Sweep(weights=True, steps=together, iterations=settings.iterations, inputs=settings.inputs)]
+    if settings.step_rate > 0 and not together:
+        afterwards = settings.step_iterations
+        sweeps.append(Sweep(weights=False, steps=True, iterations=afterwards, inputs="float", power=2.4))
+    return sweeps
+
+
+def reconstruct(
+    method: str, model: FloatModel, images: Tensor, settings: Settings, checkpoint: Path | None = None
+) -> QuantizedModel:
+    """Return a quantized copy of a network, reconstructed on normalised images (N, C, H, W).
+
+    The model is left as it is. With `checkpoint`, a file, a run that was killed goes on after the last unit that was
+    done, to the same result.
+
+    Raises:
+        UntraceableNetwork: torch.fx cannot follow the network.
+        TypeError, ValueError: images that do not fit the model, weights or tensors with NaN or Inf.
+    """
+    images = check_images(images, model)
+    about = {"model": model.name, "method": method, "config": asdict(settings)}
+    student = nearest(model, images, settings, about)
+    key = fingerprint({"about": about, "images": float(images.double().sum()), "nearest": _checksum(student)})
+    return _Reconstruction(model, student, images, settings, Checkpoint(checkpoint, key, seconds=0)).run()
+
+
+def nearest(model: FloatModel, images: Tensor, settings: Settings, about: dict[str, Any]) -> QuantizedModel:
+    """Return the network with the grids that reconstruction starts from, every weight rounded to the nearest."""
+    graph = folded_graph(model)
+    tensors = PLACEMENTS[settings.placement](graph)
+    bits = assign_bits(graph, tensors, settings.weight_bits, settings.activation_bits, settings.bits)
+    seen = observe(graph, bits.activations, images, settings.batch_size).histograms
+    activations = {
+        name: activation_grid(seen[name], width, settings.activation_search) for name, width in bits.activations.items()
+    }
+    weights = {
+        path: weight_grid(layer_at(graph, path), width, settings.weight_search) for path, width in bits.weights.items()
+    }
+    return QuantizedModel(graph, weights, activations, about)
+
+
+def learn(
+    piece: nn.Module,
+    roundings: Collection[LearnedRounding],
+    steps: Collection[LearnedStep],
+    data: UnitData,
+    sweep: Sweep,
+    settings: Settings,
+    bar: tqdm,
+) -> None:
+    """Move roundings and steps so that `piece` answers as the float unit does: the loop of all methods."""
+    scales = [rounding.scale for rounding in roundings if rounding.scale.requires_grad]
+    optimizer, schedule = _optimizer(roundings, scales, steps, sweep.iterations, settings)
+    for step, (inputs, targets, weights) in zip(range(sweep.iterations), data.minibatches(), strict=False):
+        error = unit_error(piece(inputs), targets, sweep.power, weights)
+        loss = error
+        if roundings and step >= _WARM_UP * sweep.iterations:
+            strictness = beta(step, sweep.iterations, settings.cosine)
+            loss = error + settings.penalty * sum(rounding.penalty(strictness) for rounding in roundings)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        keep_positive(scales + [step.scale for step in steps])
+        bar.update()
+
+
+def _optimizer(
+    roundings: Collection[LearnedRounding],
+    scales: list[nn.Parameter],
+    steps: Collection[LearnedStep],
+    iterations: int,
+    settings: Settings,
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """Return Adam and its schedule: a constant rate for roundings, for steps one that falls to 0 along a cosine."""
+
+    def falling(step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * step / iterations))
+
+    groups = [
+        ([rounding.logits for rounding in roundings], settings.rounding_rate, lambda step: 1.0),
+        (scales, settings.scale_rate, falling),
+        ([step.scale for step in steps], settings.step_rate, falling),
+    ]
+    used = [group for group in groups if group[0]]
+    optimizer = torch.optim.Adam([{"params": parameters, "lr": rate} for parameters, rate, _ in used])
+    return optimizer, LambdaLR(optimizer, [rule for _, _, rule in used])
+
+
+def beta(step: int, iterations: int, cosine: bool) -> float:
+    """Return how strict the rounding penalty is: from 20 to 2 once the warm-up is over."""
+    first, last = _BETA
+    done = (step / iterations - _WARM_UP) / (1 - _WARM_UP)
+    left = 0.5 * (1 + math.cos(math.pi * done)) if cosine else 1 - done
+    return last + (first - last) * left
+
+
+def _checksum(net: nn.Module) -> float:
+    return sum(float(value.double().abs().sum()) for value in net.state_dict().values())
+
+
+class _Reconstruction:
+    """A student that learns from its teacher, the float network, unit by unit; `run` does it all."""
+
+    def __init__(
+        self, model: FloatModel, student: QuantizedModel, images: Tensor, settings: Settings, checkpoint: Checkpoint
+    ):
+        self.teacher, self.student = folded_graph(model), student
+        self.images, self.settings, self.checkpoint = images, settings, checkpoint
+        self.units = units_of(self.teacher, settings.unit)
+
+    def run(self) -> QuantizedModel:
+        tasks = [(sweep, unit) for sweep in sweeps_of(self.settings) for unit in self.units]
+        state = self.checkpoint.load() or {"done": 0, "errors": []}
+        if state["done"]:
+            self.student.load_state_dict(state["student"])
+        errors = state["errors"]
+        total = sum(sweep.iterations for sweep, _ in tasks)
+        with tqdm(total=total, desc="reconstruction", unit="step", leave=False, delay=3) as bar:
+            for number, (sweep, unit) in enumerate(tasks):
+                if unit is self.units[0]:
+                    self._set_out(sweep)
+                if number < state["done"]:
+                    bar.update(sweep.iterations)
+                    continue
+                errors += [asdict(error) for error in self._teach(unit, sweep, bar)]
+                if unit is self.units[-1] and not sweep.steps:
+                    self._measure_activations()
+                self.checkpoint.save({"done": number + 1, "errors": errors, "student": self.student.state_dict()})
+        self.student.about["units"] = errors
+        self.checkpoint.remove()
+        return self.student
+
+    def _set_out(self, sweep: Sweep) -> None:
+        """Start at the images; as long as weights learn alone, activations pass in float."""
+        store, batch_size = self.settings.store, self.settings.batch_size
+        self.graph = self.student.graph if sweep.steps else self.student.without_activation_quantizers()
+        self.float_front = Frontier(self.teacher, self.images, store, batch_size)
+        self.front = Frontier(self.graph, self.images, store, batch_size)
+
+    def _measure_activations(self) -> None:
+        """Find the activations' grids anew, now that weights are what they will be."""
+        quantizers = self.student.activation_quantizers()
+        seen = observe(self.graph, quantizers, self.images, self.settings.batch_size).histograms
+        search = self.settings.activation_search
+        grids = {name: activation_grid(seen[name], old.bits, search) for name, old in quantizers.items()}
+        self.student.set_activation_quantizers(grids)
+
+    def _teach(self, unit: Unit, sweep: Sweep, bar: tqdm) -> list[UnitError]:
+        """Let the student learn one unit; return how far it was and is from its teacher, if it can learn at all."""
+        bar.set_postfix_str(unit.name)
+        generator = stream(self.settings.seed, "reconstruction", unit.name, sweep.learned)
+        roundings = self._roundings(unit) if sweep.weights else {}
+        steps = self._steps(unit, generator) if sweep.steps else {}
+        if not roundings and not steps:
+            bar.update(sweep.iterations)
+            return []
+        data = self._data(unit, sweep, generator)
+        before = relative_error(self._piece(unit), data)
+        for layer, rounding in roundings.items():
+            layer.weight_quantizer = rounding
+        self.student.set_activation_quantizers(steps)
+        learn(self._piece(unit), roundings.values(), steps.values(), data, sweep, self.settings, bar)
+        for layer, rounding in roundings.items():
+            rounding.harden(layer)
+        self.student.set_activation_quantizers({name: step.harden() for name, step in steps.items()})
+        after = relative_error(self._piece(unit), data)
+        return [UnitError(unit=unit.name, learned=sweep.learned, before=before, after=after)]
+
+    def _piece(self, unit: Unit) -> fx.GraphModule:
+        return piece_of(self.graph, quantized_node(self.graph, unit.entry), quantized_node(self.graph, unit.exit))
+
+    def _roundings(self, unit: Unit) -> dict[QuantizedLayer, LearnedRounding]:
+        grids = self.student.weight_quantizers()
+        return {
+            layer: LearnedRounding(grids[path], layer.layer.weight, self.settings.scale_rate > 0)
+            for path in unit.layers
+            if isinstance(layer := self.graph.get_submodule(path), QuantizedLayer)
+        }
+
+    def _steps(self, unit: Unit, generator: torch.Generator) -> dict[str, LearnedStep]:
+        inside = {node.target for node in self._piece(unit).graph.nodes}
+        return {
+            name: LearnedStep(quantizer, self.settings.scaled_gradient, self.settings.keep_float, generator)
+            for name, quantizer in self.student.activation_quantizers().items()
+            if quantizer_path(name) in inside
+        }
+
+    def _data(self, unit: Unit, sweep: Sweep, generator: torch.Generator) -> UnitData:
+        nodes = {node.name: node for node in self.teacher.graph.nodes}
+        float_inputs = None if sweep.inputs == "quantized" else self.float_front.at(nodes[unit.entry])
+        inputs = None if sweep.inputs == "float" else self.front.at(quantized_node(self.graph, unit.entry))
+        data = UnitData(
+            float_inputs=float_inputs,
+            inputs=inputs,
+            targets=self.float_front.at(nodes[unit.exit]),
+            keep_float=self.settings.keep_float,
+            generator=generator,
+            device=device_of(self.teacher),
+            batch_size=self.settings.batch_size,
+        )
+        if self.settings.fisher and sweep.weights:
+            (end,) = (node for node in self.teacher.graph.nodes if node.op == "output")
+            rest = piece_of(self.teacher, nodes[unit.exit], end.all_input_nodes[0])
+            data.importance = output_importance(self._piece(unit), rest, data)
+        return data

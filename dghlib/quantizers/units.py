@@ -1,0 +1,162 @@
+"""Units of reconstruction: pieces of a network that are learned one after the other.
+
+A unit is a piece of the traced graph with one tensor in and one out. "layer" makes every convolution or linear
+layer one, with the activation function after it (AdaRound). "block" finds the blocks of the reconstruction papers
+in any network, without knowing its name (BRECQ):
+
+1. The graph is cut at every tensor through which all that is computed later must pass. Between two cuts lies a
+   residual block, or a single operation.
+2. Neighbours are joined that come from the same block of the network's code: a module of a class that adds
+   somewhere. So an inverted residual without a shortcut is one unit, as one with a shortcut is.
+3. An activation function belongs to the unit before it. Pieces without a layer (pooling, reshapes) belong to none.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from dghlib.quantizers.operations import ADDITIONS, Kind, does, kind_of, layer_calls
+
+KINDS_OF_UNIT = ("layer", "block")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of a graph, by names of nodes and paths of modules, so that it fits every graph of the network.
+
+    Attributes:
+        name: the block's path, or the first layer's.
+        entry, exit: the nodes whose tensors go in and come out.
+        layers: paths of the layers within, in the order of computation.
+    """
+
+    name: str
+    entry: str
+    exit: str
+    layers: tuple[str, ...]
+
+
+def units_of(graph: fx.GraphModule, kind: str) -> list[Unit]:
+    """Return the units of a graph from `folded_graph`, in the order of computation.
+
+    A layer that several units call belongs to the first.
+    """
+    units = _layers(graph) if kind == "layer" else _blocks(graph)
+    return list(_without_repeated_layers(units))
+
+
+def _without_repeated_layers(units: Iterator[Unit]) -> Iterator[Unit]:
+    seen: set[str] = set()
+    for unit in units:
+        fresh = tuple(path for path in dict.fromkeys(unit.layers) if path not in seen)
+        seen.update(fresh)
+        if fresh:
+            yield Unit(unit.name, unit.entry, unit.exit, fresh)
+
+
+def _layers(graph: fx.GraphModule) -> Iterator[Unit]:
+    for node, _ in layer_calls(graph):
+        reader = next(iter(node.users))
+        with_activation = len(node.users) == 1 and kind_of(graph, reader) is Kind.ACTIVATION
+        end = reader if with_activation else node
+        yield Unit(str(node.target), node.all_input_nodes[0].name, end.name, (str(node.target),))
+
+
+@dataclass
+class _Piece:
+    entry: fx.Node
+    nodes: list[fx.Node]
+    block: str | None
+
+    @property
+    def exit(self) -> fx.Node:
+        return self.nodes[-1]
+
+
+def _blocks(graph: fx.GraphModule) -> Iterator[Unit]:
+    layers = {node: str(node.target) for node, _ in layer_calls(graph)}
+    joined: list[_Piece] = []
+    for piece in _pieces(graph):
+        before = joined[-1] if joined else None
+        same_block = before is not None and piece.block is not None and piece.block == before.block
+        activation = (
+            before is not None
+            and [kind_of(graph, node) for node in piece.nodes] == [Kind.ACTIVATION]
+            and any(node in layers for node in before.nodes)
+        )
+        if before is not None and (same_block or activation):
+            before.nodes += piece.nodes
+        else:
+            joined.append(piece)
+    for piece in joined:
+        paths = tuple(layers[node] for node in piece.nodes if node in layers)
+        if paths:
+            yield Unit(piece.block or paths[0], piece.entry.name, piece.exit.name, paths)
+
+
+def _pieces(graph: fx.GraphModule) -> Iterator[_Piece]:
+    """Cut the graph at every tensor that all later computation depends on through it alone."""
+    blocks = _block_paths(graph)
+    nodes = [node for node in graph.graph.nodes if node.op not in ("get_attr", "output")]
+    position = {node: index for index, node in enumerate(nodes)}
+    last_read = {node: max((position.get(user, len(nodes)) for user in node.users), default=-1) for node in nodes}
+    alive: set[fx.Node] = set()
+    entry, inside = nodes[0], []
+    for index, node in enumerate(nodes):
+        alive = {other for other in alive if last_read[other] > index} | {node}
+        if index == 0:
+            continue
+        inside.append(node)
+        if alive == {node} and "shape" in node.meta:
+            yield _Piece(entry, inside, _common(blocks.get(inner) for inner in inside))
+            entry, inside = node, []
+
+
+def _common(paths: Iterator[str | None]) -> str | None:
+    """Return the one path that all have, or None."""
+    found = set(paths)
+    return found.pop() if len(found) == 1 else None
+
+
+def _block_paths(graph: fx.GraphModule) -> dict[fx.Node, str]:
+    """Return the path of the block that each node is part of: of the outermost module of a class that adds.
+
+    A class whose subclass adds counts too: a network may tell the blocks with a shortcut from those without by class.
+    """
+    stacks = {node: list(node.meta.get("nn_module_stack", {}).values()) for node in graph.graph.nodes}
+    adding = {stack[-1][1] for node, stack in stacks.items() if stack and does(graph, node, ADDITIONS)}
+    blocks = {
+        base for kind in adding for base in kind.__mro__ if not base.__module__.startswith(("torch.nn", "builtins"))
+    }
+    paths = {node: [path for path, kind in stack if kind in blocks] for node, stack in stacks.items()}
+    return {node: found[0] for node, found in paths.items() if found}
+
+
+def piece_of(graph: fx.GraphModule, entry: fx.Node, end: fx.Node) -> fx.GraphModule:
+    """Return what computes `end` from `entry`, on the modules of `graph` itself, not on copies.
+
+    Raises:
+        ValueError: `end` depends on the image by a way that does not pass `entry`.
+    """
+    needed = _ancestors(end, entry)
+    part = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {entry: part.placeholder(entry.name)}
+    for node in graph.graph.nodes:
+        if node in needed:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(copies[end])
+    return fx.GraphModule(graph, part)
+
+
+def _ancestors(end: fx.Node, entry: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = [end] if end is not entry else []
+    while waiting:
+        node = waiting.pop()
+        if node.op == "placeholder":
+            raise ValueError(f"{end.name} depends on the image by another way than {entry.name}")
+        if node not in found:
+            found.add(node)
+            waiting += [source for source in node.all_input_nodes if source is not entry]
+    return found
