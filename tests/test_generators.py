@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from dghlib.batchnorm import NoBatchNorm
+from dghlib.checkpoints import Checkpoint
 from dghlib.generators import GENERATORS
 from dghlib.models import FloatModel
 
@@ -95,7 +97,7 @@ GENERATORS[name].generate(make_tiny_model(), config, progress=False, checkpoint=
 """
 
 
-@pytest.mark.parametrize("name", ITERATIVE)
+@pytest.mark.parametrize("name", ["dgh", "zeroq"])  # the two loops that there are
 def test_kill_9_and_again_gives_the_same_images(name, tmp_path, tiny_model):
     checkpoint, steps = tmp_path / "run.checkpoint", 400
     process = subprocess.Popen(
@@ -110,4 +112,28 @@ def test_kill_9_and_again_gives_the_same_images(name, tmp_path, tiny_model):
     killed_at = torch.load(checkpoint, weights_only=True)["state"]["step"]
     assert 0 < killed_at < steps
     resumed = _generate(name, tiny_model, steps=steps, checkpoint=checkpoint)
+    assert torch.equal(resumed, _generate(name, tiny_model, steps=steps))
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+@pytest.mark.parametrize("steps_before", [2, 5])
+def test_a_run_that_was_stopped_continues_to_the_same_images(name, steps_before, tmp_path, tiny_model, monkeypatch):
+    """With 4 steps a batch, most methods are stopped once in their first batch and once in their second."""
+    checkpoint = tmp_path / "run.checkpoint"
+    steps = 8 if name == "dgh" else 4  # it moves all batches in one step
+    calls = 0
+
+    def save_and_stop(self: Checkpoint, state: Callable[[], dict[str, Any]]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == steps_before:
+            self.save(state())
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save_when_due", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            _generate(name, tiny_model, steps=steps, checkpoint=checkpoint)
+        resumed = _generate(name, tiny_model, steps=steps, checkpoint=checkpoint)
+    assert calls == 8, "steps were done again"
     assert torch.equal(resumed, _generate(name, tiny_model, steps=steps))

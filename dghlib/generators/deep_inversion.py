@@ -101,10 +101,7 @@ def generate(
     """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
 
     The models are not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
-
-    Args:
-        model: the network to invert.
-        student: the network to compete with, where `competition_weight` is not 0.
+    `student` is the network that ADI competes with, where `competition_weight` is not 0.
 
     Raises:
         NoBatchNorm: the network has no batch norm that images reach.
@@ -201,7 +198,7 @@ class _Loss:
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Return the norms, over the whole batch, of the differences to four neighbours (right, below, diagonals), summed."""
+    """Return the differences to four neighbours (right, below, diagonals): norms over the whole batch, summed."""
     right = images[..., :, 1:] - images[..., :, :-1]
     below = images[..., 1:, :] - images[..., :-1, :]
     diagonals = (images[..., 1:, 1:] - images[..., :-1, :-1], images[..., 1:, :-1] - images[..., :-1, 1:])
