@@ -108,8 +108,8 @@ class LearnedStep(nn.Module):
         if self.scaled_gradient:
             factor = (x.numel() * max(1, self.limits[1])) ** -0.5
             scale = scale * factor + (scale * (1 - factor)).detach()
-        quantized = fake_quantize(x, scale, self.zero_point, *self.limits)
-        return mixed(x, quantized, self.keep_float, self.generator)
+        kept = coins(x, self.keep_float, self.generator) if self.keep_float else None
+        return fake_quantize(x, scale, self.zero_point, *self.limits, kept)
 
     def harden(self) -> UniformQuantizer:
         """Return the grid that was learned."""
@@ -123,9 +123,17 @@ def keep_positive(scales: Iterable[nn.Parameter]) -> None:
         scale.clamp_(min=_SMALLEST_SCALE)
 
 
-def mixed(x: Tensor, quantized: Tensor, keep_float: float, generator: torch.Generator | None) -> Tensor:
-    """Return `quantized`, with each value replaced by that of `x` with probability `keep_float` (QDrop)."""
-    if keep_float == 0:
-        return quantized
-    kept = torch.empty_like(x, device="cpu").bernoulli_(keep_float, generator=generator).to(x.device)
-    return torch.where(kept.bool(), x, quantized)
+def coins(like: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
+    """Return a tensor of the shape of `like`, one with that probability (in 256ths), else zero.
+
+    One random number makes eight coins: five to ten times as fast as `bernoulli_`. `generator` is of the device
+    of `like`.
+    """
+    count = like.numel()
+    drawn = torch.empty(-(-count // 8), dtype=torch.int64, device=like.device)
+    drawn.random_(-(2**63), None, generator=generator)
+    heads = drawn.view(torch.uint8)[:count].to(like.dtype).lt_(round(256 * probability))
+    if like.ndim == 4:  # in the order of channels_last, as the graph's tensors are
+        n, c, h, w = like.shape
+        return heads.view(n, h, w, c).permute(0, 3, 1, 2)
+    return heads.view(like.shape)

@@ -37,7 +37,7 @@ from dghlib.quantizers.scale_search import SEARCHES, activation_grid, weight_gri
 from dghlib.quantizers.unit_data import STORES, Frontier, UnitData, output_importance, relative_error, unit_error
 from dghlib.quantizers.units import KINDS_OF_UNIT, Unit, piece_of, units_of
 from dghlib.records import fingerprint
-from dghlib.seeds import stream
+from dghlib.seeds import derived_seed, stream
 
 INPUTS = ("float", "quantized", "mixed")
 _WARM_UP = 0.2  # part of the steps without the penalty
@@ -261,6 +261,7 @@ class _Reconstruction:
         self.teacher, self.student = folded_graph(model), student
         self.images, self.settings, self.checkpoint = images, settings, checkpoint
         self.units = units_of(self.teacher, settings.unit)
+        self.device = device_of(self.teacher)
 
     def run(self) -> QuantizedModel:
         tasks = [(sweep, unit) for sweep in sweeps_of(self.settings) for unit in self.units]
@@ -282,7 +283,7 @@ class _Reconstruction:
                 self.checkpoint.save({"done": number + 1, "errors": errors, "student": self.student.state_dict()})
         self.student.about["units"] = errors
         self.checkpoint.remove()
-        return self.student
+        return self.student.eval()
 
     def _set_out(self, sweep: Sweep) -> None:
         """Start at the images; as long as weights learn alone, activations pass in float."""
@@ -302,13 +303,14 @@ class _Reconstruction:
     def _teach(self, unit: Unit, sweep: Sweep, bar: tqdm) -> list[UnitError]:
         """Let the student learn one unit; return how far it was and is from its teacher, if it can learn at all."""
         bar.set_postfix_str(unit.name)
-        generator = stream(self.settings.seed, "reconstruction", unit.name, sweep.learned)
+        purpose = ("reconstruction", unit.name, sweep.learned)
+        coins = torch.Generator(self.device).manual_seed(derived_seed(self.settings.seed, *purpose, "coins"))
         roundings = self._roundings(unit) if sweep.weights else {}
-        steps = self._steps(unit, generator) if sweep.steps else {}
+        steps = self._steps(unit, coins) if sweep.steps else {}
         if not roundings and not steps:
             bar.update(sweep.iterations)
             return []
-        data = self._data(unit, sweep, generator)
+        data = self._data(unit, sweep, stream(self.settings.seed, *purpose), coins)
         before = relative_error(self._piece(unit), data)
         for layer, rounding in roundings.items():
             layer.weight_quantizer = rounding
@@ -331,15 +333,15 @@ class _Reconstruction:
             if isinstance(layer := self.graph.get_submodule(path), QuantizedLayer)
         }
 
-    def _steps(self, unit: Unit, generator: torch.Generator) -> dict[str, LearnedStep]:
+    def _steps(self, unit: Unit, coins: torch.Generator) -> dict[str, LearnedStep]:
         inside = {node.target for node in self._piece(unit).graph.nodes}
         return {
-            name: LearnedStep(quantizer, self.settings.scaled_gradient, self.settings.keep_float, generator)
+            name: LearnedStep(quantizer, self.settings.scaled_gradient, self.settings.keep_float, coins)
             for name, quantizer in self.student.activation_quantizers().items()
             if quantizer_path(name) in inside
         }
 
-    def _data(self, unit: Unit, sweep: Sweep, generator: torch.Generator) -> UnitData:
+    def _data(self, unit: Unit, sweep: Sweep, generator: torch.Generator, coins: torch.Generator) -> UnitData:
         nodes = {node.name: node for node in self.teacher.graph.nodes}
         float_inputs = None if sweep.inputs == "quantized" else self.float_front.at(nodes[unit.entry])
         inputs = None if sweep.inputs == "float" else self.front.at(quantized_node(self.graph, unit.entry))
@@ -349,7 +351,8 @@ class _Reconstruction:
             targets=self.float_front.at(nodes[unit.exit]),
             keep_float=self.settings.keep_float,
             generator=generator,
-            device=device_of(self.teacher),
+            coins=coins,
+            device=self.device,
             batch_size=self.settings.batch_size,
         )
         if self.settings.fisher and sweep.weights:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from dghlib.quantizers.graph import device_of
-from dghlib.quantizers.learners import mixed
+from dghlib.quantizers.learners import coins
 from dghlib.quantizers.units import piece_of
 
 STORES = ("device", "cpu", "disk")
@@ -74,7 +74,7 @@ class UnitData:
             them may be None.
         targets: what leaves it in float (N, ...).
         keep_float: where there are both inputs, the probability with which a value is the float one.
-        generator: draws minibatches and values.
+        generator, coins: draw minibatches, and values that are float by chance; the latter on the device.
         importance: how much every value of the targets counts, or None for all alike.
     """
 
@@ -83,6 +83,7 @@ class UnitData:
     targets: Tensor
     keep_float: float
     generator: torch.Generator
+    coins: torch.Generator
     device: torch.device
     batch_size: int
     importance: Tensor | None = None
@@ -105,7 +106,7 @@ class UnitData:
         quantized = self._rows(self.inputs, rows)
         if keep_float == 0:
             return quantized
-        return mixed(self._rows(self.float_inputs, rows), quantized, keep_float, self.generator)
+        return torch.lerp(quantized, self._rows(self.float_inputs, rows), coins(quantized, keep_float, self.coins))
 
     def _rows(self, values: Tensor, rows: Tensor) -> Tensor:
         """Return some rows on the device, images in channels_last."""
