@@ -47,6 +47,34 @@ def test_gradients_of_flip_and_crop_go_back_to_their_pixels():
     assert torch.autograd.gradcheck(lambda x: images.flip_and_crop(x, *arguments), x)
 
 
+def test_windows_resized_against_interpolation_of_slices():
+    x = torch.randn(12, 2, 20, 30)
+    draws = torch.Generator().manual_seed(0)
+    windows = images.random_windows(12, (20, 30), 0.3, draws)
+    flips = torch.arange(12) % 2 == 1
+    resized = images.resize_windows(x, windows, flips)
+    for index in range(12):
+        top, left, height, width = (int(values[index]) for values in windows)
+        window = x[index : index + 1, :, top : top + height, left : left + width]
+        expected = torch.nn.functional.interpolate(window, size=(20, 30), mode="bilinear")
+        torch.testing.assert_close(resized[index : index + 1], expected.flip(3) if flips[index] else expected)
+
+
+def test_windows_have_the_area_and_the_shape_that_is_asked_for_and_fit():
+    draws = torch.Generator().manual_seed(0)
+    tops, lefts, heights, widths = images.random_windows(2000, (200, 200), 0.5, draws)
+    share = heights * widths / 200**2
+    assert 0.49 < share.min() < 0.51
+    assert 0.98 < share.max() <= 1
+    assert (widths / heights).min() > 0.74
+    assert (widths / heights).max() < 1.35
+    assert (tops + heights).max() == (lefts + widths).max() == 200
+    assert tops.min() == lefts.min() == 0
+    whole = images.random_windows(50, (8, 64), 1.0, draws)  # none fits: a long image is cut to what fits
+    assert (whole.heights <= 8).all()
+    assert (whole.widths <= 64).all()
+
+
 def test_clipping_keeps_to_what_pixels_can_show_and_passes_gradients():
     x = torch.tensor([100.0, -100.0, 0.1]).view(1, 3, 1, 1).requires_grad_()
     clipped = images.clip_straight_through(x, MEAN, STD)

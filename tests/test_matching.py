@@ -8,6 +8,7 @@ from dghlib.batchnorm import StoredStatistics, moments, stored_statistics
 from dghlib.generators.matching import (
     STD_EPSILON,
     batch_norm_distance,
+    batch_norm_norms,
     channel_weights,
     measure,
     output_range,
@@ -37,6 +38,12 @@ def test_distance_of_deviations_averaged_by_hand():
     weights = channel_weights(TWO_LAYERS.sizes, "mean", torch.device("cpu"))
     # layer a: (1 + 1 + 0 + 0) / 2 channels; layer b: 4 + 1; mean over 2 layers
     assert batch_norm_distance(measured, TWO_LAYERS, weights, "std").item() == pytest.approx((1 + 5) / 2, rel=1e-4)
+
+
+def test_norms_by_hand():
+    measured = _moments([3, 5, 0], [1, 4, 16])
+    # layer a: means off by 3 and 4, so 5; variances right. layer b: the mean is off by 2, the variance by 7
+    assert batch_norm_norms(measured, TWO_LAYERS).tolist() == pytest.approx([5, 2 + 7])
 
 
 def test_a_constant_channel_has_a_finite_gradient():

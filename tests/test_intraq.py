@@ -1,0 +1,134 @@
+"""IntraQ: its three parts by hand, and what each is for."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dghlib import models
+from dghlib.batchnorm import stored_statistics
+from dghlib.generators import intraq
+from dghlib.generators.classes import Head, find_head
+from dghlib.generators.intraq import ClassCentres, marginal_distance, soft_inception_loss, soft_targets
+from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
+from dghlib.models import FloatModel
+
+# All three parts off.
+SMALL = intraq.Config(num_images=32, batch_size=8, steps=40, soft_target=1.0, nearest=0.0, farthest=2.0, crop_area=1.0)
+
+
+def test_soft_inception_loss_by_hand():
+    logits = torch.tensor([[1.0, 1.0], [1.0, 3.0]]).log()  # the labels' probabilities: 1/2 and 3/4
+    loss = soft_inception_loss(logits, torch.tensor([0, 1]), torch.tensor([1.0, 0.7]))
+    assert loss.item() == pytest.approx((0.5**2 + 0.05**2) / 2)
+
+
+def test_marginal_distance_by_hand():
+    centres = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    features = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0], [5.0, 5.0]])
+    known = torch.tensor([True, True, True, False])
+    # distances 0, 1 and 2: the first is 0.25 too near, the last 0.5 too far, the fourth has no centre yet
+    loss = marginal_distance(features, centres, known, nearest=0.25, farthest=1.5)
+    assert loss.item() == pytest.approx((0.25 + 0 + 0.5) / 3, rel=1e-5)
+    assert marginal_distance(features, centres, ~known, 0.25, 1.5).isfinite()
+    assert marginal_distance(features, centres, known & False, 0.25, 1.5) == 0
+
+
+def test_half_of_the_targets_are_one_and_the_others_spread():
+    targets = soft_targets(4000, 0.6, torch.Generator().manual_seed(0))
+    soft = targets[targets < 1]
+    assert len(soft) == pytest.approx(2000, abs=150)
+    assert soft.min() >= 0.6
+    assert soft.mean() == pytest.approx(0.8, abs=0.02)
+    assert (soft_targets(50, 1.0, torch.Generator()) == 1).all()
+
+
+def test_class_centres_are_means_of_features_over_all_batches():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 3, bias=False))
+    centres = ClassCentres(Head(layer="1", width=2, num_classes=3), torch.device("cpu"))
+    centres.add(net, torch.tensor([[1.0, 0.0], [0.0, 4.0]]).view(2, 1, 1, 2), torch.tensor([0, 2]))
+    centres.add(net, torch.tensor([[3.0, 2.0]]).view(1, 1, 1, 2), torch.tensor([0]))
+    of_labels, known = centres.of(torch.tensor([2, 0, 1]))
+    assert of_labels.tolist() == [[0, 4], [2, 1], [0, 0]]
+    assert known.tolist() == [True, True, False]
+
+
+def test_the_loss_falls_and_statistics_are_met(tiny_model):
+    def distance(images: torch.Tensor) -> float:
+        layers = stored_statistics(tiny_model.net, tiny_model.image_shape)
+        weights = channel_weights(layers.sizes, "mean", torch.device("cpu"))
+        with torch.no_grad():
+            measured = measure(tiny_model.net, images, layers).moments
+            return batch_norm_distance(measured, layers, weights, "variance").item()
+
+    config = replace(SMALL, num_images=16, batch_size=16, steps=80)
+    start = distance(torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert distance(intraq.generate(tiny_model, config, progress=False)) < start / 4
+
+
+def _distances_from_centres(model: FloatModel, config: intraq.Config) -> torch.Tensor:
+    """Return the cosine distances of the images of the last batch from the centres of the batches before."""
+    images = intraq.generate(model, config, progress=False)
+    head = find_head(model, model.net, "test")
+    labels = intraq.labels_of(config, head.num_classes)
+    earlier = config.num_images - config.batch_size
+    centres, last = ClassCentres(head, torch.device("cpu")), ClassCentres(head, torch.device("cpu"))
+    centres.add(model.net, images[:earlier], labels[:earlier])
+    distances = []
+    for image, label in zip(images[earlier:], labels[earlier:], strict=True):
+        last.totals.zero_()
+        last.add(model.net, image[None], label[None])
+        centre, known = centres.of(label[None])
+        if known:
+            distances.append(1 - torch.cosine_similarity(last.totals[label][None], centre))
+    return torch.cat(distances)
+
+
+def test_images_spread_wider_in_feature_space_with_mdc(tiny_model):
+    config = replace(SMALL, num_images=64, batch_size=32, steps=60)
+    free = _distances_from_centres(tiny_model, config)
+    spread = _distances_from_centres(tiny_model, replace(config, nearest=0.3, farthest=1.2))
+    assert len(free) > 10
+    assert free.mean() < 0.05
+    assert spread.mean() == pytest.approx(0.3, abs=0.1)
+
+
+def test_images_keep_near_their_centre_below_the_upper_bound(tiny_model):
+    free = _distances_from_centres(tiny_model, SMALL)
+    held = _distances_from_centres(tiny_model, replace(SMALL, farthest=0.01))
+    assert held.mean() < 0.8 * free.mean()
+
+
+def test_images_are_recognised_as_their_class_to_the_degree_asked_for():
+    residual = models.load("shapes_residual")
+
+    def probabilities(soft_target: float) -> torch.Tensor:
+        config = replace(SMALL, num_images=12, batch_size=12, steps=80, soft_target=soft_target)
+        images = intraq.generate(residual, config, progress=False)
+        with torch.no_grad():
+            probability = residual.net(images).softmax(1)
+        return probability.gather(1, intraq.labels_of(config, probability.shape[1])[:, None])
+
+    hard, soft = probabilities(1.0).mean(), probabilities(0.0).mean()
+    assert hard > 0.2  # by chance 1/48
+    assert soft < 0.9 * hard
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop_area": 0}, "crop_area must be from 0.01 to 1, got 0"),
+        ({"soft_target": 1.5}, "soft_target must be from 0 to 1, got 1.5"),
+        ({"nearest": 0.9}, "nearest must be from 0 to 0.8, got 0.9"),
+        ({"farthest": 3}, "farthest must be from 0 to 2, got 3"),
+        ({"learning_rate": -1}, "learning_rate must be from 0 to inf, got -1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        intraq.Config(**settings)
+    name = next(iter(settings))
+    with pytest.raises(TypeError, match=f"{name} must be a number, got 'x' of type str"):
+        replace(SMALL, **{name: "x"})  # type: ignore[arg-type]
