@@ -33,7 +33,7 @@ from dghlib.quantizers.learners import LearnedRounding, LearnedStep, keep_positi
 from dghlib.quantizers.operations import layer_at
 from dghlib.quantizers.placement import BIT_POLICIES, PLACEMENTS, assign_bits
 from dghlib.quantizers.quantized_model import QuantizedModel, quantized_node, quantizer_path
-from dghlib.quantizers.scale_search import SEARCHES, activation_grid, weight_grid
+from dghlib.quantizers.scale_search import ACTIVATION_SEARCHES, WEIGHT_SEARCHES, activation_grid, weight_grid
 from dghlib.quantizers.unit_data import STORES, Frontier, UnitData, output_importance, relative_error, unit_error
 from dghlib.quantizers.units import KINDS_OF_UNIT, Unit, piece_of, units_of
 from dghlib.records import fingerprint
@@ -98,8 +98,8 @@ class Settings:
         check_bits(self.activation_bits, "activation_bits")
         check_choice("bits", self.bits, BIT_POLICIES)
         check_choice("placement", self.placement, PLACEMENTS)
-        check_choice("weight_search", self.weight_search, SEARCHES)
-        check_choice("activation_search", self.activation_search, SEARCHES)
+        check_choice("weight_search", self.weight_search, WEIGHT_SEARCHES)
+        check_choice("activation_search", self.activation_search, ACTIVATION_SEARCHES)
         check_choice("unit", self.unit, KINDS_OF_UNIT)
         check_choice("inputs", self.inputs, INPUTS)
         check_choice("store", self.store, STORES)

@@ -79,41 +79,36 @@ def _scale(width: Tensor, steps: int) -> Tensor:
     return (width / steps).clamp(min=_SMALLEST_SCALE)
 
 
-SEARCHES: Mapping[str, Search] = {
-    "shrink_80": shrink_80,
-    "shrink_100": shrink_100,
-    "two_sided": two_sided,
-    "symmetric_100": symmetric_100,
-}
+WEIGHT_SEARCHES: Mapping[str, Search] = {"shrink_80": shrink_80, "shrink_100": shrink_100, "two_sided": two_sided}
+ACTIVATION_SEARCHES: Mapping[str, Search] = {**WEIGHT_SEARCHES, "symmetric_100": symmetric_100}
 
 
 def weight_grid(layer: Layer, bits: int, search: str) -> UniformQuantizer:
     """Return the best grids, one per output channel, for a layer's weight; a channel of zeros gets the finest."""
     rows = layer.weight.detach().transpose(0, channel_axis(layer)).flatten(1)
-    signed = search == "symmetric_100"
-    found = [_best(part, None, bits, search, signed) for part in rows.split(max(1, _AT_ONCE // rows.shape[1]))]
+    found = [_best(part, None, bits, search) for part in rows.split(max(1, _AT_ONCE // rows.shape[1]))]
     scales, zero_points = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return UniformQuantizer(along_channels(scales, layer), along_channels(zero_points, layer), bits=bits, signed=signed)
+    return UniformQuantizer(along_channels(scales, layer), along_channels(zero_points, layer), bits=bits, signed=False)
 
 
 def activation_grid(histogram: Histogram, bits: int, search: str) -> UniformQuantizer:
     """Return the best grid for a tensor."""
     seen = histogram.counts > 0
     centres, counts = histogram.centres()[seen], histogram.counts[seen]
-    signed = search == "symmetric_100" and histogram.minimum < 0
+    signed = ACTIVATION_SEARCHES[search] is symmetric_100 and histogram.minimum < 0
     centres = centres.clamp(histogram.minimum, histogram.maximum)  # a bin's centre may lie beyond all its values
     scale, zero_point = _best(centres[None], counts, bits, search, signed)
     return UniformQuantizer(scale[0].float(), zero_point[0], bits=bits, signed=signed)
 
 
-def _best(rows: Tensor, counts: Tensor | None, bits: int, search: str, signed: bool) -> tuple[Tensor, Tensor]:
+def _best(rows: Tensor, counts: Tensor | None, bits: int, search: str, signed: bool = False) -> tuple[Tensor, Tensor]:
     """Return scales (R,) and zero points (R,) for rows (R, K), each value counting `counts` (K,) times."""
     low, high = (bound.unsqueeze(1) for bound in rows.aminmax(dim=1))
     low, high = low.clamp(max=0), high.clamp(min=0)
     limits = code_limits(bits, signed)
     smallest = torch.full_like(low, torch.inf)
     best_scale, best_zero_point = torch.ones_like(low), torch.zeros_like(low)
-    for scale, zero_point in SEARCHES[search](low, high, bits):
+    for scale, zero_point in ACTIVATION_SEARCHES[search](low, high, bits):
         codes = rows.div(scale).round_().add_(zero_point).clamp_(*limits)
         error = codes.sub_(zero_point).mul_(scale).sub_(rows).abs_().pow_(_POWER)
         total = error.sum(1, keepdim=True) if counts is None else (error @ counts).unsqueeze(1)

@@ -1,0 +1,100 @@
+"""Units of reconstruction: found in networks of the papers and in strange ones, and run on their own."""
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+
+from dghlib.models import FloatModel
+from dghlib.quantizers.graph import folded_graph
+from dghlib.quantizers.units import Unit, piece_of, units_of
+
+
+def graph_of(net: nn.Module, size: int = 32) -> fx.GraphModule:
+    model = FloatModel(name="net", net=net.eval(), image_shape=(3, size, size), mean=(0.5,) * 3, std=(0.25,) * 3)
+    return folded_graph(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "layers"), [("resnet18", 10, 21), ("resnet50", 18, 54), ("mobilenet_v2", 20, 53)]
+)
+def test_counts_of_the_papers(name: str, blocks: int, layers: int) -> None:
+    graph = graph_of(getattr(torchvision.models, name)())
+    assert len(units_of(graph, "block")) == blocks
+    assert len(units_of(graph, "layer")) == layers
+    assert sum(len(unit.layers) for unit in units_of(graph, "block")) == layers
+
+
+def test_blocks_of_resnet18_by_name() -> None:
+    units = units_of(graph_of(torchvision.models.resnet18()), "block")
+    assert units[0] == Unit("conv1", "images", "relu", ("conv1",))
+    assert units[1] == Unit("layer1.0", "maxpool", "layer1_0_relu_1", ("layer1.0.conv1", "layer1.0.conv2"))
+    assert units[3].layers == ("layer2.0.conv1", "layer2.0.conv2", "layer2.0.downsample.0")
+    assert units[-1] == Unit("fc", "flatten", "fc", ("fc",))
+
+
+def test_a_block_without_a_shortcut_is_one_unit_as_its_likes_are() -> None:
+    units = units_of(graph_of(torchvision.models.mobilenet_v2()), "block")
+    assert [unit.name for unit in units[1:4]] == ["features.1", "features.2", "features.3"]
+    assert len(units[2].layers) == 3
+
+
+class Plain(nn.Module):
+    """A chain with a convolution that is called twice, and one whose activation is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.shared, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.max_pool2d(self.a(x).relu_(), 2)
+        x = self.shared(x).relu()
+        x = self.shared(x) * torch.sigmoid(x)
+        return self.last(x.mean((2, 3)))
+
+
+def test_a_chain_is_cut_at_every_layer_and_shared_layers_belong_to_the_first() -> None:
+    graph = graph_of(Plain())
+    assert [(unit.entry, unit.exit) for unit in units_of(graph, "block")] == [
+        ("images", "relu_"),
+        ("max_pool2d", "relu"),
+        ("mean", "last"),
+    ]
+    assert [unit.layers for unit in units_of(graph, "layer")] == [("a",), ("shared",), ("last",)]
+
+
+@pytest.mark.parametrize("kind", ["layer", "block"])
+def test_pieces_compute_what_the_network_does(kind: str) -> None:
+    graph = graph_of(torchvision.models.mobilenet_v3_small())
+    nodes = {node.name: node for node in graph.graph.nodes}
+    images = torch.randn(2, 3, 32, 32)
+    seen = _Recorder(graph)
+    with torch.no_grad():
+        seen.run(images)
+        for unit in units_of(graph, kind):
+            piece = piece_of(graph, nodes[unit.entry], nodes[unit.exit])
+            torch.testing.assert_close(piece(seen.values[unit.entry]), seen.values[unit.exit])
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, graph: fx.GraphModule):
+        super().__init__(graph)
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Tensor:
+        self.values[n.name] = super().run_node(n)
+        return self.values[n.name]
+
+
+def test_a_piece_shares_the_modules_of_its_graph() -> None:
+    graph = graph_of(Plain())
+    first, *_ = units_of(graph, "block")
+    nodes = {node.name: node for node in graph.graph.nodes}
+    assert piece_of(graph, nodes[first.entry], nodes[first.exit]).get_submodule("a") is graph.get_submodule("a")
+
+
+def test_a_piece_with_another_way_in_is_refused() -> None:
+    graph = graph_of(Plain())
+    nodes = {node.name: node for node in graph.graph.nodes}
+    with pytest.raises(ValueError, match="another way than shared_1"):
+        piece_of(graph, nodes["shared_1"], nodes["last"])
