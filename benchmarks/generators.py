@@ -2,7 +2,8 @@
 
 Bare is a forward pass and a backward pass to the input alone through the networks that a method runs: the trained
 one, with GENIE-D's and Qimera's generator network before it. "trained" adds the gradients of that network's weights,
-which those two need. Everything is timed in turn, on one thread; the best of several rounds counts.
+which those two need. A step takes what a run of more steps takes longer than a run of fewer: processor time, on one
+thread, everything in turn, the best of several rounds.
 
 From the repository's root: python benchmarks/generators.py shapes_residual shapes_inverted --batch-size 64
 """
@@ -23,27 +24,39 @@ from dghlib.generators.networks import GenieNetwork, QimeraNetwork, initialised
 from dghlib.models import FloatModel
 
 METHODS = [name for name in GENERATORS if name != "noise"]
-STEPS = 10
+FEW, MANY = 2, 12  # steps
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Return how long `action` takes."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+def seconds(run: Callable[[int], object], steps: int) -> float:
+    """Return the processor time that `run` takes for so many steps."""
+    start = time.process_time()
+    run(steps)
+    return time.process_time() - start
 
 
-def bare_pass(net: nn.Module, shape: tuple[int, ...], generator: nn.Module | None, trained: bool) -> None:
-    """Run forward and back to the input, or, where the generator network is `trained`, to its weights too."""
-    leaf = torch.randn(shape).requires_grad_()
-    wanted: list[Tensor] = [leaf]
-    images: Tensor = leaf
-    if generator is not None:
-        generator.requires_grad_(trained)
-        wanted += [weight for weight in generator.parameters() if trained]
-        images = generator(leaf)
-    for_each_output = net(images).sum()
-    torch.autograd.grad(for_each_output, wanted)
+def bare_run(
+    net: nn.Module, shape: tuple[int, ...], generator: nn.Module | None, trained: bool
+) -> Callable[[int], None]:
+    """Return what runs forward and back to the input, or, where the generator network is `trained`, to its weights."""
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            leaf = torch.randn(shape).requires_grad_()
+            wanted, images = [leaf], leaf
+            if generator is not None:
+                generator.requires_grad_(trained)
+                wanted += [weight for weight in generator.parameters() if trained]
+                images = generator(leaf)
+            torch.autograd.grad(net(images).sum(), wanted)
+
+    return run
+
+
+def method_run(name: str, model: FloatModel, batch_size: int) -> Callable[[int], object]:
+    """Return what runs a method on one batch."""
+    method = GENERATORS[name]
+    config = replace(method.PRESETS["default"], num_images=batch_size, batch_size=batch_size)
+    return lambda steps: method.generate(model, replace(config, steps=steps), progress=False)
 
 
 def timings(model: FloatModel, batch_size: int, rounds: int) -> dict[str, float]:
@@ -53,25 +66,18 @@ def timings(model: FloatModel, batch_size: int, rounds: int) -> dict[str, float]
     genie = initialised(lambda: GenieNetwork(image_shape, 256), 0)
     qimera = initialised(lambda: QimeraNetwork(image_shape, torch.randn(num_classes, 64)), 0)
     classes = torch.eye(num_classes)[torch.arange(batch_size) % num_classes]
-    of_noise = _Conditioned(qimera, classes)
+    networks = {"genie_d": (genie, 256), "qimera": (_Conditioned(qimera, classes), 64)}
 
-    def steps(action: Callable[[], object]) -> Callable[[], object]:
-        return lambda: [action() for _ in range(STEPS)]
-
-    actions = {"bare": steps(lambda: bare_pass(net, (batch_size, *image_shape), None, False))}
-    for name, generator, size in (("genie_d", genie, 256), ("qimera", of_noise, 64)):
-        for trained in (False, True):
-            kind = f"{name} {'trained' if trained else 'bare'}"
-            actions[kind] = steps(lambda g=generator, s=size, t=trained: bare_pass(net, (batch_size, s), g, t))
-    for name in METHODS:
-        method = GENERATORS[name]
-        config = replace(method.PRESETS["default"], num_images=batch_size, batch_size=batch_size, steps=STEPS)
-        actions[name] = lambda method=method, config=config: method.generate(model, config, progress=False)
-    best = dict.fromkeys(actions, float("inf"))
+    runs: dict[str, Callable[[int], object]] = {"bare": bare_run(net, (batch_size, *image_shape), None, False)}
+    for name, (generator, latent_size) in networks.items():
+        for kind in ("bare", "trained"):
+            runs[f"{name} {kind}"] = bare_run(net, (batch_size, latent_size), generator, kind == "trained")
+    runs |= {name: method_run(name, model, batch_size) for name in METHODS}
+    best = {(name, steps): float("inf") for name in runs for steps in (FEW, MANY)}
     for _ in tqdm(range(rounds), desc=model.name):
-        for name, action in actions.items():
-            best[name] = min(best[name], seconds(action) / STEPS)
-    return best
+        for name, steps in best:
+            best[name, steps] = min(best[name, steps], seconds(runs[name], steps))
+    return {name: (best[name, MANY] - best[name, FEW]) / (MANY - FEW) for name in runs}
 
 
 class _Conditioned(nn.Module):

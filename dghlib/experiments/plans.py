@@ -5,6 +5,8 @@ record yet. Plans overlap freely: an experiment that two plans share is computed
 """
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 from dghlib.choices import check_choice, look_up
 from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
 from dghlib.generators import GENERATORS
-from dghlib.quantizers import hptq
+from dghlib.quantizers import QUANTIZERS
+from dghlib.quantizers.reconstruction import Settings
 
 REAL = "real"
 FLOAT = "float"
 SOURCES = ("noise", "zeroq", "dgh", REAL)
+EVERY_SOURCE = (*GENERATORS, REAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,8 @@ class Experiment:
         """Name the experiment in a few words, for progress bars and errors."""
         if self.quantizer == FLOAT:
             return f"{self.model} float"
-        bits = f"W{self.quantizer_config.weight_bits}A{self.quantizer_config.activation_bits}"
+        config = self.quantizer_config
+        bits = f"W{config.weight_bits}A{config.activation_bits} {config.bits}"
         return f"{self.model} {self.quantizer} {bits} {self.source} seed {self.source_config.seed}"
 
 
@@ -82,15 +87,24 @@ def table2(
     return experiments
 
 
-def _calibrated(profile: str, model: str, source: str, config: Any, bits: str, budget: Budget) -> Experiment:
-    """Return HPTQ of a network at `bits` with images of a source."""
+def _calibrated(
+    profile: str,
+    model: str,
+    source: str,
+    config: Any,
+    width: str,
+    budget: Budget,
+    quantizer: str = "hptq",
+    **settings: Any,
+) -> Experiment:
+    """Return a network quantized to a width such as "W4A8" with images of a source, by HPTQ or another method."""
     return Experiment(
         profile=profile,
         model=model,
         source=source,
         source_config=config,
-        quantizer="hptq",
-        quantizer_config=hptq_config(bits),
+        quantizer=quantizer,
+        quantizer_config=quantizer_config(quantizer, width, budget, **settings),
         test_images=budget.test_images,
     )
 
@@ -101,15 +115,33 @@ def source_config(source: str, budget: Budget, seed: int, **settings: Any) -> An
         return RealImages(num_images=budget.num_images, seed=seed)
     default = look_up(GENERATORS, source, "source of images").PRESETS["default"]
     names = {field.name for field in dataclasses.fields(default)}
-    spend = {"num_images": budget.num_images, "steps": budget.steps, "batch_size": budget.batch_size}
+    batch_size = budget.batch_size
+    if source == "intraq":  # keeps images away from those of earlier batches: a set needs several
+        batch_size = min(batch_size, budget.num_images // 4)
+    spend = {"num_images": budget.num_images, "steps": budget.steps, "batch_size": batch_size}
     wanted = {name: value for name, value in spend.items() if name in names}
     return dataclasses.replace(default, **wanted, seed=seed, **settings)
 
 
-def hptq_config(bits: str) -> hptq.Config:
-    """Return HPTQ's Config for a width such as "W4A8"."""
-    weight_bits, activation_bits = parse_bits(bits)
-    return hptq.Config(weight_bits=weight_bits, activation_bits=activation_bits)
+def quantizer_config(method: str, width: str, budget: Budget, **settings: Any) -> Any:
+    """Return the Config of a quantizer for a width such as "W4A8": its published settings with the budget's steps.
+
+    Fewer steps get larger rates: a rounding has the same way to go, so its rate grows as the steps become fewer; the
+    rates of grids' steps, which have less far to go, grow by the square root of that.
+    """
+    weight_bits, activation_bits = parse_bits(width)
+    config = look_up(QUANTIZERS, method, "quantizer").Config(weight_bits=weight_bits, activation_bits=activation_bits)
+    if isinstance(config, Settings):
+        shortening = config.iterations / budget.iterations
+        config = dataclasses.replace(
+            config,
+            iterations=budget.iterations,
+            step_iterations=math.ceil(config.step_iterations / shortening),
+            rounding_rate=config.rounding_rate * shortening,
+            scale_rate=config.scale_rate * math.sqrt(shortening),
+            step_rate=config.step_rate * math.sqrt(shortening),
+        )
+    return dataclasses.replace(config, **settings)
 
 
 def parse_bits(bits: str) -> tuple[int, int]:
@@ -165,4 +197,37 @@ def dgh_settings(
     return experiments
 
 
-PLANS: dict[str, Callable[..., list[Experiment]]] = {"table2": table2, "dgh_settings": dgh_settings}
+def quantizers(
+    profile: str = "cifar10",
+    budget: str = "standard",
+    *,
+    bits: Sequence[str] = ("W4A4", "W2A4"),
+    methods: Sequence[str] = tuple(QUANTIZERS),
+    policies: Sequence[str] = ("full", "academic"),
+    sources: Sequence[str] = ("dgh", REAL),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+    **settings: Any,
+) -> list[Experiment]:
+    """Return every quantizer on every network of a profile, with everything quantized and with the ends spared.
+
+    Seeds come first, so that a run that is stopped has whole repetitions. `settings` are of the quantizers' Configs,
+    for instance `placement="every_tensor"`.
+    """
+    chosen = look_up(PROFILES, profile, "profile")
+    spend = look_up(BUDGETS, budget, "budget")
+    names = list(models or chosen.models)
+    experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
+    for seed, model, source in itertools.product(range(spend.seeds if seeds is None else seeds), names, sources):
+        config = source_config(source, spend, seed)
+        for width, policy, method in itertools.product(bits, policies, methods):
+            own = {"bits": policy} if method == "hptq" else {"bits": policy, "seed": seed} | settings
+            experiments.append(_calibrated(profile, model, source, config, width, spend, method, **own))
+    return experiments
+
+
+PLANS: dict[str, Callable[..., list[Experiment]]] = {
+    "table2": table2,
+    "dgh_settings": dgh_settings,
+    "quantizers": quantizers,
+}

@@ -15,7 +15,17 @@ from dghlib.generators import GENERATORS
 from dghlib.records import plain
 
 # How the sources are called in print, in the order of the rows.
-TITLES = {"noise": "Gaussian noise", "zeroq": "ZeroQ", "dgh": "DGH", REAL: "Real data", FLOAT: "Float"}
+TITLES = {
+    "noise": "Gaussian noise",
+    "zeroq": "ZeroQ",
+    "deep_inversion": "DeepInversion",
+    "qimera": "Qimera",
+    "intraq": "IntraQ",
+    "genie_d": "GENIE",
+    "dgh": "DGH",
+    REAL: "Real data",
+    FLOAT: "Float",
+}
 PAPER = "paper: "
 # Rows of the paper's tables that we call otherwise.
 _PAPER_ROWS = {"Float": FLOAT, "ZeroQ": "zeroq", "DGH (Ours)": "dgh", "Real Data": REAL}
