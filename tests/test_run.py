@@ -144,3 +144,22 @@ def test_unknown_names_are_answered_with_the_nearest(arguments, message):
 def test_bits_that_cannot_be_read_are_refused(bits):
     with pytest.raises(ValueError, match=f"bits must look like W8A8 or W4A8, got '{bits}'"):
         plans.parse_bits(bits)
+
+
+def test_every_quantizer_runs_in_a_plan(tmp_path):
+    experiments = plans.quantizers(
+        **SMOKE, methods=["brecq", "genie_m"], bits=["W4A4"], policies=["academic"], sources=["noise"], seeds=1
+    )
+    records = run.run(experiments, results=tmp_path / "results", progress=False)
+    assert [record["inputs"]["quantizer"]["method"] for record in records] == ["float", "brecq", "genie_m"]
+    assert not list(tmp_path.rglob("*.checkpoint"))
+
+
+def test_short_runs_have_rates_to_match():
+    """A rounding's way is rate times steps; published: 0.001 times 20 000."""
+    paper, short = plans.BUDGETS["paper"], plans.BUDGETS["standard"]
+    assert plans.quantizer_config("brecq", "W4A4", paper) == plans.QUANTIZERS["brecq"].Config()
+    config = plans.quantizer_config("brecq", "W2A4", short, bits="academic")
+    assert (config.weight_bits, config.activation_bits, config.bits) == (2, 4, "academic")
+    assert config.rounding_rate * config.iterations == pytest.approx(20)
+    assert config.step_iterations == config.iterations / 4

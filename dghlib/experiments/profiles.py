@@ -28,6 +28,7 @@ class Budget:
         seeds: repetitions with other random numbers.
         test_images: size of the test set; None takes all there are.
         batch_size: images that a generator moves together.
+        iterations: steps per unit of a quantizer that learns.
     """
 
     num_images: int
@@ -35,6 +36,7 @@ class Budget:
     seeds: int
     test_images: int | None
     batch_size: int
+    iterations: int
 
 
 PROFILES = {
@@ -56,8 +58,8 @@ PROFILES = {
 }
 
 BUDGETS = {
-    "smoke": Budget(num_images=16, steps=3, seeds=2, test_images=96, batch_size=16),
-    "quick": Budget(num_images=128, steps=80, seeds=3, test_images=1536, batch_size=128),
-    "standard": Budget(num_images=256, steps=150, seeds=3, test_images=2000, batch_size=128),
-    "paper": Budget(num_images=1024, steps=1000, seeds=5, test_images=None, batch_size=128),
+    "smoke": Budget(num_images=16, steps=3, seeds=2, test_images=96, batch_size=16, iterations=3),
+    "quick": Budget(num_images=128, steps=80, seeds=3, test_images=1536, batch_size=128, iterations=100),
+    "standard": Budget(num_images=256, steps=150, seeds=3, test_images=2000, batch_size=128, iterations=200),
+    "paper": Budget(num_images=1024, steps=1000, seeds=5, test_images=None, batch_size=128, iterations=20_000),
 }

@@ -7,11 +7,12 @@ continues from its checkpoint.
 """
 
 import contextlib
+import copy
+import dataclasses
 import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from dghlib.generators import GENERATORS
 from dghlib.generators.identity import images_fingerprint
 from dghlib.images import load_images, normalise, save_images
 from dghlib.models import FloatModel
-from dghlib.quantizers import QUANTIZERS
+from dghlib.quantizers import QUANTIZERS, QuantizedModel
+from dghlib.quantizers.reconstruction import Settings
 from dghlib.records import fingerprint, plain, provenance, read_record, set_aside, write_json
 
 log = logging.getLogger(__name__)
@@ -156,13 +158,22 @@ class Workshop:
             return {"top1": self._top1(experiment, model, model.net)}
         images, generation_seconds = self.images(experiment, wait=wait)
         start = time.perf_counter()
-        quantized = QUANTIZERS[experiment.quantizer].quantize(model, images, experiment.quantizer_config)
+        quantized = self._quantize(experiment, model, images)
         quantization_seconds = time.perf_counter() - start
         return {
             "top1": self._top1(experiment, model, quantized),
             "generation_seconds": round(generation_seconds, 2),
             "quantization_seconds": round(quantization_seconds, 2),
         }
+
+    def _quantize(self, experiment: Experiment, model: FloatModel, images: Tensor) -> QuantizedModel:
+        method, config = QUANTIZERS[experiment.quantizer], experiment.quantizer_config
+        if torch.device(self.device).type != "cpu":
+            model = dataclasses.replace(model, net=copy.deepcopy(model.net).to(self.device))
+        if not isinstance(config, Settings):
+            return method.quantize(model, images, config)
+        checkpoint = self.cache / f"{self._record_path(experiment).stem}.checkpoint"
+        return method.quantize(model, images, config, checkpoint=checkpoint)
 
     def _top1(self, experiment: Experiment, model: FloatModel, net: nn.Module) -> float:
         data = _test_images(experiment.profile, experiment.test_images)
@@ -186,12 +197,12 @@ def inputs_of(experiment: Experiment) -> dict[str, Any]:
     }
     if experiment.quantizer != FLOAT:
         version = QUANTIZERS[experiment.quantizer].VERSION
-        inputs["quantizer"] |= {"version": version, "config": asdict(experiment.quantizer_config)}
+        inputs["quantizer"] |= {"version": version, "config": dataclasses.asdict(experiment.quantizer_config)}
         method = GENERATORS.get(experiment.source or "")
         inputs["images"] = {
             "source": experiment.source,
             "version": method.VERSION if method else 1,
-            "config": asdict(experiment.source_config),
+            "config": dataclasses.asdict(experiment.source_config),
         }
     return plain(inputs)
 
