@@ -1,6 +1,5 @@
 """Figures of the book. Each returns a matplotlib figure and writes its SVG and the CSV behind it."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -11,18 +10,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dghlib.choices import look_up
-from dghlib.experiments.plans import REAL, SOURCES, Experiment, source_config
-from dghlib.experiments.profiles import BUDGETS, PROFILES
+from dghlib.experiments import tables
+from dghlib.experiments.plans import REAL, SOURCES
+from dghlib.experiments.profiles import PROFILES
 from dghlib.experiments.run import Workshop, load_model, results_dir
+from dghlib.experiments.sources import budget_for, calibration_images
 from dghlib.experiments.tables import TITLES
 from dghlib.images import to_pixels
-
-
-def _calibration(workshop: Workshop, profile: str, model: str, source: str, budget: str, **settings: object) -> Tensor:
-    config = source_config(source, look_up(BUDGETS, budget, "budget"), seed=0)
-    config = dataclasses.replace(config, **settings)
-    experiment = Experiment(profile=profile, model=model, source=source, source_config=config)
-    return workshop.images(experiment)[0]
+from dghlib.models import FloatModel
+from dghlib.quantizers import QuantizedModel
 
 
 def output_distributions(profile: str = "shapes", budget: str = "quick", *, save: str | None = None) -> Figure:
@@ -30,7 +26,7 @@ def output_distributions(profile: str = "shapes", budget: str = "quick", *, save
 
     With `save`, a name, the figure is written to NAME.svg and the quantiles behind it to NAME.csv.
     """
-    workshop = Workshop(results_dir(), progress=True)
+    workshop, spend = Workshop(results_dir(), progress=True), budget_for(budget)
     kinds = {
         "real images": (REAL, {}),
         "DGH, batch-norm loss only": ("dgh", {"output_stretching": False}),
@@ -42,7 +38,7 @@ def output_distributions(profile: str = "shapes", budget: str = "quick", *, save
     for axis, name in zip(axes[0], models, strict=True):
         outputs = {}
         for kind, (source, settings) in kinds.items():
-            images = _calibration(workshop, profile, name, source, budget, **settings)
+            images, _ = calibration_images(workshop, profile, name, source, spend, **settings)
             with torch.inference_mode():
                 outputs[kind] = load_model(name).net(images).flatten()
         for kind, values in outputs.items():
@@ -64,21 +60,24 @@ def image_gallery(
     *,
     columns: int = 10,
     sources: Sequence[str] = SOURCES,
+    models: Sequence[str] | None = None,
+    num_images: int | None = None,
     save: str | None = None,
 ) -> Figure:
-    """Return DGH's Figure 8: the first images of every source, for each network of a profile.
+    """Return DGH's Figure 8: the first images of every source, for each network.
 
-    With `save`, a name, the figure is written to NAME.svg and statistics of the images to NAME.csv.
+    `models` and `num_images`, the size of the sets, default to all of the profile and to the budget's. With `save`,
+    a name, the figure is written to NAME.svg and statistics of the images to NAME.csv.
     """
-    workshop = Workshop(results_dir(), progress=True)
-    models = list(look_up(PROFILES, profile, "profile").models)
+    workshop, spend = Workshop(results_dir(), progress=True), budget_for(budget, num_images)
+    models = list(models or look_up(PROFILES, profile, "profile").models)
     rows = [(model, source) for model in models for source in sources]
     figure, axes = plt.subplots(
         len(rows), columns, figsize=(columns * 0.85, len(rows) * 0.85), squeeze=False, layout="constrained"
     )
     facts = []
     for line, (name, source) in zip(axes, rows, strict=True):
-        images = _calibration(workshop, profile, name, source, budget)
+        images, _ = calibration_images(workshop, profile, name, source, spend)
         model = load_model(name)
         facts.append({"model": name, "source": source, "mean": images.mean().item(), "std": images.std().item()})
         for axis, image in zip(line, to_pixels(images[:columns], model.mean, model.std), strict=False):
@@ -89,6 +88,23 @@ def image_gallery(
         if source == sources[0]:
             line[0].set_title(name, loc="left", fontsize="small")
     return _saved(figure, pd.DataFrame(facts), save)
+
+
+def noise_profile(model: FloatModel, quantized: QuantizedModel, images: Tensor, *, save: str | None = None) -> Figure:
+    """Return a picture of which layer hurts: signal to noise of every tensor, from the image to the logits.
+
+    With `save`, a name, the figure is written to NAME.svg and the numbers behind it to NAME.csv.
+    """
+    rows = tables.noise(model, quantized, images)
+    order = {name: place for place, name in enumerate(quantized.activation_quantizers())}
+    tensors = rows[rows.kind == "tensor"].sort_values("name", key=lambda names: names.map(order))
+    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    axis.plot(tensors.name, tensors.own, "o", markersize=3, label="own rounding")
+    axis.plot(tensors.name, tensors.accumulated, label="with all before it")
+    axis.set(ylabel="signal to noise (dB)", title=f"{model.name}, {quantized.about['method']}")
+    axis.tick_params(axis="x", labelrotation=90, labelsize="x-small")
+    axis.legend(fontsize="small")
+    return _saved(figure, rows, save)
 
 
 def _saved(figure: Figure, data: pd.DataFrame, save: str | None) -> Figure:

@@ -1,5 +1,6 @@
 """Tables of records: ours beside the paper's, as data frames, CSV files and foot lines."""
 
+import dataclasses
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -7,11 +8,14 @@ from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
+from torch import Tensor
 
 from dghlib.experiments.plans import FLOAT, REAL
 from dghlib.experiments.profiles import PROFILES
 from dghlib.experiments.run import Record
 from dghlib.generators import GENERATORS
+from dghlib.models import FloatModel
+from dghlib.quantizers import QuantizedModel, noise_report
 from dghlib.records import plain
 
 # How the sources are called in print, in the order of the rows.
@@ -26,9 +30,25 @@ TITLES = {
     REAL: "Real data",
     FLOAT: "Float",
 }
+QUANTIZER_TITLES = {
+    "hptq": "HPTQ",
+    "adaround": "AdaRound",
+    "brecq": "BRECQ",
+    "qdrop": "QDrop",
+    "genie_m": "GENIE-M",
+    FLOAT: "Float",
+}
+POLICY_TITLES = {"full": "everything", "academic": "all but the ends"}
 PAPER = "paper: "
 # Rows of the paper's tables that we call otherwise.
-_PAPER_ROWS = {"Float": FLOAT, "ZeroQ": "zeroq", "DGH (Ours)": "dgh", "Real Data": REAL}
+_PAPER_ROWS = {
+    "Float": FLOAT,
+    "ZeroQ": "zeroq",
+    "IntraQ": "intraq",
+    "GENIE": "genie_d",
+    "DGH (Ours)": "dgh",
+    "Real Data": REAL,
+}
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -51,6 +71,7 @@ def _row(record: Record) -> dict[str, Any]:
             "source": inputs["images"]["source"],
             "quantizer": inputs["quantizer"]["method"],
             "bits": f"W{config['weight_bits']}A{config['activation_bits']}",
+            "policy": config["bits"],
             "seed": inputs["images"]["config"]["seed"],
             "num_images": inputs["images"]["config"]["num_images"],
         }
@@ -125,6 +146,50 @@ def _paper_cells(name: str) -> dict[tuple[str, str, str], str]:
             for setting in settings if row.setting == FLOAT else [row.setting]:
                 cells[PAPER + str(row.network), setting, source] = _cell(row.mean, row.spread)
     return cells
+
+
+def quantizers(records: Sequence[Record]) -> pd.DataFrame:
+    """Return top-1 in percent, mean ± standard deviation over seeds, of every quantizer, by (network, source).
+
+    Rows are (width, what is quantized, quantizer); the float networks are the last row.
+    """
+    if not records:
+        return _nothing()
+    rows = frame(records)
+    quantized = rows[rows.bits != FLOAT]
+    cells = {
+        key: _cell(group.mean(), group.std())
+        for key, group in quantized.groupby(["bits", "policy", "quantizer", "model", "source"], sort=False).top1
+    }
+    columns = list(dict.fromkeys(zip(quantized.model, quantized.source, strict=True)))
+    lines = [
+        (width, policy, method)
+        for width in dict.fromkeys(quantized.bits)
+        for policy in POLICY_TITLES
+        for method in QUANTIZER_TITLES
+        if any((width, policy, method, *column) in cells for column in columns)
+    ]
+    table = pd.DataFrame([[cells.get((*line, *column), "") for column in columns] for line in lines])
+    index = [(width, POLICY_TITLES[policy], QUANTIZER_TITLES[method]) for width, policy, method in lines]
+    table.index = pd.MultiIndex.from_tuples(index, names=["bits", "quantized", "method"])
+    table.columns = pd.MultiIndex.from_tuples([(_short_name(model), TITLES[source]) for model, source in columns])
+    float_top1 = rows[rows.bits == FLOAT].groupby("model").top1.mean()
+    table.loc[(FLOAT.capitalize(), "", ""), :] = [_cell(float_top1[model], None) for model, _ in columns]
+    return table
+
+
+def quantizer_costs(records: Sequence[Record]) -> pd.DataFrame:
+    """Return the seconds that each quantizer takes per run, median over all widths and seeds, by network."""
+    rows = frame(records)
+    rows = rows[rows.bits != FLOAT].assign(model=[_short_name(name) for name in rows[rows.bits != FLOAT].model])
+    seconds = rows.groupby(["quantizer", "model"]).quantization_seconds.median().unstack()
+    order = [name for name in QUANTIZER_TITLES if name in seconds.index]
+    return seconds.loc[order].rename(index=QUANTIZER_TITLES).round(0).rename_axis(index="seconds per run", columns=None)
+
+
+def noise(model: FloatModel, quantized: QuantizedModel, images: Tensor, worst: int | None = None) -> pd.DataFrame:
+    """Return the noise of a quantized network's weights and tensors, the worst first; see `quantizers.report`."""
+    return pd.DataFrame([dataclasses.asdict(row) for row in noise_report(model, quantized, images)[:worst]])
 
 
 def settings(records: Sequence[Record]) -> pd.DataFrame:
