@@ -11,6 +11,7 @@ import http.client
 import json
 import logging
 import os
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -46,15 +47,23 @@ class DownloadFailed(OSError):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is known of one file: `path` is relative to the data directory, the rest is for people."""
+    """What is known of one file: `path` is relative to the data directory, the rest is for people.
+
+    Where the publisher tells no size, `bytes` is None; of `sha256` there may be only the first digits, or none.
+    """
 
     path: str
     profile: str
     url: str
     origin: str
     licence: str
-    bytes: int
+    bytes: int | None
     sha256: str
+
+    @property
+    def size(self) -> str:
+        """Say how large the file is."""
+        return "size unknown" if self.bytes is None else f"{self.bytes / 1e6:.1f} MB"
 
 
 def data_dir() -> Path:
@@ -104,7 +113,7 @@ def locate(name: str, *, strict: bool = True) -> Path:
     if not path.is_file():
         raise MissingAsset(
             f"{path} is missing. `dgh data {manifest.profile}` (or `make data PROFILE={manifest.profile}`) "
-            f"downloads it, {manifest.bytes / 1e6:.1f} MB; or let {DATA_DIR_VARIABLE} (or --data-dir) name "
+            f"downloads it, {manifest.size}; or let {DATA_DIR_VARIABLE} (or --data-dir) name "
             "the directory that has it."
         )
     try:
@@ -129,7 +138,9 @@ def _file_sha256(path: Path, size: int, modified: int) -> str:
 
 
 def _verify(path: Path, manifest: Manifest) -> None:
-    if (found := file_sha256(path)) != manifest.sha256:
+    if not manifest.sha256:
+        logger.warning("%s cannot be verified: its publisher gives no checksum", path)
+    elif not (found := file_sha256(path)).startswith(manifest.sha256):
         raise WrongChecksum(
             f"{path} has sha256 {found}, but its manifest says {manifest.sha256}: "
             f"not the file published at {manifest.url}."
@@ -168,13 +179,16 @@ def _receive_all(manifest: Manifest, part: Path, progress: bool) -> None:
     """Fill `part`, trying again after each of RETRY_DELAYS when the connection drops."""
     delays = iter(RETRY_DELAYS)
     problem: Exception | str = "the connection was closed early"
-    while _size(part) < manifest.bytes:
+    expected = manifest.bytes
+    while expected is None or _size(part) < expected:
         try:
-            _receive(manifest, part, progress)
-            if _size(part) >= manifest.bytes:
+            expected = _receive(manifest, part, progress)
+            if _size(part) >= expected:
                 return
         except urllib.error.HTTPError as error:
             error.close()
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and expected is None and part.exists():
+                return  # an earlier run received all of it
             if error.code < 500:
                 raise DownloadFailed(f"{manifest.url} answered {error.code} {error.reason}") from error
             problem = error
@@ -192,7 +206,7 @@ def _receive_all(manifest: Manifest, part: Path, progress: bool) -> None:
 
 def _broken_off(manifest: Manifest, part: Path, problem: Exception | str) -> str:
     return (
-        f"{manifest.url}: {problem}. {_size(part)} of {manifest.bytes} bytes are kept in {part}; "
+        f"{manifest.url}: {problem}. {_size(part)} of {manifest.bytes or 'all'} bytes are kept in {part}; "
         "the same command goes on from there."
     )
 
@@ -201,26 +215,32 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _receive(manifest: Manifest, part: Path, progress: bool) -> None:
-    """Append to `part` what one connection yields, from its end if the server can, else from the start."""
+def _receive(manifest: Manifest, part: Path, progress: bool) -> int:
+    """Append to `part` what one connection yields, from its end if the server can, else from the start.
+
+    Returns the size of the whole file: by its manifest, or by what the server says.
+    """
     start = _size(part)
     headers = {"Range": f"bytes={start}-"} if start else {}
     request = urllib.request.Request(manifest.url, headers=headers)
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             start = 0
+        told = response.headers.get("Content-Length")
+        whole = manifest.bytes or (start + int(told) if told else sys.maxsize)
         with (
             part.open("ab" if start else "wb") as file,
             tqdm(
                 desc=Path(manifest.path).name,
                 initial=start,
-                total=manifest.bytes,
+                total=whole if whole < sys.maxsize else None,
                 unit="B",
                 unit_scale=True,
                 disable=not progress,
             ) as bar,
         ):
-            _copy(response, file, bar, manifest.bytes)
+            _copy(response, file, bar, whole)
+    return whole if whole < sys.maxsize else _size(part)
 
 
 def _copy(response: http.client.HTTPResponse, file: BinaryIO, bar: tqdm, limit: int) -> None:

@@ -109,7 +109,9 @@ def _run(options: Namespace) -> None:
 
 def _data(options: Namespace) -> None:
     for manifest in assets.of_profile(options.profile):
-        print(f"{assets.fetch(manifest, progress=True)}  {manifest.bytes / 1e6:.1f} MB, verified")
+        path = assets.fetch(manifest, progress=True)
+        verified = "verified" if manifest.sha256 else "which nobody can verify: no sum is published"
+        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, {verified}")
 
 
 def _notebook(options: Namespace) -> None:

@@ -343,3 +343,26 @@ def test_the_real_test_sets_are_whole_and_balanced(name: str, size: int, per_cla
         pytest.skip(str(error))
     assert data.images.shape == (10_000, 3, size, size)
     assert data.labels.bincount().tolist() == per_class
+
+
+# ImageNet
+
+
+def test_imagenet_from_folders(data_dir: Path) -> None:
+    """A wide image whose middle square is red: scaled to 256 and cut to 224, nothing but red is left."""
+    for name, colour in (("n02", (255, 0, 0)), ("n01", (0, 255, 0))):
+        image = Image.new("RGB", (120, 60), (0, 0, 255))
+        image.paste(colour, (30, 0, 90, 60))
+        (data_dir / "imagenet" / "val" / name).mkdir(parents=True)
+        image.save(data_dir / "imagenet" / "val" / name / "a.png")
+    data = datasets.load("imagenet", "test")
+    assert data.classes == ("n01", "n02")
+    assert data.labels.tolist() == [0, 1]
+    assert data.images.shape == (2, 3, 224, 224)
+    assert (data.images[1, 0] == 255).all()
+    assert (data.images[1, 1:] == 0).all()
+
+
+def test_imagenet_that_is_missing_says_where_it_belongs(data_dir: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"imagenet.val is missing.*image-net.org"):
+        datasets.load("imagenet", "test")

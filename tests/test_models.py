@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from dghlib.datasets import shapes
 from dghlib.datasets.labelled import LabelledImages, batches
 from dghlib.evaluation import top1
 from dghlib.experiments import checkpoints
-from dghlib.models import FloatModel, classifiers, embedded, public
+from dghlib.models import FloatModel, classifiers, embedded, imagenet, public
 
 EMBEDDED = list(embedded.NETS)
 PUBLIC = [name for name in models.MODELS if name not in EMBEDDED]
@@ -234,3 +235,52 @@ def test_a_made_checkpoint_has_weights_and_says_how(tmp_path: Path) -> None:
     net.load_state_dict(load_file(tmp_path / "shapes_inverted.safetensors"))
     accuracy = float_top1(embedded.as_model("shapes_inverted", net), shapes.classification("test", 48))
     assert accuracy == pytest.approx(facts["top1"], abs=0.01)
+
+
+# ImageNet
+
+
+def brecq_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename torchvision's MobileNetV2 as BRECQ's file has it: a block's layers are numbered through."""
+    renamed = {}
+    for key, tensor in state.items():
+        if match := re.fullmatch(r"features\.(\d+)\.conv\.(\d)(?:\.(\d))?\.(\w+)", key):
+            block, outer, inner, leaf = int(match[1]), int(match[2]), match[3], match[4]
+            convolution_units = 1 if block == 1 else 2  # the first block does not widen
+            place = 3 * outer + int(inner) if inner else 3 * convolution_units + outer - convolution_units
+            key = f"features.{block}.conv.{place}.{leaf}"
+        renamed[key] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("name", imagenet.BUILDERS)
+def test_imagenet_checkpoints_load(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are not here: their keys and shapes are, as read from the published ones."""
+    torch.manual_seed(0)
+    original = imagenet.BUILDERS[name](weights=None).eval()
+    state = original.state_dict()
+    if name == "imagenet_mobilenetv2":
+        state = brecq_keys(state)
+        assert len(state) == 314
+        assert {"features.1.conv.3.weight", "features.2.conv.7.bias", "features.18.1.weight"} < state.keys()
+    manifest = replace(assets.manifests()[name], sha256="")
+    monkeypatch.setattr(assets, "manifests", lambda: {name: manifest})
+    monkeypatch.setenv(assets.DATA_DIR_VARIABLE, str(tmp_path))
+    (tmp_path / manifest.path).parent.mkdir()
+    torch.save(state if "torchvision" in name else {"model": state}, tmp_path / manifest.path)
+
+    model = models.load(name)
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model.net(image), original(image))
+    assert model.image_shape == (3, 224, 224)
+    assert models.weights_sha256(name) == assets.file_sha256(tmp_path / manifest.path)
+
+
+def test_a_checkpoint_of_another_network_is_refused() -> None:
+    net, other = imagenet.BUILDERS["imagenet_resnet18"](), imagenet.BUILDERS["imagenet_mobilenetv2"]()
+    with pytest.raises(ValueError, match="holds 314 tensors, the network 122"):
+        imagenet.with_weights(net, other.state_dict(), "resnet18")
+    state = dict(net.state_dict())
+    state["fc.weight"] = torch.zeros(10, 512)
+    with pytest.raises(ValueError, match=r"has fc.weight \(10, 512\) where the network has fc.weight \(1000, 512\)"):
+        imagenet.with_weights(net, state, "resnet18")

@@ -9,6 +9,7 @@ from pathlib import Path
 from dghlib.choices import look_up
 from dghlib.datasets import files, shapes
 from dghlib.datasets.cifar import cifar10
+from dghlib.datasets.imagenet import imagenet
 from dghlib.datasets.labelled import LabelledImages, batches, sample
 from dghlib.datasets.tiny_imagenet import tiny_imagenet
 
@@ -25,6 +26,7 @@ DATASETS: dict[str, Callable[[str, int | None], LabelledImages]] = {
     "shapes": _shapes,
     "cifar10": cifar10,
     "tiny_imagenet": tiny_imagenet,
+    "imagenet": imagenet,
 }
 
 

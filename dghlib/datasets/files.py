@@ -79,7 +79,7 @@ def image_folder(
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
     if not folders:
         raise ValueError(f"{path} has no sub-folder; it needs one for each class, with the images of that class")
-    files = [(file, label) for label, folder in enumerate(folders) for file in _image_files(folder)]
+    files = [(file, label) for label, folder in enumerate(folders) for file in image_files(folder)]
     chosen = [files[k] for k in choose(len(files), num_images)]
     images: list[np.ndarray] = []
     for file, _ in tqdm(chosen, desc=f"read {path.name}", unit="image", delay=3, leave=False):
@@ -93,7 +93,8 @@ def image_folder(
     return LabelledImages(torch.from_numpy(np.stack(images)), labels, tuple(folder.name for folder in folders))
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files of a folder, sorted, or raise ValueError if it has none."""
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"{folder} holds no image; known are {', '.join(sorted(IMAGE_SUFFIXES))}")
@@ -106,12 +107,17 @@ def read_image(file: IO[bytes] | Path, name: str, image_size: tuple[int, int] | 
     Raises:
         ValueError: the file is not an image that Pillow can read.
     """
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow's unidentified, truncated and malformed images
-        raise ValueError(f"{name} is not a readable image: {error}") from error
+    image = open_rgb(file, name)
     if image_size is not None:
         height, width = image_size
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)
+
+
+def open_rgb(file: IO[bytes] | Path, name: str) -> Image.Image:
+    """Return one image file as RGB; raises as `read_image` does."""
+    try:
+        with Image.open(file) as opened:
+            return opened.convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow's unidentified, truncated and malformed images
+        raise ValueError(f"{name} is not a readable image: {error}") from error

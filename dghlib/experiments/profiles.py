@@ -55,6 +55,12 @@ PROFILES = {
         models={"tiny_imagenet_mobilenetv2": "MBV2"},
         about="Tiny-ImageNet, 200 classes, 3x64x64; `make data PROFILE=tiny_imagenet` fetches it",
     ),
+    "imagenet": Profile(
+        name="imagenet",
+        models={"imagenet_resnet18": "ResNet-18", "imagenet_resnet50": "ResNet-50", "imagenet_mobilenetv2": "MBV2"},
+        about="ImageNet, 1000 classes, 3x224x224; `make data PROFILE=imagenet` fetches the networks, the images are "
+        "placed by the user in imagenet/train and imagenet/val of the data directory; needs a GPU",
+    ),
 }
 
 BUDGETS = {

@@ -88,6 +88,13 @@ def published(experiments: Sequence[Experiment]) -> list[Record]:
     return [record for record in found if record]
 
 
+def quantized(experiment: Experiment) -> tuple[FloatModel, QuantizedModel, Tensor]:
+    """Return an experiment's network, its quantized copy, and the images it was calibrated with."""
+    workshop = Workshop(results_dir(), progress=True)
+    model, (images, _) = load_model(experiment.model), workshop.images(experiment)
+    return model, QUANTIZERS[experiment.quantizer].quantize(model, images, experiment.quantizer_config), images
+
+
 class Workshop:
     """Computes experiments, and remembers networks, data and images between them.
 

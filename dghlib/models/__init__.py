@@ -6,7 +6,7 @@ from functools import partial
 
 from dghlib import assets
 from dghlib.choices import look_up
-from dghlib.models import embedded, public
+from dghlib.models import embedded, imagenet, public
 from dghlib.models.float_model import FloatModel
 
 __all__ = ["MODELS", "FloatModel", "load", "weights_sha256"]
@@ -19,6 +19,7 @@ MODELS: dict[str, Callable[[], FloatModel]] = {
     "cifar10_resnet56": partial(public.cifar10_resnet, 56),
     "cifar10_mobilenetv2": public.cifar10_mobilenetv2,
     "tiny_imagenet_mobilenetv2": public.tiny_imagenet_mobilenetv2,
+    **{name: partial(imagenet.load, name) for name in imagenet.BUILDERS},
 }
 
 
@@ -36,12 +37,13 @@ def load(name: str) -> FloatModel:
 
 
 def weights_sha256(name: str) -> str:
-    """Return the sha256 of a network's weights file; that of a public one is known without having it.
+    """Return the sha256 of a network's weights file; of most public ones it is known without having it.
 
     Raises:
         UnknownName: no network has this name.
+        MissingAsset: the file's publisher gives no whole sum, and the file is not here.
     """
     look_up(MODELS, name, "model")
     if manifest := assets.manifests().get(name):
-        return manifest.sha256
+        return manifest.sha256 if len(manifest.sha256) == 64 else assets.file_sha256(assets.locate(name))
     return hashlib.sha256(embedded.checkpoint(name).read_bytes()).hexdigest()

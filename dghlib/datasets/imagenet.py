@@ -1,0 +1,56 @@
+"""ImageNet (ILSVRC2012): 224x224 images of 1000 classes, from folders that the user places.
+
+Who has agreed to its terms gets the images at image-net.org. They lie in the data directory as torchvision's users
+have them: `imagenet/val/<WordNet id>/*.JPEG`, and `imagenet/train` likewise. A class is the position of its id in the
+sorted list.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from dghlib import assets
+from dghlib.choices import look_up
+from dghlib.datasets.files import image_files, open_rgb
+from dghlib.datasets.labelled import LabelledImages, choose
+
+_SHORTER_SIDE, _CROP = 256, 224
+_FOLDERS = {"test": "val", "train": "train"}
+
+
+def imagenet(split: str, num_images: int | None = None) -> LabelledImages:
+    """Return uint8 images (N, 3, 224, 224) of a split, "test" (the validation images) or "train".
+
+    As all papers test: the shorter side is scaled to 256 pixels, bilinearly, and the middle 224x224 are cut out.
+
+    Raises:
+        FileNotFoundError: the folder is not there; the message says where it belongs.
+        ValueError: an unknown split, more images than there are, a folder without images, a file that is none.
+    """
+    folder = assets.data_dir() / "imagenet" / look_up(_FOLDERS, split, "split of imagenet")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is missing. ImageNet is not for us to download: get ILSVRC2012 at image-net.org and place a "
+            f"folder for each class, named by its WordNet id, there; or let {assets.DATA_DIR_VARIABLE} (or "
+            "--data-dir) name the directory that has imagenet/val"
+        )
+    classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    files = [(file, label) for label, name in enumerate(classes) for file in image_files(folder / name)]
+    chosen = [files[k] for k in choose(len(files), num_images)]
+    pixels = np.empty((len(chosen), 3, _CROP, _CROP), dtype=np.uint8)
+    for k, (file, _) in enumerate(tqdm(chosen, desc="read imagenet", unit="image", delay=3, leave=False)):
+        pixels[k] = _test_crop(file)
+    return LabelledImages(torch.from_numpy(pixels), torch.tensor([label for _, label in chosen]), classes)
+
+
+def _test_crop(file: Path) -> np.ndarray:
+    """Return the middle of an image (3, 224, 224) whose shorter side has been scaled to 256."""
+    image = open_rgb(file, str(file))
+    width, height = image.size
+    scale = _SHORTER_SIDE / min(width, height)
+    image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+    left, top = (round((side - _CROP) / 2) for side in image.size)
+    return np.asarray(image.crop((left, top, left + _CROP, top + _CROP))).transpose(2, 0, 1)
