@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, StepLR
 
 from dghlib.checkpoints import Checkpoint
 from dghlib.generators import deep_inversion, intraq, qimera
@@ -16,15 +16,13 @@ from dghlib.models import FloatModel
 NOWHERE = Checkpoint(None, "")
 
 
-def _task(loss: Any, **settings: Any) -> ImageTask:
+def _falling(optimizer: torch.optim.Optimizer) -> LRScheduler:
+    return StepLR(optimizer, step_size=1, gamma=0.1)
+
+
+def _task(loss: Any, schedule: Any = _falling, **settings: Any) -> ImageTask:
     images = torch.tensor([[[[1.0, -2.0]]]])
-    return ImageTask(
-        images,
-        loss,
-        lambda leaves: torch.optim.SGD(leaves, 0.5),
-        lambda optimizer: StepLR(optimizer, step_size=1, gamma=0.1),
-        **settings,
-    )
+    return ImageTask(images, loss, lambda leaves: torch.optim.SGD(leaves, 0.5), schedule, **settings)
 
 
 def test_an_image_task_moves_down_the_sum_of_its_terms():
@@ -34,6 +32,18 @@ def test_an_image_task_moves_down_the_sum_of_its_terms():
     assert task.images().flatten().tolist() == [-0.5, -0.5]
     task.step()  # gradient 0
     assert task.optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
+
+
+def test_a_schedule_that_watches_the_loss_is_shown_it():
+    task = _task(lambda images: {"line": images.sum()}, lambda optimizer: ReduceLROnPlateau(optimizer, patience=0))
+    rates = []
+    for _ in range(3):
+        task.step()
+        rates.append(task.optimizer.param_groups[0]["lr"])
+    assert rates == [0.5] * 3  # the loss falls
+    task.loss = lambda images: {"line": 100 + images.sum()}
+    task.step()
+    assert task.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
 def test_images_are_kept_valid_after_each_step():

@@ -88,6 +88,9 @@ def test_swing_changes_what_is_measured_from_pass_to_pass(tiny_model):
     with torch.no_grad():
         assert len({copy(images).sum().item() for _ in range(20)}) > 3
         assert net(images).sum() == net(images).sum()
+    swinging, still = (replace(SMALL, steps=3, swing=swing) for swing in (True, False))
+    results = [genie_d.generate(model, config, progress=False) for config in (swinging, still)]
+    assert not torch.equal(*results)
 
 
 def test_images_are_the_output_before_the_last_update(tiny_model):
@@ -112,8 +115,10 @@ def test_learning_rates_fall_on_their_own_schedules(tiny_model):
     task = _task(tiny_model, replace(SMALL, batch_size=2))
     task.latent_schedule.patience = 3
     task.latent_schedule.best = -1.0  # no loss is an improvement
-    for _ in range(100):
+    for _ in range(99):
         task.step()
+    assert task.schedule.get_last_lr() == [0.01]
+    task.step()
     assert task.schedule.get_last_lr() == [pytest.approx(0.01 * 0.95)]
     assert task.latent_schedule.get_last_lr() == [pytest.approx(1e-4)]
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dghlib import models
-from dghlib.batchnorm import stored_statistics
+from dghlib.batchnorm import stored_statistics, working_copy
 from dghlib.generators import intraq
 from dghlib.generators.classes import Head, find_head
 from dghlib.generators.intraq import ClassCentres, marginal_distance, soft_inception_loss, soft_targets
@@ -114,6 +114,37 @@ def test_images_are_recognised_as_their_class_to_the_degree_asked_for():
     hard, soft = probabilities(1.0).mean(), probabilities(0.0).mean()
     assert hard > 0.2  # by chance 1/48
     assert soft < 0.9 * hard
+
+
+def _loss(model: FloatModel, config: intraq.Config) -> intraq._Loss:
+    net = working_copy(model.net, "cpu", model.image_shape)
+    layers, head = stored_statistics(net, model.image_shape), find_head(model, net, "test")
+    labels, draws = torch.zeros(config.batch_size, dtype=torch.long), torch.Generator().manual_seed(0)
+    return intraq._Loss(net, layers, config, labels, ClassCentres(head, torch.device("cpu")), draws)
+
+
+def test_statistics_are_compared_as_means_of_means_and_variances(tiny_model, monkeypatch):
+    loss, images = _loss(tiny_model, SMALL), torch.randn(8, 3, 8, 8)
+    monkeypatch.setattr(loss, "_locally_reinforced", lambda images: images)
+    net = tiny_model.net
+    with torch.no_grad():
+        first = net.conv1(images)
+        maps = {net.bn1: first, net.bn2: net.conv2(net.relu(net.bn1(first)))}
+        errors = [
+            (y.mean((0, 2, 3)) - bn.running_mean).square() + (y.var((0, 2, 3), correction=0) - bn.running_var).square()
+            for bn, y in maps.items()
+        ]
+        expected = torch.stack([error.mean() for error in errors]).mean()
+        torch.testing.assert_close(loss(images)["BNS"], expected)
+
+
+def test_half_of_the_passes_see_crops_of_every_image(tiny_model):
+    loss = _loss(tiny_model, replace(SMALL, crop_area=0.3))
+    images = torch.randn(1, 3, 8, 8).expand(8, -1, -1, -1)
+    shown = [loss._locally_reinforced(images) for _ in range(200)]
+    cropped = [batch for batch in shown if batch is not images]
+    assert len(cropped) == pytest.approx(100, abs=30)
+    assert all(len(batch.unique(dim=0)) > 4 for batch in cropped)  # each image its own window
 
 
 @pytest.mark.parametrize(
