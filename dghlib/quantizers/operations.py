@@ -72,9 +72,10 @@ RESHAPES = {
     *{nn.Flatten, torch.flatten, "flatten", torch.reshape, "reshape", "view", nn.Unflatten, "unflatten"},
     *{torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", "contiguous", "clone", "detach"},
 }
+MAX_POOLING = {nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d}
 MOVEMENTS = {
     *RESHAPES,
-    *{nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d},
+    *MAX_POOLING,
     *{torch.transpose, "transpose", torch.permute, "permute", "t", "expand", "repeat", torch.flip, "flip"},
     *{
         torch.chunk,

@@ -1,0 +1,141 @@
+"""An ONNX graph under construction: nodes, constants, and which ONNX value stands for which tensor of a traced one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, fx, nn
+
+from dghlib.quantizers.grid import UniformQuantizer
+
+OPSET = 21  # the first with 4-bit integers
+_IR_VERSION = 10
+
+
+class UnsupportedOperation(ValueError):
+    """An operation of the network that has no translation to ONNX here; the message says where it stands."""
+
+
+class OnnxGraph:
+    """Collects the parts of an ONNX model while a traced graph is walked through.
+
+    Args:
+        traced: from `folded_graph`, or that of a quantized model.
+
+    Attributes:
+        values: the name of the ONNX value for each node; for a node with several tensors, a list of names.
+    """
+
+    def __init__(self, traced: fx.GraphModule):
+        self.traced = traced
+        self.values: dict[fx.Node, str | list[str]] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+
+    def add(self, operation: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """Append a node with one output of that name; return the name."""
+        self.nodes.append(helper.make_node(operation, list(inputs), [output], name=output, **attributes))
+        return output
+
+    def add_several(
+        self, operation: str, inputs: Sequence[str], outputs: Sequence[str], name: str, **attributes: Any
+    ) -> None:
+        """Append a node with several outputs."""
+        self.nodes.append(helper.make_node(operation, list(inputs), list(outputs), name=name, **attributes))
+
+    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
+        """Store a constant (numbers, an array or a tensor); return its name."""
+        array = value.detach().cpu().contiguous().numpy() if isinstance(value, Tensor) else value
+        self.constants[name] = numpy_helper.from_array(np.asarray(array, dtype=dtype), name)
+        return name
+
+    def value(self, argument: Any, name: str) -> str:
+        """Return the ONNX value of an argument: of a node, or of a number, which is stored under `name`."""
+        if not isinstance(argument, fx.Node):
+            return self.constant(name, argument)
+        found = self.values[argument]
+        if not isinstance(found, str):
+            raise UnsupportedOperation(f"{argument.name} holds several tensors, and is read as if it were one")
+        return found
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """Return the module that a node calls, or None."""
+        return self.traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def settings(self, node: fx.Node, *names: str) -> dict[str, Any]:
+        """Return the settings of an operation by name, be it a module or a call with arguments behind the tensor."""
+        if (module := self.module(node)) is not None:
+            return {name: getattr(module, name) for name in names if hasattr(module, name)}
+        return dict(zip(names, node.args[1:], strict=False)) | {k: v for k, v in node.kwargs.items() if k in names}
+
+    def quantize(self, value: str, quantizer: UniformQuantizer, name: str, *, four_bits: bool = True) -> str:
+        """Append a quantization of `value` to integers and back; return the name of the result.
+
+        A grid of exactly 4 bits goes into 4-bit integers if `four_bits` lets it.
+        """
+        width = 4 if four_bits and quantizer.bits == 4 else 8 if quantizer.bits <= 8 else 16
+        if width > quantizer.bits:  # the type's ends are not the grid's
+            value = self._clip(value, quantizer, name)
+        kind = _TYPES[width, quantizer.signed]
+        scale = self.constant(f"{name}.scale", quantizer.scale)
+        zero_point = self.integers(f"{name}.zero_point", quantizer.zero_point, kind)
+        codes = self.add("QuantizeLinear", [value, scale, zero_point], f"{name}.codes")
+        return self.add("DequantizeLinear", [codes, scale, zero_point], f"{name}.quantized")
+
+    def _clip(self, value: str, quantizer: UniformQuantizer, name: str) -> str:
+        ends = [quantizer.from_codes(torch.tensor(code)) for code in (quantizer.quant_min, quantizer.quant_max)]
+        low, high = (self.constant(f"{name}.{which}", end) for which, end in zip(("low", "high"), ends, strict=True))
+        return self.add("Clip", [value, low, high], f"{name}.clipped")
+
+    def quantized_weight(self, weight: Tensor, quantizer: UniformQuantizer, axis: int, name: str) -> str:
+        """Store a weight as integers; append what makes them real again; return the name of the result."""
+        width = next(width for width in (4, 8, 16) if quantizer.bits <= width)
+        kind = _TYPES[width, quantizer.signed]
+        codes = self.integers(f"{name}.codes", quantizer.to_codes(weight), kind)
+        scale = self.constant(f"{name}.scale", quantizer.scale.flatten())
+        zero_point = self.integers(f"{name}.zero_point", quantizer.zero_point.flatten(), kind)
+        return self.add("DequantizeLinear", [codes, scale, zero_point], f"{name}.quantized", axis=axis)
+
+    def integers(self, name: str, codes: Tensor, kind: int) -> str:
+        """Store integer codes in an ONNX integer type; 4-bit ones are packed two to a byte."""
+        dtype = helper.tensor_dtype_to_np_dtype(kind)
+        self.constants[name] = numpy_helper.from_array(codes.cpu().contiguous().numpy().astype(dtype), name)
+        return name
+
+    def model(self, inputs: Mapping[str, Sequence[Any]], outputs: Mapping[str, Sequence[Any]]) -> onnx.ModelProto:
+        """Return the finished model; shapes of inputs and outputs may have names in them."""
+        starts, ends = (
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)) for name, shape in side.items()]
+            for side in (inputs, outputs)
+        )
+        graph = helper.make_graph(self.nodes, "dghlib", starts, ends, initializer=list(self.constants.values()))
+        opset = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(graph, opset_imports=opset, ir_version=_IR_VERSION, producer_name="dghlib")
+
+
+_TYPES = {
+    (4, True): TensorProto.INT4,
+    (4, False): TensorProto.UINT4,
+    (8, True): TensorProto.INT8,
+    (8, False): TensorProto.UINT8,
+    (16, True): TensorProto.INT16,
+    (16, False): TensorProto.UINT16,
+}
+
+
+def pair(value: Any) -> list[int]:
+    """Return a size as torch has it, one number or two, as a list of two."""
+    return [int(value)] * 2 if isinstance(value, int) else [int(part) for part in value]
+
+
+def both_sides(padding: Any) -> list[int]:
+    """Return a padding, one number or one for each axis, as ONNX has it: all beginnings, then all ends."""
+    return pair(padding) * 2
+
+
+def batched(shape: Sequence[int]) -> list[int]:
+    """Return a shape that was seen with some number of images as one for any number."""
+    return [-1, *shape[1:]]
