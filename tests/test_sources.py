@@ -1,0 +1,48 @@
+"""Images of every source: what a budget means for each, and what they cost."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from dghlib.choices import UnknownName
+from dghlib.experiments import plans, sources
+from dghlib.experiments.profiles import BUDGETS
+from dghlib.generators import GENERATORS
+
+
+def test_a_budget_for_fewer_images_is_in_proportion() -> None:
+    assert sources.budget_for("quick") is BUDGETS["quick"]
+    few = sources.budget_for("quick", 32)
+    assert (few.num_images, few.batch_size, few.steps) == (32, 32, BUDGETS["quick"].steps)
+    assert sources.budget_for("quick", 500).batch_size == BUDGETS["quick"].batch_size
+    with pytest.raises(UnknownName, match="unknown budget 'fast'"):
+        sources.budget_for("fast")
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_intraq_has_several_batches_and_the_others_what_the_budget_says(budget: str) -> None:
+    spend = BUDGETS[budget]
+    for name in set(GENERATORS) - {"noise"}:
+        config = plans.source_config(name, spend, seed=3)
+        assert (config.num_images, config.steps, config.seed) == (spend.num_images, spend.steps, 3)
+        if name == "intraq":
+            assert config.num_images >= 4 * config.batch_size
+        else:
+            assert config.batch_size == spend.batch_size
+        default = GENERATORS[name].PRESETS["default"]
+        same = dataclasses.replace(
+            config, **{key: getattr(default, key) for key in ("num_images", "steps", "batch_size", "seed")}
+        )
+        assert same == default
+
+
+def test_the_cost_of_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGHLIB_RESULTS", str(tmp_path / "results"))
+    made = ["noise", "zeroq", "genie_d"]
+    save = str(tmp_path / "cost")
+    table = sources.cost("shapes", "shapes_bottleneck", "smoke", num_images=4, sources=made, save=save)
+    assert list(table.index) == ["Gaussian noise", "ZeroQ", "GENIE"]
+    assert list(table["passes per image"]) == [0, 3, 3]
+    assert float(table["seconds per image"]["GENIE"]) > 0
+    assert (tmp_path / "cost.csv").read_text().count("\n") == 4
