@@ -57,7 +57,7 @@ _build/html/index.html:
 	@$(MAKE) --no-print-directory book
 
 lock: $(READY) ## resolve pyproject.toml into requirements.lock
-	@$(BIN)/uv pip compile pyproject.toml --extra book --extra dev --universal --python-version 3.11 \
+	@$(BIN)/uv pip compile pyproject.toml --extra book --extra dev --extra onnx --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-header --quiet --output-file requirements.lock
 
 clean: ## remove the environment and the pages (records, images and data stay)

@@ -2,12 +2,14 @@
 
 dgh generate cifar10_resnet20 --out images.safetensors
 dgh quantize cifar10_resnet20 --images images.safetensors --bits W4A8 --out model.safetensors
-dgh evaluate cifar10_resnet20 --quantized model.safetensors
+dgh export cifar10_resnet20 --quantized model.safetensors --out model.onnx
+dgh evaluate cifar10_resnet20 --quantized model.onnx
 """
 
 import argparse
 import dataclasses
 import importlib
+import inspect
 import logging
 import sys
 import types
@@ -27,6 +29,7 @@ from dghlib.generators import GENERATORS
 from dghlib.images import load_images, normalise, save_images
 from dghlib.models import FloatModel
 from dghlib.quantizers import QUANTIZERS, QuantizedModel
+from dghlib.quantizers.reconstruction import Settings
 from dghlib.records import plain
 
 TEST_BATCH = 32  # on a CPU larger ones take up to three times as long
@@ -59,12 +62,53 @@ def _generate(options: Namespace) -> None:
     model = _model(options.model)
     config = look_up(method.PRESETS, options.preset, f"preset of {options.method}")
     config = dataclasses.replace(config, **_settings(config, options.set))
-    checkpoint = options.out.with_suffix(options.out.suffix + ".checkpoint")
+    _check_free(options.out, options.force)
+    checkpoint = _checkpoint(options.out)
     images = method.generate(model, config, device=options.device, checkpoint=checkpoint)
     about = {"model": model.name, "method": options.method, "config": str(plain(config))}
-    save_images(options.out, images, about)
+    loss = _save_set(options.out, images, model, about)
     checkpoint.unlink(missing_ok=True)
-    print(f"{len(images)} images of shape {tuple(images.shape[1:])} in {options.out}")
+    print(f"{len(images)} images of shape {tuple(images.shape[1:])} in {options.out}{loss}")
+
+
+def _save_set(path: Path, images: torch.Tensor, model: FloatModel, about: dict[str, str]) -> str:
+    """Write images in the form that the name of `path` asks for; return what is to be said of it."""
+    if path.suffix == ".npz":
+        _export().save_npz(path, images, model.mean, model.std)
+    elif not path.suffix:
+        return f": {_export().save_png(path, images, model.mean, model.std)}"
+    else:
+        save_images(path, images, about)
+    return ""
+
+
+def _export() -> types.ModuleType:
+    """Return the room that needs the extra `onnx`.
+
+    Raises:
+        ValueError: the extra is not installed.
+    """
+    try:
+        return importlib.import_module("dghlib.export")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is missing: pip install 'dghlib[onnx]'") from error
+
+
+def _check_free(path: Path, force: bool) -> None:
+    """Ask before a file is replaced; without a terminal to ask at, refuse.
+
+    Raises:
+        FileExistsError: the answer is no.
+    """
+    if force or not path.exists():
+        return
+    if sys.stdin.isatty() and input(f"{path} exists. Replace it? [y/N] ").strip().lower() in ("y", "yes"):
+        return
+    raise FileExistsError(f"{path} exists; --force replaces it")
+
+
+def _checkpoint(path: Path) -> Path:
+    return path.with_name(path.name + ".checkpoint")
 
 
 def _quantize(options: Namespace) -> None:
@@ -74,7 +118,9 @@ def _quantize(options: Namespace) -> None:
     images = _calibration_images(model, options)
     config = method.Config(weight_bits=weight_bits, activation_bits=activation_bits)
     config = dataclasses.replace(config, **_settings(config, options.set))
-    quantized = method.quantize(model, images, config)
+    _check_free(options.out, options.force)
+    learned = {"checkpoint": _checkpoint(options.out)} if isinstance(config, Settings) else {}
+    quantized = method.quantize(model, images, config, **learned)
     quantized.save(options.out)
     counts = f"{len(quantized.weight_quantizers())} weights and {len(quantized.activation_quantizers())} tensors"
     print(f"{model.name} with {counts} at {options.bits} in {options.out}")
@@ -87,24 +133,54 @@ def _calibration_images(model: FloatModel, options: Namespace) -> torch.Tensor:
     return normalise(data.images, model.mean, model.std)
 
 
+def _write_onnx(options: Namespace) -> None:
+    model = _model(options.model)
+    quantized = QuantizedModel.load(options.quantized, model) if options.quantized else None
+    _check_free(options.out, options.force)
+    _export().export_onnx(options.out, model, quantized)
+    print(f"{model.name}, {options.out.stat().st_size / 1e6:.2f} MB in {options.out}")
+
+
+def _report(options: Namespace) -> None:
+    from dghlib.experiments import tables
+
+    model = _model(options.model)
+    quantized = QuantizedModel.load(options.quantized, model)
+    images = _calibration_images(model, options)[: options.num_images]
+    print(tables.noise(model, quantized, images, options.worst).to_string(float_format="%.1f"))
+
+
 def _evaluate(options: Namespace) -> None:
     model = _model(options.model)
     data = datasets.load(
         options.data or _test_data_of(model.name), "test", options.num_images, image_size=model.image_shape[1:]
     )
-    net = QuantizedModel.load(options.quantized, model) if options.quantized else model.net
+    net = _network_to_test(model, options.quantized)
     pairs = datasets.batches(data, model.mean, model.std, TEST_BATCH)
     percent = top1(net.to(options.device), pairs, total=-(-len(data) // TEST_BATCH), progress=True)
     print(f"top-1 {percent:.2f} % of {len(data)} images")
 
 
+def _network_to_test(model: FloatModel, path: Path | None) -> torch.nn.Module:
+    if path is None:
+        return model.net
+    if path.suffix == ".onnx":
+        return _export().OnnxNetwork(path, torch.get_num_threads())
+    return QuantizedModel.load(path, model)
+
+
 def _run(options: Namespace) -> None:
     plan = look_up(plans.PLANS, options.plan, "plan")
-    experiments = plan(options.profile, options.budget, **_chosen(options, "seeds", "models", "sources", "bits"))
+    chosen = _chosen(options, "seeds", "models", "sources", "bits", "methods")
+    known = inspect.signature(plan).parameters
+    for name in chosen:
+        look_up(known, name, f"option of plan {options.plan}")
+    experiments = plan(options.profile, options.budget, **chosen)
     from dghlib.experiments import tables  # pandas takes a second to import, which --help need not wait for
 
     records = run.run(experiments, results=options.results, device=options.device)
-    print(tables.accuracy(records).to_string())
+    table = {"quantizers": tables.quantizers, "dgh_settings": tables.settings}.get(options.plan, tables.accuracy)
+    print(table(records).to_string())
 
 
 def _data(options: Namespace) -> None:
@@ -227,7 +303,13 @@ def _parser() -> argparse.ArgumentParser:
         "dgh generate shapes_residual --out images.safetensors --set num_images=256 --set steps=300",
     )
     sub.add_argument("model", help=model_help)
-    sub.add_argument("--out", type=Path, required=True, help="file to write; a killed run continues beside it")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="file to write, .safetensors or .npz, or a folder for PNG files; a killed run continues beside it",
+    )
+    _add_force(sub)
     sub.add_argument("--method", default="dgh", help=f"one of: {', '.join(GENERATORS)} (default: dgh)")
     sub.add_argument("--preset", default="default", help="published settings; of dgh: default, paper, toolkit")
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=_settings_help(GENERATORS))
@@ -239,15 +321,34 @@ def _parser() -> argparse.ArgumentParser:
         "dgh quantize shapes_residual --images images.safetensors --bits W4A8 --out model.safetensors",
     )
     sub.add_argument("model", help=model_help)
-    source = sub.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=Path, help="a set that `dgh generate` wrote")
-    source.add_argument("--real", metavar="DATA", help="a data set's name, an .npz file or an image folder")
-    sub.add_argument("--num-images", type=int, default=256, help="how many real images (default: 256)")
-    sub.add_argument("--seed", type=int, default=0, help="which real images (default: 0)")
+    _add_images(sub, num_images=256)
     sub.add_argument("--method", default="hptq", help=f"one of: {', '.join(QUANTIZERS)} (default: hptq)")
     sub.add_argument("--bits", default="W8A8", help="of weights and activations, 2 to 8, 16 or 32 (default: W8A8)")
-    sub.add_argument("--out", type=Path, required=True, help="file to write")
+    sub.add_argument("--out", type=Path, required=True, help="file to write; a killed run continues beside it")
+    _add_force(sub)
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=_settings_help(QUANTIZERS))
+
+    sub = command(
+        "export",
+        _write_onnx,
+        "Write a network, float or quantized, to an ONNX file with true 4- and 8-bit integers.",
+        "dgh export shapes_residual --quantized model.safetensors --out model.onnx",
+    )
+    sub.add_argument("model", help=model_help)
+    sub.add_argument("--quantized", type=Path, help="a file that `dgh quantize` wrote (default: the float network)")
+    sub.add_argument("--out", type=Path, required=True, help="file to write")
+    _add_force(sub)
+
+    sub = command(
+        "report",
+        _report,
+        "Say which layer hurts: signal to noise, in dB, of every quantized weight and tensor, the worst first.",
+        "dgh report shapes_residual --quantized model.safetensors --images images.safetensors",
+    )
+    sub.add_argument("model", help=model_help)
+    sub.add_argument("--quantized", type=Path, required=True, help="a file that `dgh quantize` wrote")
+    _add_images(sub, num_images=32)
+    sub.add_argument("--worst", type=int, default=12, help="how many rows (default: 12)")
 
     sub = command(
         "evaluate",
@@ -256,7 +357,9 @@ def _parser() -> argparse.ArgumentParser:
         "dgh evaluate shapes_residual --quantized model.safetensors",
     )
     sub.add_argument("model", help=model_help)
-    sub.add_argument("--quantized", type=Path, help="a file that `dgh quantize` wrote (default: the float network)")
+    sub.add_argument(
+        "--quantized", type=Path, help="a file that `dgh quantize` or `dgh export` wrote (default: the float network)"
+    )
     sub.add_argument("--data", help="a data set's name, an .npz file or an image folder (default: the network's own)")
     sub.add_argument("--num-images", type=int, help="size of the test set (default: all)")
 
@@ -273,12 +376,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--models", nargs="+", help="networks (default: all of the profile)")
     sub.add_argument("--sources", nargs="+", help=f"of images (default: {', '.join(plans.SOURCES)})")
     sub.add_argument("--bits", nargs="+", help="such as W8A8 W4A4")
+    sub.add_argument("--methods", nargs="+", help=f"quantizers (default: {', '.join(QUANTIZERS)})")
     sub.add_argument(
         "--results", type=Path, help=f"folder of records (default: {run.RESULTS_VARIABLE} or _build/results)"
     )
 
     sub = command("data", _data, "Download and verify the files of a profile.", "dgh data cifar10")
-    sub.add_argument("profile", help="cifar10 or tiny_imagenet")
+    sub.add_argument(
+        "profile", help="cifar10, tiny_imagenet or imagenet (its networks; the images are not for us to download)"
+    )
 
     sub = command("notebook", _notebook, "Execute one notebook with other parameters.", "dgh notebook table2 seeds=5")
     sub.add_argument("name", help="a file of notebooks/, without its ending")
@@ -288,6 +394,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--profile", default="shapes", help=f"one of: {', '.join(PROFILES)} (default: shapes)")
     sub.add_argument("--budget", default="quick", help=f"one of: {', '.join(BUDGETS)} (default: quick)")
     return parser
+
+
+def _add_images(sub: argparse.ArgumentParser, num_images: int) -> None:
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=Path, help="a set that `dgh generate` wrote to a .safetensors file")
+    source.add_argument("--real", metavar="DATA", help="a data set's name, an .npz file or an image folder")
+    sub.add_argument("--num-images", type=int, default=num_images, help=f"how many real ones (default: {num_images})")
+    sub.add_argument("--seed", type=int, default=0, help="which real images (default: 0)")
+
+
+def _add_force(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--force", action="store_true", help="replace a file that exists, without asking")
 
 
 def _settings_help(methods: dict[str, types.ModuleType]) -> str:

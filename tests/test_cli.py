@@ -1,5 +1,6 @@
 """The command line: the three steps of an engineer, settings in their types, errors in one line."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +28,37 @@ def test_generate_quantize_evaluate(tmp_path, capsys):
     assert "of 96 images" in printed
 
 
+def test_export_report_and_a_file_that_is_there(tmp_path, capsys):
+    quantized, exported = tmp_path / "model.safetensors", tmp_path / "model.onnx"
+    quantize = ["quantize", "shapes_bottleneck", "--real", "shapes", "--num-images", "16", "--bits", "W4A4"]
+    short = ["--method", "brecq", "--set", "iterations=1", "--set", "step_iterations=1"]
+    assert _dgh(*quantize, *short, "--out", str(quantized)) == 0
+    assert _dgh("export", "shapes_bottleneck", "--quantized", str(quantized), "--out", str(exported)) == 0
+    assert _dgh("evaluate", "shapes_bottleneck", "--quantized", str(exported), "--num-images", "96") == 0
+    assert "of 96 images" in capsys.readouterr().out
+    report = ["report", "shapes_bottleneck", "--quantized", str(quantized), "--real", "shapes", "--num-images", "4"]
+    assert _dgh(*report, "--worst", "3") == 0
+    assert "accumulated" in capsys.readouterr().out
+    before = exported.read_bytes()
+    assert _dgh("export", "shapes_bottleneck", "--out", str(exported)) == 1
+    assert f"{exported} exists; --force replaces it" in capsys.readouterr().err
+    assert exported.read_bytes() == before
+    assert _dgh("export", "shapes_bottleneck", "--out", str(exported), "--force") == 0
+    assert len(exported.read_bytes()) > 2 * len(before)
+
+
+def test_sets_for_other_tools(tmp_path, capsys):
+    settings = ["--method", "noise", "--set", "num_images=3"]
+    assert _dgh("generate", "shapes_bottleneck", "--out", str(tmp_path / "set.npz"), *settings) == 0
+    with np.load(tmp_path / "set.npz") as arrays:
+        assert arrays["images"].shape == (3, 3, 32, 32)
+        assert arrays["mean"].shape == (3,)
+    capsys.readouterr()
+    assert _dgh("generate", "shapes_bottleneck", "--out", str(tmp_path / "set"), *settings) == 0
+    assert "% of the values clamped" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+
+
 def test_calibration_with_real_images(tmp_path):
     out = tmp_path / "model.safetensors"
     arguments = ["--real", "shapes", "--num-images", "16", "--out", str(out)]
@@ -50,13 +82,16 @@ def number():
 def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_network.py").write_text(OWN)
-    assert _dgh("generate", "own_network:make", "--out", "images", "--set", "num_images=4", "--set", "steps=2") == 0
-    assert _dgh("quantize", "own_network:make", "--images", "images", "--out", "model") == 0
+    assert (
+        _dgh("generate", "own_network:make", "--out", "images.safetensors", "--set", "num_images=4", "--set", "steps=2")
+        == 0
+    )
+    assert _dgh("quantize", "own_network:make", "--images", "images.safetensors", "--out", "model") == 0
     assert _dgh("evaluate", "own_network:make", "--quantized", "model") == 1
     assert "own has no test set of its own; name one with --data" in capsys.readouterr().err
-    assert _dgh("generate", "own_network:number", "--out", "images") == 1
+    assert _dgh("generate", "own_network:number", "--out", "x.npz") == 1
     assert "must return a dghlib.FloatModel, it returned int" in capsys.readouterr().err
-    assert _dgh("generate", "own_network:nothing", "--out", "images") == 1
+    assert _dgh("generate", "own_network:nothing", "--out", "x.npz") == 1
     assert "cannot get a network from 'own_network:nothing'" in capsys.readouterr().err
 
 

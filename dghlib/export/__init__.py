@@ -1,5 +1,15 @@
-"""Networks and image sets for other people's runtimes."""
+"""Networks and image sets for other people's runtimes. Needs the extra `onnx`: `pip install dghlib[onnx]`."""
 
-from dghlib.export.onnx_file import UnsupportedOperation, export_onnx
+from dghlib.export.calibration import ImageReader, PixelLoss, save_npz, save_png
+from dghlib.export.onnx_file import OnnxNetwork, UnsupportedOperation, export_onnx, open_session
 
-__all__ = ["UnsupportedOperation", "export_onnx"]
+__all__ = [
+    "ImageReader",
+    "OnnxNetwork",
+    "PixelLoss",
+    "UnsupportedOperation",
+    "export_onnx",
+    "open_session",
+    "save_npz",
+    "save_png",
+]

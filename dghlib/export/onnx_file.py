@@ -12,7 +12,9 @@ import json
 from pathlib import Path
 
 import onnx
-from torch import fx
+import onnxruntime
+import torch
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 import dghlib
@@ -22,10 +24,10 @@ from dghlib.models import FloatModel
 from dghlib.quantizers import QuantizedModel
 from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.grid import UniformQuantizer
-from dghlib.quantizers.operations import MAX_POOLING, Kind, does, kind_of
+from dghlib.quantizers.operations import MAX_POOLING, MOVEMENTS, SPLITS, does
 from dghlib.records import write_atomically
 
-__all__ = ["UnsupportedOperation", "export_onnx"]
+__all__ = ["OnnxNetwork", "UnsupportedOperation", "export_onnx", "open_session"]
 
 INPUT, BATCH = "images", "batch"
 
@@ -58,9 +60,10 @@ def export_onnx(path: Path, model: FloatModel, quantized: QuantizedModel | None 
         elif isinstance(grid := graph.module(node), UniformQuantizer):
             read = node.all_input_nodes[0]
             pooled = any(does(traced, reader, MAX_POOLING) for reader in node.users)
-            # onnxruntime has no maximum of 4-bit integers
-            graph.values[node] = graph.quantize(graph.value(read, ""), grid, read.name, four_bits=not pooled)
-        elif kind_of(traced, node) is not Kind.NOTHING:
+            moved = any(does(traced, reader, MOVEMENTS) for reader in node.users)
+            value = graph.value(read, "")
+            graph.values[node] = graph.quantize(value, grid, read.name, four_bits=not pooled, signed_bytes=not moved)
+        elif "shape" in node.meta or does(traced, node, SPLITS):  # else a size, which is constant in the file
             graph.values[node] = translation_of(graph, node)(graph, node)
 
     shapes = {graph.value(node, ""): (BATCH, *shape_of(node)[1:]) for node in outputs}
@@ -71,3 +74,30 @@ def export_onnx(path: Path, model: FloatModel, quantized: QuantizedModel | None 
     onnx.checker.check_model(finished, full_check=True)
     write_atomically(path, lambda temporary: onnx.save(finished, temporary))
     return finished
+
+
+def open_session(path: Path, *, optimized: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
+    """Return an onnxruntime session on the CPU that runs a file of `export_onnx`; 0 threads means all cores.
+
+    On x86 processors without VNNI, onnxruntime's fast products of 8-bit integers overflow 16 bits without a word, and
+    logits come out wrong by many steps. One option forbids that, and is set here; set it wherever you run such a file:
+    `session.x64quantprecision`. `optimized=False` computes node by node, as the simulation does.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file in the place of a network: normalised images (N, C, H, W) in, logits out, by onnxruntime."""
+
+    def __init__(self, path: Path, threads: int = 0):
+        super().__init__()
+        self.session = open_session(path, threads=threads)
+        self.input_name = self.session.get_inputs()[0].name
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(None, {self.input_name: images.numpy()})[0])

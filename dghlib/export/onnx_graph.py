@@ -71,17 +71,23 @@ class OnnxGraph:
             return {name: getattr(module, name) for name in names if hasattr(module, name)}
         return dict(zip(names, node.args[1:], strict=False)) | {k: v for k, v in node.kwargs.items() if k in names}
 
-    def quantize(self, value: str, quantizer: UniformQuantizer, name: str, *, four_bits: bool = True) -> str:
+    def quantize(
+        self, value: str, quantizer: UniformQuantizer, name: str, *, four_bits: bool = True, signed_bytes: bool = True
+    ) -> str:
         """Append a quantization of `value` to integers and back; return the name of the result.
 
-        A grid of exactly 4 bits goes into 4-bit integers if `four_bits` lets it.
+        Two things onnxruntime cannot do, whose way round changes no value: take the maximum of 4-bit integers, so that
+        a tensor that is pooled goes into 8-bit ones (`four_bits`); and move signed 8-bit integers about, since it turns
+        them into unsigned ones on x86 and forgets those that were moved, so that they are unsigned from the start, the
+        zero point moved with them (`signed_bytes`).
         """
         width = 4 if four_bits and quantizer.bits == 4 else 8 if quantizer.bits <= 8 else 16
         if width > quantizer.bits:  # the type's ends are not the grid's
             value = self._clip(value, quantizer, name)
-        kind = _TYPES[width, quantizer.signed]
+        unsigned = quantizer.signed and width == 8 and not signed_bytes
+        kind = _TYPES[width, quantizer.signed and not unsigned]
         scale = self.constant(f"{name}.scale", quantizer.scale)
-        zero_point = self.integers(f"{name}.zero_point", quantizer.zero_point, kind)
+        zero_point = self.integers(f"{name}.zero_point", quantizer.zero_point + (128 if unsigned else 0), kind)
         codes = self.add("QuantizeLinear", [value, scale, zero_point], f"{name}.codes")
         return self.add("DequantizeLinear", [codes, scale, zero_point], f"{name}.quantized")
 

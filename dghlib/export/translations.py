@@ -39,15 +39,12 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 
 def quantized_layer(graph: OnnxGraph, node: fx.Node) -> str:
-    """A layer with integer weights."""
-    module = graph.module(node)
-    assert isinstance(module, QuantizedLayer)
-    layer = module.layer
-    axis, path = channel_axis(layer), str(node.target)
-    weight = f"{path}.weight.quantized"
-    if f"{path}.weight.codes" not in graph.constants:  # a layer that is called twice has one weight
-        graph.quantized_weight(layer.weight, module.weight_quantizer, axis, f"{path}.weight")  # type: ignore[arg-type]
-    return _sum_of_products(graph, node, layer, weight)
+    """A layer with integer weights. One that is called twice has them twice: onnxruntime fails on shared ones."""
+    module: Any = graph.module(node)
+    path = str(node.target)
+    name = f"{path}.weight" if f"{path}.weight.codes" not in graph.constants else f"{node.name}.weight"
+    weight = graph.quantized_weight(module.layer.weight, module.weight_quantizer, channel_axis(module.layer), name)
+    return _sum_of_products(graph, node, module.layer, weight)
 
 
 def float_layer(graph: OnnxGraph, node: fx.Node) -> str:

@@ -73,21 +73,13 @@ RESHAPES = {
     *{torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", "contiguous", "clone", "detach"},
 }
 MAX_POOLING = {nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d}
+SPLITS = {torch.chunk, "chunk", torch.split, "split", torch.unbind, "unbind"}  # several tensors come out
 MOVEMENTS = {
     *RESHAPES,
     *MAX_POOLING,
     *{torch.transpose, "transpose", torch.permute, "permute", "t", "expand", "repeat", torch.flip, "flip"},
-    *{
-        torch.chunk,
-        "chunk",
-        torch.split,
-        "split",
-        torch.unbind,
-        "unbind",
-        operator.getitem,
-        "select",
-        "narrow",
-    },
+    *SPLITS,
+    *{operator.getitem, "select", "narrow"},
     *{F.pad, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d},
     *{nn.ChannelShuffle, F.channel_shuffle, nn.PixelShuffle, F.pixel_shuffle, nn.PixelUnshuffle},
 }

@@ -1,0 +1,96 @@
+"""Calibration images for other people's tools: as arrays, as PNG files, and as onnxruntime's reader.
+
+Generated images are real numbers that no camera made: some lie beyond the darkest or brightest pixel, and none is a
+whole number of 255ths. A PNG loses that; how much is told. Arrays lose nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnxruntime.quantization import CalibrationDataReader
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from dghlib.export.onnx_file import INPUT
+from dghlib.records import write_atomically
+
+_LEVELS = 255
+
+
+def save_npz(path: Path, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Write normalised images (N, C, H, W) to an `.npz` file, as float32, with their `mean` and `std` (C,)."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # else numpy adds an ending to the name
+            np.savez_compressed(
+                file, images=images.numpy(), mean=np.array(mean, np.float32), std=np.array(std, np.float32)
+            )
+
+    write_atomically(path, write)
+
+
+@dataclass(frozen=True)
+class PixelLoss:
+    """What 8-bit pixels lose.
+
+    Attributes:
+        clamped: part of the values that lay beyond the darkest or brightest pixel, 0 to 1.
+        rms: root mean square of the change, in levels of 255; rounding alone makes 0.29.
+    """
+
+    clamped: float
+    rms: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.clamped:.2f} % of the values clamped, changed by {self.rms:.2f} of 255 levels (rms)"
+
+
+def save_png(folder: Path, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> PixelLoss:
+    """Write normalised images (N, 3, H, W) as `00000.png`, ... into a new folder; return what that loses.
+
+    Raises:
+        FileExistsError: there is something in the folder already.
+        ValueError: the images are not of three channels.
+    """
+    if images.shape[1] != 3:
+        raise ValueError(f"PNG files are written of three channels, got images of shape {tuple(images.shape[1:])}")
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: choose a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    levels = (images * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)) * _LEVELS
+    pixels = levels.round().clamp(0, _LEVELS)
+    digits = max(5, len(str(len(pixels))))
+    for number, image in enumerate(tqdm(pixels, desc="PNG files", unit="image", delay=3, leave=False)):
+        Image.fromarray(image.permute(1, 2, 0).byte().numpy()).save(folder / f"{number:0{digits}}.png")
+    beyond = (levels < -0.5) | (levels > _LEVELS + 0.5)
+    return PixelLoss(beyond.float().mean().item(), (pixels - levels).square().mean().sqrt().item())
+
+
+class ImageReader(CalibrationDataReader):
+    """Feeds images to onnxruntime's `quantize_static`.
+
+    Args:
+        images: normalised (N, C, H, W), as the network takes them.
+        batch_size: images at once.
+        input_name: of the network; "images" in files of `export_onnx`.
+    """
+
+    def __init__(self, images: Tensor, batch_size: int = 32, input_name: str = INPUT):
+        self.images, self.batch_size, self.input_name = images, batch_size, input_name
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Start again."""
+        self.batches = iter(self.images.split(self.batch_size))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """Return the next batch by name of the input, or None after the last."""
+        batch = next(self.batches, None)
+        return None if batch is None else {self.input_name: batch.numpy()}
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
