@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from dghlib import assets, datasets, models
+from dghlib.allocator import keep_freed_memory
 from dghlib.choices import look_up
 from dghlib.evaluation import top1
 from dghlib.experiments import plans, run
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 for an error that was told, 130 for Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="dgh: %(message)s")
     options = _parser().parse_args(arguments)
+    keep_freed_memory()
     if options.data_dir:
         assets.use_data_dir(options.data_dir)
     if options.threads:

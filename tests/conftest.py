@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dghlib.allocator import keep_freed_memory
 from dghlib.models import FloatModel
 
 
@@ -42,9 +43,10 @@ def make_tiny_model(seed: int = 0) -> FloatModel:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
+def one_thread_that_keeps_its_memory() -> None:
     """Let torch use one thread: more wait for each other when tests or other programs run side by side."""
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 @pytest.fixture
