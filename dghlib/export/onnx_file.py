@@ -8,6 +8,7 @@ Weights go into the narrowest integer type that holds them. Tensors of exactly 4
 width, those of other widths into 8-bit integers after a Clip to the grid's ends.
 """
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-import dghlib
 from dghlib.export.onnx_graph import OnnxGraph, UnsupportedOperation
 from dghlib.export.translations import constant_tensor, shape_of, translation_of
 from dghlib.models import FloatModel
@@ -68,7 +68,7 @@ def export_onnx(path: Path, model: FloatModel, quantized: QuantizedModel | None 
 
     shapes = {graph.value(node, ""): (BATCH, *shape_of(node)[1:]) for node in outputs}
     finished = graph.model({INPUT: (BATCH, *model.image_shape)}, shapes)
-    facts = {"dghlib": dghlib.__version__, "model": model.name, "mean": model.mean, "std": model.std}
+    facts = {"dghlib": importlib.metadata.version("dghlib"), "model": model.name, "mean": model.mean, "std": model.std}
     about = facts | (quantized.about if quantized is not None else {})
     onnx.helper.set_model_props(finished, {key: json.dumps(value) for key, value in about.items()})
     onnx.checker.check_model(finished, full_check=True)
