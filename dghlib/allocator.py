@@ -1,7 +1,7 @@
 """Let the process keep the memory that tensors free.
 
-glibc gives every large block back to the system as soon as it is freed, and takes it anew, zeroed page by page, for the
-next tensor. On a CPU that costs as much as the arithmetic of a training step: keeping the blocks makes generation and
+glibc gives large blocks back to the system once they are freed, and takes them anew, zeroed page by page, for the next
+tensors. On a CPU that costs as much as the arithmetic of a training step: keeping the blocks makes generation and
 reconstruction one and a half to two times as fast, at the same peak.
 """
 
