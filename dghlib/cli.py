@@ -181,8 +181,12 @@ def _run(options: Namespace) -> None:
     from dghlib.experiments import tables  # pandas takes a second to import, which --help need not wait for
 
     records = run.run(experiments, results=options.results, device=options.device)
-    table = {"quantizers": tables.quantizers, "dgh_settings": tables.settings}.get(options.plan, tables.accuracy)
-    print(table(records).to_string())
+    of_plan = {
+        "quantizers": tables.quantizers,
+        "placements": tables.placements,
+        "dgh_settings": tables.settings,
+    }
+    print(of_plan.get(options.plan, tables.accuracy)(records).to_string())
 
 
 def _data(options: Namespace) -> None:

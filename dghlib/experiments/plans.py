@@ -226,6 +226,37 @@ def quantizers(
     return experiments
 
 
+def placements(
+    profile: str = "cifar10",
+    budget: str = "standard",
+    *,
+    bits: Sequence[str] = ("W4A4", "W2A4"),
+    sources: Sequence[str] = SOURCES,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return both readings of a "fully quantized" BRECQ, which the DGH paper leaves open: which tensors are quantized.
+
+    "brecq" spares what its authors' code spares: the image, sums before a shortcut is added, and averages.
+    """
+    experiments = [
+        experiment
+        for placement in ("brecq", "every_tensor")
+        for experiment in quantizers(
+            profile,
+            budget,
+            bits=bits,
+            methods=["brecq"],
+            policies=["full"],
+            sources=sources,
+            seeds=seeds,
+            models=models,
+            placement=placement,
+        )
+    ]
+    return list(dict.fromkeys(experiments))
+
+
 PLANS: dict[str, Callable[..., list[Experiment]]] = {
     "table2": table2,
     "dgh_settings": dgh_settings,

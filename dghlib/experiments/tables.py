@@ -178,6 +178,20 @@ def quantizers(records: Sequence[Record]) -> pd.DataFrame:
     return table
 
 
+def placements(records: Sequence[Record]) -> pd.DataFrame:
+    """Return top-1 in percent, mean ± standard deviation over seeds: sources by (network, bits, placement)."""
+    if not records:
+        return _nothing()
+    rows = frame(records).assign(
+        placement=[record["inputs"]["quantizer"].get("config", {}).get("placement") for record in records]
+    )
+    rows = rows[rows.bits != FLOAT].assign(model=rows.model.map(_short_name))
+    groups = rows.groupby(["model", "bits", "placement", "source"], sort=False).top1.agg(["mean", "std"])
+    table = groups.apply(lambda row: _cell(row["mean"], row["std"]), axis=1).unstack([0, 1, 2]).fillna("")
+    table = table.loc[[source for source in TITLES if source in table.index]].rename(index=TITLES)
+    return table.rename_axis("calibrated with").rename_axis(columns=["top-1 in %", "", ""]).sort_index(axis=1)
+
+
 def quantizer_costs(records: Sequence[Record]) -> pd.DataFrame:
     """Return the seconds that each quantizer takes per run, median over all widths and seeds, by network."""
     rows = frame(records)
