@@ -14,7 +14,9 @@ FLOORS = (
     ("allocator", "assets", "checkpoints", "choices", "hooks", "images", "records", "seeds"),
     ("batchnorm",),
     ("models", "datasets", "generators", "quantizers", "evaluation"),
-    ("export", "experiments"),
+    ("export",),
+    ("experiments",),
+    ("commands",),
     ("cli",),
 )
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}

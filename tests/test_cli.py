@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dghlib import cli
+from dghlib import cli, commands
 from dghlib.generators import dgh
 from dghlib.images import load_images
 
@@ -120,7 +120,7 @@ def test_what_is_wrong_is_told_in_one_line(arguments, message, capsys):
 
 def test_settings_are_read_in_the_types_of_their_fields():
     words = ["steps=5", "scope=none", "slack=0.5", "output_power=1", "spread=variance", "clip=true", "extra_pixels=2"]
-    assert cli._settings(dgh.Config(), words) == {
+    assert commands.parse_settings(dgh.Config(), words) == {
         "steps": 5,
         "scope": None,
         "slack": 0.5,

@@ -1,0 +1,263 @@
+"""What each command of `dgh` does: reads what was chosen, calls the library, prints a line or a table."""
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dghlib import assets, datasets, models
+from dghlib.choices import look_up
+from dghlib.evaluation import top1
+from dghlib.experiments import plans, run
+from dghlib.experiments.profiles import PROFILES
+from dghlib.generators import GENERATORS
+from dghlib.images import load_images, normalise, save_images
+from dghlib.models import FloatModel
+from dghlib.quantizers import QUANTIZERS, QuantizedModel
+from dghlib.quantizers.reconstruction import Settings
+from dghlib.records import plain
+
+Namespace = argparse.Namespace
+
+
+def generate(options: Namespace) -> None:
+    """Make calibration images and write them."""
+    method = look_up(GENERATORS, options.method, "generator")
+    model = _model(options.model)
+    config = look_up(method.PRESETS, options.preset, f"preset of {options.method}")
+    config = dataclasses.replace(config, **parse_settings(config, options.set))
+    _check_free(options.out, options.force)
+    checkpoint = _checkpoint(options.out)
+    images = method.generate(model, config, device=options.device, checkpoint=checkpoint)
+    about = {"model": model.name, "method": options.method, "config": str(plain(config))}
+    loss = _save_set(options.out, images, model, about)
+    checkpoint.unlink(missing_ok=True)
+    print(f"{len(images)} images of shape {tuple(images.shape[1:])} in {options.out}{loss}")
+
+
+def _save_set(path: Path, images: torch.Tensor, model: FloatModel, about: dict[str, str]) -> str:
+    """Write images in the form that the name of `path` asks for; return what is to be said of it."""
+    if path.suffix == ".npz":
+        _export().save_npz(path, images, model.mean, model.std)
+    elif not path.suffix:
+        return f": {_export().save_png(path, images, model.mean, model.std)}"
+    else:
+        save_images(path, images, about)
+    return ""
+
+
+def _export() -> types.ModuleType:
+    """Return the room that needs the extra `onnx`.
+
+    Raises:
+        ValueError: the extra is not installed.
+    """
+    try:
+        return importlib.import_module("dghlib.export")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is missing: pip install 'dghlib[onnx]'") from error
+
+
+def _check_free(path: Path, force: bool) -> None:
+    """Ask before a file is replaced; without a terminal to ask at, refuse.
+
+    Raises:
+        FileExistsError: the answer is no.
+    """
+    if force or not path.exists():
+        return
+    if sys.stdin.isatty() and input(f"{path} exists. Replace it? [y/N] ").strip().lower() in ("y", "yes"):
+        return
+    raise FileExistsError(f"{path} exists; --force replaces it")
+
+
+def _checkpoint(path: Path) -> Path:
+    return path.with_name(path.name + ".checkpoint")
+
+
+def quantize(options: Namespace) -> None:
+    """Quantize a network and write it."""
+    method = look_up(QUANTIZERS, options.method, "quantizer")
+    weight_bits, activation_bits = plans.parse_bits(options.bits)
+    model = _model(options.model)
+    images = _calibration_images(model, options)
+    config = method.Config(weight_bits=weight_bits, activation_bits=activation_bits)
+    config = dataclasses.replace(config, **parse_settings(config, options.set))
+    _check_free(options.out, options.force)
+    learned = {"checkpoint": _checkpoint(options.out)} if isinstance(config, Settings) else {}
+    quantized = method.quantize(model, images, config, **learned)
+    quantized.save(options.out)
+    counts = f"{len(quantized.weight_quantizers())} weights and {len(quantized.activation_quantizers())} tensors"
+    print(f"{model.name} with {counts} at {options.bits} in {options.out}")
+
+
+def _calibration_images(model: FloatModel, options: Namespace) -> torch.Tensor:
+    if options.images:
+        return load_images(options.images)[0]
+    data = datasets.sample(datasets.load(options.real, "train"), options.num_images, options.seed)
+    return normalise(data.images, model.mean, model.std)
+
+
+def export(options: Namespace) -> None:
+    """Write an ONNX file."""
+    model = _model(options.model)
+    quantized = QuantizedModel.load(options.quantized, model) if options.quantized else None
+    _check_free(options.out, options.force)
+    _export().export_onnx(options.out, model, quantized)
+    print(f"{model.name}, {options.out.stat().st_size / 1e6:.2f} MB in {options.out}")
+
+
+def report(options: Namespace) -> None:
+    """Print which layer hurts."""
+    from dghlib.experiments import tables
+
+    model = _model(options.model)
+    quantized = QuantizedModel.load(options.quantized, model)
+    images = _calibration_images(model, options)[: options.num_images]
+    print(tables.noise(model, quantized, images, options.worst).to_string(float_format="%.1f"))
+
+
+def evaluate(options: Namespace) -> None:
+    """Print the top-1 accuracy of a network."""
+    model = _model(options.model)
+    data = datasets.load(
+        options.data or _test_data_of(model.name), "test", options.num_images, image_size=model.image_shape[1:]
+    )
+    net = _network_to_test(model, options.quantized)
+    pairs = datasets.batches(data, model.mean, model.std, run.TEST_BATCH)
+    percent = top1(net.to(options.device), pairs, total=-(-len(data) // run.TEST_BATCH), progress=True)
+    print(f"top-1 {percent:.2f} % of {len(data)} images")
+
+
+def _network_to_test(model: FloatModel, path: Path | None) -> torch.nn.Module:
+    if path is None:
+        return model.net
+    if path.suffix == ".onnx":
+        return _export().OnnxNetwork(path, torch.get_num_threads())
+    return QuantizedModel.load(path, model)
+
+
+def run_plan(options: Namespace) -> None:
+    """Compute the missing runs of a plan and print its table."""
+    plan = look_up(plans.PLANS, options.plan, "plan")
+    chosen = _chosen(options, "seeds", "models", "sources", "bits", "methods")
+    known = inspect.signature(plan).parameters
+    for name in chosen:
+        look_up(known, name, f"option of plan {options.plan}")
+    experiments = plan(options.profile, options.budget, **chosen)
+    from dghlib.experiments import tables  # pandas takes a second to import, which --help need not wait for
+
+    records = run.run(experiments, results=options.results, device=options.device)
+    of_plan = {
+        "quantizers": tables.quantizers,
+        "placements": tables.placements,
+        "dgh_settings": tables.settings,
+    }
+    print(of_plan.get(options.plan, tables.accuracy)(records).to_string())
+
+
+def fetch_data(options: Namespace) -> None:
+    """Download and verify the files of a profile."""
+    for manifest in assets.of_profile(options.profile):
+        path = assets.fetch(manifest, progress=True)
+        verified = "verified" if manifest.sha256 else "which nobody can verify: no sum is published"
+        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, {verified}")
+
+
+def execute_notebook(options: Namespace) -> None:
+    """Execute one notebook with other parameters."""
+    from dghlib.experiments import notebooks
+
+    path = Path("notebooks") / f"{options.name}.ipynb"
+    output = Path("_build/notebooks") / "own" / path.name
+    notebooks.run_notebook(path, notebooks.parse_assignments(options.parameters), output)
+    print(f"executed: {output}")
+
+
+def build(options: Namespace) -> None:
+    """Execute all notebooks and build the book."""
+    from dghlib.experiments.book import build_book
+
+    page = build_book(Path(), {"profile": options.profile, "budget": options.budget})
+    print(f"the book: {page}")
+
+
+def _model(name: str) -> FloatModel:
+    """Return a network by its name here, or from a function of the user's: `module:function`, found from this folder.
+
+    Raises:
+        ValueError: there is no such network, module or function, or it returns something else than a FloatModel.
+    """
+    module, colon, function = name.partition(":")
+    if not colon:
+        return models.load(name)
+    sys.path.insert(0, "")
+    try:
+        model = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot get a network from {name!r}: {error}") from error
+    if not isinstance(model, FloatModel):
+        raise ValueError(f"{name} must return a dghlib.FloatModel, it returned {type(model).__name__}")
+    return model
+
+
+def _test_data_of(model: str) -> str:
+    for profile in PROFILES.values():
+        if model in profile.models:
+            return profile.name
+    raise ValueError(f"{model} has no test set of its own; name one with --data: a data set, .npz file or image folder")
+
+
+def _chosen(options: Namespace, *names: str) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def parse_settings(config: Any, assignments: Sequence[str]) -> dict[str, Any]:
+    """Return `name=value` words as settings of a Config, each in the type of its field.
+
+    Raises:
+        ValueError: no such setting (the nearest is suggested), or a value that is not of its type.
+    """
+    hints = typing.get_type_hints(type(config))
+    settings = {}
+    for word in assignments:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"cannot read the setting {word!r}; write name=value")
+        settings[name] = _parsed(name, value, look_up(hints, name, f"setting of {type(config).__module__}"))
+    return settings
+
+
+def _parsed(name: str, value: str, hint: Any) -> Any:
+    """Return `value` as the first type of `hint` that it can be read as."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Literal:
+        kinds: tuple[Any, ...] = typing.get_args(hint)
+    else:
+        kinds = (hint,)
+    for kind in kinds:
+        if kind is type(None) and value.lower() == "none":
+            return None
+        if kind is bool and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if kind in (int, float, str):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+        if value == str(kind):  # a literal
+            return kind
+    raise ValueError(f"{name} cannot be {value!r}; it takes {' or '.join(_type_name(kind) for kind in kinds)}")
+
+
+def _type_name(kind: Any) -> str:
+    if kind is type(None):
+        return "none"
+    return kind.__name__ if isinstance(kind, type) else repr(kind)
