@@ -261,4 +261,5 @@ PLANS: dict[str, Callable[..., list[Experiment]]] = {
     "table2": table2,
     "dgh_settings": dgh_settings,
     "quantizers": quantizers,
+    "placements": placements,
 }
