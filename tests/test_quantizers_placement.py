@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from dghlib.models import FloatModel
 from dghlib.quantizers.graph import folded_graph
-from dghlib.quantizers.placement import assign_bits, every_tensor
+from dghlib.quantizers.placement import PLACEMENTS, assign_bits, every_tensor
 
 
 def graph_of(net: nn.Module, size: int = 32) -> fx.GraphModule:
@@ -19,6 +19,28 @@ def graph_of(net: nn.Module, size: int = 32) -> fx.GraphModule:
 def test_counts_of_the_toolkit(name: str, count: int) -> None:
     """MCT 2.6.1 places that many."""
     assert len(every_tensor(graph_of(getattr(torchvision.models, name)()))) == count
+
+
+@pytest.mark.parametrize("placement", ["brecq", "genie"])
+@pytest.mark.parametrize(("name", "full"), [("resnet18", 18), ("resnet50", 50), ("mobilenet_v2", 53)])
+def test_counts_of_the_reconstruction_papers(name: str, full: int, placement: str) -> None:
+    """Their code has one less: the logits, which only "full" bits quantize. Weights: 21, 54 and 53, two at 8 bits."""
+    graph = graph_of(getattr(torchvision.models, name)())
+    tensors = PLACEMENTS[placement](graph)
+    assert len(assign_bits(graph, tensors, 4, 4, "full").activations) == full
+    academic = assign_bits(graph, tensors, 4, 4, "academic")
+    assert len(academic.activations) == full - 1
+    assert sorted(academic.activations.values())[-2:] == [8, 8]  # what enters the second and the last layer
+    assert sorted(academic.activations.values())[-3] == 4
+    assert list(academic.weights.values()).count(8) == 2
+
+
+def test_what_brecq_and_genie_spare_in_a_resnet() -> None:
+    graph = graph_of(torchvision.models.resnet18())
+    brecq, genie = PLACEMENTS["brecq"](graph), PLACEMENTS["genie"](graph)
+    assert set(every_tensor(graph)) - set(brecq) >= {"images", "layer1_0_conv2", "layer2_0_downsample_0", "avgpool"}
+    assert set(genie) - set(brecq) == {"avgpool"}  # what enters the last layer
+    assert set(brecq) - set(genie) == {"layer4_1_relu_1"}  # which no layer reads
 
 
 def test_resnet_block_by_name() -> None:

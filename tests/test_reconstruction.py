@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dghlib.models import FloatModel
 from dghlib.quantizers import adaround, brecq, genie_m, qdrop, reconstruction
@@ -192,3 +192,38 @@ def test_the_file_of_a_reconstructed_model(tiny_model: FloatModel, tmp_path: Pat
 def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Settings(**changes)
+
+
+class Strange(nn.Module):
+    """A shared convolution, additions in place, a batch norm that cannot fold, a dead channel, 1x1 outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared, self.narrow = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(8, 3, 6)
+        self.norm, self.linear = nn.BatchNorm2d(8), nn.Linear(3, 2)
+        self.stem.state_dict()["weight"][0] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu_()
+        y = self.shared(x)
+        y.add_(x).relu_()
+        y = self.norm(torch.cat([self.shared(y), y], dim=1))
+        return self.linear(self.narrow(y).flatten(1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_strange_networks(name: str) -> None:
+    torch.manual_seed(0)
+    shape = (3, 8, 8)
+    model = FloatModel(name="strange", net=Strange().eval(), image_shape=shape, mean=(0.5,) * 3, std=(0.25,) * 3)
+    config = short(METHODS[name], weight_bits=8, activation_bits=8, iterations=3, placement="every_tensor")
+    quantized = METHODS[name].quantize(model, images(), config)
+    expected = logits(model.net, images())
+    assert (logits(quantized, images()) - expected).square().mean() < 0.01 * expected.square().mean()
+
+
+def test_images_that_the_network_maps_to_nan_are_refused(tiny_model: FloatModel) -> None:
+    bad = images()
+    bad[3, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="1 of 48 calibration images hold NaN"):
+        qdrop.quantize(tiny_model, bad, short(qdrop))
