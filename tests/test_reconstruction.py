@@ -168,6 +168,14 @@ def test_academic_bits_and_float_layers(tiny_model: FloatModel) -> None:
     torch.testing.assert_close(logits(in_float, images()), logits(tiny_model.net, images()))
 
 
+def test_activations_are_measured_again_when_weights_learned_alone(tiny_model: FloatModel) -> None:
+    """Coarse weights change what comes out of a layer, and with it the grid that fits."""
+    config = short(adaround, weight_bits=2, iterations=2)
+    before = nearest(tiny_model, images(), config, {}).activation_quantizers()["relu_1"]
+    after = adaround.quantize(tiny_model, images(), config).activation_quantizers()["relu_1"]
+    assert after.scale != before.scale
+
+
 def test_the_file_of_a_reconstructed_model(tiny_model: FloatModel, tmp_path: Path) -> None:
     quantized = genie_m.quantize(tiny_model, images(), short(genie_m, iterations=5))
     quantized.save(tmp_path / "model.safetensors")

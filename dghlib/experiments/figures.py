@@ -81,7 +81,7 @@ def image_gallery(
         model = load_model(name)
         facts.append({"model": name, "source": source, "mean": images.mean().item(), "std": images.std().item()})
         for axis, image in zip(line, to_pixels(images[:columns], model.mean, model.std), strict=False):
-            axis.imshow(image.permute(1, 2, 0))
+            axis.imshow(image.permute(1, 2, 0).numpy())
         for axis in line:
             axis.set(xticks=[], yticks=[], frame_on=False)
         line[0].set_ylabel(f"{TITLES[source]}", rotation=0, ha="right", va="center", fontsize="small")

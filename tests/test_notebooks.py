@@ -1,0 +1,31 @@
+"""Every notebook runs, at the smallest budget. Its cells are executed here, in this process: no kernel to wait for."""
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from dghlib.experiments.notebooks import parameters_of
+from dghlib.experiments.run import RESULTS_VARIABLE
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+SMALLEST = {"budget": "smoke", "num_images": 8, "seeds": 1}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of records and images for all, so that each is computed once."""
+    return tmp_path_factory.mktemp("notebooks") / "results"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RESULTS_VARIABLE, str(results))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, path.name, "exec"), names)
+        if "parameters" in cell.metadata.get("tags", []):
+            names |= {name: value for name, value in SMALLEST.items() if name in parameters_of(path)}
