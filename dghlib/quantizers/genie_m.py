@@ -11,7 +11,9 @@ Differences from the released code:
 2. Minibatches have 32 images whatever the number of images; there, a 32nd part of them.
 3. Units are blocks and single layers with their activation functions; there, the first is the bare convolution.
 4. Grids are found as `scale_search` says, those of activations from all images instead of 32.
-5. With "full" bits logits are quantized too, as DGH has it.
+5. A weight's step moves by a hundredth of itself at most in one iteration. The published rate is absolute, and a tenth
+   of a step at 8 bits.
+6. With "full" bits logits are quantized too, as DGH has it.
 """
 
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from dghlib.models import FloatModel
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.reconstruction import Settings, reconstruct
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ from dghlib.seeds import derived_seed, stream
 INPUTS = ("float", "quantized", "mixed")
 _WARM_UP = 0.2  # part of the steps without the penalty
 _BETA = (20.0, 2.0)  # of the penalty, at its start and at the end
+_FASTEST = 0.01  # part of itself that a weight's step moves at most in one iteration; at 8 bits it is 0.001 or so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +233,7 @@ def _optimizer(
 
     groups = [
         ([rounding.logits for rounding in roundings], settings.rounding_rate, lambda step: 1.0),
-        (scales, settings.scale_rate, falling),
+        *(([scale], min(settings.scale_rate, _FASTEST * scale.median().item()), falling) for scale in scales),
         ([step.scale for step in steps], settings.step_rate, falling),
     ]
     used = [group for group in groups if group[0]]
