@@ -12,9 +12,11 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 # exists, and is newer than what it was made from, when the environment is complete
 READY := $(VENV)/.ready
+# what HPTQ is measured against, in an environment of its own, with the same torch
+MCT   := _build/mct
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book notebook test lint data checkpoints serve lock clean
+.PHONY: help setup book notebook test lint data checkpoints bench serve lock clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [NAME=value ...]"
@@ -49,6 +51,11 @@ data: $(READY) ## download and verify a profile's data and networks: PROFILE=cif
 checkpoints: $(READY) ## train the embedded networks again
 	@$(BIN)/python -m dghlib.experiments.checkpoints
 
+bench: $(READY) $(MCT)/.ready ## measure how fast the methods are, an hour or so; records go to results/benchmarks
+	@$(BIN)/python -m benchmarks.generators --save
+	@$(BIN)/python -m benchmarks.reconstruction --save
+	@$(BIN)/python -m benchmarks.hptq --save
+
 serve: _build/html/index.html ## show the book on this machine: PORT=8000
 	@echo "http://localhost:$(PORT) until Ctrl-C"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
@@ -73,4 +80,11 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(MCT)/.ready: requirements.lock Makefile | $(READY)
+	@echo "setting up $(MCT) (6 GB on disk, shared with the package manager's cache where links can be made)"
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(MCT)
+	@$(BIN)/uv pip install --quiet --python $(MCT)/bin/python model-compression-toolkit==2.6.1 \
+		$$(grep -oE '^torch(vision)?==[^ ]+' requirements.lock)
 	@touch $@

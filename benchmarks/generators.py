@@ -5,18 +5,21 @@ one, with GENIE-D's and Qimera's generator network before it. "trained" adds the
 which those two need. A step takes what a run of more steps takes longer than a run of fewer: processor time, on one
 thread, everything in turn, the best of several rounds.
 
-From the repository's root: python benchmarks/generators.py shapes_residual shapes_inverted --batch-size 64
+From the repository's root: python -m benchmarks.generators shapes_residual shapes_inverted --batch-size 64
 """
 
-import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks import measuring
+from benchmarks.measuring import timed
 from dghlib import models
 from dghlib.batchnorm import working_copy
 from dghlib.generators import GENERATORS
@@ -25,13 +28,6 @@ from dghlib.models import FloatModel
 
 METHODS = [name for name in GENERATORS if name != "noise"]
 FEW, MANY = 2, 12  # steps
-
-
-def seconds(run: Callable[[int], object], steps: int) -> float:
-    """Return the processor time that `run` takes for so many steps."""
-    start = time.process_time()
-    run(steps)
-    return time.process_time() - start
 
 
 def bare_run(
@@ -76,7 +72,7 @@ def timings(model: FloatModel, batch_size: int, rounds: int) -> dict[str, float]
     best = {(name, steps): float("inf") for name in runs for steps in (FEW, MANY)}
     for _ in tqdm(range(rounds), desc=model.name):
         for name, steps in best:
-            best[name, steps] = min(best[name, steps], seconds(runs[name], steps))
+            best[name, steps] = min(best[name, steps], timed(partial(runs[name], steps)).processor)
     return {name: (best[name, MANY] - best[name, FEW]) / (MANY - FEW) for name in runs}
 
 
@@ -91,20 +87,36 @@ class _Conditioned(nn.Module):
         return self.network(self.classes, noise)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def rates(best: dict[str, float], batch_size: int) -> Iterator[dict[str, Any]]:
+    """Yield a method's images times steps in a second, as parts of what the bare networks do too."""
+    for method in METHODS:
+        bare, trained = best.get(f"{method} bare", best["bare"]), best.get(f"{method} trained")
+        yield {
+            "method": method,
+            "per_second": batch_size / best[method],
+            "of_bare": bare / best[method],
+            "of_trained": trained and trained / best[method],
+        }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = measuring.parser(__doc__)
     parser.add_argument("models", nargs="*", default=["shapes_residual"], help=", ".join(models.MODELS))
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parser.parse_args(arguments)
+    measuring.prepare(options)
+    start = time.perf_counter()
+    batch_size, rounds = (2, 1) if options.smoke else (options.batch_size, options.rounds)
     print(f"{'network':28}{'method':16}{'images x steps / s':>20}{'of bare':>10}{'of trained':>12}")
+    found: dict[str, list[dict[str, Any]]] = {}
     for name in options.models:
-        best = timings(models.load(name), options.batch_size, options.rounds)
-        for method in METHODS:
-            rate, bare = options.batch_size / best[method], best.get(f"{method} bare", best["bare"])
-            trained = f"{best[f'{method} trained'] / best[method]:12.2f}" if f"{method} trained" in best else ""
-            print(f"{name:28}{method:16}{rate:20.0f}{bare / best[method]:10.2f}{trained}")
+        found[name] = list(rates(timings(models.load(name), batch_size, rounds), batch_size))
+        for row in found[name]:
+            trained = f"{row['of_trained']:12.2f}" if row["of_trained"] else ""
+            print(f"{name:28}{row['method']:16}{row['per_second']:20.0f}{row['of_bare']:10.2f}{trained}")
+    inputs = {"models": options.models, "batch_size": batch_size, "rounds": rounds}
+    measuring.save(options, "generators", inputs, found, time.perf_counter() - start)
 
 
 if __name__ == "__main__":
