@@ -27,7 +27,8 @@ from dghlib.generators.networks import GenieNetwork, QimeraNetwork, initialised
 from dghlib.models import FloatModel
 
 METHODS = [name for name in GENERATORS if name != "noise"]
-FEW, MANY = 2, 12  # steps
+STEPS = (2, 12)  # few and many
+FEWEST = (1, 2)
 
 
 def bare_run(
@@ -55,8 +56,9 @@ def method_run(name: str, model: FloatModel, batch_size: int) -> Callable[[int],
     return lambda steps: method.generate(model, replace(config, steps=steps), progress=False)
 
 
-def timings(model: FloatModel, batch_size: int, rounds: int) -> dict[str, float]:
-    """Return the seconds of one step of each method and of what it is compared with."""
+def timings(model: FloatModel, batch_size: int, rounds: int, numbers: tuple[int, int]) -> dict[str, float]:
+    """Return the seconds of one step of each method and of what it is compared with; of runs of few and many steps."""
+    few, many = numbers
     net = working_copy(model.net, "cpu", model.image_shape)
     image_shape, num_classes = model.image_shape, net(torch.zeros(2, *model.image_shape)).shape[1]
     genie = initialised(lambda: GenieNetwork(image_shape, 256), 0)
@@ -69,11 +71,11 @@ def timings(model: FloatModel, batch_size: int, rounds: int) -> dict[str, float]
         for kind in ("bare", "trained"):
             runs[f"{name} {kind}"] = bare_run(net, (batch_size, latent_size), generator, kind == "trained")
     runs |= {name: method_run(name, model, batch_size) for name in METHODS}
-    best = {(name, steps): float("inf") for name in runs for steps in (FEW, MANY)}
+    best = {(name, steps): float("inf") for name in runs for steps in numbers}
     for _ in tqdm(range(rounds), desc=model.name):
         for name, steps in best:
             best[name, steps] = min(best[name, steps], timed(partial(runs[name], steps)).processor)
-    return {name: (best[name, MANY] - best[name, FEW]) / (MANY - FEW) for name in runs}
+    return {name: (best[name, many] - best[name, few]) / (many - few) for name in runs}
 
 
 class _Conditioned(nn.Module):
@@ -107,11 +109,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     measuring.prepare(options)
     start = time.perf_counter()
-    batch_size, rounds = (2, 1) if options.smoke else (options.batch_size, options.rounds)
+    batch_size, rounds, numbers = options.batch_size, options.rounds, STEPS
+    if options.smoke:
+        batch_size, rounds, numbers = 2, 1, FEWEST
     print(f"{'network':28}{'method':16}{'images x steps / s':>20}{'of bare':>10}{'of trained':>12}")
     found: dict[str, list[dict[str, Any]]] = {}
     for name in options.models:
-        found[name] = list(rates(timings(models.load(name), batch_size, rounds), batch_size))
+        found[name] = list(rates(timings(models.load(name), batch_size, rounds, numbers), batch_size))
         for row in found[name]:
             trained = f"{row['of_trained']:12.2f}" if row["of_trained"] else ""
             print(f"{name:28}{row['method']:16}{row['per_second']:20.0f}{row['of_bare']:10.2f}{trained}")

@@ -1,0 +1,184 @@
+"""How long HPTQ takes, beside the Model Compression Toolkit (MCT) of its authors, which searches in numpy.
+
+Both quantize the same network in 8 bits with the same images, each in its own process, in turns, on one thread, with
+free thresholds for weights, which are the default there, and with powers of two, the default here. The error of the
+logits, as a part of their energy, shows that both do the same work; a bare forward pass of all images, what no
+calibration goes without.
+
+From the repository's root, once `make bench` has made MCT's environment: python -m benchmarks.hptq
+"""
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks import measuring
+from benchmarks.measuring import Seconds, Spread
+from dghlib.models import FloatModel
+from dghlib.quantizers import hptq
+
+MCT_PYTHON = Path(__file__).parents[1] / "_build" / "mct" / "bin" / "python"
+THRESHOLDS = ("free", "power_of_two")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One run: what it took, and the error of its logits."""
+
+    seconds: Seconds
+    error: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds of both and of bare passes, how many times faster ours is, over the rounds; errors of the logits."""
+
+    weight_thresholds: str
+    bare_processor: Spread
+    bare_wall: Spread
+    ours_processor: Spread
+    mct_processor: Spread
+    faster_processor: Spread
+    ours_wall: Spread
+    mct_wall: Spread
+    faster_wall: Spread
+    ours_error: float
+    mct_error: float
+
+
+def our_turn(model: FloatModel, images: Tensor, weight_thresholds: str) -> Turn:
+    """Quantize the network with ours."""
+    config = hptq.Config(weight_thresholds=weight_thresholds)
+    made = []
+    took = measuring.timed(lambda: made.append(hptq.quantize(model, images, config)))
+    batch = images[: config.batch_size]
+    with torch.no_grad():
+        expected = model.net(batch)
+        error = (made[0](batch) - expected).square().sum() / expected.square().sum()
+    return Turn(took, float(error))
+
+
+@torch.no_grad()
+def bare_pass(model: FloatModel, images: Tensor) -> None:
+    """Pass all images, in batches as big as those that calibrate."""
+    for batch in images.split(hptq.Config().batch_size):
+        model.net(batch)
+
+
+class Mct:
+    """The other process; see `mct_worker`."""
+
+    def __init__(self, questions: IO[str], answers: IO[str]):
+        self.questions, self.answers = questions, answers
+        self.versions = self._answer()
+
+    def turn(self, weight_thresholds: str) -> Turn:
+        """Let it quantize the network."""
+        print(weight_thresholds, file=self.questions, flush=True)
+        answer = self._answer()
+        return Turn(Seconds(**answer["seconds"]), answer["error"])
+
+    def _answer(self) -> dict[str, Any]:
+        line = self.answers.readline()
+        if not line:
+            raise RuntimeError("MCT's process ended before it answered; what it said is above")
+        return json.loads(line)
+
+
+@contextmanager
+def mct(net: nn.Module, images: Tensor) -> Iterator[Mct]:
+    """Start the toolkit on a network and images."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(net, Path(folder) / "net.pt")
+        torch.save(images, Path(folder) / "images.pt")
+        command = [str(MCT_PYTHON), str(Path(__file__).with_name("mct_worker.py")), folder]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            yield Mct(process.stdin, process.stdout)
+
+
+def compare(model: FloatModel, images: Tensor, theirs: Mct, rounds: int) -> Iterator[Comparison]:
+    """Yield how both fare, for every kind of thresholds."""
+    for thresholds in THRESHOLDS:
+        turns = [
+            (
+                measuring.timed(lambda: bare_pass(model, images)),
+                our_turn(model, images, thresholds),
+                theirs.turn(thresholds),
+            )
+            for _ in tqdm(range(rounds), desc=f"{model.name}, {thresholds}")
+        ]
+        yield comparison(thresholds, turns)
+
+
+def comparison(thresholds: str, turns: list[tuple[Seconds, Turn, Turn]]) -> Comparison:
+    """Return the medians of the rounds, and of their ratios."""
+
+    def times(clock: str) -> dict[str, Spread]:
+        rows = [[getattr(took, clock) for took in (bare, ours.seconds, theirs.seconds)] for bare, ours, theirs in turns]
+        return {
+            f"bare_{clock}": Spread.of([bare for bare, _, _ in rows]),
+            f"ours_{clock}": Spread.of([ours for _, ours, _ in rows]),
+            f"mct_{clock}": Spread.of([theirs for _, _, theirs in rows]),
+            f"faster_{clock}": Spread.of([theirs / ours for _, ours, theirs in rows]),
+        }
+
+    _, ours, theirs = turns[-1]
+    return Comparison(
+        weight_thresholds=thresholds,
+        **times("processor"),
+        **times("wall"),
+        ours_error=ours.error,
+        mct_error=theirs.error,
+    )
+
+
+def smallest() -> FloatModel:
+    """Return a network of two layers."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.append(nn.Linear(8, 5))
+    return FloatModel(name="smallest", net=net.eval(), image_shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def show(result: Comparison) -> None:
+    print(f"thresholds of weights: {result.weight_thresholds}")
+    print(f"  {'':12}{'bare pass s':28}{'ours s':28}{'MCT s':28}times faster")
+    for clock in ("processor", "wall"):
+        row = "".join(f"{getattr(result, f'{who}_{clock}')!s:28}" for who in ("bare", "ours", "mct", "faster"))
+        print(f"  {clock:12}{row}")
+    print(f"  {'error':40}{result.ours_error:<28.2e}{result.mct_error:<28.2e}", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = measuring.parser(__doc__).parse_args(arguments)
+    if not MCT_PYTHON.exists():
+        raise SystemExit(f"{MCT_PYTHON} is not there; `make bench` makes it")
+    measuring.prepare(options)
+    start = time.perf_counter()
+    model, count, rounds = (smallest(), 4, 1) if options.smoke else (measuring.resnet18(224), 64, 3)
+    images = measuring.smooth_images(count, model.image_shape[1])
+    found = []
+    with mct(model.net, images) as theirs:
+        for result in compare(model, images, theirs, rounds):
+            show(result)
+            found.append(result)
+    inputs = {"model": model.name, "images": list(images.shape), "rounds": rounds, "mct": theirs.versions}
+    measuring.save(options, "hptq", inputs, found, time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

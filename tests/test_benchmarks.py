@@ -1,0 +1,104 @@
+"""Every benchmark runs, at its smallest size, and its record holds what its table shows."""
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """A benchmark's module by its name."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+def record_of(module: ModuleType, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run a benchmark at its smallest size; return the record that it saves."""
+    monkeypatch.setattr("benchmarks.measuring.RESULTS", folder)
+    module.main(["--smoke", "--save"])
+    assert [path.name for path in folder.iterdir()] == [f"{name}.json"]
+    record = json.loads((folder / f"{name}.json").read_text())
+    assert record["inputs"]["benchmark"] == name
+    assert record["inputs"]["keep_freed_memory"] is True
+    assert {"commit", "versions", "machine", "seconds"} <= record["provenance"].keys()
+    return record
+
+
+def test_generators(
+    benchmark: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = benchmark("generators")
+    rows = record_of(module, "generators", tmp_path, monkeypatch)["outputs"]["shapes_residual"]
+    assert [row["method"] for row in rows] == module.METHODS
+    table = capsys.readouterr().out
+    assert all(f"{row['of_bare']:10.2f}" in table for row in rows)
+    assert {row["method"] for row in rows if row["of_trained"]} == {"genie_d", "qimera"}
+
+
+def test_reconstruction(
+    benchmark: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is measured is the loop itself: as many runs of the library's `learn` as there are sweeps and rounds."""
+    module = benchmark("reconstruction")
+    calls = []
+    monkeypatch.setattr(module, "learn", lambda *arguments, learn=module.learn: calls.append(learn(*arguments)))
+    costs = record_of(module, "reconstruction", tmp_path, monkeypatch)["outputs"]
+    sweeps = [("brecq", "weights"), ("brecq", "steps")]
+    sweeps += [(method, "weights and steps") for method in ("qdrop", "genie_m")]
+    assert [(cost["method"], cost["learned"]) for cost in costs] == sweeps
+    assert len(calls) == len(sweeps)
+    table = capsys.readouterr().out
+    for cost in costs:
+        assert cost["ratio"]["median"] == pytest.approx(cost["loop"] / cost["bare"])
+        assert f"{cost['ratio']['median']:.2f}" in table
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (ROOT / "_build/mct/bin/python").exists(), reason="needs the environment that `make bench` makes"
+)
+def test_hptq(
+    benchmark: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both do the same work: with powers of two the errors are alike."""
+    record = record_of(benchmark("hptq"), "hptq", tmp_path, monkeypatch)
+    assert record["inputs"]["mct"]["model-compression-toolkit"] == "2.6.1"
+    free, power_of_two = record["outputs"]
+    assert (free["weight_thresholds"], power_of_two["weight_thresholds"]) == ("free", "power_of_two")
+    assert power_of_two["ours_error"] == pytest.approx(power_of_two["mct_error"], rel=0.2)
+    for result in record["outputs"]:
+        for clock in ("processor", "wall"):
+            took = [result[f"{who}_{clock}"]["median"] for who in ("ours", "mct", "faster")]
+            assert took[2] == pytest.approx(took[1] / took[0])
+
+
+def test_a_spread_is_a_median_and_its_bounds(benchmark: Callable[[str], ModuleType]) -> None:
+    spread = benchmark("measuring").Spread.of([3.0, 1.0, 2.0, 9.0, 2.5])
+    assert (spread.median, spread.lowest, spread.highest) == (2.5, 1.0, 9.0)
+    assert str(spread) == "2.50 (1.00 to 9.00)"
+
+
+def test_a_run_without_kept_memory_is_another_record(
+    benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring = benchmark("measuring")
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
+    options = measuring.parser("").parse_args(["--save", "--default-allocator"])
+    measuring.save(options, "some", {}, [], 0.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["some_default_allocator.json"]
+    assert json.loads(next(tmp_path.iterdir()).read_text())["inputs"]["keep_freed_memory"] is False
