@@ -38,7 +38,7 @@ notebook: $(READY) ## run one notebook with your parameters: NB=table2 P="seeds=
 	@$(BIN)/dgh notebook $(NB) $(P)
 
 test: $(READY) ## run all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(READY) ## check style and types
 	@$(BIN)/ruff check
