@@ -149,6 +149,12 @@ def _parser() -> argparse.ArgumentParser:
         "--results", type=Path, help=f"folder of records (default: {run.RESULTS_VARIABLE} or _build/results)"
     )
 
+    sub.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="compute on a Dask cluster: tcp://HOST:8786 or the scheduler's file (*.json)",
+    )
+
     sub = command("data", commands.fetch_data, "Download and verify the files of a profile.", "dgh data cifar10")
     sub.add_argument(
         "profile", help="cifar10, tiny_imagenet or imagenet (its networks; the images are not for us to download)"

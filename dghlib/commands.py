@@ -155,7 +155,12 @@ def run_plan(options: Namespace) -> None:
     experiments = plan(options.profile, options.budget, **chosen)
     from dghlib.experiments import tables  # pandas takes a second to import, which --help need not wait for
 
-    records = run.run(experiments, results=options.results, device=options.device)
+    if options.cluster:
+        from dghlib.experiments.cluster import run_on_cluster
+
+        records = run_on_cluster(experiments, options.cluster, results=options.results, device=options.device)
+    else:
+        records = run.run(experiments, results=options.results, device=options.device)
     of_plan = {
         "quantizers": tables.quantizers,
         "placements": tables.placements,

@@ -125,13 +125,19 @@ class Workshop:
                 return record
             start = time.perf_counter()
             outputs = self._outputs(experiment, wait)
-            record = {
-                "inputs": inputs_of(experiment),
-                "outputs": outputs,
-                "provenance": provenance(time.perf_counter() - start),
-            }
-            write_json(path, record)
-            return plain(record)
+            record = plain(
+                {
+                    "inputs": inputs_of(experiment),
+                    "outputs": outputs,
+                    "provenance": provenance(time.perf_counter() - start),
+                }
+            )
+            self.keep(experiment, record)
+            return record
+
+    def keep(self, experiment: Experiment, record: Record) -> None:
+        """Write an experiment's record."""
+        write_json(self._record_path(experiment), record)
 
     def images(self, experiment: Experiment, *, wait: bool = True) -> tuple[Tensor, float]:
         """Return an experiment's calibration images (N, C, H, W), normalised, and the seconds they took to make."""
@@ -139,13 +145,16 @@ class Workshop:
         if experiment.source == REAL:
             data = datasets.sample(_training_images(experiment.profile), config.num_images, config.seed)
             return normalise(data.images, model.mean, model.std), 0.0
-        method = GENERATORS[experiment.source or ""]
-        name = images_fingerprint(model, experiment.source or "", method.VERSION, config)
+        name = _images_name(experiment)
         if self._images is None or self._images[0] != name:
             path = self.cache / f"{name}.safetensors"
             with _lock(path, wait):
                 self._images = (name, *(_read_images(path) or self._generate(experiment, model, path)))
         return self._images[1], self._images[2]
+
+    def lay_out(self, experiment: Experiment, images: Tensor, seconds: float) -> None:
+        """Take an experiment's images as given: they were made elsewhere, in so many seconds."""
+        self._images = (_images_name(experiment), images, seconds)
 
     def _generate(self, experiment: Experiment, model: FloatModel, path: Path) -> tuple[Tensor, float]:
         method = GENERATORS[experiment.source or ""]
@@ -212,6 +221,13 @@ def inputs_of(experiment: Experiment) -> dict[str, Any]:
             "config": dataclasses.asdict(experiment.source_config),
         }
     return plain(inputs)
+
+
+def _images_name(experiment: Experiment) -> str:
+    """Return the fingerprint of an experiment's generated images."""
+    method = GENERATORS[experiment.source or ""]
+    model = load_model(experiment.model)
+    return images_fingerprint(model, experiment.source or "", method.VERSION, experiment.source_config)
 
 
 @cache

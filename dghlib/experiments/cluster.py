@@ -1,0 +1,147 @@
+"""Plans on many machines: the same experiments, spread over the workers of a Dask cluster.
+
+A set of images is one task; an experiment is another that waits for its images, which Dask carries to where they are
+needed. So workers share no folder and no clock, only the code. Records come back to the machine that asked and are
+written there as they come, the same as those of `run.run`; what a lost worker was at runs again on another.
+
+The cluster is whatever answers at an address: `dask scheduler` and `dask worker` by hand, dask-jobqueue under Slurm,
+Dask's operator under Kubernetes. A worker computes one experiment at a time, so it is started with one thread and,
+where there are GPUs, once for each of them.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from dghlib.experiments.plans import REAL, Experiment
+from dghlib.experiments.run import Record, Workshop, results_dir
+from dghlib.records import fingerprint, plain, provenance
+
+SECONDS_TO_CONNECT = 60
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot be reached, has no workers, or an experiment failed on it; the message says which."""
+
+
+def run_on_cluster(
+    experiments: Sequence[Experiment],
+    address: str,
+    *,
+    results: Path | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> list[Record]:
+    """Return the records of `experiments`, in their order; compute those that are missing on a cluster.
+
+    Args:
+        address: a scheduler's address such as "tcp://host:8786", or the path of the file it wrote (*.json).
+        results: the folder of records on this machine.
+        device: where each worker computes; "cuda" is the GPU that it sees.
+
+    Raises:
+        ClusterError: see there. Experiments that did not fail are computed and kept.
+    """
+    workshop = Workshop(results or results_dir())
+    missing = [experiment for experiment in dict.fromkeys(experiments) if workshop.find(experiment) is None]
+    if missing:
+        with _connect(address) as client:
+            _compute_all(client, missing, workshop, device, progress)
+    return [record for experiment in experiments if (record := workshop.find(experiment))]
+
+
+def _connect(address: str) -> Any:
+    """Return a client of the cluster at `address` that has at least one worker."""
+    if importlib.util.find_spec("distributed") is None:
+        raise ClusterError("runs on a cluster need Dask: pip install 'dghlib[cluster]'")
+    from distributed import Client
+
+    where = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
+    if "scheduler_file" in where and not Path(address).is_file():
+        raise ClusterError(f"no scheduler has written {address}: dask scheduler --scheduler-file {address}")
+    try:
+        client = Client(**where, timeout=SECONDS_TO_CONNECT)
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no scheduler answers at {address!r}: {error}; start one with: dask scheduler") from error
+    try:
+        client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
+    except TimeoutError as error:
+        client.close()
+        raise ClusterError(f"the cluster at {address} has no workers: dask worker {address} --nthreads 1") from error
+    return client
+
+
+def _compute_all(client: Any, experiments: list[Experiment], workshop: Workshop, device: str, progress: bool) -> None:
+    """Compute `experiments` and keep each record as it comes; raise the first failure when all have ended."""
+    from distributed import as_completed
+
+    tasks = _submit(client, experiments, device)
+    failures = []
+    with tqdm(total=len(tasks), desc="experiments", disable=not progress) as bar:
+        for future in as_completed(list(tasks)):
+            experiment = tasks.pop(future)
+            if future.status == "finished":
+                workshop.keep(experiment, future.result())
+            else:
+                failures.append(f"{experiment.title}: {future.exception()}")
+            bar.set_postfix_str(f"{experiment.title}, {len(client.scheduler_info(n_workers=0)['workers'])} workers")
+            bar.update()
+    if failures:
+        listed = "\n  ".join(failures)
+        raise ClusterError(f"{len(failures)} of {len(experiments)} experiments failed on the cluster:\n  {listed}")
+
+
+def _submit(client: Any, experiments: list[Experiment], device: str) -> dict[Any, Experiment]:
+    """Hand over a task for every set of images and one for every experiment; return the latter."""
+    commit = _commit()
+    sets: dict[str, Any] = {}
+    tasks = {}
+    for experiment in experiments:
+        images = None
+        if experiment.source not in (None, REAL):
+            key = "images-" + fingerprint([experiment.model, experiment.source, plain(experiment.source_config)])
+            if key not in sets:
+                sets[key] = client.submit(_make_images, experiment, device, commit, key=key)
+            images = sets[key]
+        key = "record-" + fingerprint(dataclasses.asdict(experiment))
+        tasks[client.submit(_compute, experiment, images, device, commit, key=key)] = experiment
+    return tasks
+
+
+@cache
+def _workshop(device: str) -> Workshop:
+    """Return the workshop of this worker, which remembers networks and data from task to task."""
+    return Workshop(results_dir(), device)
+
+
+def _make_images(experiment: Experiment, device: str, commit: str) -> tuple[Tensor, float]:
+    _check_commit(commit)
+    return _workshop(device).images(experiment)
+
+
+def _compute(experiment: Experiment, images: tuple[Tensor, float] | None, device: str, commit: str) -> Record:
+    _check_commit(commit)
+    workshop = _workshop(device)
+    if images is not None:
+        workshop.lay_out(experiment, *images)
+    return workshop.compute(experiment, wait=True)
+
+
+def _check_commit(commit: str) -> None:
+    """Refuse to compute with other code than that of the machine that asked: records would claim to be alike."""
+    if commit != _commit():
+        raise RuntimeError(
+            f"this worker runs commit {_commit()} and the run was started from {commit}; check out the same"
+        )
+
+
+@cache
+def _commit() -> str:
+    """Return the commit that this process was started from."""
+    return str(provenance(0.0)["commit"])

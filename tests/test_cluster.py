@@ -1,0 +1,114 @@
+"""Plans on a Dask cluster: workers in processes and folders of their own, one of them killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dghlib import cli
+from dghlib.experiments import cluster, plans, run
+
+pytest.importorskip("distributed")
+
+SMOKE: dict[str, Any] = {"profile": "shapes", "budget": "smoke", "models": ["shapes_residual"], "seeds": 1}
+
+
+class Cluster:
+    """A scheduler and workers on this machine, each a process in a folder of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.address = folder, str(folder / "scheduler.json")
+        self.scheduler = self._start("scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", self.address)
+        self.workers = [self._start("worker", *self._worker_options, name=f"worker{n}") for n in range(2)]
+
+    _worker_options = ("--nthreads", "1", "--no-nanny", "--no-dashboard")
+
+    def _start(self, program: str, *options: str, name: str = "scheduler") -> subprocess.Popen:
+        if program == "worker":
+            self._wait_for_scheduler()
+            options = ("--scheduler-file", self.address, *options)
+        here = self.folder / name
+        here.mkdir()
+        with open(here / "log", "w") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "dask", program, *options],
+                cwd=here,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "DGHLIB_RESULTS": str(here / "results")},
+                stdout=log,
+                stderr=log,
+            )
+
+    def _wait_for_scheduler(self) -> None:
+        deadline = time.monotonic() + 60
+        while not Path(self.address).is_file() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def records_of(self, worker: int) -> list[str]:
+        return sorted(path.name for path in (self.folder / f"worker{worker}" / "results").rglob("*.json"))
+
+    def close(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster of two workers."""
+    started = Cluster(tmp_path)
+    yield started
+    started.close()
+
+
+def _comparable(records: list[run.Record]) -> list[tuple[Any, float]]:
+    return [(record["inputs"], record["outputs"]["top1"]) for record in records]
+
+
+def test_a_killed_worker_loses_nothing_and_records_are_the_same(workers, tmp_path):
+    experiments = plans.table2(**SMOKE, sources=["noise", "dgh"])
+    found: list[run.Record] = []
+
+    def compute() -> None:
+        results = tmp_path / "ours"
+        found.extend(cluster.run_on_cluster(experiments, workers.address, results=results, progress=False))
+
+    asking = threading.Thread(target=compute)
+    asking.start()
+    deadline = time.monotonic() + 90
+    while not (workers.records_of(0) and workers.records_of(1)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers.workers[0].send_signal(signal.SIGKILL)
+    asking.join(timeout=90)
+    lost = workers.records_of(0)
+    assert 0 < len(lost) < len(experiments)
+    assert workers.records_of(1)
+    alone = run.run(experiments, results=tmp_path / "alone" / "results", progress=False)
+    assert _comparable(found) == _comparable(alone)
+    assert len(list((tmp_path / "ours").rglob("*.json"))) == len(experiments)
+
+
+def test_what_is_found_asks_no_cluster(tmp_path):
+    experiments = plans.table2(**SMOKE, sources=[])[:1]
+    first = run.run(experiments, results=tmp_path, progress=False)
+    assert cluster.run_on_cluster(experiments, "tcp://127.0.0.1:1", results=tmp_path) == first
+
+
+def test_an_address_where_nothing_answers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cluster, "SECONDS_TO_CONNECT", 1)
+    arguments = ["run", "table2", "--budget", "smoke", "--results", str(tmp_path)]
+    assert cli.main([*arguments, "--cluster", "tcp://127.0.0.1:1"]) == 1
+    assert "no scheduler answers at 'tcp://127.0.0.1:1'" in capsys.readouterr().err
+    assert cli.main([*arguments, "--cluster", str(tmp_path / "none.json")]) == 1
+    assert "no scheduler has written" in capsys.readouterr().err
+
+
+def test_a_worker_with_other_code_refuses(monkeypatch):
+    with pytest.raises(RuntimeError, match="started from 0000"):
+        cluster._check_commit("0000")
