@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--cluster",
         metavar="ADDRESS",
-        help="compute on a Dask cluster: tcp://HOST:8786 or the scheduler's file (*.json)",
+        help="compute on a Dask cluster: tcp://HOST:8786, or the file of its scheduler",
     )
 
     sub = command("data", commands.fetch_data, "Download and verify the files of a profile.", "dgh data cifar10")

@@ -41,9 +41,11 @@ def run_on_cluster(
     """Return the records of `experiments`, in their order; compute those that are missing on a cluster.
 
     Args:
+        experiments: what is wanted.
         address: a scheduler's address such as "tcp://host:8786", or the path of the file it wrote (*.json).
         results: the folder of records on this machine.
         device: where each worker computes; "cuda" is the GPU that it sees.
+        progress: show a bar.
 
     Raises:
         ClusterError: see there. Experiments that did not fail are computed and kept.
