@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 from torch import Tensor
+from torchvision.io import write_png
+from torchvision.utils import make_grid
 
 from dghlib.batchnorm import stored_statistics, working_copy
 from dghlib.choices import look_up
@@ -14,6 +16,7 @@ from dghlib.experiments.profiles import BUDGETS, Budget
 from dghlib.experiments.run import Workshop, load_model, results_dir
 from dghlib.experiments.tables import TITLES
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
+from dghlib.images import to_pixels
 from dghlib.models import FloatModel
 
 
@@ -45,7 +48,8 @@ def cost(
     """Return what the images of each source take on this machine, and how near they come to the network's statistics.
 
     A pass is once forward and once backward through the network. The distance is that of Eq. 4 of the DGH paper,
-    over the whole set, as a mean over channels and layers. With `save`, a name, the numbers go to NAME.csv.
+    over the whole set, as a mean over channels and layers. With `save`, a name, the numbers go to NAME.csv, and for
+    the pages of the methods, a line each, to cost_SOURCE.csv.
     """
     workshop, spend = Workshop(results_dir(), progress=True), budget_for(budget, num_images)
     rows = []
@@ -63,7 +67,26 @@ def cost(
     table = pd.DataFrame(rows).set_index("calibrated with")
     if save:
         table.to_csv(f"{save}.csv")
+        for row, source in enumerate(sources):
+            table.iloc[[row]].reset_index(drop=True).to_csv(f"cost_{source}.csv", index=False)
     return table
+
+
+def save_strips(
+    profile: str,
+    model: str,
+    budget: str = "quick",
+    *,
+    num_images: int | None = None,
+    sources: Sequence[str] = EVERY_SOURCE,
+) -> None:
+    """Write the images of each source side by side to images_SOURCE.png, for the pages of the methods."""
+    workshop, spend = Workshop(results_dir(), progress=True), budget_for(budget, num_images)
+    float_model = load_model(model)
+    for source in sources:
+        images, _ = calibration_images(workshop, profile, model, source, spend)
+        pixels = to_pixels(images, float_model.mean, float_model.std)
+        write_png(make_grid(pixels, nrow=8, padding=2, pad_value=255), f"images_{source}.png")
 
 
 def _distance(model: FloatModel, images: Tensor) -> float:
