@@ -1,0 +1,55 @@
+"""Patch similarity: how varied the patches of an image look to a transformer, as an entropy.
+
+Inside a vision transformer an image is a sequence of patches. The cosine similarities of all pairs of patches have a
+distribution: narrow for noise, whose patches are all alike, broad for an image with objects and a background. Its
+differential entropy is what PSAQ-ViT raises and what GenQ's filter ranks images by.
+
+Source: Li et al., "Patch Similarity Aware Data-Free Quantization for Vision Transformers" (2022), and the authors'
+code at commit d2c726f: the kernel, its bandwidth, the number of points and the small number added to densities.
+"""
+
+from math import pi, sqrt
+
+import torch
+from torch import Tensor
+
+BANDWIDTH = 0.01
+NUM_POINTS = 10  # too few for an integral at this bandwidth: the authors' constants, to which their weights belong
+DENSITY_EPSILON = 1e-4  # keeps the logarithm finite where there is no similarity
+
+
+def cosine_similarities(patches: Tensor) -> Tensor:
+    """Return the cosine similarities (N, P, P) of all pairs of patches (N, P, D), each with itself included.
+
+    GenQ, Eq. 8. A patch of zeros has similarity 0 with all.
+    """
+    directions = torch.nn.functional.normalize(patches, dim=2)
+    return directions @ directions.mT
+
+
+def kernel_density(values: Tensor, points: Tensor, bandwidth: float = BANDWIDTH) -> Tensor:
+    """Return the density (N, T) of every row of values (N, M) at points (T,), with Gaussian kernels."""
+    densities = [torch.exp(-0.5 * ((values - point) / bandwidth).square()).mean(1) for point in points.tolist()]
+    return torch.stack(densities, dim=1) / (bandwidth * sqrt(2 * pi))
+
+
+def patch_similarity_entropy(patches: Tensor, points: Tensor | None = None, bandwidth: float = BANDWIDTH) -> Tensor:
+    """Return the entropy of the patch similarities of every image, (N,), from patches (N, P, D); differentiable.
+
+    Args:
+        patches: without class tokens, which are no patches.
+        points: where densities are taken, (T,) ascending; None spreads `NUM_POINTS` over the similarities of these
+            images, as PSAQ-ViT does, so that an image's entropy depends on those beside it.
+        bandwidth: of the kernels.
+
+    Raises:
+        ValueError: `patches` is not (N, P, D).
+    """
+    if patches.ndim != 3:
+        raise ValueError(f"patches must be (N, P, D): images, patches, features; got shape {tuple(patches.shape)}")
+    similarities = cosine_similarities(patches).flatten(1)
+    if points is None:
+        low, high = similarities.detach().aminmax()
+        points = torch.linspace(float(low), float(high), NUM_POINTS, device=patches.device)
+    density = kernel_density(similarities, points, bandwidth) + DENSITY_EPSILON
+    return torch.trapezoid(-density * density.log(), points, dim=1)  # GenQ, Eq. 9
