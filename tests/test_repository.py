@@ -25,7 +25,9 @@ from dghlib.experiments import plans, run
 from dghlib.experiments.book import notebook_names
 from dghlib.experiments.notebooks import parameters_of
 from dghlib.export import OnnxNetwork
+from dghlib.generators import GENERATORS
 from dghlib.models import MODELS
+from dghlib.quantizers import QUANTIZERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -126,8 +128,18 @@ def test_continuous_integration_is_one_script() -> None:
 def test_the_book_lists_every_notebook_and_chapter() -> None:
     assert sorted(notebook_names(ROOT / "book" / "_toc.yml")) == [path.stem for path in NOTEBOOKS]
     toc = (ROOT / "book" / "_toc.yml").read_text()
-    for chapter in (ROOT / "book").glob("*.md"):
-        assert re.search(rf"(file|root): {chapter.stem}$", toc, flags=re.MULTILINE), chapter
+    for chapter in (ROOT / "book").rglob("*.md"):
+        name = chapter.relative_to(ROOT / "book").with_suffix("")
+        assert re.search(rf"(file|root): {name}$", toc, flags=re.MULTILINE), chapter
+
+
+def test_every_method_is_in_the_book() -> None:
+    """A page of ideas and images for each generator, and an entry in the library's pages for each method."""
+    images, quantizers = ((ROOT / "book" / "library" / f"{name}.md").read_text() for name in ("images", "quantizers"))
+    assert [name for name in GENERATORS if f"dghlib.generators.{name}.generate" not in images] == []
+    assert [name for name in QUANTIZERS if f"dghlib.quantizers.{name}.quantize" not in quantizers] == []
+    pages = {path.stem for path in (ROOT / "book" / "methods").glob("*.md")}
+    assert {name for name in GENERATORS if name not in ("dgh", "noise")} == pages
 
 
 def test_pages_of_committed_records_have_them_whatever_the_budget_of_the_book() -> None:

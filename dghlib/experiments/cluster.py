@@ -42,7 +42,7 @@ def run_on_cluster(
 
     Args:
         experiments: what is wanted.
-        address: a scheduler's address such as "tcp://host:8786", or the path of the file it wrote (*.json).
+        address: a scheduler's address such as "tcp://host:8786", or the path of the .json file it wrote.
         results: the folder of records on this machine.
         device: where each worker computes; "cuda" is the GPU that it sees.
         progress: show a bar.
