@@ -81,12 +81,13 @@ def batch_norm_distance(measured: Tensor, layers: StoredStatistics, weights: Ten
 
 
 def batch_norm_norms(measured: Tensor, layers: StoredStatistics) -> Tensor:
-    """Return the distances of moments (2, K) from the running mean and variance of each layer, (L,): not squared.
+    """Return the distances of moments (..., 2, K) from the running mean and variance of each layer, (..., L).
 
-    The sum of both Euclidean norms, as DeepInversion has it.
+    The sum of both Euclidean norms, not squared, as DeepInversion and GenQ have it.
     """
-    errors = torch.stack([measured[0] - layers.mean, variance_of(measured) - layers.variance])
-    return torch.stack([error.norm(dim=1).sum() for error in layers.per_layer(errors)])
+    mean, variance = measured.select(-2, 0), variance_of(measured)
+    errors = torch.stack([mean - layers.mean, variance - layers.variance], dim=-2)
+    return torch.stack([error.norm(dim=-1).sum(-1) for error in layers.per_layer(errors)], dim=-1)
 
 
 def output_range(output: Tensor) -> Tensor:
