@@ -8,27 +8,20 @@ calibration goes without.
 From the repository's root, once `make bench` has made MCT's environment: python -m benchmarks.hptq
 """
 
-import json
-import os
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import measuring
+from benchmarks.mct import Mct, mct
 from benchmarks.measuring import Seconds, Spread
 from dghlib.models import FloatModel
 from dghlib.quantizers import hptq
 
-MCT_PYTHON = Path(__file__).parents[1] / "_build" / "mct" / "bin" / "python"
 THRESHOLDS = ("free", "power_of_two")
 
 
@@ -69,46 +62,17 @@ def our_turn(model: FloatModel, images: Tensor, weight_thresholds: str) -> Turn:
     return Turn(took, float(error))
 
 
+def their_turn(theirs: Mct, weight_thresholds: str) -> Turn:
+    """Let the toolkit quantize it."""
+    seconds, error = theirs.ask(do="quantize", weight_thresholds=weight_thresholds)
+    return Turn(seconds, error)
+
+
 @torch.no_grad()
 def bare_pass(model: FloatModel, images: Tensor) -> None:
     """Pass all images, in batches as big as those that calibrate."""
     for batch in images.split(hptq.Config().batch_size):
         model.net(batch)
-
-
-class Mct:
-    """The other process; see `mct_worker`."""
-
-    def __init__(self, questions: IO[str], answers: IO[str]):
-        self.questions, self.answers = questions, answers
-        self.versions = self._answer()
-
-    def turn(self, weight_thresholds: str) -> Turn:
-        """Let it quantize the network."""
-        print(weight_thresholds, file=self.questions, flush=True)
-        answer = self._answer()
-        return Turn(Seconds(**answer["seconds"]), answer["error"])
-
-    def _answer(self) -> dict[str, Any]:
-        line = self.answers.readline()
-        if not line:
-            raise RuntimeError("MCT's process ended before it answered; what it said is above")
-        return json.loads(line)
-
-
-@contextmanager
-def mct(net: nn.Module, images: Tensor) -> Iterator[Mct]:
-    """Start the toolkit on a network and images."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(net, Path(folder) / "net.pt")
-        torch.save(images, Path(folder) / "images.pt")
-        command = [str(MCT_PYTHON), str(Path(__file__).with_name("mct_worker.py")), folder]
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            yield Mct(process.stdin, process.stdout)
 
 
 def compare(model: FloatModel, images: Tensor, theirs: Mct, rounds: int) -> Iterator[Comparison]:
@@ -118,7 +82,7 @@ def compare(model: FloatModel, images: Tensor, theirs: Mct, rounds: int) -> Iter
             (
                 measuring.timed(lambda: bare_pass(model, images)),
                 our_turn(model, images, thresholds),
-                theirs.turn(thresholds),
+                their_turn(theirs, thresholds),
             )
             for _ in tqdm(range(rounds), desc=f"{model.name}, {thresholds}")
         ]
@@ -165,11 +129,9 @@ def show(result: Comparison) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     options = measuring.parser(__doc__).parse_args(arguments)
-    if not MCT_PYTHON.exists():
-        raise SystemExit(f"{MCT_PYTHON} is not there; `make bench` makes it")
     measuring.prepare(options)
     start = time.perf_counter()
-    model, count, rounds = (smallest(), 4, 1) if options.smoke else (measuring.resnet18(224), 64, 3)
+    model, count, rounds = (smallest(), 4, 1) if options.smoke else (measuring.network("resnet18", 224), 64, 3)
     images = measuring.smooth_images(count, model.image_shape[1])
     found = []
     with mct(model.net, images) as theirs:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, a clock, turns, a ResNet-18, and records.
+"""What the benchmarks share: their options, a clock, networks, images, and records.
 
 What is compared runs in turns, in one process or beside it, so that other load on the machine meets all alike. What
 counts is processor time on one thread and, of the ratios of the rounds, the median.
@@ -72,18 +72,17 @@ def timed(run: Callable[[], object]) -> Seconds:
     return Seconds(time.process_time() - processor, time.perf_counter() - wall)
 
 
-def resnet18(image_size: int) -> FloatModel:
-    """Return torchvision's ResNet-18 with random weights, its batch norms trained on a few of `smooth_images`."""
+def network(name: str, image_size: int) -> FloatModel:
+    """Return a network of torchvision's with random weights, its batch norms trained on a few of `smooth_images`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = torchvision.models.resnet18()
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        net.train()(smooth_images(8, image_size))
+        net = torchvision.models.get_model(name)
+        for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.momentum = 1.0
+        with torch.no_grad():
+            net.train()(smooth_images(8, image_size))
     shape = (3, image_size, image_size)
-    return FloatModel(name="resnet18", net=net.eval(), image_shape=shape, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return FloatModel(name=name, net=net.eval(), image_shape=shape, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def smooth_images(count: int, size: int) -> Tensor:

@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.smoke:
         model, blocks, images, rounds = models.load("shapes_residual"), ["stages.3.1"], torch.randn(2, 3, 32, 32), 1
     else:
-        model, blocks, rounds = measuring.resnet18(224), ["layer1.1", "layer4.1"], 7
+        model, blocks, rounds = measuring.network("resnet18", 224), ["layer1.1", "layer4.1"], 7
         images = measuring.smooth_images(32, 224)
     print(
         f"{'method':10}{'learned':20}{'block':12}{'bare s':>8}{'loop s':>8}  of bare (processor s per 1 000 iterations)"

@@ -1,0 +1,159 @@
+"""How fast DGH makes images: beside the bare network, and beside the Model Compression Toolkit (MCT) of its authors.
+
+Counted are images times steps in a second, of whole generation steps: preprocessing, both losses, optimizer. The bare
+network, unmodified, channels_last, passes each image forward and back to the input and does nothing else; ours with a
+second forward pass (Algorithm 1 of the paper) is held against the bare network with one more. Ours, the bare
+network and the toolkit, as it is and with weights that its caller froze, run in turns on one thread. A step
+takes what a run of more steps takes longer than a run of fewer.
+
+From the repository's root, once `make bench` has made MCT's environment:
+python -m benchmarks.dgh --networks resnet18 mobilenet_v2 --sizes 64 112
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import measuring
+from benchmarks.mct import Mct, mct
+from benchmarks.measuring import Seconds, Spread, timed
+from dghlib.generators import dgh
+from dghlib.models import FloatModel
+
+NETWORKS = ("resnet18", "resnet50", "mobilenet_v2")
+BATCH_SIZE, BATCHES = 32, 2
+STEPS = (1, 3)  # few and many
+RUNS = ("bare", "bare and forward", "ours", "ours, second forward", "MCT", "MCT, frozen weights")
+CEILINGS = {"ours": "bare", "ours, second forward": "bare and forward"}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One way on one network: images x steps per second, of the ceiling of its kind, and as multiples of MCT's."""
+
+    network: str
+    image_size: int
+    way: str
+    per_processor_second: Spread
+    per_wall_second: Spread
+    of_bare: Spread | None
+    times_mct: Spread | None  # processor time
+    times_mct_wall: Spread | None
+    times_frozen_mct: Spread | None  # processor time
+
+
+def bare_run(model: FloatModel, batch_size: int, forward: bool) -> Callable[[int], Seconds]:
+    """Return what passes every batch through the network and back to the input, and `forward` once more."""
+    net = model.net.requires_grad_(False).to(memory_format=torch.channels_last)
+    leaf = torch.randn(batch_size, *model.image_shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def passes(count: int) -> None:
+        for _ in range(count):
+            torch.autograd.grad(net(leaf).sum(), leaf)
+            if forward:
+                with torch.no_grad():
+                    net(leaf)
+
+    return lambda steps: timed(lambda: passes(steps * BATCHES))
+
+
+def our_run(model: FloatModel, batch_size: int, second_forward: bool) -> Callable[[int], Seconds]:
+    """Return what generates."""
+
+    def run(steps: int) -> Seconds:
+        config = dgh.Config(
+            num_images=BATCHES * batch_size, batch_size=batch_size, steps=steps, second_forward=second_forward
+        )
+        return timed(lambda: dgh.generate(model, config, progress=False))
+
+    return run
+
+
+def their_run(theirs: Mct, model: FloatModel, batch_size: int, frozen: bool) -> Callable[[int], Seconds]:
+    """Return what lets the toolkit generate, as it does by default."""
+    settings = {"num_images": BATCHES * batch_size, "data_gen_batch_size": batch_size, "frozen": frozen}
+    size = model.image_shape[1]
+    return lambda steps: theirs.ask(do="generate", n_iter=steps, image_size=size, **settings)[0]
+
+
+def step_times(runs: dict[str, Callable[[int], Seconds]]) -> dict[str, Seconds]:
+    """Return what a step of each run takes, once, in turns."""
+    few, many = STEPS
+    times: dict[str, Seconds] = {}
+    for name, run in runs.items():
+        less, more = run(few), run(many)
+        times[name] = Seconds((more.processor - less.processor) / (many - few), (more.wall - less.wall) / (many - few))
+    return times
+
+
+def speeds(model: FloatModel, theirs: Mct, batch_size: int, rounds: int) -> Iterator[Speed]:
+    """Yield how fast everything is on a network."""
+    ways = (
+        bare_run(model, batch_size, False),
+        bare_run(model, batch_size, True),
+        our_run(model, batch_size, False),
+        our_run(model, batch_size, True),
+        their_run(theirs, model, batch_size, False),
+        their_run(theirs, model, batch_size, True),
+    )
+    runs = dict(zip(RUNS, ways, strict=True))
+    turns = [step_times(runs) for _ in tqdm(range(rounds), desc=f"{model.name}, {model.image_shape[1]} pixels")]
+    images = BATCHES * batch_size
+    for way in RUNS:
+        ratio = partial(_ratio, turns, way)
+        ours = way in CEILINGS
+        yield Speed(
+            network=model.name,
+            image_size=model.image_shape[1],
+            way=way,
+            per_processor_second=Spread.of([images / turn[way].processor for turn in turns]),
+            per_wall_second=Spread.of([images / turn[way].wall for turn in turns]),
+            of_bare=ratio(CEILINGS[way]) if ours else None,
+            times_mct=ratio("MCT") if ours else None,
+            times_mct_wall=ratio("MCT", clock="wall") if ours else None,
+            times_frozen_mct=ratio("MCT, frozen weights") if ours else None,
+        )
+
+
+def _ratio(turns: list[dict[str, Seconds]], way: str, other: str, clock: str = "processor") -> Spread:
+    """Return how many times as fast as another way this one is, over the rounds."""
+    return Spread.of([getattr(turn[other], clock) / getattr(turn[way], clock) for turn in turns])
+
+
+def show(speed: Speed) -> None:
+    name = f"{speed.network}, {speed.image_size} px"
+    cells = (speed.per_processor_second, speed.of_bare, speed.times_mct, speed.times_mct_wall, speed.times_frozen_mct)
+    print(f"{name:22}{speed.way:24}" + "".join(f"{cell or '':<24}" for cell in map(str, (c or "" for c in cells))))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help="of torchvision's")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[64], help="of images, in pixels")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    measuring.prepare(options)
+    start = time.perf_counter()
+    networks, sizes, batch_size, rounds = options.networks, options.sizes, BATCH_SIZE, options.rounds
+    if options.smoke:
+        networks, sizes, batch_size, rounds = ["mobilenet_v2"], [32], 2, 1
+    columns = ("images x steps / s", "of bare", "times MCT", "by the wall clock", "times MCT, frozen")
+    print(f"{'network':22}{'way':24}" + "".join(f"{column:24}" for column in columns))
+    found: list[Speed] = []
+    for name in networks:
+        for size in sizes:
+            model = measuring.network(name, size)
+            with mct(model.net) as theirs:
+                for speed in speeds(model, theirs, batch_size, rounds):
+                    show(speed)
+                    found.append(speed)
+    inputs = {"networks": networks, "sizes": sizes, "batch_size": batch_size, "rounds": rounds, "mct": theirs.versions}
+    measuring.save(options, "dgh", inputs, found, time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()
