@@ -46,7 +46,7 @@ def output_distributions(profile: str = "shapes", budget: str = "quick", *, save
             quantiles.append({"model": name, "images": kind} | _quantiles(values))
         axis.set(title=name, xlabel="output (logit)", ylabel="density" if axis is axes[0, 0] else "", yscale="log")
     axes[0, 0].legend(fontsize="small")
-    return _saved(figure, pd.DataFrame(quantiles), save)
+    return saved(figure, pd.DataFrame(quantiles), save)
 
 
 def _quantiles(values: Tensor) -> dict[str, float]:
@@ -87,7 +87,7 @@ def image_gallery(
         line[0].set_ylabel(f"{TITLES[source]}", rotation=0, ha="right", va="center", fontsize="small")
         if source == sources[0]:
             line[0].set_title(name, loc="left", fontsize="small")
-    return _saved(figure, pd.DataFrame(facts), save)
+    return saved(figure, pd.DataFrame(facts), save)
 
 
 def noise_profile(model: FloatModel, quantized: QuantizedModel, images: Tensor, *, save: str | None = None) -> Figure:
@@ -104,10 +104,11 @@ def noise_profile(model: FloatModel, quantized: QuantizedModel, images: Tensor, 
     axis.set(ylabel="signal to noise (dB)", title=f"{model.name}, {quantized.about['method']}")
     axis.tick_params(axis="x", labelrotation=90, labelsize="x-small")
     axis.legend(fontsize="small")
-    return _saved(figure, rows, save)
+    return saved(figure, rows, save)
 
 
-def _saved(figure: Figure, data: pd.DataFrame, save: str | None) -> Figure:
+def saved(figure: Figure, data: pd.DataFrame, save: str | None) -> Figure:
+    """Return a finished figure; with `save`, a name, write it to NAME.svg and the numbers behind it to NAME.csv."""
     if save:
         figure.savefig(f"{save}.svg")
         data.to_csv(f"{save}.csv", index=False)

@@ -1,0 +1,161 @@
+"""All records together: which are current, who leads, by how much with the same seeds, and at what cost."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from scipy.stats import t
+
+from dghlib import models
+from dghlib.experiments import tables
+from dghlib.experiments.figures import saved
+from dghlib.experiments.plans import FLOAT, REAL
+from dghlib.experiments.run import PUBLISHED, Record
+from dghlib.experiments.tables import POLICY_TITLES, QUANTIZER_TITLES, TITLES
+from dghlib.generators import GENERATORS
+from dghlib.quantizers import QUANTIZERS
+from dghlib.records import plain, read_record
+
+CELL = ["profile", "model", "quantizer", "policy", "bits", "num_images", "test_images"]
+CONFIDENCE = 0.95
+# What a budget sets, and a repetition; other settings make a record one of an ablation.
+_BUDGET = {"num_images", "batch_size", "steps", "seed"}
+_WIDTHS = {"weight_bits", "activation_bits", "bits", "seed", "batch_size"}
+_SHORTENED = {"iterations", "step_iterations", "rounding_rate", "scale_rate", "step_rate"}
+
+
+def all_records() -> Iterator[Record]:
+    """Yield every record in the repository's `results/`, benchmarks apart, in the order of their names."""
+    for path in sorted(PUBLISHED.glob("*/*.json")):
+        if path.parent.name != "benchmarks" and (record := read_record(path)):
+            yield record
+
+
+def is_current(record: Record) -> bool:
+    """Return whether today's code would compute a record again under the same name: same versions, same weights."""
+    inputs = record["inputs"]
+    if inputs["model"]["weights"] != models.weights_sha256(inputs["model"]["name"]):
+        return False
+    quantizer, images = inputs["quantizer"], inputs.get("images", {})
+    made_by = [(QUANTIZERS.get(quantizer["method"]), quantizer), (GENERATORS.get(images.get("source")), images)]
+    return all(
+        made["version"] == method.VERSION and plain(method.Config()).keys() == made["config"].keys()
+        for method, made in made_by
+        if method is not None
+    )
+
+
+def overview(records: list[Record]) -> pd.DataFrame:
+    """Return one line per record: what it is, its file, when its code was written, whether it is current."""
+    rows = tables.frame(records)
+    rows["method"] = rows.quantizer.map(QUANTIZER_TITLES)
+    rows["calibrated with"] = rows.source.map(TITLES)
+    rows["commit"] = [record["provenance"]["commit"][:10] for record in records]
+    rows["seconds"] = [record["provenance"]["seconds"] for record in records]
+    rows["state"] = ["current" if is_current(record) else "stale" for record in records]
+    columns = ["profile", "model", "calibrated with", "method", "bits", "policy", "seed", "top1", "seconds"]
+    return rows[[*columns, "commit", "state"]].fillna("").rename(columns={"policy": "quantized", "top1": "top-1 in %"})
+
+
+def runs(records: list[Record]) -> pd.DataFrame:
+    """Return one row per current record of a quantized network with default settings, ablations left out."""
+    kept = [record for record in records if is_current(record) and _by_default(record)]
+    return tables.frame(kept).fillna({"test_images": -1})  # -1 for all, so that groups do not lose them
+
+
+def _by_default(record: Record) -> bool:
+    quantizer, images = record["inputs"]["quantizer"], record["inputs"].get("images")
+    if quantizer["method"] == FLOAT or images is None:
+        return False
+    changed = _changed(plain(QUANTIZERS[quantizer["method"]].Config()), quantizer["config"]) - _WIDTHS - _SHORTENED
+    if images["source"] != REAL:
+        changed |= _changed(plain(GENERATORS[images["source"]].PRESETS["default"]), images["config"]) - _BUDGET
+    return not changed
+
+
+def _changed(default: dict[str, object], config: dict[str, object]) -> set[str]:
+    return {name for name, value in config.items() if default.get(name) != value}
+
+
+def standings(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return mean top-1 with its confidence interval, by network, width and way to quantize: the sources in columns."""
+    return _by_source(rows.groupby([*CELL, "source"], sort=False).top1, sign="")
+
+
+def paired_differences(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFrame:
+    """Return how far each source lies above or below `baseline`, in points of top-1, seed by seed.
+
+    A pair has the same network, quantizer, width, number of images and seed.
+    """
+    return _by_source(_pairs(rows, baseline).groupby([*CELL, "source"], sort=False).difference, sign="+")
+
+
+def wins(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFrame:
+    """Return in how many settings each source is better or worse than `baseline`, or not told apart with confidence."""
+    cells = _pairs(rows, baseline).groupby([*CELL, "source"]).difference.agg(["mean", "std", "count"])
+    cells = cells[cells["count"] > 1]
+    half = [_half_width(spread, count) for spread, count in zip(cells["std"], cells["count"], strict=True)]
+    verdict = [
+        "not told apart" if abs(mean) <= width else "better" if mean > 0 else "worse"
+        for mean, width in zip(cells["mean"], half, strict=True)
+    ]
+    table = pd.crosstab(cells.index.get_level_values("source"), pd.Series(verdict, name="settings").to_numpy())
+    table = table.reindex(columns=["better", "not told apart", "worse"], fill_value=0)
+    table = table.loc[[source for source in TITLES if source in table.index]].rename(index=TITLES)
+    return table.rename_axis(index=f"than {TITLES[baseline]}", columns=None)
+
+
+def _pairs(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Return the rows of the other sources, each with its `difference` to the baseline's run of the same seed."""
+    key = [*CELL, "seed"]
+    of_baseline = rows[rows.source == baseline].set_index(key).top1.rename("baseline")
+    pairs = rows[rows.source != baseline].join(of_baseline, on=key, how="inner")
+    return pairs.assign(difference=pairs.top1 - pairs.baseline)
+
+
+def _by_source(groups: Any, sign: str) -> pd.DataFrame:
+    """Return the means of groups of [*CELL, source] with their confidence intervals: sources in columns."""
+    numbers = groups.agg(["mean", "std", "count"])
+    cells = [
+        f"{mean:{sign}.2f}" + (f" ± {_half_width(spread, count):.2f}" if count > 1 else "")
+        for mean, spread, count in numbers.itertuples(index=False)
+    ]
+    table = pd.Series(cells, index=numbers.index).unstack("source", fill_value="")
+    table = table[[source for source in TITLES if source in table.columns]].rename(columns=TITLES)
+    table = table.reset_index().drop(columns=["profile", "num_images", "test_images"])
+    table["policy"], table["quantizer"] = table.policy.map(POLICY_TITLES), table.quantizer.map(QUANTIZER_TITLES)
+    return table.set_index(["model", "bits", "policy", "quantizer"]).rename_axis(columns=None).sort_index()
+
+
+def _half_width(spread: float, count: int) -> float:
+    """Return half the width of the confidence interval of a mean of `count` values with a standard deviation."""
+    return float(t.ppf((1 + CONFIDENCE) / 2, count - 1) * spread / math.sqrt(count))
+
+
+def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str | None = None) -> Figure:
+    """Return a picture of top-1 over the seconds that images and quantization took together, for each network.
+
+    Nothing that was measured is both cheaper and better than what the line joins. With `save`, a name, the figure is
+    written to NAME.svg and the numbers to NAME.csv. Real images cost nothing here: they are at hand or they are not.
+    """
+    chosen = rows[(rows.bits == bits) & (rows.policy == policy)]
+    chosen = chosen.assign(seconds=chosen.generation_seconds + chosen.quantization_seconds)
+    points = chosen.groupby(["model", "quantizer", "source"], sort=False)[["seconds", "top1"]].mean().reset_index()
+    points["calibrated with"], points["method"] = points.source.map(TITLES), points.quantizer.map(QUANTIZER_TITLES)
+    networks = list(dict.fromkeys(points.model))
+    size = (4.2 * len(networks), 3.6)
+    figure, axes = plt.subplots(1, len(networks), figsize=size, squeeze=False, layout="constrained")
+    last = axes[0, -1]
+    for axis, (name, group) in zip(axes[0], points.groupby("model", sort=False), strict=True):
+        looks = {"hue": "calibrated with", "style": "method", "s": 60, "legend": axis is last}
+        sns.scatterplot(group, x="seconds", y="top1", ax=axis, **looks)
+        front = group.sort_values("seconds")
+        front = front[front.top1 > front.top1.cummax().shift(fill_value=-1)]
+        axis.step(front.seconds, front.top1, where="post", color="grey", linewidth=0.8, zorder=0)
+        axis.set(title=str(name), xscale="log", xlabel="seconds", ylabel="top-1 in %" if axis is axes[0, 0] else "")
+    sns.move_legend(last, "upper left", bbox_to_anchor=(1.02, 1), fontsize="x-small", frameon=False)
+    return saved(figure, points, save)

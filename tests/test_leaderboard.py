@@ -1,0 +1,82 @@
+"""The leaderboard: differences and intervals by hand, stale records and ablations kept out."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from dghlib.experiments import leaderboard
+from dghlib.experiments.plans import Experiment, RealImages
+from dghlib.experiments.run import Record, inputs_of
+from dghlib.generators import dgh
+from dghlib.quantizers import hptq
+
+
+def _record(source: str, top1: float, seed: int, **settings: Any) -> Record:
+    made = dgh.Config(num_images=8, steps=3, seed=seed, **settings)
+    experiment = Experiment(
+        profile="shapes",
+        model="shapes_residual",
+        source=source,
+        source_config=RealImages(num_images=8, seed=seed) if source == "real" else made,
+        quantizer="hptq",
+        quantizer_config=hptq.Config(weight_bits=4, activation_bits=4),
+        test_images=96,
+    )
+    outputs = {"top1": top1, "generation_seconds": 2.0, "quantization_seconds": 1.0}
+    provenance = {"commit": "0" * 40, "modified": False, "seconds": 3.0, "machine": "", "versions": {}}
+    return {"inputs": inputs_of(experiment), "outputs": outputs, "provenance": provenance}
+
+
+RECORDS = [_record("dgh", top1, seed) for seed, top1 in enumerate([60.0, 61.0, 62.0])] + [
+    _record("real", top1, seed) for seed, top1 in enumerate([61.0, 63.0, 65.0])
+]
+
+
+def test_means_have_intervals_of_student() -> None:
+    table = leaderboard.standings(leaderboard.runs(RECORDS))
+    half = 4.302652729911275 / math.sqrt(3)  # the 97.5 % quantile of two degrees of freedom, a deviation of one
+    assert table["DGH"].item() == f"61.00 ± {half:.2f}"
+
+
+def test_differences_are_of_the_same_seed() -> None:
+    # 1, 2 and 3 points: mean 2, deviation 1, though each source alone spreads by 1 and 2
+    table = leaderboard.paired_differences(leaderboard.runs(RECORDS))
+    assert table["Real data"].item() == f"+2.00 ± {4.302652729911275 / math.sqrt(3):.2f}"
+    without = [record for record in RECORDS if record["inputs"]["images"]["config"]["seed"] == 1]
+    assert leaderboard.paired_differences(leaderboard.runs(without))["Real data"].item() == "+2.00"
+
+
+def test_only_a_difference_that_excludes_zero_counts() -> None:
+    table = leaderboard.wins(leaderboard.runs(RECORDS))
+    assert table.loc["Real data"].to_dict() == {"better": 0, "not told apart": 1, "worse": 0}
+    clear = RECORDS[:3] + [_record("real", top1, seed) for seed, top1 in enumerate([65.0, 66.0, 67.1])]
+    assert leaderboard.wins(leaderboard.runs(clear)).loc["Real data", "better"] == 1
+
+
+def test_ablations_and_stale_records_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    ablation = _record("dgh", 50.0, 0, output_weight=0.5)
+    assert len(leaderboard.runs([*RECORDS, ablation])) == len(RECORDS)
+    older = copy.deepcopy(RECORDS[0])
+    older["inputs"]["images"]["version"] -= 1
+    other = copy.deepcopy(RECORDS[0])
+    other["inputs"]["model"]["weights"] = "0" * 64
+    states = leaderboard.overview([RECORDS[0], older, other]).state
+    assert list(states) == ["current", "stale", "stale"]
+    monkeypatch.setattr(hptq, "VERSION", 99)
+    assert leaderboard.runs(RECORDS).empty
+
+
+def test_what_is_committed_is_current() -> None:
+    records = list(leaderboard.all_records())
+    stale = leaderboard.overview(records).query("state == 'stale'")
+    assert stale.empty, stale
+
+
+def test_the_picture_shows_cost_and_accuracy(tmp_path: Path) -> None:
+    name = str(tmp_path / "picture")
+    leaderboard.cost_and_accuracy(leaderboard.runs(RECORDS), bits="W4A4", policy="full", save=name)
+    assert pd.read_csv(f"{name}.csv").set_index("source").seconds.to_dict() == {"dgh": 3.0, "real": 3.0}
