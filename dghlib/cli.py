@@ -20,6 +20,7 @@ import torch
 from dghlib import assets, commands, models
 from dghlib.allocator import keep_freed_memory
 from dghlib.experiments import plans, run
+from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.profiles import BUDGETS, PROFILES
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
@@ -137,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         "Compute the runs of a table that have no record yet, and print the table.",
         "dgh run table2 --profile cifar10 --budget quick --seeds 1 --models cifar10_resnet20",
     )
-    sub.add_argument("plan", help=f"one of: {', '.join(plans.PLANS)}")
+    sub.add_argument("plan", help=f"one of: {', '.join(PLANS)}")
     sub.add_argument("--profile", default="shapes", help=f"one of: {', '.join(PROFILES)} (default: shapes)")
     sub.add_argument("--budget", default="quick", help=f"one of: {', '.join(BUDGETS)} (default: quick)")
     sub.add_argument("--seeds", type=int, help="repetitions (default: the budget's)")

@@ -17,6 +17,7 @@ from dghlib import assets, datasets, models
 from dghlib.choices import look_up
 from dghlib.evaluation import top1
 from dghlib.experiments import plans, run
+from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.profiles import PROFILES
 from dghlib.generators import GENERATORS
 from dghlib.images import load_images, normalise, save_images
@@ -147,7 +148,7 @@ def _network_to_test(model: FloatModel, path: Path | None) -> torch.nn.Module:
 
 def run_plan(options: Namespace) -> None:
     """Compute the missing runs of a plan and print its table."""
-    plan = look_up(plans.PLANS, options.plan, "plan")
+    plan = look_up(PLANS, options.plan, "plan")
     chosen = _chosen(options, "seeds", "models", "sources", "bits", "methods")
     known = inspect.signature(plan).parameters
     for name in chosen:

@@ -18,22 +18,23 @@ def rows(count: int = 5, width: int = 40) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(0))
 
 
-def error(row: Tensor, scale: float, zero_point: float, limits: tuple[int, int]) -> float:
+def error(row: Tensor, scale: float, zero_point: float, limits: tuple[int, int], power: float = 2.4) -> float:
     codes = ((row / scale).round() + zero_point).clamp(*limits)
-    return ((codes - zero_point) * scale - row).abs().pow(2.4).sum().item()
+    return ((codes - zero_point) * scale - row).abs().pow(power).sum().item()
 
 
-def test_shrinking_ranges_against_a_plain_loop() -> None:
+@pytest.mark.parametrize(("search", "last", "power"), [("shrink_80", 20, 2.4), ("l1", 0, 1.0), ("l4", 0, 4.0)])
+def test_shrinking_ranges_against_a_plain_loop(search: str, last: int, power: float) -> None:
     weight = rows()
-    grid = weight_grid(layer_with(weight), 3, "shrink_80")
+    grid = weight_grid(layer_with(weight), 3, search)
     for row, scale, zero_point in zip(weight, grid.scale.flatten(), grid.zero_point.flatten(), strict=True):
         tries = []
-        for percent in range(100, 20, -1):
+        for percent in range(100, last, -1):
             low, high = row.min() * percent / 100, row.max() * percent / 100
             step = (high - low) / 7
-            tries.append((error(row, step.item(), (-low / step).round().item(), (0, 7)), step.item()))
+            tries.append((error(row, step.item(), (-low / step).round().item(), (0, 7), power), step.item()))
         best, step = min(tries)
-        assert error(row, scale.item(), zero_point.item(), (0, 7)) == pytest.approx(best, rel=1e-4)
+        assert error(row, scale.item(), zero_point.item(), (0, 7), power) == pytest.approx(best, rel=1e-4)
         assert scale.item() == pytest.approx(step, rel=1e-5)
 
 

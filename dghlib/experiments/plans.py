@@ -7,7 +7,7 @@ record yet. Plans overlap freely: an experiment that two plans share is computed
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,11 +83,11 @@ def table2(
         for seed in range(spend.seeds if seeds is None else seeds):
             for source in sources:
                 config = source_config(source, spend, seed)
-                experiments += [_calibrated(profile, model, source, config, width, spend) for width in bits]
+                experiments += [calibrated(profile, model, source, config, width, spend) for width in bits]
     return experiments
 
 
-def _calibrated(
+def calibrated(
     profile: str,
     model: str,
     source: str,
@@ -117,7 +117,7 @@ def source_config(source: str, budget: Budget, seed: int, **settings: Any) -> An
     names = {field.name for field in dataclasses.fields(default)}
     batch_size = budget.batch_size
     if source == "intraq":  # keeps images away from those of earlier batches: a set needs several
-        batch_size = min(batch_size, budget.num_images // 4)
+        batch_size = min(batch_size, max(1, budget.num_images // 4))
     spend = {"num_images": budget.num_images, "steps": budget.steps, "batch_size": batch_size}
     wanted = {name: value for name, value in spend.items() if name in names}
     return dataclasses.replace(default, **wanted, seed=seed, **settings)
@@ -193,7 +193,7 @@ def dgh_settings(
         for seed in range(spend.seeds if seeds is None else seeds):
             for settings in DGH_VARIANTS:
                 config = source_config("dgh", spend, seed, **settings)
-                experiments += [_calibrated(profile, model, "dgh", config, width, spend) for width in bits]
+                experiments += [calibrated(profile, model, "dgh", config, width, spend) for width in bits]
     return experiments
 
 
@@ -222,7 +222,7 @@ def quantizers(
         config = source_config(source, spend, seed)
         for width, policy, method in itertools.product(bits, policies, methods):
             own = {"bits": policy} if method == "hptq" else {"bits": policy, "seed": seed} | settings
-            experiments.append(_calibrated(profile, model, source, config, width, spend, method, **own))
+            experiments.append(calibrated(profile, model, source, config, width, spend, method, **own))
     return experiments
 
 
@@ -255,11 +255,3 @@ def placements(
         )
     ]
     return list(dict.fromkeys(experiments))
-
-
-PLANS: dict[str, Callable[..., list[Experiment]]] = {
-    "table2": table2,
-    "dgh_settings": dgh_settings,
-    "quantizers": quantizers,
-    "placements": placements,
-}

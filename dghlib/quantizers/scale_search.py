@@ -2,7 +2,8 @@
 
 Where `ranges` looks for the threshold that hardware with shifts can use, the reconstruction methods take any step
 and move the grid so that it covers what is there. Each search tries a list of grids for every row of values at
-once and keeps, per row, the one with the smallest sum of |x - quantized x| ** 2.4.
+once and keeps, per row, the one with the smallest sum of |x - quantized x| ** p, where p is 2.4 unless the search is
+named after another.
 
 Sources: BRECQ's code (80 shrinking ranges); QDrop's (ranges of every width at every zero point); GENIE's (100
 ranges, for activations without a zero point).
@@ -27,6 +28,7 @@ from dghlib.quantizers.layers import along_channels, channel_axis
 from dghlib.quantizers.operations import Layer
 
 _POWER = 2.4
+_OTHER_POWERS = {"l1": 1.0, "l2": 2.0, "l3": 3.0, "l4": 4.0}  # tried by GENIE, appendix D, Eq. A3
 _SMALLEST_SCALE = 1e-8
 _PERCENT = 100
 _MOST_ZERO_POINTS = 64
@@ -79,7 +81,12 @@ def _scale(width: Tensor, steps: int) -> Tensor:
     return (width / steps).clamp(min=_SMALLEST_SCALE)
 
 
-WEIGHT_SEARCHES: Mapping[str, Search] = {"shrink_80": shrink_80, "shrink_100": shrink_100, "two_sided": two_sided}
+WEIGHT_SEARCHES: Mapping[str, Search] = {
+    "shrink_80": shrink_80,
+    "shrink_100": shrink_100,
+    "two_sided": two_sided,
+    **dict.fromkeys(_OTHER_POWERS, shrink_100),
+}
 ACTIVATION_SEARCHES: Mapping[str, Search] = {**WEIGHT_SEARCHES, "symmetric_100": symmetric_100}
 
 
@@ -106,11 +113,12 @@ def _best(rows: Tensor, counts: Tensor | None, bits: int, search: str, signed: b
     low, high = (bound.unsqueeze(1) for bound in rows.aminmax(dim=1))
     low, high = low.clamp(max=0), high.clamp(min=0)
     limits = code_limits(bits, signed)
+    power = _OTHER_POWERS.get(search, _POWER)
     smallest = torch.full_like(low, torch.inf)
     best_scale, best_zero_point = torch.ones_like(low), torch.zeros_like(low)
     for scale, zero_point in ACTIVATION_SEARCHES[search](low, high, bits):
         codes = rows.div(scale).round_().add_(zero_point).clamp_(*limits)
-        error = codes.sub_(zero_point).mul_(scale).sub_(rows).abs_().pow_(_POWER)
+        error = codes.sub_(zero_point).mul_(scale).sub_(rows).abs_().pow_(power)
         total = error.sum(1, keepdim=True) if counts is None else (error @ counts).unsqueeze(1)
         better = total < smallest
         smallest = torch.where(better, total, smallest)
