@@ -14,6 +14,7 @@ from dghlib.models.classifiers import BasicBlock, Bottleneck, MobileNetV2, Resid
 from dghlib.models.float_model import FloatModel
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+PIPELINES = Path(__file__).parent / "pipelines"  # diffusion models, in the form of the library diffusers
 NUM_CLASSES = 48
 
 
