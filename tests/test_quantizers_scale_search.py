@@ -23,7 +23,7 @@ def error(row: Tensor, scale: float, zero_point: float, limits: tuple[int, int],
     return ((codes - zero_point) * scale - row).abs().pow(power).sum().item()
 
 
-@pytest.mark.parametrize(("search", "last", "power"), [("shrink_80", 20, 2.4), ("l1", 0, 1.0), ("l4", 0, 4.0)])
+@pytest.mark.parametrize(("search", "last", "power"), [("shrink_80", 20, 2.4), ("l2", 0, 2.0), ("l4", 0, 4.0)])
 def test_shrinking_ranges_against_a_plain_loop(search: str, last: int, power: float) -> None:
     weight = rows()
     grid = weight_grid(layer_with(weight), 3, search)
