@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 
 from dghlib.experiments import book
 from dghlib.experiments.book import BookError, build_book, notebook_names
@@ -21,6 +22,7 @@ from dghlib.experiments.notebooks import (
     parse_assignments,
     run_notebook,
 )
+from dghlib.experiments.pages import broken_links, browser, console_errors
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = """\
@@ -177,6 +179,11 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     write_notebook(tmp_path / "notebooks" / "table2.ipynb", table, parameters=profile)
     write_notebook(tmp_path / "notebooks" / "figure8.ipynb", "raise ValueError('<on purpose>')", parameters=profile)
     monkeypatch.setattr(book, "run_notebook", run_only({"table2", "figure8"}))
+    executed = tmp_path / "_build" / "executed"
+    executed.mkdir(parents=True)
+    for method in (ROOT / "book" / "methods").glob("*.md"):  # what the page of all sources writes for these pages
+        (executed / f"cost_{method.stem}.csv").write_text("seconds\n1\n")
+        Image.new("RGB", (8, 8)).save(executed / f"images_{method.stem}.png")
 
     with pytest.raises(BookError) as caught:
         build_book(tmp_path, {"profile": "cifar10"}, progress=False)
@@ -194,6 +201,27 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     assert [name for name, page in pages.items() if needs_network.search(page)] == []
     assert "tex-svg-full.js" in pages["method"]
     assert (html / "_static" / "tex-svg-full.js").is_file()
+    if program := browser():
+        shown = [html / name for name in ("index.html", "methods/zeroq.html", "library/images.html")]
+        assert [line for page in shown for line in console_errors(program, page)] == []
+
+
+def test_links_pictures_and_scripts_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.html").write_text('<p id="here"><a href="sub/b.html#there">b</a><img src="sub/x.png"></p>')
+    (tmp_path / "sub" / "b.html").write_text('<a href="../a.html#here"><a href="#gone"><a href="https://example.org/">')
+    assert broken_links(tmp_path) == [
+        "a.html: sub/b.html#there leads nowhere",
+        "a.html: sub/x.png leads nowhere",
+        "sub/b.html: #gone leads nowhere",
+    ]
+
+
+@pytest.mark.skipif(browser() is None, reason="there is no chromium on this machine")
+def test_a_script_that_fails_is_told(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<html><body><script>missing()</script></body></html>")
+    assert console_errors(browser() or "", page) == ["page.html: Uncaught ReferenceError: missing is not defined"]
 
 
 def run_only(names: set[str]) -> Callable[..., None]:

@@ -20,6 +20,7 @@ import yaml
 from tqdm import tqdm
 
 from dghlib.experiments.notebooks import PARTIAL, NotebookError, check_parameters, parameters_of, run_notebook
+from dghlib.experiments.pages import broken_links
 
 MATHJAX = "tex-svg-full.js"
 PAPERMILL_MARKER = "papermill-error-cell-tag"
@@ -74,7 +75,7 @@ def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool =
     failures = _run_notebooks(notebooks, parameters, executed, progress)
     _gather(root / "book", executed, source, failures)
     _report(f"building the pages of {len(notebooks)} notebooks and the chapters", progress)
-    complaints = [str(failure) for failure in failures.values()] + _build_pages(source, html)
+    complaints = [str(failure) for failure in failures.values()] + _build_pages(source, html) + broken_links(html)
     if complaints:
         listed = "\n".join(complaints)
         raise BookError(f"the book is at {html / 'index.html'}, but not everything went well:\n{listed}")

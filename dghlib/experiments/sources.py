@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import write_png
 from torchvision.utils import make_grid
 
 from dghlib.batchnorm import stored_statistics, working_copy
@@ -86,7 +86,8 @@ def save_strips(
     for source in sources:
         images, _ = calibration_images(workshop, profile, model, source, spend)
         pixels = to_pixels(images, float_model.mean, float_model.std)
-        write_png(make_grid(pixels, nrow=8, padding=2, pad_value=255), f"images_{source}.png")
+        grid = make_grid(pixels, nrow=8, padding=2, pad_value=255)
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(f"images_{source}.png")
 
 
 def _distance(model: FloatModel, images: Tensor) -> float:
