@@ -81,9 +81,9 @@ class DenoiserStage(Stage):
 class Config:
     """Settings of one training run, and of the sampling that it is judged by."""
 
-    num_images: int = 39_936  # a multiple of the 48 classes
-    autoencoder: AutoencoderStage = AutoencoderStage(steps=900, peak_learning_rate=2e-3)
-    denoiser: DenoiserStage = DenoiserStage(steps=2800, peak_learning_rate=1e-3)
+    num_images: int = 24_576  # a multiple of the 48 classes
+    autoencoder: AutoencoderStage = AutoencoderStage(steps=450, peak_learning_rate=2e-3)
+    denoiser: DenoiserStage = DenoiserStage(steps=2400, peak_learning_rate=1e-3)
     seed: int = 0
     threads: int = 1
     test_images: int = 480
