@@ -9,6 +9,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER_OPTIONS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom"),
+)
 SECONDS_PER_PAGE = 60
 
 
@@ -65,26 +70,8 @@ def browser() -> str | None:
 def console_errors(program: str, page: Path) -> list[str]:
     """Open a page in a browser without a window; return what its scripts report as errors or could not load."""
     with tempfile.TemporaryDirectory() as profile:
-        options = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            f"--user-data-dir={profile}",
-        ]
-        quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
-        command = [
-            program,
-            f"--user-data-dir={profile}",
-            *options,
-            *quiet,
-            "--virtual-time-budget=5000",
-            "--dump-dom",
-            page.resolve().as_uri(),
-        ]
-        finished = subprocess.run(
-            [*command, page.resolve().as_uri()], capture_output=True, text=True, timeout=SECONDS_PER_PAGE, check=False
-        )
+        command = [program, f"--user-data-dir={profile}", *BROWSER_OPTIONS, page.resolve().as_uri()]
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_PER_PAGE, check=False)
     if "</html>" not in finished.stdout:
         return [f"{page.name}: the browser showed nothing"]
     said = re.findall(r'CONSOLE[^\]]*\] "(.*)", source', finished.stderr)
