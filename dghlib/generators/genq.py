@@ -1,0 +1,229 @@
+"""GenQ: images of a diffusion model, of which those are kept that look most like the training data to the network.
+
+A text-to-image pipeline is given prompts made of class names, a class-conditional one the classes themselves. Neither
+knows the network that is to be quantized; so twice as many images are made as are wanted, and two filters, which do
+know it, keep one half (`dghlib.generators.filters`). With a few real images at hand, a token can be learned from them
+that stands for their style in the prompts (`dghlib.generators.textual_inversion`).
+
+Source: Li et al., "GenQ: Quantization in Low Data Regimes with Generative Synthetic Data" (2024), Sections 4.1 and
+4.2. The authors' code is no longer public, and the appendix with their details was not to be had.
+
+Differences from the paper:
+ 1. Steps, scheduler, precision and size of images are not stated; the preset "paper" has 50 steps, the pipeline's own
+    scheduler and size, and half precision. The list of adjectives is in the appendix; here it is that of CLIP.
+ 2. Images are scaled to the network's size as a whole, and rounded to 8 bits like real ones.
+ 3. How the two filters share what is discarded is not stated: `energy_share`. See also `dghlib.generators.filters`.
+ 4. Images that the pipeline's safety checker blackens are not candidates.
+ 5. The default is a small class-conditional pipeline that ships with the package, for the networks of `shapes`.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Formatter
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dghlib.batchnorm import working_copy
+from dghlib.checkpoints import Checkpoint
+from dghlib.choices import check_at_least, check_between, check_choice
+from dghlib.generators.classes import number_of_classes, random_labels
+from dghlib.generators.filters import SECOND_STAGES, SecondStage, select
+from dghlib.generators.identity import images_fingerprint
+from dghlib.generators.pipelines import (
+    Offload,
+    Pipeline,
+    Precision,
+    checked_names,
+    class_ids,
+    content_sha256,
+    fit,
+    folder_of,
+    load_pipeline,
+    make_images,
+    takes_prompts,
+)
+from dghlib.generators.textual_inversion import PLACEHOLDER, insert_token, load_token
+from dghlib.images import normalise
+from dghlib.models import FloatModel
+from dghlib.seeds import derived_seed, stream
+
+VERSION = 1
+
+# What CLIP's prompts for ImageNet call a photo, or what is in it.
+ADJECTIVES = (
+    *("bad", "good", "black and white", "blurry", "bright", "close-up", "cropped", "dark", "jpeg corrupted"),
+    *("low resolution", "pixelated", "clean", "cool", "dirty", "hard to see", "large", "nice", "small", "weird"),
+)
+PROMPT = "A photo of a {adjective} {name}"  # Eq. 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of one run; the defaults are for the embedded pipeline, those of the preset "paper" the authors'."""
+
+    num_images: int = 1024
+    batch_size: int = 32  # images that the pipeline makes at once
+    seed: int = 0
+
+    pipeline: str = "shapes"  # the embedded one, a folder, or a name on the hub
+    revision: str | None = None  # of a pipeline on the hub
+    denoising_steps: int = 25
+    guidance: float = 1.5  # 1 is none
+    scheduler: str | None = None  # a class of diffusers; None is the pipeline's own
+    size: int | None = None  # pixels, of what a text-to-image pipeline makes; None is its own
+    precision: Precision = "float32"
+    offload: Offload = "none"  # keep on the GPU only the part of the pipeline that runs
+
+    class_names: tuple[str, ...] | None = None  # of the network, in order; the embedded pipeline knows them
+    prompt: str = PROMPT
+    token: str | None = None  # a file that textual_inversion wrote: what {token} in the prompt stands for
+
+    oversampling: float = 2.0  # images made for each one that is kept
+    energy_share: float = 0.5  # of the discarded ones, those that the first filter discards
+    second_stage: SecondStage = "auto"
+    temperature: float = 1.0  # of the energy
+
+    weights: str = field(init=False)  # a hash of what is in the pipeline's folder and in the token's file
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "batch_size", "denoising_steps"):
+            check_at_least(1, name, getattr(self, name))
+        check_between(0, math.inf, "guidance", self.guidance)
+        check_choice("precision", self.precision, ("float32", "float16", "bfloat16"))
+        check_choice("offload", self.offload, ("none", "model", "sequential"))
+        self._check_prompt()
+        check_between(1, math.inf, "oversampling", self.oversampling)
+        check_between(0, 1, "energy_share", self.energy_share)
+        check_choice("second_stage", self.second_stage, SECOND_STAGES)
+        token = Path(self.token) if self.token else None
+        weights = content_sha256(folder_of(self.pipeline), token)
+        object.__setattr__(self, "weights", weights)  # so that other weights are another configuration
+
+    def _check_prompt(self) -> None:
+        parts = {part for _, part, _, _ in Formatter().parse(self.prompt)}
+        for part in parts:
+            check_choice("what stands in braces in the prompt", part, ("name", "adjective", "token", None))
+        if "name" not in parts:
+            raise ValueError(f"the prompt must have {{name}}, which is the class, got {self.prompt!r}")
+        if ("token" in parts) != (self.token is not None):
+            raise ValueError(
+                f"a prompt with {{token}} needs a learned token and the other way round, got the prompt "
+                f"{self.prompt!r} and the token {self.token!r}"
+            )
+
+
+PRESETS = {
+    "default": Config(),
+    "embedded": Config(),
+    "paper": Config(
+        pipeline="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        batch_size=8,
+        denoising_steps=50,
+        guidance=3.5,
+        precision="float16",
+    ),
+    "dit": Config(
+        pipeline="facebook/DiT-XL-2-256", batch_size=8, denoising_steps=50, guidance=4.0, precision="float16"
+    ),
+}
+
+
+def generate(
+    model: FloatModel,
+    config: Config,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    checkpoint: Path | None = None,
+) -> Tensor:
+    """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
+
+    The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images:
+    it loses a batch, or what the last twenty seconds made.
+
+    Raises:
+        MissingExtra, NotAPipeline: see `dghlib.generators.pipelines.load_pipeline`.
+        NotAClassifier: the network tells no classes apart.
+        NoBatchNorm, NoPatches: the second filter cannot be used, see `dghlib.generators.filters.select`.
+        ValueError: the classes of network and pipeline do not fit, or names are missing, or channels differ.
+        torch.OutOfMemoryError: a batch does not fit on the device; the message says what to change.
+    """
+    num_classes = number_of_classes(model, working_copy(model.net, "cpu", model.image_shape), "GenQ")
+    blank = torch.zeros(2, *model.image_shape)
+    select(model, blank, 1, energy_share=0, second_stage=config.second_stage)  # raise now, not after hours
+    saved = Checkpoint(checkpoint, images_fingerprint(model, "genq", VERSION, config))
+    candidates = _candidates(model, config, num_classes, device, saved, progress)
+    images = normalise(candidates, model.mean, model.std)
+    kept = select(
+        model,
+        images,
+        config.num_images,
+        energy_share=config.energy_share,
+        second_stage=config.second_stage,
+        temperature=config.temperature,
+        device=device,
+    )
+    return images[kept]
+
+
+def _candidates(
+    model: FloatModel,
+    config: Config,
+    num_classes: int,
+    device: torch.device | str,
+    saved: Checkpoint,
+    progress: bool,
+) -> Tensor:
+    """Return what the pipeline makes, uint8 (M, C, H, W)."""
+    pipeline = load_pipeline(
+        config.pipeline,
+        revision=config.revision,
+        precision=config.precision,
+        scheduler=config.scheduler,
+        offload=config.offload,
+        device=device,
+    )
+    if config.token is not None:
+        insert_token(pipeline, load_token(Path(config.token)))
+    subjects = subjects_of(config, pipeline, num_classes)
+    starts = range(0, len(subjects), config.batch_size)
+    made: list[Tensor] = (saved.load() or {"batches": []})["batches"]
+    with tqdm(total=len(starts), initial=len(made), desc=f"GenQ {model.name}", disable=not progress) as bar:
+        for start in starts[len(made) :]:
+            images = make_images(
+                pipeline,
+                subjects[start : start + config.batch_size],
+                steps=config.denoising_steps,
+                guidance=config.guidance,
+                seed=derived_seed(config.seed, "genq", "batch", start),
+                size=config.size,
+            )
+            if images.shape[1] != model.image_shape[0]:
+                raise ValueError(
+                    f"images of the pipeline have {images.shape[1]} channels, {model.name} takes {model.image_shape[0]}"
+                )
+            made.append(fit(images, model.image_shape[1:]))
+            bar.update()
+            saved.save_when_due(lambda: {"batches": made})
+    return torch.cat(made)
+
+
+def subjects_of(config: Config, pipeline: Pipeline, num_classes: int) -> list[str] | list[int]:
+    """Return what a pipeline is asked for, image by image: prompts (Eq. 4), or its numbers of classes.
+
+    Classes and adjectives are random, each as likely as any other.
+    """
+    count = math.ceil(config.num_images * config.oversampling)
+    labels = random_labels(count, num_classes, stream(config.seed, "genq", "labels")).tolist()
+    if not takes_prompts(pipeline):
+        ids = class_ids(pipeline, num_classes, config.class_names)
+        return [ids[label] for label in labels]
+    names = checked_names(config.class_names, num_classes)
+    adjectives = torch.randint(len(ADJECTIVES), (count,), generator=stream(config.seed, "genq", "adjectives")).tolist()
+    return [
+        config.prompt.format(name=names[label], adjective=ADJECTIVES[adjective], token=PLACEHOLDER)
+        for label, adjective in zip(labels, adjectives, strict=True)
+    ]
