@@ -11,6 +11,7 @@ where there are GPUs, once for each of them.
 
 import dataclasses
 import importlib.util
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -64,11 +65,11 @@ def _connect(address: str) -> Any:
         raise ClusterError("runs on a cluster need Dask: pip install 'dghlib[cluster]'")
     from distributed import Client
 
-    where = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
-    if "scheduler_file" in where and not Path(address).is_file():
-        raise ClusterError(f"no scheduler has written {address}: dask scheduler --scheduler-file {address}")
+    if address.endswith(".json"):
+        _wait_for(Path(address))
+    where = "scheduler_file" if address.endswith(".json") else "address"
     try:
-        client = Client(**where, timeout=SECONDS_TO_CONNECT)
+        client = Client(**{where: address}, timeout=SECONDS_TO_CONNECT)
     except (OSError, ValueError) as error:
         raise ClusterError(f"no scheduler answers at {address!r}: {error}; start one with: dask scheduler") from error
     try:
@@ -77,6 +78,17 @@ def _connect(address: str) -> Any:
         client.close()
         raise ClusterError(f"the cluster at {address} has no workers: dask worker {address} --nthreads 1") from error
     return client
+
+
+def _wait_for(scheduler_file: Path) -> None:
+    """Wait until a scheduler, which may have been started at the same time, has written its file."""
+    deadline = time.monotonic() + SECONDS_TO_CONNECT
+    while not scheduler_file.is_file():
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"no scheduler has written {scheduler_file}: dask scheduler --scheduler-file {scheduler_file}"
+            )
+        time.sleep(0.2)
 
 
 def _compute_all(client: Any, experiments: list[Experiment], workshop: Workshop, device: str, progress: bool) -> None:
