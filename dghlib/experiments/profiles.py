@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from dghlib.choices import look_up
+
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
@@ -69,3 +71,8 @@ BUDGETS = {
     "standard": Budget(num_images=256, steps=150, seeds=3, test_images=2000, batch_size=128, iterations=200),
     "paper": Budget(num_images=1024, steps=1000, seeds=5, test_images=None, batch_size=128, iterations=20_000),
 }
+
+
+def first_models(profile: str, count: int) -> list[str]:
+    """Return the names of the first `count` networks of a profile, or of all if it is 0."""
+    return list(look_up(PROFILES, profile, "profile").models)[: count or None]

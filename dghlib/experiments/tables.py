@@ -90,16 +90,16 @@ def accuracy(records: Sequence[Record], paper: str | None = None, bits: Sequence
     The float networks are the last row. With `paper`, the name of one of the paper's tables ("dgh_table2"), its
     numbers follow in columns of their own, under the paper's names of networks. `bits` keeps some widths only.
     """
-    if not records:
-        return _nothing()
+    if all(record["inputs"]["quantizer"]["method"] == FLOAT for record in records):
+        return nothing()
     numbers = summary(records)
     widths = [width for width in numbers.bits.unique() if width != FLOAT and (bits is None or width in bits)]
     cells = {
-        (_short_name(row.model), row.bits, row.source): _cell(row.mean, row.spread)
+        (short_name(row.model), row.bits, row.source): cell(row.mean, row.spread)
         for row in numbers[numbers.bits.isin(widths)].itertuples(index=False)
     }
     for row in numbers[numbers.bits == FLOAT].itertuples(index=False):
-        cells |= {(_short_name(row.model), width, FLOAT): _cell(row.mean, None) for width in widths}
+        cells |= {(short_name(row.model), width, FLOAT): cell(row.mean, None) for width in widths}
     if paper:
         cells |= _paper_cells(paper)
     rows = [source for source in TITLES if any(source == cell[2] for cell in cells)]
@@ -110,7 +110,7 @@ def accuracy(records: Sequence[Record], paper: str | None = None, bits: Sequence
     return table
 
 
-def _nothing() -> pd.DataFrame:
+def nothing() -> pd.DataFrame:
     """Return what a page shows whose records are of earlier versions of the methods, or were never made."""
     return pd.DataFrame({"no records": ["of these settings and versions: see `dgh run`"]})
 
@@ -119,11 +119,11 @@ def _paper_last(column: tuple[str, str]) -> bool:
     return column[0].startswith(PAPER)
 
 
-def _cell(mean: float, spread: float | None) -> str:
+def cell(mean: float, spread: float | None) -> str:
     return f"{mean:.2f}" if spread is None or pd.isna(spread) else f"{mean:.2f} ± {spread:.2f}"
 
 
-def _short_name(model: str) -> str:
+def short_name(model: str) -> str:
     """Return a network's name without that of its profile."""
     for profile in PROFILES:
         model = model.removeprefix(f"{profile}_")
@@ -144,7 +144,7 @@ def _paper_cells(name: str) -> dict[tuple[str, str, str], str]:
     for row in printed.itertuples(index=False):
         if source := _PAPER_ROWS.get(str(row.method)):
             for setting in settings if row.setting == FLOAT else [row.setting]:
-                cells[PAPER + str(row.network), setting, source] = _cell(row.mean, row.spread)
+                cells[PAPER + str(row.network), setting, source] = cell(row.mean, row.spread)
     return cells
 
 
@@ -154,11 +154,11 @@ def quantizers(records: Sequence[Record]) -> pd.DataFrame:
     Rows are (width, what is quantized, quantizer); the float networks are the last row.
     """
     if not records:
-        return _nothing()
+        return nothing()
     rows = frame(records)
     quantized = rows[rows.bits != FLOAT]
     cells = {
-        key: _cell(group.mean(), group.std())
+        key: cell(group.mean(), group.std())
         for key, group in quantized.groupby(["bits", "policy", "quantizer", "model", "source"], sort=False).top1
     }
     columns = list(dict.fromkeys(zip(quantized.model, quantized.source, strict=True)))
@@ -172,22 +172,22 @@ def quantizers(records: Sequence[Record]) -> pd.DataFrame:
     table = pd.DataFrame([[cells.get((*line, *column), "") for column in columns] for line in lines])
     index = [(width, POLICY_TITLES[policy], QUANTIZER_TITLES[method]) for width, policy, method in lines]
     table.index = pd.MultiIndex.from_tuples(index, names=["bits", "quantized", "method"])
-    table.columns = pd.MultiIndex.from_tuples([(_short_name(model), TITLES[source]) for model, source in columns])
+    table.columns = pd.MultiIndex.from_tuples([(short_name(model), TITLES[source]) for model, source in columns])
     float_top1 = rows[rows.bits == FLOAT].groupby("model").top1.mean()
-    table.loc[(FLOAT.capitalize(), "", ""), :] = [_cell(float_top1[model], None) for model, _ in columns]
+    table.loc[(FLOAT.capitalize(), "", ""), :] = [cell(float_top1[model], None) for model, _ in columns]
     return table
 
 
 def placements(records: Sequence[Record]) -> pd.DataFrame:
     """Return top-1 in percent, mean ± standard deviation over seeds: sources by (network, bits, placement)."""
     if not records:
-        return _nothing()
+        return nothing()
     rows = frame(records).assign(
         placement=[record["inputs"]["quantizer"].get("config", {}).get("placement") for record in records]
     )
-    rows = rows[rows.bits != FLOAT].assign(model=rows.model.map(_short_name))
+    rows = rows[rows.bits != FLOAT].assign(model=rows.model.map(short_name))
     groups = rows.groupby(["model", "bits", "placement", "source"], sort=False).top1.agg(["mean", "std"])
-    table = groups.apply(lambda row: _cell(row["mean"], row["std"]), axis=1).unstack([0, 1, 2]).fillna("")
+    table = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1).unstack([0, 1, 2]).fillna("")
     table = table.loc[[source for source in TITLES if source in table.index]].rename(index=TITLES)
     return table.rename_axis("calibrated with").rename_axis(columns=["top-1 in %", "", ""]).sort_index(axis=1)
 
@@ -195,7 +195,7 @@ def placements(records: Sequence[Record]) -> pd.DataFrame:
 def quantizer_costs(records: Sequence[Record]) -> pd.DataFrame:
     """Return the seconds that each quantizer takes per run, median over all widths and seeds, by network."""
     rows = frame(records)
-    rows = rows[rows.bits != FLOAT].assign(model=[_short_name(name) for name in rows[rows.bits != FLOAT].model])
+    rows = rows[rows.bits != FLOAT].assign(model=[short_name(name) for name in rows[rows.bits != FLOAT].model])
     seconds = rows.groupby(["quantizer", "model"]).quantization_seconds.median().unstack()
     order = [name for name in QUANTIZER_TITLES if name in seconds.index]
     return seconds.loc[order].rename(index=QUANTIZER_TITLES).round(0).rename_axis(index="seconds per run", columns=None)
@@ -212,15 +212,15 @@ def settings(records: Sequence[Record]) -> pd.DataFrame:
     A row is named by the settings in which it differs from the method's default; real images are the last row.
     """
     if not records:
-        return _nothing()
+        return nothing()
     rows = frame(records).assign(settings=[_changed_settings(record) for record in records])
     rows = rows[rows.bits != FLOAT]
     groups = rows.groupby(["bits", "model", "settings"], sort=False).top1.agg(["mean", "std"])
-    cells = groups.apply(lambda row: _cell(row["mean"], row["std"]), axis=1)
+    cells = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1)
     table = cells.unstack([0, 1])
     order = [name for name in dict.fromkeys(rows.settings) if name != TITLES[REAL]] + [TITLES[REAL]]
     table = table.loc[order].fillna("")
-    table.columns = pd.MultiIndex.from_tuples([(bits, _short_name(model)) for bits, model in table.columns])
+    table.columns = pd.MultiIndex.from_tuples([(bits, short_name(model)) for bits, model in table.columns])
     return table.rename_axis("settings").sort_index(axis=1, ascending=False)
 
 

@@ -1,0 +1,101 @@
+"""Tables of the papers in which a method varies: what a row stands for, and what the paper printed for it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from dghlib.experiments import tables
+from dghlib.experiments.paper_plans import INTRAQ_PARTS, PARTS
+from dghlib.experiments.plans import FLOAT
+from dghlib.experiments.run import Record
+from dghlib.experiments.tables import PAPER, TITLES, cell, nothing, paper_table, short_name
+
+# From a record of a quantized network to the name of its row.
+RowOf = Callable[[Record], str]
+
+
+def by_row(
+    records: Sequence[Record], row_of: RowOf, *, title: str, rows: Sequence[str] = (), paper: str | None = None
+) -> pd.DataFrame:
+    """Return top-1 in percent, mean ± standard deviation over seeds: rows of `row_of` by (network, bits).
+
+    The float networks are the last row. `rows` orders them; without, they come as the records do. With `paper`, the
+    name of a table whose methods are called as the rows are, its numbers follow in columns of their own.
+    """
+    if not records:
+        return nothing()
+    numbers = labelled(records, row_of)
+    quantized = numbers[numbers.bits != FLOAT]
+    groups = quantized.groupby(["model", "bits", "row"], sort=False).top1
+    cells = {(short_name(model), bits, row): cell(group.mean(), group.std()) for (model, bits, row), group in groups}
+    widths = list(dict.fromkeys(quantized.bits))
+    for line in numbers[numbers.bits == FLOAT].itertuples(index=False):
+        cells |= {(short_name(str(line.model)), width, TITLES[FLOAT]): cell(float(line.top1), None) for width in widths}
+    columns = list(dict.fromkeys((model, bits) for model, bits, _ in cells))
+    if paper:
+        for line in paper_table(paper).itertuples(index=False):
+            cells[PAPER + str(line.network), str(line.setting), str(line.method)] = cell(line.mean, line.spread)
+        columns = list(dict.fromkeys([*columns, *((model, bits) for model, bits, _ in cells)]))
+    lines = [*(rows or dict.fromkeys(quantized.row)), TITLES[FLOAT]]
+    table = pd.DataFrame([[cells.get((*column, row), "") for column in columns] for row in lines])
+    table.index = pd.Index(lines, name=title)
+    table.columns = pd.MultiIndex.from_tuples(columns, names=["top-1 in %", ""])
+    return table
+
+
+def labelled(records: Sequence[Record], row_of: RowOf) -> pd.DataFrame:
+    """Return `tables.frame` with a column `row`: what `row_of` makes of a quantized network, "Float" of others."""
+    names = [TITLES[FLOAT] if "images" not in record["inputs"] else row_of(record) for record in records]
+    return tables.frame(records).assign(row=names)
+
+
+def settings_of(record: Record) -> dict[str, Any]:
+    """Return the settings of a record's images."""
+    return record["inputs"]["images"]["config"]
+
+
+def parts_of(record: Record) -> str:
+    """Return which of DGH's parts a record has, as the rows of its Table 4 are called."""
+    settings = settings_of(record)
+    on = [settings["scope"] is None, settings["preprocessing"], settings["output_stretching"]]
+    return " + ".join(part for part, is_on in zip(PARTS, on, strict=True) if is_on) or "none"
+
+
+def table4(records: Sequence[Record]) -> pd.DataFrame:
+    """Return DGH's Table 4 beside the paper's numbers: a tick for every part that is on."""
+    rows = list(dict.fromkeys(paper_table("dgh_table4").method))
+    table = by_row(records, parts_of, title="parts", rows=rows, paper="dgh_table4")
+    if "parts" not in table.index.names:
+        return table
+    ticks = [tuple("✓" if part in str(row).split(" + ") else "" for part in PARTS) for row in table.index[:-1]]
+    table.index = pd.MultiIndex.from_tuples([*ticks, (TITLES[FLOAT], "", "")], names=PARTS)
+    return table
+
+
+def intraq_part_of(record: Record) -> str:
+    """Return which part of IntraQ a record is without."""
+    settings = settings_of(record)
+    off = [name for name, changed in INTRAQ_PARTS.items() if changed and changed.items() <= settings.items()]
+    return off[0] if off else "all three"
+
+
+def by_amount(records: Sequence[Record]) -> pd.DataFrame:
+    """Return top-1 by number of images and source, in the order of the sources."""
+    if not records:
+        return nothing()
+    numbers = tables.frame(records)
+    numbers = numbers[numbers.bits != FLOAT]
+    groups = numbers.groupby(["model", "num_images", "source"]).top1.agg(["mean", "std"])
+    table = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1).unstack()
+    table = table[[source for source in TITLES if source in table.columns]].rename(columns=TITLES)
+    table.index = table.index.map(lambda key: (short_name(key[0]), int(key[1])))
+    return table.rename_axis(index=["network", "images"], columns="top-1 in %").fillna("")
+
+
+def paper_amounts(name: str) -> pd.DataFrame:
+    """Return a paper's table of top-1 by number of images: rows are numbers, columns (network, method)."""
+    printed = paper_table(name)
+    printed["images"] = printed.setting.str.removesuffix(" images").astype(int)
+    table = printed.pivot(index="images", columns=["network", "method"], values="mean")
+    return table.map("{:.2f}".format).rename_axis(columns=["paper: top-1 in %", ""])
