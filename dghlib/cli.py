@@ -190,7 +190,7 @@ def _add_force(sub: argparse.ArgumentParser) -> None:
 
 def _settings_help(methods: dict[str, types.ModuleType]) -> str:
     lists = (
-        f"{name}: {', '.join(field.name for field in dataclasses.fields(method.Config))}"
+        f"{name}: {', '.join(field.name for field in dataclasses.fields(method.Config) if field.init)}"
         for name, method in methods.items()
     )
     return f"change a setting; may be given several times. {'; '.join(lists)}"

@@ -229,10 +229,13 @@ def _chosen(options: Namespace, *names: str) -> dict[str, Any]:
 def parse_settings(config: Any, assignments: Sequence[str]) -> dict[str, Any]:
     """Return `name=value` words as settings of a Config, each in the type of its field.
 
+    A list of words is written with commas, or is the name of a text file with one of them in each line.
+
     Raises:
         ValueError: no such setting (the nearest is suggested), or a value that is not of its type.
     """
-    hints = typing.get_type_hints(type(config))
+    types_of = typing.get_type_hints(type(config))
+    hints = {field.name: types_of[field.name] for field in dataclasses.fields(config) if field.init}
     settings = {}
     for word in assignments:
         name, equals, value = word.partition("=")
@@ -248,9 +251,11 @@ def _parsed(name: str, value: str, hint: Any) -> Any:
         kinds: tuple[Any, ...] = typing.get_args(hint)
     else:
         kinds = (hint,)
+    if type(None) in kinds and value.lower() == "none":
+        return None
     for kind in kinds:
-        if kind is type(None) and value.lower() == "none":
-            return None
+        if typing.get_origin(kind) is tuple:
+            return tuple(Path(value).read_text().splitlines() if Path(value).is_file() else value.split(","))
         if kind is bool and value.lower() in ("true", "false"):
             return value.lower() == "true"
         if kind in (int, float, str):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dghlib import cli, commands
-from dghlib.generators import dgh
+from dghlib.generators import dgh, genq
 from dghlib.images import load_images
 
 
@@ -129,6 +129,18 @@ def test_settings_are_read_in_the_types_of_their_fields():
         "clip": True,
         "extra_pixels": 2,
     }
+
+
+def test_lists_are_read_from_words_and_from_files(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("tench, Tinca tinca\ngoldfish\n")
+    read = commands.parse_settings(genq.Config(), ["class_names=cat,dog", "scheduler=None", "size=64"])
+    assert read == {"class_names": ("cat", "dog"), "scheduler": None, "size": 64}
+    assert commands.parse_settings(genq.Config(), [f"class_names={names}"]) == {
+        "class_names": ("tench, Tinca tinca", "goldfish")
+    }
+    with pytest.raises(ValueError, match=r"unknown setting of .* 'weights'"):
+        commands.parse_settings(genq.Config(), ["weights=1"])
 
 
 def test_ctrl_c_is_told(monkeypatch, capsys):
