@@ -27,6 +27,7 @@ TITLES = {
     "intraq": "IntraQ",
     "genie_d": "GENIE",
     "dgh": "DGH",
+    "genq": "GenQ",
     REAL: "Real data",
     FLOAT: "Float",
 }
@@ -47,6 +48,7 @@ _PAPER_ROWS = {
     "IntraQ": "intraq",
     "GENIE": "genie_d",
     "DGH (Ours)": "dgh",
+    "GenQ": "genq",
     "Real Data": REAL,
 }
 

@@ -117,7 +117,6 @@ class Config:
 
 PRESETS = {
     "default": Config(),
-    "embedded": Config(),
     "paper": Config(
         pipeline="stable-diffusion-v1-5/stable-diffusion-v1-5",
         batch_size=8,
