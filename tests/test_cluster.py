@@ -81,11 +81,11 @@ def test_a_killed_worker_loses_nothing_and_records_are_the_same(workers, tmp_pat
 
     asking = threading.Thread(target=compute)
     asking.start()
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while not (workers.records_of(0) and workers.records_of(1)) and time.monotonic() < deadline:
         time.sleep(0.02)
     workers.workers[0].send_signal(signal.SIGKILL)
-    asking.join(timeout=90)
+    asking.join(timeout=300)
     lost = workers.records_of(0)
     assert 0 < len(lost) < len(experiments)
     assert workers.records_of(1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -49,7 +50,7 @@ def cost(
 
     A pass is once forward and once backward through the network. The distance is that of Eq. 4 of the DGH paper,
     over the whole set, as a mean over channels and layers. With `save`, a name, the numbers go to NAME.csv, and for
-    the pages of the methods, a line each, to cost_SOURCE.csv.
+    the pages of the methods, a line each, to cost_SOURCE.csv beside it.
     """
     workshop, spend = Workshop(results_dir(), progress=True), budget_for(budget, num_images)
     rows = []
@@ -61,14 +62,15 @@ def cost(
                 "calibrated with": TITLES[source],
                 "passes per image": getattr(source_config(source, spend, seed=0), "steps", 0) if made else "",
                 "seconds per image": f"{seconds / len(images):.3f}" if made else "",
-                "distance from the statistics": f"{_distance(load_model(model), images):.3g}",
+                "distance from the statistics": f"{distance_from_statistics(load_model(model), images):.3g}",
             }
         )
     table = pd.DataFrame(rows).set_index("calibrated with")
     if save:
         table.to_csv(f"{save}.csv")
         for row, source in enumerate(sources):
-            table.iloc[[row]].reset_index(drop=True).to_csv(f"cost_{source}.csv", index=False)
+            line = table.iloc[[row]].reset_index(drop=True)
+            line.to_csv(Path(save).with_name(f"cost_{source}.csv"), index=False)
     return table
 
 
@@ -90,7 +92,8 @@ def save_strips(
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(f"images_{source}.png")
 
 
-def _distance(model: FloatModel, images: Tensor) -> float:
+def distance_from_statistics(model: FloatModel, images: Tensor) -> float:
+    """Return how far a set of images is from a network's statistics: DGH's Eq. 4, mean over channels and layers."""
     net = working_copy(model.net, "cpu", model.image_shape)
     layers = stored_statistics(net, model.image_shape)
     weights = channel_weights(layers.sizes, "mean", layers.mean.device)
