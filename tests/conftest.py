@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from dghlib.allocator import keep_freed_memory
 from dghlib.models import FloatModel
@@ -39,6 +40,18 @@ def make_tiny_model(seed: int = 0) -> FloatModel:
                 module.momentum = 1.0
         with torch.no_grad():
             net(images)
+    return FloatModel(name="tiny", net=net.eval(), image_shape=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+def make_tiny_transformer(seed: int = 0) -> FloatModel:
+    """Return a vision transformer with random weights: 16 patches, two heads, two layers: (N, 3, 8, 8) -> (N, 5)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = VisionTransformer(
+            image_size=8, patch_size=2, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=24, num_classes=5
+        )
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, std=0.3)
     return FloatModel(name="tiny", net=net.eval(), image_shape=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 

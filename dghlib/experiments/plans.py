@@ -13,14 +13,14 @@ from typing import Any
 
 from dghlib.choices import check_choice, look_up
 from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
-from dghlib.generators import GENERATORS
+from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 from dghlib.quantizers import QUANTIZERS
 from dghlib.quantizers.reconstruction import Settings
 
 REAL = "real"
 FLOAT = "float"
 SOURCES = ("noise", "zeroq", "dgh", REAL)
-EVERY_SOURCE = (*GENERATORS, REAL)
+EVERY_SOURCE = (*(name for name in GENERATORS if name not in FOR_TRANSFORMERS), REAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from dghlib.generators import deep_inversion, dgh, genie_d, intraq, noise, qimera, zeroq
+from dghlib.generators import deep_inversion, dgh, genie_d, intraq, noise, psaq_vit, qimera, zeroq
 
 GENERATORS: dict[str, ModuleType] = {
     "noise": noise,
@@ -12,4 +12,6 @@ GENERATORS: dict[str, ModuleType] = {
     "intraq": intraq,
     "genie_d": genie_d,
     "dgh": dgh,
+    "psaq_vit": psaq_vit,
 }
+FOR_TRANSFORMERS = ("psaq_vit",)  # these need attention; the others, noise apart, need batch norm

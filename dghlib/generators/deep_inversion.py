@@ -147,9 +147,9 @@ def labels_of(config: Config, num_classes: int) -> Tensor:
     return random_labels(config.num_images, num_classes, stream(config.seed, "deep_inversion", "labels"))
 
 
-def warm_up_and_cosine(step: int, steps: int) -> float:
+def warm_up_and_cosine(step: int, steps: int, warm_up: float = WARM_UP) -> float:
     """Return the share of the learning rate at a step: it rises from 0 in a line, then falls to 0 in half a cosine."""
-    rising = WARM_UP * steps
+    rising = warm_up * steps
     if step < rising:
         return (step + 1) / (rising + 1)
     return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / (steps - rising))

@@ -33,23 +33,33 @@ def kernel_density(values: Tensor, points: Tensor, bandwidth: float = BANDWIDTH)
     return torch.stack(densities, dim=1) / (bandwidth * sqrt(2 * pi))
 
 
+def similarity_entropy(similarities: Tensor, points: Tensor | None = None, bandwidth: float = BANDWIDTH) -> Tensor:
+    """Return the entropy of every row of similarities (N, M), (N,); differentiable.
+
+    Args:
+        similarities: of the patches of N images.
+        points: where densities are taken, (T,) ascending; None spreads `NUM_POINTS` over these similarities, as
+            PSAQ-ViT does, so that an image's entropy depends on those beside it.
+        bandwidth: of the kernels.
+    """
+    if points is None:
+        low, high = similarities.detach().aminmax()
+        points = torch.linspace(float(low), float(high), NUM_POINTS, device=similarities.device)
+    density = kernel_density(similarities, points, bandwidth) + DENSITY_EPSILON
+    return torch.trapezoid(-density * density.log(), points, dim=1)  # GenQ, Eq. 9
+
+
 def patch_similarity_entropy(patches: Tensor, points: Tensor | None = None, bandwidth: float = BANDWIDTH) -> Tensor:
     """Return the entropy of the patch similarities of every image, (N,), from patches (N, P, D); differentiable.
 
     Args:
         patches: without class tokens, which are no patches.
-        points: where densities are taken, (T,) ascending; None spreads `NUM_POINTS` over the similarities of these
-            images, as PSAQ-ViT does, so that an image's entropy depends on those beside it.
-        bandwidth: of the kernels.
+        points: see `similarity_entropy`.
+        bandwidth: see there.
 
     Raises:
         ValueError: `patches` is not (N, P, D).
     """
     if patches.ndim != 3:
         raise ValueError(f"patches must be (N, P, D): images, patches, features; got shape {tuple(patches.shape)}")
-    similarities = cosine_similarities(patches).flatten(1)
-    if points is None:
-        low, high = similarities.detach().aminmax()
-        points = torch.linspace(float(low), float(high), NUM_POINTS, device=patches.device)
-    density = kernel_density(similarities, points, bandwidth) + DENSITY_EPSILON
-    return torch.trapezoid(-density * density.log(), points, dim=1)  # GenQ, Eq. 9
+    return similarity_entropy(cosine_similarities(patches).flatten(1), points, bandwidth)

@@ -1,0 +1,211 @@
+"""PSAQ-ViT: images for vision transformers, which have no batch norm, by the similarities of their patches.
+
+Show a transformer noise, and to each of its attentions all patches look alike; in an image, those of the object differ
+from those of the background. So the images are those that raise the entropy of the patch similarities, summed over all
+attentions, while each is recognised as its class:
+
+    loss = - sum over attentions of H(cos(o_p, o_q), p and q any two patches)
+           + cross entropy of the class + a weight |TV - V|,
+
+o_p being what the attention made of patch p, as a mean over its heads, and H an entropy estimated with Gaussian
+kernels. The total variation TV is drawn to a value V found in real images.
+
+Source: Li et al., "Patch Similarity Aware Data-Free Quantization for Vision Transformers" (2022), and a description of
+the authors' code at commit d2c726f; written from these descriptions only.
+
+Differences from the authors' code:
+ 1. Their target of the variation, drawn from 2500 ... 3000, belongs to 32 images of 224x224; another batch or size gets
+    its share. The jitter (30 pixels at 224, half of that in the first half of the steps) is in proportion too.
+ 2. They drop the first of all tokens, also in Swin, where there is no class token; here, those that are too many for a
+    square of patches, unless `class_tokens` says how many.
+ 3. Several batches: each begins anew, with its own optimizer.
+ 4. Images are clipped to the pixels that the network's own normalisation allows; theirs is that of ImageNet.
+ 5. Attention is found by running the network, so that it need not be one of theirs.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from dghlib.batchnorm import check_finite, working_copy
+from dghlib.checkpoints import Checkpoint
+from dghlib.choices import check_at_least, check_between
+from dghlib.generators.attention import RecordedAttention, open_attention
+from dghlib.generators.classes import number_of_classes, random_labels
+from dghlib.generators.deep_inversion import JITTER, total_variation, warm_up_and_cosine
+from dghlib.generators.identity import images_fingerprint
+from dghlib.generators.patch_similarity import cosine_similarities, similarity_entropy
+from dghlib.generators.tasks import ImageTask, run_tasks
+from dghlib.images import clip_straight_through
+from dghlib.models import FloatModel
+from dghlib.seeds import stream
+
+VERSION = 1
+WARM_UP = 0.2  # of each half of the steps: 100 of 500
+VARIATION_TARGET = (2500.0, 3000.0)  # of a batch of this many values:
+VARIATION_VALUES = 32 * 3 * 224 * 224
+
+
+class NoAttention(ValueError):
+    """The network has no attention between patches, whose similarities the images would be made from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of one run; the defaults are the authors' for DeiT."""
+
+    num_images: int = 32
+    batch_size: int = 32
+    steps: int = 1000  # of each batch, in two halves: the learning rate begins again, shifts are twice as far
+    learning_rate: float = 0.2
+    seed: int = 0
+
+    class_weight: float = 1.0
+    variation_weight: float = 0.05
+    class_tokens: int | None = None  # in front of the patches; None: as many as are too many for a square
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "batch_size", "steps"):
+            check_at_least(1, name, getattr(self, name))
+        if self.class_tokens is not None:
+            check_at_least(0, "class_tokens", self.class_tokens)
+        for name in ("learning_rate", "class_weight", "variation_weight"):
+            check_between(0, math.inf, name, getattr(self, name))
+
+
+PRESETS = {"default": Config(), "swin": Config(learning_rate=0.25)}
+
+
+def generate(
+    model: FloatModel,
+    config: Config,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    checkpoint: Path | None = None,
+) -> Tensor:
+    """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
+
+    The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
+
+    Raises:
+        NoAttention: the network has no attention between patches.
+        NotAClassifier: it tells no classes apart.
+        ValueError: its weights are not finite.
+        FloatingPointError: the loss became NaN; the step is named.
+    """
+    net = working_copy(model.net, device, model.image_shape)
+    check_finite(net)
+    num_classes = number_of_classes(model, net, "PSAQ-ViT")
+    open_attention(net)
+    images = torch.randn((config.num_images, *model.image_shape), generator=stream(config.seed, "psaq_vit", "images"))
+    _check_attention(model, net, images[:1].to(device), config)
+    batches = images.split(config.batch_size)
+    labels = labels_of(config, num_classes).split(config.batch_size)
+
+    def start(index: int, finished: list[Tensor]) -> ImageTask:
+        draws = stream(config.seed, "psaq_vit", "augmentation", index)
+        loss = _Loss(net, config, labels[index].to(device), draws)
+        task = ImageTask(
+            batches[index].to(device),
+            loss,
+            lambda leaves: torch.optim.Adam(leaves, config.learning_rate, betas=(0.5, 0.9)),
+            lambda optimizer: LambdaLR(optimizer, lambda step: rate(step, config.steps)),
+            draws=draws,
+            keep_valid=lambda images: clip_straight_through(images, model.mean, model.std),
+        )
+        task.parts["calls"] = loss.calls
+        return task
+
+    return run_tasks(
+        start,
+        count=len(batches),
+        steps=config.steps,
+        saved=Checkpoint(checkpoint, images_fingerprint(model, "psaq_vit", VERSION, config)),
+        title=f"PSAQ-ViT {model.name}",
+        progress=progress,
+    )
+
+
+def labels_of(config: Config, num_classes: int) -> Tensor:
+    """Return the class that each image of a run is asked for, (num_images,)."""
+    return random_labels(config.num_images, num_classes, stream(config.seed, "psaq_vit", "labels"))
+
+
+def rate(step: int, steps: int) -> float:
+    """Return the share of the learning rate at a step: in each half of the steps it rises, then falls to 0."""
+    half = math.ceil(steps / 2)
+    return warm_up_and_cosine(step % half, half, WARM_UP)
+
+
+def patches_seen(mixtures: Iterable[Tensor], class_tokens: int | None) -> list[Tensor]:
+    """Return the patches (N, P, D) of what attentions returned, (N, heads, tokens, D), as means over their heads.
+
+    See `Config` for `class_tokens`. Attentions with fewer than two patches, which have no pairs, are left out.
+    """
+    patches = []
+    for mixture in mixtures:
+        if mixture.ndim == 4:
+            tokens = mixture.mean(1)
+            count = tokens.shape[1]
+            others = count - math.isqrt(count) ** 2 if class_tokens is None else class_tokens
+            if count - others > 1:
+                patches.append(tokens[:, others:])
+    return patches
+
+
+def image_entropies(patches: Tensor, num_images: int) -> Tensor:
+    """Return the entropy of the similarities of all pairs of patches (N, P, D) of each image, (num_images,).
+
+    Where an attention looks at windows, N is a multiple of the number of images, the windows of an image beside each
+    other; pairs are then of the same window.
+    """
+    return similarity_entropy(cosine_similarities(patches).reshape(num_images, -1))
+
+
+def _check_attention(model: FloatModel, net: nn.Module, image: Tensor, config: Config) -> None:
+    with torch.no_grad(), RecordedAttention() as attention:
+        net(image)
+    if not patches_seen(attention.mixtures, config.class_tokens):
+        raise NoAttention(
+            f"PSAQ-ViT compares what attention makes of the patches of an image, and {model.name} "
+            f"({type(model.net).__name__}) has no attention between patches; for networks with batch norm there are "
+            "DGH, GENIE and others"
+        )
+
+
+class _Loss:
+    """The loss of one batch: its terms, as weighted."""
+
+    def __init__(self, net: nn.Module, config: Config, labels: Tensor, draws: torch.Generator):
+        self.net, self.config, self.labels, self.draws = net, config, labels, draws
+        low, high = VARIATION_TARGET
+        self.variation = low + (high - low) * torch.rand((), generator=draws).item()
+        self.calls = torch.tensor(0)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        shown = self._jittered(images)
+        with RecordedAttention() as attention:
+            output = self.net(shown)
+        seen = patches_seen(attention.mixtures, self.config.class_tokens)
+        entropies = torch.stack([image_entropies(patches, len(images)).mean() for patches in seen])
+        target = self.variation * math.sqrt(images.numel() / VARIATION_VALUES)
+        self.calls += 1
+        return {
+            "entropy": -entropies.sum(),
+            "class": self.config.class_weight * nn.functional.cross_entropy(output, self.labels),
+            "TV": self.config.variation_weight * (total_variation(shown) - target).abs(),
+        }
+
+    def _jittered(self, images: Tensor) -> Tensor:
+        """Return the images shifted around the border, as far down as right, and mirrored or not: all alike."""
+        share = 0.5 if self.calls < self.config.steps / 2 else 1.0
+        limit = round(share * JITTER * min(images.shape[2:]))
+        shift = int(torch.randint(-limit, limit + 1, (), generator=self.draws))
+        images = images.roll((shift, shift), dims=(2, 3))
+        return images.flip(3) if torch.rand((), generator=self.draws) < 0.5 else images
