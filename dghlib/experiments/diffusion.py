@@ -196,7 +196,7 @@ def _restore(saved: Checkpoint, parts: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def autoencoder_loss(net: nn.Module, images: Tensor, stage: AutoencoderStage, draws: torch.Generator) -> Tensor:
+def autoencoder_loss(net: Any, images: Tensor, stage: AutoencoderStage, draws: torch.Generator) -> Tensor:
     """Return how far images (N, 3, 32, 32) in [-1, 1] and their edges are from what is read back.
 
     The encoder states a mean and a variance of the latents; the divergence of these from a standard normal keeps
@@ -210,21 +210,20 @@ def autoencoder_loss(net: nn.Module, images: Tensor, stage: AutoencoderStage, dr
     return F.mse_loss(read, images) + stage.edge_weight * edges + stage.divergence_weight * divergence
 
 
-def denoiser_loss(
-    net: nn.Module, latents: Tensor, labels: Tensor, stage: DenoiserStage, draws: torch.Generator
-) -> Tensor:
+def denoiser_loss(net: Any, latents: Tensor, labels: Tensor, stage: DenoiserStage, draws: torch.Generator) -> Tensor:
     """Return the squared error of v, averaged, for latents (N, 4, 8, 8) at random times; some labels are withheld."""
     times = torch.randint(TIMES, (len(latents),), generator=draws)
     noise = torch.randn(latents.shape, generator=draws)
     withheld = torch.rand(len(latents), generator=draws) < stage.withheld
-    signal = sampler().alphas_cumprod[times].view(-1, 1, 1, 1)
+    mixture: Any = sampler()
+    signal = mixture.alphas_cumprod[times].view(-1, 1, 1, 1)
     a, s = signal.sqrt(), (1 - signal).sqrt()
     told = net(a * latents + s * noise, times, labels.where(~withheld, NO_CLASS)).sample
     return F.mse_loss(told, a * noise - s * latents)
 
 
 @torch.no_grad()
-def latents_of(autoencoder: nn.Module, images: Tensor) -> Tensor:
+def latents_of(autoencoder: Any, images: Tensor) -> Tensor:
     """Return the latents (N, 4, 8, 8) of images (N, 3, 32, 32) uint8."""
     chunks = tqdm(images.split(256), desc="latents", unit="batch", leave=False)
     return torch.cat([autoencoder.encode(in_range(chunk)).latent_dist.mean for chunk in chunks])
@@ -286,12 +285,12 @@ def make(config: Config, out: Path) -> dict[str, Any]:
 
 def save(autoencoder: AutoencoderKL, denoiser: UNet2DModel, classes: Sequence[str], folder: Path) -> None:
     """Write a folder for `DiffusionPipeline.from_pretrained`, weights in half precision."""
-    pipeline = DiTPipeline(transformer=denoiser, vae=autoencoder, scheduler=sampler())
+    pipeline: Any = DiTPipeline(transformer=denoiser, vae=autoencoder, scheduler=sampler())
     pipeline.register_to_config(id2label=dict(enumerate(classes)))  # else it would be forgotten
     pipeline.to(torch.float16).save_pretrained(folder)
 
 
-def sample(pipeline: DiffusionPipeline, labels: Tensor, config: Config) -> Tensor:
+def sample(pipeline: Any, labels: Tensor, config: Config) -> Tensor:
     """Return one image (3, 32, 32) uint8 for each of the labels (N,)."""
     pipeline.set_progress_bar_config(disable=True)
     images = []
