@@ -12,7 +12,7 @@ from dghlib.experiments.run import RESULTS_VARIABLE, Workshop
 from dghlib.quantizers.reconstruction import Settings
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-SMALLEST = {"budget": "smoke", "num_images": 8, "seeds": 1}
+SMALLEST = {"budget": "smoke", "num_images": 8, "seeds": 1, "iterations": 5, "repetitions": 2}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -80,14 +81,19 @@ def image_gallery(
         images, _ = calibration_images(workshop, profile, name, source, spend)
         model = load_model(name)
         facts.append({"model": name, "source": source, "mean": images.mean().item(), "std": images.std().item()})
-        for axis, image in zip(line, to_pixels(images[:columns], model.mean, model.std), strict=False):
-            axis.imshow(image.permute(1, 2, 0).numpy())
-        for axis in line:
-            axis.set(xticks=[], yticks=[], frame_on=False)
-        line[0].set_ylabel(f"{TITLES[source]}", rotation=0, ha="right", va="center", fontsize="small")
+        show_images(line, images, model, TITLES[source])
         if source == sources[0]:
             line[0].set_title(name, loc="left", fontsize="small")
     return saved(figure, pd.DataFrame(facts), save)
+
+
+def show_images(axes: Sequence[Axes], images: Tensor, model: FloatModel, label: str) -> None:
+    """Draw the first images of a set (N, C, H, W) into a row of axes, with a label before them."""
+    for axis, image in zip(axes, to_pixels(images[: len(axes)], model.mean, model.std), strict=False):
+        axis.imshow(image.permute(1, 2, 0).numpy())
+    for axis in axes:
+        axis.set(xticks=[], yticks=[], frame_on=False)
+    axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
 
 
 def noise_profile(model: FloatModel, quantized: QuantizedModel, images: Tensor, *, save: str | None = None) -> Figure:

@@ -12,7 +12,7 @@ from torchvision.utils import make_grid
 
 from dghlib.batchnorm import stored_statistics, working_copy
 from dghlib.choices import look_up
-from dghlib.experiments.plans import EVERY_SOURCE, REAL, Experiment, source_config
+from dghlib.experiments.plans import REAL, Experiment, every_source, source_config
 from dghlib.experiments.profiles import BUDGETS, Budget
 from dghlib.experiments.run import Workshop, load_model, results_dir
 from dghlib.experiments.tables import TITLES
@@ -43,7 +43,7 @@ def cost(
     budget: str = "quick",
     *,
     num_images: int | None = None,
-    sources: Sequence[str] = EVERY_SOURCE,
+    sources: Sequence[str] | None = None,
     save: str | None = None,
 ) -> pd.DataFrame:
     """Return what the images of each source take on this machine, and how near they come to the network's statistics.
@@ -53,7 +53,7 @@ def cost(
     the pages of the methods, a line each, to cost_SOURCE.csv beside it.
     """
     workshop, spend = Workshop(results_dir(), progress=True), budget_for(budget, num_images)
-    rows = []
+    rows, sources = [], sources or every_source(profile)
     for source in sources:
         images, seconds = calibration_images(workshop, profile, model, source, spend)
         made = source != REAL
@@ -80,12 +80,12 @@ def save_strips(
     budget: str = "quick",
     *,
     num_images: int | None = None,
-    sources: Sequence[str] = EVERY_SOURCE,
+    sources: Sequence[str] | None = None,
 ) -> None:
     """Write the images of each source side by side to images_SOURCE.png, for the pages of the methods."""
     workshop, spend = Workshop(results_dir(), progress=True), budget_for(budget, num_images)
     float_model = load_model(model)
-    for source in sources:
+    for source in sources or every_source(profile):
         images, _ = calibration_images(workshop, profile, model, source, spend)
         pixels = to_pixels(images, float_model.mean, float_model.std)
         grid = make_grid(pixels, nrow=8, padding=2, pad_value=255)
