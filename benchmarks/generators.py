@@ -22,11 +22,11 @@ from benchmarks import measuring
 from benchmarks.measuring import timed
 from dghlib import models
 from dghlib.batchnorm import working_copy
-from dghlib.generators import GENERATORS
+from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 from dghlib.generators.networks import GenieNetwork, QimeraNetwork, initialised
 from dghlib.models import FloatModel
 
-METHODS = [name for name in GENERATORS if name != "noise"]
+METHODS = [name for name in GENERATORS if name not in ("noise", "genq", *FOR_TRANSFORMERS)]
 STEPS = (2, 12)  # few and many
 FEWEST = (1, 2)
 

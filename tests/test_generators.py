@@ -8,26 +8,37 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_pipelines
 import torch
 from conftest import make_tiny_model, make_tiny_transformer
 from torch import nn
 
 from dghlib.batchnorm import NoBatchNorm
 from dghlib.checkpoints import Checkpoint
-from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
+from dghlib.generators import FOR_TRANSFORMERS, GENERATORS, pipelines
 from dghlib.models import FloatModel
 
-BUDGET = {"num_images": 6, "batch_size": 4, "steps": 3}
-ITERATIVE = [name for name in GENERATORS if name != "noise"]
+BUDGET = {"num_images": 6, "batch_size": 4, "steps": 3, "denoising_steps": 2}
+ITERATIVE = [name for name, method in GENERATORS.items() if hasattr(method.PRESETS["default"], "steps")]
 MATCHING = [name for name in ITERATIVE if name not in FOR_TRANSFORMERS]
 
 
+@pytest.fixture(scope="module")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipelines") / "classes"
+    tiny_pipelines.save_class_conditional(folder, "ABCDE")
+    return folder
+
+
 @pytest.fixture
-def model(name: str) -> FloatModel:
-    """A tiny model of the kind that the method is for."""
+def model(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FloatModel:
+    """A tiny model of the kind that the method is for; GenQ gets a pipeline that draws the five classes of it."""
+    if name == "genq":
+        monkeypatch.setitem(pipelines.EMBEDDED, "shapes", request.getfixturevalue("tiny_pipeline"))
     return make_tiny_transformer() if name in FOR_TRANSFORMERS else make_tiny_model()
 
 

@@ -8,7 +8,7 @@ import pytest
 from dghlib.choices import UnknownName
 from dghlib.experiments import plans, sources
 from dghlib.experiments.profiles import BUDGETS
-from dghlib.generators import GENERATORS
+from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 
 
 def test_a_budget_for_fewer_images_is_in_proportion() -> None:
@@ -23,7 +23,7 @@ def test_a_budget_for_fewer_images_is_in_proportion() -> None:
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_intraq_has_several_batches_and_the_others_what_the_budget_says(budget: str) -> None:
     spend = BUDGETS[budget]
-    for name in set(GENERATORS) - {"noise"}:
+    for name in set(GENERATORS) - {"noise", "genq"}:
         config = plans.source_config(name, spend, seed=3)
         assert (config.num_images, config.steps, config.seed) == (spend.num_images, spend.steps, 3)
         if name == "intraq":
@@ -35,6 +35,21 @@ def test_intraq_has_several_batches_and_the_others_what_the_budget_says(budget: 
             config, **{key: getattr(default, key) for key in ("num_images", "steps", "batch_size", "seed")}
         )
         assert same == default
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_no_budget_asks_for_more_denoising_than_the_pipeline(budget: str) -> None:
+    spend, default = BUDGETS[budget], GENERATORS["genq"].PRESETS["default"]
+    config = plans.source_config("genq", spend, seed=3)
+    assert (config.num_images, config.batch_size, config.seed) == (spend.num_images, spend.batch_size, 3)
+    assert config.denoising_steps == min(default.denoising_steps, spend.steps)
+
+
+def test_genq_is_a_source_where_there_is_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "PIPELINES", {"shapes": tmp_path})
+    assert "genq" in plans.every_source("shapes")
+    assert plans.every_source("cifar10") == tuple(name for name in plans.every_source("shapes") if name != "genq")
+    assert not set(FOR_TRANSFORMERS) & set(plans.every_source("shapes"))
 
 
 def test_the_cost_of_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def save_text_to_image(folder: Path, words: Sequence[str], seed: int = 0) -> Non
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-        unet = UNet2DConditionModel(
+        unet: Any = UNet2DConditionModel(
             sample_size=4,
             down_block_types=("CrossAttnDownBlock2D",),
             up_block_types=("CrossAttnUpBlock2D",),

@@ -14,13 +14,13 @@ from typing import Any
 from dghlib.choices import check_choice, look_up
 from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
+from dghlib.generators.pipelines import EMBEDDED as PIPELINES
 from dghlib.quantizers import QUANTIZERS
 from dghlib.quantizers.reconstruction import Settings
 
 REAL = "real"
 FLOAT = "float"
 SOURCES = ("noise", "zeroq", "dgh", REAL)
-EVERY_SOURCE = (*(name for name in GENERATORS if name not in FOR_TRANSFORMERS), REAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,16 @@ def calibrated(
     )
 
 
+def every_source(profile: str) -> tuple[str, ...]:
+    """Return all sources of images for the networks of a profile, which have batch norm.
+
+    GenQ is one of them where a pipeline for the classes of the profile ships with the package.
+    """
+    drawn = profile in PIPELINES and PIPELINES[profile].is_dir()
+    unfit = FOR_TRANSFORMERS if drawn else (*FOR_TRANSFORMERS, "genq")
+    return (*(name for name in GENERATORS if name not in unfit), REAL)
+
+
 def source_config(source: str, budget: Budget, seed: int, **settings: Any) -> Any:
     """Return the Config of a source at a budget: its published settings with the budget's images and steps."""
     if source == REAL:
@@ -119,6 +129,8 @@ def source_config(source: str, budget: Budget, seed: int, **settings: Any) -> An
     if source == "intraq":  # keeps images away from those of earlier batches: a set needs several
         batch_size = min(batch_size, max(1, budget.num_images // 4))
     spend = {"num_images": budget.num_images, "steps": budget.steps, "batch_size": batch_size}
+    if source == "genq":  # its steps are those of the pipeline, whose number the pipeline asks for
+        spend["denoising_steps"] = min(default.denoising_steps, budget.steps)
     wanted = {name: value for name, value in spend.items() if name in names}
     return dataclasses.replace(default, **wanted, seed=seed, **settings)
 

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from dghlib.generators import deep_inversion, dgh, genie_d, intraq, noise, psaq_vit, qimera, zeroq
+from dghlib.generators import deep_inversion, dgh, genie_d, genq, intraq, noise, psaq_vit, qimera, zeroq
 
 GENERATORS: dict[str, ModuleType] = {
     "noise": noise,
@@ -12,6 +12,7 @@ GENERATORS: dict[str, ModuleType] = {
     "intraq": intraq,
     "genie_d": genie_d,
     "dgh": dgh,
+    "genq": genq,
     "psaq_vit": psaq_vit,
 }
-FOR_TRANSFORMERS = ("psaq_vit",)  # these need attention; the others, noise apart, need batch norm
+FOR_TRANSFORMERS = ("psaq_vit",)  # these need attention; the others, noise and GenQ apart, need batch norm

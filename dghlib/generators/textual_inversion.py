@@ -97,8 +97,7 @@ def learn_token(
         "prompts": prompts,
         "weights": content_sha256(folder_of(config.pipeline)),
     }
-    with torch.no_grad():
-        denoising = Denoising(pipeline, images, prompts, config.initial)
+    denoising = Denoising(pipeline, images, prompts, config.initial)
     return run_tasks(
         lambda index, finished: _Task(denoising, config),
         count=1,
