@@ -1,0 +1,72 @@
+"""What a plan will cost, from what its parts cost in the records: seconds of one core, before it is started.
+
+Making images costs in proportion to images and steps, learning a rounding in proportion to iterations, HPTQ in
+proportion to images. Each proportion is the smallest that a record of the same network shows: larger ones shared
+their machine.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from dghlib.experiments.plans import FLOAT, REAL, Experiment
+from dghlib.experiments.run import Record
+from dghlib.records import fingerprint
+
+Unit = tuple[str, str]  # network, method
+
+
+def unit_costs(records: Sequence[Record]) -> dict[Unit, float]:
+    """Return the seconds that one unit of work of each method takes on each network: see `_units`."""
+    found: dict[Unit, list[float]] = {}
+    for record in records:
+        inputs, outputs = record["inputs"], record["outputs"]
+        if "images" not in inputs:
+            continue
+        model, quantizer, images = inputs["model"]["name"], inputs["quantizer"], inputs["images"]
+        work = _quantization_units(quantizer["config"], images["config"])
+        found.setdefault((model, quantizer["method"]), []).append(outputs["quantization_seconds"] / work)
+        if images["source"] != REAL:
+            made = outputs["generation_seconds"] / _generation_units(images["config"])
+            found.setdefault((model, images["source"]), []).append(made)
+    return {unit: min(seconds) for unit, seconds in found.items()}
+
+
+def _generation_units(config: dict[str, Any]) -> int:
+    """Return images times steps; methods without steps make each image once."""
+    return config["num_images"] * config.get("steps", 1)
+
+
+def _quantization_units(config: dict[str, Any], images: dict[str, Any]) -> int:
+    """Return the iterations per unit of a method that learns, else the images that pass."""
+    return config.get("iterations") or images["num_images"]
+
+
+def estimate(experiments: Sequence[Experiment], units: dict[Unit, float]) -> pd.DataFrame:
+    """Return the hours of one core that a plan takes by method: runs, hours, and runs whose cost no record tells.
+
+    Images that several runs share are made once. The time to test a quantized network is not in it.
+    """
+    rows = pd.DataFrame(_parts(experiments), columns=["method", "unit", "work"])
+    rows["seconds"] = [units.get(unit, float("nan")) * work for unit, work in zip(rows.unit, rows.work, strict=True)]
+    groups = rows.groupby("method", sort=False).seconds
+    table = groups.agg(runs="size", hours=lambda seconds: seconds.sum() / 3600, unknown=lambda s: int(s.isna().sum()))
+    table.loc["all"] = table.sum()
+    return table.astype({"runs": int, "unknown": int}).rename_axis(index=None)
+
+
+def _parts(experiments: Sequence[Experiment]) -> Iterator[tuple[str, Unit, int]]:
+    """Yield (method, unit, work) of every set of images and every quantization."""
+    made = set()
+    for experiment in dict.fromkeys(experiments):
+        if experiment.quantizer == FLOAT:
+            continue
+        images = asdict(experiment.source_config)
+        name = fingerprint([experiment.model, experiment.source, images])
+        if experiment.source not in (None, REAL) and name not in made:
+            made.add(name)
+            yield experiment.source or "", (experiment.model, experiment.source or ""), _generation_units(images)
+        work = _quantization_units(asdict(experiment.quantizer_config), images)
+        yield experiment.quantizer, (experiment.model, experiment.quantizer), work
