@@ -77,7 +77,8 @@ def test_stored_statistics_are_those_of_augmented_training_images(name: str) -> 
     model = models.load(name)
     stored = copy.deepcopy(model.net.state_dict())
     config = checkpoints.Config(model=name, batch_size=240)
-    checkpoints.measure_batch_norm(model, shapes.classification("train", 480), config)
+    data = shapes.classification("train", 480)
+    checkpoints.measure_batch_norm(model, (images for images, _ in checkpoints.augmented(model, data, config, 0)))
     for key, measured in model.net.state_dict().items():
         if key.endswith("running_mean"):
             deviation = stored[key.replace("mean", "var")].sqrt()

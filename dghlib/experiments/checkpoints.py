@@ -9,7 +9,7 @@ import argparse
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def train(config: Config, data: LabelledImages, checkpoint: Path | None = None) 
         state = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
         saved.save({**state, "epoch": epoch + 1, "seconds": seconds})
     start = time.perf_counter()
-    measure_batch_norm(model, data, config)
+    measure_batch_norm(model, (images for images, _ in augmented(model, data, config, epoch=config.epochs)))
     return model, seconds + time.perf_counter() - start
 
 
@@ -136,8 +136,8 @@ def augmented(model: FloatModel, data: LabelledImages, config: Config, epoch: in
 
 
 @torch.no_grad()
-def measure_batch_norm(model: FloatModel, data: LabelledImages, config: Config) -> None:
-    """Set the batch-norm statistics to the average over one more epoch, weights at rest.
+def measure_batch_norm(model: FloatModel, batches: Iterable[Tensor]) -> None:
+    """Set the batch-norm statistics to the average over normalised images (n, C, H, W), weights at rest.
 
     Those that training leaves behind lag: they are a moving average while the weights still move.
     """
@@ -146,7 +146,7 @@ def measure_batch_norm(model: FloatModel, data: LabelledImages, config: Config) 
         layer.reset_running_stats()
         layer.momentum = None  # the plain average of all batches
     model.net.train()
-    for images, _ in augmented(model, data, config, epoch=config.epochs):
+    for images in batches:
         model.net(images)
     model.net.eval()
 

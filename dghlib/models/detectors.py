@@ -1,0 +1,182 @@
+"""Detectors: torchvision's own classes, anchors and heads, seen as a network of images in and tensors out.
+
+What is quantized, and what images are made from, is backbone, neck and head: normalised images in, the tensors that
+the head returns out (class logits, box regressions). What torchvision does with these (decode boxes, drop double ones)
+needs numbers, no network, and stays in float: `detector_of` puts any such network, quantized or not, in its place.
+
+`NETS` are small relatives of the detectors of the DGH paper, on the backbones of the classifiers of `embedded`:
+SSDLite on inverted residuals, FCOS and RetinaNet with a feature pyramid on residual blocks and bottlenecks.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.ssdlite import SSDLiteHead
+from torchvision.ops import Conv2dNormActivation
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from dghlib.models import embedded
+from dghlib.models.classifiers import MobileNetV2, ResidualNet
+from dghlib.models.float_model import FloatModel
+
+SIZE = 64  # pixels, height and width
+NUM_LABELS = 7  # six categories and, where an architecture has one, the background
+MEAN, STD = (0.42,) * 3, (0.26,) * 3
+CLASSIFIERS = {
+    "shapes_ssdlite": "shapes_inverted",
+    "shapes_fcos": "shapes_residual",
+    "shapes_retinanet": "shapes_bottleneck",
+}
+
+
+class DetectorNet(nn.Module):
+    """The part of a detector that is a network: normalised images (N, 3, H, W) -> the head's tensors, by name.
+
+    Args:
+        detector: one of torchvision's with a backbone and one head; its transforms are not used.
+    """
+
+    def __init__(self, detector: nn.Module):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.detector.backbone(images)  # type: ignore[operator]
+        return self.detector.head(list(features.values()))  # type: ignore[operator]
+
+
+class _InPlaceOfBackbone(nn.Module):
+    """Runs a whole network, keeps its outputs for the head's place, and hands on maps of nothing but their sizes."""
+
+    def __init__(self, net: nn.Module, backbone: nn.Module):
+        super().__init__()
+        self.net = net
+        self._sizes: dict[torch.Size, list[torch.Size]] = {}
+        self._backbone = [backbone]  # in a list: not a part of this network
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        self.outputs = self.net(images)
+        shape = images.shape[1:]
+        if shape not in self._sizes:
+            maps = self._backbone[0](torch.zeros(1, *shape))
+            self._sizes[shape] = [features.shape[2:] for features in maps.values()]
+        empty = images.new_zeros(1)
+        return OrderedDict((str(k), empty.expand(len(images), 1, *size)) for k, size in enumerate(self._sizes[shape]))
+
+
+class _InPlaceOfHead(nn.Module):
+    def __init__(self, before: _InPlaceOfBackbone):
+        super().__init__()
+        self._before = [before]
+
+    def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
+        return self._before[0].outputs
+
+
+def detector_of(model: FloatModel, net: nn.Module) -> nn.Module:
+    """Return a detector of images from 0 to 1, a list of (3, H, W), that answers as `net` in the place of `model.net`.
+
+    It returns, for every image, what torchvision's do: `boxes` (n, 4) as x1, y1, x2, y2 in pixels, `labels`, `scores`.
+
+    Raises:
+        TypeError: the model is no detector.
+    """
+    if not isinstance(model.net, DetectorNet):
+        raise TypeError(f"{model.name} is for {model.task}; only a detector finds boxes")
+    detector = copy.copy(model.net.detector)
+    detector._modules = dict(detector._modules)
+    stand_in = _InPlaceOfBackbone(net, detector._modules["backbone"])  # type: ignore[arg-type]
+    detector._modules |= {"backbone": stand_in, "head": _InPlaceOfHead(stand_in)}
+    return detector.eval()
+
+
+class _SingleShotBackbone(nn.Module):
+    """The maps that SSDLite looks at: every eighth, 16th and 32nd pixel."""
+
+    def __init__(self, net: MobileNetV2):
+        super().__init__()
+        self.stem, self.blocks = net.stem, net.blocks
+        self.extra = nn.ModuleList([_extra(64, 96), _extra(96, 96)])
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = [self.blocks(self.stem(images))]
+        for block in self.extra:
+            maps.append(block(maps[-1]))
+        return OrderedDict((str(k), features) for k, features in enumerate(maps))
+
+
+def _extra(in_channels: int, channels: int) -> nn.Sequential:
+    conv = partial(Conv2dNormActivation, activation_layer=nn.ReLU6)
+    return nn.Sequential(
+        conv(in_channels, channels // 2, kernel_size=1),
+        conv(channels // 2, channels // 2, stride=2, groups=channels // 2),
+        conv(channels // 2, channels, kernel_size=1),
+    )
+
+
+def _pyramid(net: ResidualNet, channels: int) -> BackboneWithFPN:
+    """Return a classifier's body with a feature pyramid: every eighth, 16th and 32nd pixel."""
+    stages = OrderedDict((f"stage{k}", stage) for k, stage in enumerate(net.stages))
+    body = nn.Sequential(OrderedDict(stem=nn.Sequential(net.conv1, net.bn1, net.relu, net.pool), **stages))
+    widths = [stage[-1].conv2.out_channels * stage[-1].expansion for stage in net.stages]  # type: ignore[index]
+    return BackboneWithFPN(body, {"stage2": "0", "stage3": "1"}, widths[2:], channels, LastLevelMaxPool())
+
+
+def ssdlite(classifier: MobileNetV2) -> SSD:
+    """Return an SSDLite with an untrained head on a classifier's inverted residuals."""
+    boxes = DefaultBoxGenerator([[2]] * 3, scales=[0.2, 0.35, 0.6, 0.9], steps=[8, 16, 32])
+    head = SSDLiteHead([64, 96, 96], boxes.num_anchors_per_location(), NUM_LABELS, nn.BatchNorm2d)
+    return SSD(
+        _SingleShotBackbone(classifier), boxes, (SIZE, SIZE), NUM_LABELS, list(MEAN), list(STD), head,
+        score_thresh=0.01, nms_thresh=0.5, detections_per_img=50,
+    )  # fmt: skip
+
+
+def fcos(classifier: ResidualNet) -> FCOS:
+    """Return an FCOS with an untrained pyramid and head on a classifier's residual blocks."""
+    anchors = AnchorGenerator(((4,), (8,), (16,)), ((1.0,),) * 3)
+    return FCOS(
+        _pyramid(classifier, 64), NUM_LABELS, SIZE, SIZE, list(MEAN), list(STD), anchors,
+        FCOSHead(64, 1, NUM_LABELS, num_convs=2), center_sampling_radius=2.0, score_thresh=0.02,
+        nms_thresh=0.5, detections_per_img=50,
+    )  # fmt: skip
+
+
+def retinanet(classifier: ResidualNet) -> RetinaNet:
+    """Return a RetinaNet with an untrained pyramid and head on a classifier's bottlenecks."""
+    sizes = ((12, 15, 19), (24, 30, 38), (48, 60, 76))
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 3)
+    head = RetinaNetHead(48, 9, NUM_LABELS, partial(nn.GroupNorm, 16))
+    return RetinaNet(
+        _pyramid(classifier, 48), NUM_LABELS, SIZE, SIZE, list(MEAN), list(STD), anchors, head,
+        score_thresh=0.02, nms_thresh=0.5, detections_per_img=50,
+    )  # fmt: skip
+
+
+NETS: dict[str, Callable[[Any], nn.Module]] = {
+    "shapes_ssdlite": ssdlite,
+    "shapes_fcos": fcos,
+    "shapes_retinanet": retinanet,
+}
+
+
+def untrained(name: str) -> nn.Module:
+    """Return a detector by its key in NETS, on an untrained backbone."""
+    return NETS[name](embedded.NETS[CLASSIFIERS[name]]())
+
+
+def as_model(name: str, detector: nn.Module) -> FloatModel:
+    """Return one of these detectors with the space its images live in, in eval mode."""
+    net = DetectorNet(detector.eval())
+    return FloatModel(name=name, net=net, image_shape=(3, SIZE, SIZE), mean=MEAN, std=STD, task="detection")
