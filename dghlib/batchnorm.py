@@ -7,8 +7,9 @@ variance is taken from them last. `variance` is the biased one everywhere.
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Any, NamedTuple
 
 import torch
@@ -46,9 +47,12 @@ def working_copy(net: nn.Module, device: torch.device | str, image_shape: tuple[
 
     Frozen, so that a backward pass computes gradients of images only. It runs channels_last, in which the channels of
     a moment lie together, unless the network cannot: one that calls `view` on a feature map needs the usual layout.
+    There, `MeasuringNorm` stands for each of its batch norms.
     """
     usual = copy.deepcopy(net).to(device).eval().requires_grad_(False)
     fast = copy.deepcopy(usual).to(memory_format=torch.channels_last)
+    for module in fast.modules():
+        MeasuringNorm.replace(module)
     try:
         with torch.no_grad():
             fast(torch.zeros(2, *image_shape, device=device))
@@ -91,7 +95,8 @@ def stored_statistics(net: nn.Module, image_shape: tuple[int, int, int]) -> Stor
     if not layers:
         raise NoBatchNorm(
             f"{type(net).__name__} has no batch norm with running statistics, from which images are made. "
-            "Calibrate with real images, or with images of another network of the same task"
+            "Calibrate with real images, or with images of another network of the same task; "
+            "for a vision transformer there is the method psaq_vit"
         )
     check_finite(net)
     device = next(iter(layers.values())).mean.device
@@ -131,35 +136,133 @@ def moments(x: Tensor, groups: int = 1) -> Tensor:
         x: (N, C) or (N, C, ...), any floating dtype: squares overflow half precision, so sums are in float32.
         groups: N / groups successive images are pooled; N gives the moments of each image.
     """
-    channels = x.shape[1]
-    return _Moments.apply(x.movedim(1, -1).reshape(groups, -1, channels).float())  # a view when x is channels_last
+    return _Moments.apply(_rows(x, groups).float())
+
+
+def _rows(x: Tensor, groups: int = 1) -> Tensor:
+    """Return (N, C, ...) as (groups, M, C): a view when x is channels_last."""
+    last = x.permute(0, 2, 3, 1) if x.ndim == 4 else x.movedim(1, -1)
+    return last.reshape(groups, -1, x.shape[1])
+
+
+def _moments_of_rows(rows: Tensor) -> Tensor:
+    """Return the moments (groups, 2, C) of (groups, M, C) float32, without a graph."""
+    groups, count, channels = rows.shape
+    if groups > 1 or rows.device.type not in ("cpu", "cuda"):
+        return torch.stack([rows.mean(1), torch.linalg.vecdot(rows, rows, dim=1) / count], dim=1)
+    # What batch norm measures by in training, in one pass. It is quick for many channels: several rows count as one.
+    abreast = gcd(count, 512 // channels) if channels < 64 else 1
+    wide = rows.view(1, -1, 1, abreast * channels).permute(0, 3, 1, 2)
+    mean, variance = torch.batch_norm_update_stats(wide, None, None, 0.0)
+    both = torch.stack([mean, torch.addcmul(variance, mean, mean)])
+    return both.unsqueeze(0) if abreast == 1 else both.view(1, 2, abreast, channels).mean(2)
+
+
+def _gradient_of_rows(rows: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient (groups, M, C) of rows from that of their moments (groups, 2, C), in one pass."""
+    of_mean, of_mean_square = (gradient / rows.shape[1]).split(1, dim=1)
+    return torch.addcmul(of_mean, rows, of_mean_square, value=2)
 
 
 class _Moments(torch.autograd.Function):
-    """Mean and mean of squares over dim 1 of (groups, M, C), with both gradients in one pass over the values.
+    """Moments of rows, with both gradients in one pass over them.
 
-    Left to autograd, each moment makes a gradient of the size of the values, and then they are added.
+    Left to autograd, each moment makes a gradient of the size of the rows, and then they are added.
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        ctx.save_for_backward(values)
-        mean_square = torch.linalg.vecdot(values, values, dim=1) / values.shape[1]
-        return torch.stack([values.mean(dim=1), mean_square], dim=1)
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return _moments_of_rows(rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (values,) = ctx.saved_tensors
-        of_mean, of_mean_square = (gradient / values.shape[1]).unsqueeze(2).unbind(1)
-        return torch.addcmul(of_mean, values, of_mean_square, value=2)
+        (rows,) = ctx.saved_tensors
+        return _gradient_of_rows(rows, gradient)
 
 
-def pooled_moments(calls: Sequence[Tensor], groups: int = 1) -> Tensor:
-    """Return the moments (groups, 2, C) of all the tensors that one layer was given, one for each of its calls."""
+class _NormaliseAndMeasure(torch.autograd.Function):
+    """x times scale plus shift, and the moments of x, whose gradients are added in the pass that makes them.
+
+    Beside saving that addition, it does without what torch's batch norm does in vain: it sums the gradients of its
+    scale and shift also where nobody asks for them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, scale)
+        ctx.groups = groups
+        rows = _rows(x, groups)
+        output = torch.empty_like(x, memory_format=torch.channels_last)
+        torch.addcmul(shift, rows, scale, out=_rows(output, groups))
+        return output, _moments_of_rows(rows)
+
+    @staticmethod
+    def backward(ctx: Any, of_output: Tensor, of_moments: Tensor) -> tuple[Tensor, None, None, None]:
+        x, scale = ctx.saved_tensors
+        gradient = _gradient_of_rows(_rows(x, ctx.groups), of_moments).addcmul_(_rows(of_output, ctx.groups), scale)
+        size, channels, height, width = x.shape
+        return gradient.view(size, height, width, channels).permute(0, 3, 1, 2), None, None, None
+
+
+class MeasuringNorm(nn.BatchNorm2d):
+    """A frozen batch norm that measures what it is given, in the same pass, when `run_and_measure` has it do so."""
+
+    scale: Tensor
+    shift: Tensor
+    groups: int | None = None  # of images, whose moments are wanted; None: of nothing
+    measured: list[tuple[int, Tensor]]  # size of the input and its moments, of each call
+
+    @staticmethod
+    def replace(module: nn.Module) -> None:
+        """Let a module be of this class, if it is a batch norm in all that counts; it is in eval mode for good."""
+        if type(module) is not nn.BatchNorm2d or not module.affine or module.running_mean is None:
+            return
+        assert module.running_var is not None
+        if module.weight.dtype == module.running_mean.dtype == torch.float32:
+            scale = module.weight.detach() * (module.running_var + module.eps).rsqrt()
+            module.scale, module.shift = (
+                scale,
+                torch.addcmul(module.bias.detach(), module.running_mean, scale, value=-1),
+            )
+            module.__class__ = MeasuringNorm
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.groups is None:
+            return super().forward(input)
+        output, measured = _NormaliseAndMeasure.apply(input, self.scale, self.shift, self.groups)
+        self.measured.append((input.numel(), measured))
+        return output
+
+
+def run_and_measure(net: nn.Module, images: Tensor, groups: Mapping[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run images (N, C, H, W) through `net`; return its output, and the moments at the inputs of the named modules.
+
+    The moments (groups, 2, C) of a module are over as many equal groups of images as are asked for, and of all its
+    calls.
+    """
+    modules = {name: net.get_submodule(name) for name in groups}
+    norms = {name: module for name, module in modules.items() if isinstance(module, MeasuringNorm)}
+    for name, norm in norms.items():
+        norm.groups, norm.measured = groups[name], []
+    try:
+        with recorded_inputs(net, groups.keys() - norms.keys()) as inputs:
+            output = net(images)
+        calls = {
+            name: [(call.numel(), moments(call, groups[name])) for call in given] for name, given in inputs.items()
+        }
+        return output, {name: _pooled(norms[name].measured if name in norms else calls[name]) for name in groups}
+    finally:
+        for norm in norms.values():
+            norm.groups, norm.measured = None, []
+
+
+def _pooled(calls: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """Return the moments of all that one layer was given: the mean over its calls, weighted by their sizes."""
     if len(calls) == 1:
-        return moments(calls[0], groups)
-    weights = [call.numel() / sum(other.numel() for other in calls) for call in calls]
-    return torch.stack([weight * moments(call, groups) for weight, call in zip(weights, calls, strict=True)]).sum(0)
+        return calls[0][1]
+    total = sum(size for size, _ in calls)
+    return torch.stack([size / total * measured for size, measured in calls]).sum(0)
 
 
 def variance_of(moments: Tensor) -> Tensor:

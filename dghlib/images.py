@@ -36,9 +36,17 @@ def clip_straight_through(images: Tensor, mean: Sequence[float], std: Sequence[f
     """Return normalised images clipped to what 8-bit pixels can show; gradients pass as if they were not."""
     low, high = -_per_channel(mean, images), 1 - _per_channel(mean, images)
     scale = _per_channel(std, images)
-    with torch.no_grad():
-        excess = images.clamp(low / scale, high / scale) - images
-    return images + excess
+    return _Clip.apply(images, low / scale, high / scale)
+
+
+class _Clip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return images.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient, None, None
 
 
 def smooth(images: Tensor, sigma: float) -> Tensor:
@@ -46,15 +54,28 @@ def smooth(images: Tensor, sigma: float) -> Tensor:
 
     Separable, as shifted additions: several times cheaper than a grouped convolution.
     """
-    side = exp(-0.5 / sigma**2)
-    centre, side = 1 / (1 + 2 * side), side / (1 + 2 * side)
-    for dim in (2, 3):
-        padding = (0, 0, 1, 1) if dim == 2 else (1, 1, 0, 0)
-        padded = torch.nn.functional.pad(images, padding)
-        size = images.shape[dim]
-        before, here, after = (padded.narrow(dim, start, size) for start in range(3))
-        images = centre * here + side * (before + after)
-    return images
+    return _Smooth.apply(images, sigma)
+
+
+class _Smooth(torch.autograd.Function):
+    """The filter is symmetric, so what it does to images it does to their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, sigma: float) -> Tensor:
+        ctx.sigma = sigma
+        side = exp(-0.5 / sigma**2)
+        centre, side = 1 / (1 + 2 * side), side / (1 + 2 * side)
+        for dim in (2, 3):
+            rest = images.shape[dim] - 1
+            smoothed = images * centre
+            smoothed.narrow(dim, 1, rest).add_(images.narrow(dim, 0, rest), alpha=side)
+            smoothed.narrow(dim, 0, rest).add_(images.narrow(dim, 1, rest), alpha=side)
+            images = smoothed
+        return images
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Smooth.apply(gradient, ctx.sigma), None
 
 
 class _Gather(torch.autograd.Function):
@@ -86,10 +107,11 @@ def flip_and_crop(images: Tensor, flips: Tensor, tops: Tensor, lefts: Tensor, si
         size: (H, W) of the windows.
     """
     num_images, channels, _, width = images.shape
-    rows = tops[:, None] + torch.arange(size[0])
-    columns = lefts[:, None] + torch.arange(size[1])
+    flips, tops, lefts = (values.to(images.device) for values in (flips, tops, lefts))
+    rows = tops[:, None] + torch.arange(size[0], device=images.device)
+    columns = lefts[:, None] + torch.arange(size[1], device=images.device)
     columns = torch.where(flips[:, None], width - 1 - columns, columns)
-    index = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).to(images.device)
+    index = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
     index = index[:, None, :].expand(num_images, channels, -1)
     return _Gather.apply(images.flatten(2), index).view(num_images, channels, *size)
 

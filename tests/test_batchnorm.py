@@ -6,11 +6,12 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from dghlib.batchnorm import (
+    MeasuringNorm,
     MomentBank,
     NoBatchNorm,
     check_finite,
     moments,
-    pooled_moments,
+    run_and_measure,
     stored_statistics,
     variance_of,
     working_copy,
@@ -53,10 +54,66 @@ def test_half_precision_does_not_overflow():
     assert moments(x).flatten().tolist() == [300, 90000]
 
 
-def test_a_layer_called_twice_pools_its_calls_by_size():
-    small, large = torch.randn(2, 3, 2, 2), torch.randn(2, 3, 4, 4)
-    both = torch.cat([small.flatten(2), large.flatten(2)], dim=2)
-    torch.testing.assert_close(pooled_moments([small, large]), moments(both))
+@pytest.mark.parametrize("shape", [(6, 1, 3, 3), (8, 24, 16, 16), (5, 16, 7, 7), (4, 600, 1, 1)])
+def test_moments_of_many_layouts_equal_the_plain_ones(shape):
+    """Rows are laid side by side where channels are few."""
+    x = torch.randn(shape) * 2 - 3
+    plain = torch.stack([x.double().mean((0, 2, 3)), x.double().square().mean((0, 2, 3))])
+    torch.testing.assert_close(moments(x)[0].double(), plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_layer_called_twice_pools_its_calls_by_size(fast):
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x).sum() + self.norm(x[:, :, :2, :2]).sum()
+
+    plain = Head().eval().requires_grad_(False)
+    net = working_copy(plain, "cpu", (3, 4, 4)) if fast else plain
+    x = torch.randn(2, 3, 4, 4)
+    both = torch.cat([x.flatten(2), x[:, :, :2, :2].flatten(2)], dim=2)
+    torch.testing.assert_close(run_and_measure(net, x, {"norm": 1})[1]["norm"], moments(both))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_measuring_norms_equal_the_plain_network(groups, tiny_model):
+    """The plain network and hooks say what is right: output, moments, and the gradient of both to the images."""
+    plain = tiny_model.net.eval().requires_grad_(False)
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    fast = working_copy(plain, "cpu", tiny_model.image_shape)
+    names = stored_statistics(plain, tiny_model.image_shape).names
+    assert all(isinstance(fast.get_submodule(name), MeasuringNorm) for name in names)
+    images = torch.randn(6, 3, 8, 8)
+    weights = torch.randn(groups, 2, 1)
+
+    def run(net: nn.Module) -> tuple[Tensor, ...]:
+        leaf = images.clone().requires_grad_()
+        output, measured = run_and_measure(net, leaf, dict.fromkeys(names, groups))
+        loss = output.square().sum() + sum((values * weights).square().sum() for values in measured.values())
+        return output, *measured.values(), torch.autograd.grad(loss, leaf)[0]
+
+    for ours, expected in zip(run(fast), run(plain), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_measuring_ends_with_the_run(tiny_model):
+    fast = working_copy(tiny_model.net, "cpu", tiny_model.image_shape)
+    names = stored_statistics(fast, tiny_model.image_shape).names
+    with pytest.raises(RuntimeError):
+        run_and_measure(fast, torch.zeros(1, 5, 8, 8), dict.fromkeys(names, 1))
+    for name in names:
+        norm = fast.get_submodule(name)
+        assert norm.groups is None
+        assert norm.measured == []
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(fast(images), tiny_model.net.eval()(images))
 
 
 @pytest.mark.parametrize("batch_sizes", [[4, 4, 4], [5, 5, 2], [12]])

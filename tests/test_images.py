@@ -27,6 +27,10 @@ def test_smoothing_is_the_normalised_gaussian_convolution():
     kernel = torch.outer(line, line) / line.sum() ** 2
     expected = conv2d(x, kernel.expand(3, 1, 3, 3), padding=1, groups=3)
     torch.testing.assert_close(images.smooth(x, 1.25), expected)
+    leaf, weights = x.clone().requires_grad_(), torch.randn_like(x)
+    (gradient,) = torch.autograd.grad((images.smooth(leaf, 1.25) * weights).sum(), leaf)
+    (plain,) = torch.autograd.grad((conv2d(leaf, kernel.expand(3, 1, 3, 3), padding=1, groups=3) * weights).sum(), leaf)
+    torch.testing.assert_close(gradient, plain)
     # The values that the authors' code has: centre .1663, edge .1207, corner .0877.
     assert kernel.flatten()[[4, 1, 0]].tolist() == pytest.approx([0.1663, 0.1207, 0.0877], abs=1e-4)
 

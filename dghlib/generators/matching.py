@@ -12,8 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dghlib.batchnorm import StoredStatistics, pooled_moments, variance_of
-from dghlib.hooks import recorded_inputs
+from dghlib.batchnorm import StoredStatistics, run_and_measure, variance_of
 
 Spread = Literal["std", "variance"]
 Reduction = Literal["mean", "sum"]
@@ -39,13 +38,11 @@ class Measurement:
 
 def measure(net: nn.Module, images: Tensor, layers: StoredStatistics, groups: int = 1) -> Measurement:
     """Run images (N, C, H, W) through `net` and measure them at the given layers, in `groups` of equal size."""
-    with recorded_inputs(net, layers.names) as inputs:
-        output = net(images)
-    last_moments = pooled_moments(inputs[layers.names[-1]], groups=len(images))
-    pooled = [pooled_moments(inputs[name], groups) for name in layers.names[:-1]]
+    *others, last = layers.names
+    output, measured = run_and_measure(net, images, dict.fromkeys(others, groups) | {last: len(images)})
     # The last layer is reduced once: means over images of equal size are means over their pixels.
-    pooled.append(last_moments.unflatten(0, (groups, -1)).mean(1))
-    return Measurement(moments=torch.cat(pooled, dim=-1), last_moments=last_moments, output=output)
+    pooled = [measured[name] for name in others] + [measured[last].unflatten(0, (groups, -1)).mean(1)]
+    return Measurement(moments=torch.cat(pooled, dim=-1), last_moments=measured[last], output=output)
 
 
 def with_pixels(layers: StoredStatistics, channels: int) -> StoredStatistics:
