@@ -30,6 +30,7 @@ def layer_errors(
     model: str,
     budget: str = "quick",
     *,
+    num_images: int = 512,
     margin: int = 3,
     repetitions: int = 5,
     save: str | None = None,
@@ -39,7 +40,8 @@ def layer_errors(
     Augmented images are mirrored half the time and moved at random by up to `margin` pixels. Each of `repetitions`
     draws other images. With `save`, a name, the figure is written to NAME.svg and the numbers behind it to NAME.csv.
     """
-    workshop, spend, float_model = Workshop(results_dir(), progress=True), budget_for(budget), load_model(model)
+    workshop, spend = Workshop(results_dir(), progress=True), budget_for(budget, num_images)
+    float_model = load_model(model)
     net = working_copy(float_model.net, "cpu", float_model.image_shape)
     layers = stored_statistics(net, float_model.image_shape)
     rows = []

@@ -20,18 +20,24 @@ def scope_curves(records: Sequence[Record], *, save: str | None = None) -> Figur
 
     Stars are sets that are matched as a whole; the grey line is real images.
     """
-    rows = labelled(records, lambda record: "with ODSL" if settings_of(record).get("output_stretching") else "without")
+    rows = labelled(records, _stretched)
     rows["scope"] = [_scope(record) for record in records]
-    made = rows[rows.source == "dgh"].replace({"row": {"without": "batch-norm loss alone"}})
+    made = rows[rows.source == "dgh"]
     figure, axes = _axes(rows)
     for model, axis in axes.items():
         here = made[made.model == model]
         sns.lineplot(here, x="scope", y="top1", hue="row", marker="o", errorbar="sd", ax=axis)
         whole = here[here.scope == here.num_images].groupby(["row", "scope"], as_index=False, sort=False).top1.mean()
         axis.plot(whole.scope, whole.top1, "*", color="tab:red", markersize=13, label="all images together")
-        axis.set_xscale("log", base=2)
+        _ticks(axis, here.scope, log=True)
         _finish(axis, rows, model, "images matched together")
     return saved(figure, _means(pd.concat([made, rows[rows.source == REAL]]), ["scope", "row"]), save)
+
+
+def _stretched(record: Record) -> str:
+    if record["inputs"]["images"]["source"] == REAL:
+        return TITLES[REAL]
+    return "with ODSL" if settings_of(record)["output_stretching"] else "batch-norm loss alone"
 
 
 def _scope(record: Record) -> float | None:
@@ -73,9 +79,7 @@ def _curves(
     for model, axis in axes.items():
         here = quantized[quantized.model == model]
         sns.lineplot(here, x=x, y="top1", hue="row", style="row", markers=True, errorbar="sd", ax=axis)
-        if log:
-            axis.set_xscale("log", base=2)
-        axis.set_xticks(sorted(set(here[x])), [f"{value:g}" for value in sorted(set(here[x]))])
+        _ticks(axis, here[x], log=log)
         _finish(axis, rows[rows.bits == FLOAT], model, xlabel)
     return saved(figure, _means(quantized, [x, "row"]), save)
 
@@ -87,6 +91,14 @@ def _axes(rows: pd.DataFrame) -> tuple[Figure, dict[str, Axes]]:
         1, len(models), figsize=(1 + 4.2 * len(models), 3.4), squeeze=False, layout="constrained"
     )
     return figure, dict(zip(models, axes[0], strict=True))
+
+
+def _ticks(axis: Axes, values: pd.Series, *, log: bool) -> None:
+    """Mark the values that were tried."""
+    if log:
+        axis.set_xscale("log", base=2)
+    tried = sorted(set(values))
+    axis.set_xticks(tried, [f"{value:g}" for value in tried])
 
 
 def _finish(axis: Axes, rows: pd.DataFrame, model: str, xlabel: str) -> None:
