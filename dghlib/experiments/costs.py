@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from dghlib.choices import look_up
+from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.plans import FLOAT, REAL, Experiment
 from dghlib.experiments.run import Record
 from dghlib.records import fingerprint
@@ -55,6 +57,20 @@ def estimate(experiments: Sequence[Experiment], units: dict[Unit, float]) -> pd.
     table = groups.agg(runs="size", hours=lambda seconds: seconds.sum() / 3600, unknown=lambda s: int(s.isna().sum()))
     table.loc["all"] = table.sum()
     return table.astype({"runs": int, "unknown": int}).rename_axis(index=None)
+
+
+def estimates(profile: str, budget: str, names: Sequence[str], units: dict[Unit, float]) -> pd.DataFrame:
+    """Return `estimate` of the plans `names` for a profile at a budget, one below the other."""
+    tables = {name: estimate(look_up(PLANS, name, "plan")(profile, budget), units) for name in names}
+    return pd.concat(tables).round(2)
+
+
+def unit_table(units: dict[Unit, float], save: str | None = None) -> pd.DataFrame:
+    """Return the seconds per unit of work: methods by network; with `save`, a name, written to NAME.csv."""
+    table = pd.Series(units).unstack(0)
+    if save:
+        table.to_csv(f"{save}.csv")
+    return table.map("{:.2g}".format).replace("nan", "")
 
 
 def _parts(experiments: Sequence[Experiment]) -> Iterator[tuple[str, Unit, int]]:
