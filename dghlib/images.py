@@ -17,25 +17,26 @@ from torch import Tensor
 from dghlib.records import write_atomically
 
 
-def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """Return one value per channel as a tensor (1, C, 1, 1) on the device of `like`."""
     return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return uint8 pixels (N, C, H, W) as float32 normalised images."""
-    return (pixels.float() / 255 - _per_channel(mean, pixels)) / _per_channel(std, pixels)
+    return (pixels.float() / 255 - per_channel(mean, pixels)) / per_channel(std, pixels)
 
 
 def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return normalised images as uint8 pixels: clamped to [0, 1], rounded to 8 bits."""
-    pixels = images * _per_channel(std, images) + _per_channel(mean, images)
+    pixels = images * per_channel(std, images) + per_channel(mean, images)
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def clip_straight_through(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return normalised images clipped to what 8-bit pixels can show; gradients pass as if they were not."""
-    low, high = -_per_channel(mean, images), 1 - _per_channel(mean, images)
-    scale = _per_channel(std, images)
+    low, high = -per_channel(mean, images), 1 - per_channel(mean, images)
+    scale = per_channel(std, images)
     return _Clip.apply(images, low / scale, high / scale)
 
 

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dghlib.choices import UnknownName
 from dghlib.experiments import plans, run, tables
+from dghlib.experiments.paper_plans import transfer
+from dghlib.images import normalise
 from dghlib.records import fingerprint
 
 SMOKE: dict[str, Any] = {"profile": "shapes", "budget": "smoke", "models": ["shapes_bottleneck"]}
@@ -163,3 +166,29 @@ def test_short_runs_have_rates_to_match():
     assert (config.weight_bits, config.activation_bits, config.bits) == (2, 4, "academic")
     assert config.rounding_rate * config.iterations == pytest.approx(20)
     assert config.step_iterations == config.iterations / 4
+
+
+def test_images_of_another_network(tmp_path):
+    both = ["shapes_residual", "shapes_bottleneck"]
+    experiments = transfer("shapes", "smoke", sources=["zeroq"], seeds=1, models=both)
+    calibrated = {(experiment.model, experiment.maker): experiment for experiment in experiments if experiment.source}
+    workshop, of_itself, lent = (
+        run.Workshop(tmp_path / "results"),
+        calibrated[both[1], both[1]],
+        calibrated[both[1], both[0]],
+    )
+    own_set = dataclasses.replace(of_itself, model=both[0])
+    assert torch.equal(workshop.images(lent)[0], workshop.images(own_set)[0])
+    assert not torch.equal(workshop.images(lent)[0], workshop.images(of_itself)[0])
+    assert run.inputs_of(lent)["images"]["model"]["name"] == both[0]
+    assert "model" not in run.inputs_of(of_itself)["images"], "or the records that there are would not be found"
+
+
+def test_images_of_another_network_look_the_same_to_the_borrower():
+    maker = run.load_model("shapes_residual")
+    borrower = dataclasses.replace(maker, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    seen = run._in_space_of(borrower, normalise(pixels, maker.mean, maker.std), maker)
+    assert torch.allclose(seen, normalise(pixels, borrower.mean, borrower.std), atol=1e-5)
+    with pytest.raises(ValueError, match="wants images"):
+        run._in_space_of(dataclasses.replace(maker, image_shape=(3, 64, 64)), seen, maker)

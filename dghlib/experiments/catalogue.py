@@ -18,6 +18,7 @@ PLANS: dict[str, Callable[..., list[Experiment]]] = {
     "step_sizes": paper_plans.step_sizes,
     "intraq_amounts": paper_plans.intraq_amounts,
     "intraq_parts": paper_plans.intraq_parts,
+    "transfer": paper_plans.transfer,
     "dgh_settings": plans.dgh_settings,
     "quantizers": plans.quantizers,
     "placements": plans.placements,

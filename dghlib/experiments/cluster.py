@@ -119,7 +119,7 @@ def _submit(client: Any, experiments: list[Experiment], device: str) -> dict[Any
     for experiment in experiments:
         images = None
         if experiment.source not in (None, REAL):
-            key = "images-" + fingerprint([experiment.model, experiment.source, plain(experiment.source_config)])
+            key = "images-" + fingerprint([experiment.maker, experiment.source, plain(experiment.source_config)])
             if key not in sets:
                 sets[key] = client.submit(_make_images, experiment, device, commit, key=key)
             images = sets[key]

@@ -80,9 +80,9 @@ def _parts(experiments: Sequence[Experiment]) -> Iterator[tuple[str, Unit, int]]
         if experiment.quantizer == FLOAT:
             continue
         images = asdict(experiment.source_config)
-        name = fingerprint([experiment.model, experiment.source, images])
+        name = fingerprint([experiment.maker, experiment.source, images])
         if experiment.source not in (None, REAL) and name not in made:
             made.add(name)
-            yield experiment.source or "", (experiment.model, experiment.source or ""), _generation_units(images)
+            yield experiment.source or "", (experiment.maker, experiment.source or ""), _generation_units(images)
         work = _quantization_units(asdict(experiment.quantizer_config), images)
         yield experiment.quantizer, (experiment.model, experiment.quantizer), work

@@ -69,7 +69,7 @@ def runs(records: list[Record]) -> pd.DataFrame:
 
 def _by_default(record: Record) -> bool:
     quantizer, images = record["inputs"]["quantizer"], record["inputs"].get("images")
-    if quantizer["method"] == FLOAT or images is None:
+    if quantizer["method"] == FLOAT or images is None or "model" in images:  # images of another network
         return False
     changed = _changed(plain(QUANTIZERS[quantizer["method"]].Config()), quantizer["config"]) - _WIDTHS - _SHORTENED
     if images["source"] != REAL:

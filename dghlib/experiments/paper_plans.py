@@ -2,7 +2,8 @@
 
 DGH is Dikstein et al., "Data Generation for Hardware-Friendly Post-Training Quantization"; GENIE is Jeon, Lee, Kim,
 "GENIE: Show Me the Data for Quantization"; IntraQ is Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class
-Heterogeneity for Zero-Shot Network Quantization".
+Heterogeneity for Zero-Shot Network Quantization"; GenQ is Li et al., "GenQ: Quantization in Low Data Regimes with
+Generative Synthetic Data".
 """
 
 import dataclasses
@@ -161,6 +162,28 @@ def intraq_parts(
     """Return IntraQ and IntraQ without each of its parts, with BRECQ and everything quantized."""
     spend = look_up(BUDGETS, budget, "budget")
     return _variants(profile, spend, [("intraq", part) for part in INTRAQ_PARTS.values()], bits, seeds, models)
+
+
+def transfer(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W2A4",),
+    sources: Sequence[str] = ("zeroq", "dgh"),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return Table 5 of GenQ's paper: GENIE-M on images of each network, for each network."""
+    chosen, spend = look_up(PROFILES, profile, "profile"), look_up(BUDGETS, budget, "budget")
+    names = list(models or chosen.models)
+    experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
+    every = itertools.product(range(spend.seeds if seeds is None else seeds), sources, names, names, bits)
+    for seed, source, maker, model, width in every:
+        config = source_config(source, spend, seed)
+        own = {"bits": "academic", "seed": seed}
+        quantized = calibrated(profile, model, source, config, width, spend, "genie_m", **own)
+        experiments.append(dataclasses.replace(quantized, images_of=None if maker == model else maker))
+    return experiments
 
 
 def _variants(

@@ -99,3 +99,26 @@ def paper_amounts(name: str) -> pd.DataFrame:
     printed["images"] = printed.setting.str.removesuffix(" images").astype(int)
     table = printed.pivot(index="images", columns=["network", "method"], values="mean")
     return table.map("{:.2f}".format).rename_axis(columns=["paper: top-1 in %", ""])
+
+
+def transfers(records: Sequence[Record]) -> pd.DataFrame:
+    """Return GenQ's Table 5: top-1 of networks (columns) quantized with images made from each network (rows)."""
+    if not records:
+        return nothing()
+    rows = labelled(records, _maker_of)
+    groups = rows[rows.bits != FLOAT].groupby(["source", "row", "model"], sort=False).top1.agg(["mean", "std"])
+    table = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1).unstack().rename(columns=short_name)
+    return table.rename(index=TITLES).rename_axis(index=["images", "made from"], columns="top-1 in %")
+
+
+def _maker_of(record: Record) -> str:
+    inputs = record["inputs"]
+    return short_name(inputs["images"].get("model", inputs["model"])["name"])
+
+
+def paper_transfers() -> pd.DataFrame:
+    """Return GenQ's Table 5 as printed."""
+    printed = paper_table("genq_table5")
+    printed["made from"] = printed.setting.str.removeprefix("images from ")
+    table = printed.pivot(index=["method", "made from"], columns="network", values="mean")
+    return table.map("{:.2f}".format).rename_axis(index=["images", "made from"], columns="paper: top-1 in %")

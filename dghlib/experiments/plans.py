@@ -40,6 +40,7 @@ class Experiment:
         source: where the images come from, "real" or the name of a generator; `source_config` is its Config.
         quantizer: a quantizer's name, or "float" for none; `quantizer_config` is its Config.
         test_images: size of the test set, None for all.
+        images_of: the network that the images are made from, None for the one that is quantized.
     """
 
     profile: str
@@ -49,6 +50,12 @@ class Experiment:
     quantizer: str = FLOAT
     quantizer_config: Any = None
     test_images: int | None = None
+    images_of: str | None = None
+
+    @property
+    def maker(self) -> str:
+        """Name the network that the images are made from."""
+        return self.images_of or self.model
 
     @property
     def title(self) -> str:
@@ -57,7 +64,8 @@ class Experiment:
             return f"{self.model} float"
         config = self.quantizer_config
         bits = f"W{config.weight_bits}A{config.activation_bits} {config.bits}"
-        return f"{self.model} {self.quantizer} {bits} {self.source} seed {self.source_config.seed}"
+        of_another = f" of {self.images_of}" if self.images_of else ""
+        return f"{self.model} {self.quantizer} {bits} {self.source}{of_another} seed {self.source_config.seed}"
 
 
 def table2(

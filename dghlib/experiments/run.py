@@ -22,13 +22,13 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dghlib import datasets, models
+from dghlib import checkpoints, datasets, models
 from dghlib.datasets import LabelledImages
 from dghlib.evaluation import top1
 from dghlib.experiments.plans import FLOAT, REAL, Experiment
 from dghlib.generators import GENERATORS
 from dghlib.generators.identity import images_fingerprint
-from dghlib.images import load_images, normalise, save_images
+from dghlib.images import load_images, normalise, per_channel, save_images
 from dghlib.models import FloatModel
 from dghlib.quantizers import QUANTIZERS, QuantizedModel
 from dghlib.quantizers.reconstruction import Settings
@@ -92,6 +92,7 @@ def quantized(experiment: Experiment) -> tuple[FloatModel, QuantizedModel, Tenso
     """Return an experiment's network, its quantized copy, and the images it was calibrated with."""
     workshop = Workshop(results_dir(), progress=True)
     model, (images, _) = load_model(experiment.model), workshop.images(experiment)
+    images = _in_space_of(model, images, load_model(experiment.maker))
     return model, QUANTIZERS[experiment.quantizer].quantize(model, images, experiment.quantizer_config), images
 
 
@@ -140,8 +141,11 @@ class Workshop:
         write_json(self._record_path(experiment), record)
 
     def images(self, experiment: Experiment, *, wait: bool = True) -> tuple[Tensor, float]:
-        """Return an experiment's calibration images (N, C, H, W), normalised, and the seconds they took to make."""
-        model, config = load_model(experiment.model), experiment.source_config
+        """Return an experiment's calibration images (N, C, H, W), and the seconds they took to make.
+
+        They are normalised as the network that they are made from wants them.
+        """
+        model, config = load_model(experiment.maker), experiment.source_config
         if experiment.source == REAL:
             data = datasets.sample(_training_images(experiment.profile), config.num_images, config.seed)
             return normalise(data.images, model.mean, model.std), 0.0
@@ -165,7 +169,7 @@ class Workshop:
         )
         seconds = time.perf_counter() - start
         save_images(path, images, {"seconds": f"{seconds:.3f}", "title": experiment.title})
-        checkpoint.unlink(missing_ok=True)
+        checkpoints.remove(checkpoint)
         return images, seconds
 
     def _outputs(self, experiment: Experiment, wait: bool) -> dict[str, Any]:
@@ -173,6 +177,7 @@ class Workshop:
         if experiment.quantizer == FLOAT:
             return {"top1": self._top1(experiment, model, model.net)}
         images, generation_seconds = self.images(experiment, wait=wait)
+        images = _in_space_of(model, images, load_model(experiment.maker))
         start = time.perf_counter()
         quantized = self._quantize(experiment, model, images)
         quantization_seconds = time.perf_counter() - start
@@ -220,13 +225,30 @@ def inputs_of(experiment: Experiment) -> dict[str, Any]:
             "version": method.VERSION if method else 1,
             "config": dataclasses.asdict(experiment.source_config),
         }
+        if experiment.images_of:
+            weights = models.weights_sha256(experiment.images_of)
+            inputs["images"]["model"] = {"name": experiment.images_of, "weights": weights}
     return plain(inputs)
+
+
+def _in_space_of(model: FloatModel, images: Tensor, maker: FloatModel) -> Tensor:
+    """Return images in the normalised space of `maker` as `model` wants them normalised.
+
+    Raises:
+        ValueError: the networks look at images of different shapes.
+    """
+    if model.image_shape != maker.image_shape:
+        raise ValueError(f"{model.name} wants images {model.image_shape}, {maker.name} makes {maker.image_shape}")
+    if (model.mean, model.std) == (maker.mean, maker.std):
+        return images
+    pixels = images * per_channel(maker.std, images) + per_channel(maker.mean, images)
+    return (pixels - per_channel(model.mean, images)) / per_channel(model.std, images)
 
 
 def _images_name(experiment: Experiment) -> str:
     """Return the fingerprint of an experiment's generated images."""
     method = GENERATORS[experiment.source or ""]
-    model = load_model(experiment.model)
+    model = load_model(experiment.maker)
     return images_fingerprint(model, experiment.source or "", method.VERSION, experiment.source_config)
 
 
