@@ -7,10 +7,11 @@ means over channels and layers).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from dghlib.batchnorm import StoredStatistics, run_and_measure, variance_of
 
@@ -28,12 +29,12 @@ class Measurement:
     Attributes:
         moments: (groups, 2, K), with graph.
         last_moments: (N, 2, C) of every image at the last batch norm, with graph.
-        output: what the network returned.
+        output: what the network returned: logits, or several tensors in a structure of any kind.
     """
 
     moments: Tensor
     last_moments: Tensor
-    output: Tensor
+    output: Any
 
 
 def measure(net: nn.Module, images: Tensor, layers: StoredStatistics, groups: int = 1) -> Measurement:
@@ -87,10 +88,14 @@ def batch_norm_norms(measured: Tensor, layers: StoredStatistics) -> Tensor:
     return torch.stack([error.norm(dim=-1).sum(-1) for error in layers.per_layer(errors)], dim=-1)
 
 
-def output_range(output: Tensor) -> Tensor:
-    """Return the difference between the largest and the smallest output value of every image, (N,)."""
-    flat = output.flatten(1)
-    return flat.amax(1) - flat.amin(1)
+def output_range(output: Any) -> Tensor:
+    """Return the difference between the largest and the smallest output value of every image, (N,): DGH, Eq. 6.
+
+    Of a network with several outputs, such as a detector, (T, N): that of each tensor, in the order of the outputs.
+    """
+    flat = [tensor.flatten(1) for tensor in tree_leaves(output)]
+    ranges = [values.amax(1) - values.amin(1) for values in flat]
+    return ranges[0] if len(ranges) == 1 else torch.stack(ranges)
 
 
 def slack_penalty(last_moments: Tensor, layers: StoredStatistics, slack: float, spread: Spread) -> Tensor:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dghlib.models import FloatModel
 from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.operations import Layer, layer_calls
+from dghlib.quantizers.sites import site_of
 
 HALF_BINS = 2048
 _AT_ONCE = 2**16  # values that stay in a processor's cache: three times as fast as all at once
@@ -113,7 +114,7 @@ class Observations:
 
 
 def observe(graph: fx.GraphModule, tensors: Collection[str], images: Tensor, batch_size: int) -> Observations:
-    """Return histograms of the named tensors and the mean input of every layer, over all images.
+    """Return histograms of the named tensors and the mean input of every layer, over all images and calls.
 
     Raises:
         ValueError: a tensor becomes NaN or Inf; its name is in the message.
@@ -138,9 +139,9 @@ class _Observer(fx.Interpreter):
         if n in self.layers:
             self._add_to_mean(str(n.target), self.env[n.all_input_nodes[0]], self.layers[n])
         result = super().run_node(n)
-        if n.name in self.histograms:
+        if (site := site_of(n)) in self.histograms:
             try:
-                self.histograms[n.name].update(result)
+                self.histograms[site].update(result)
             except ValueError as error:
                 raise ValueError(f"the network cannot be calibrated: in tensor {n.name!r}, {error}") from error
         return result

@@ -19,6 +19,7 @@ from dghlib.models import FloatModel
 from dghlib.quantizers.layers import frozen, scale_output
 from dghlib.quantizers.normal_form import to_normal_form
 from dghlib.quantizers.operations import LAYERS, Layer, called_module, is_batch_norm, layer_calls
+from dghlib.quantizers.sites import mark_sites
 from dghlib.quantizers.tracing import UntraceableNetwork, private_copy, trace
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ def folded_graph(model: FloatModel) -> fx.GraphModule:
     """Return a graph that computes what `model.net` computes in eval mode, without the batch norms that fold.
 
     A private copy: the model is left as it is. A node that holds a floating-point tensor has its shape, for
-    two images, in `node.meta["shape"]`. Checked against the network on two images of noise.
+    two images, in `node.meta["shape"]`; sites are marked (see `sites`). Checked against the network on two images
+    of noise.
 
     Raises:
         UntraceableNetwork: torch.fx cannot follow the network, or the graph computes something else.
@@ -45,6 +47,7 @@ def folded_graph(model: FloatModel) -> fx.GraphModule:
         fold_batch_norms(graph)
         graph.to(memory_format=torch.channels_last)  # 1.2 to 1.8 times as fast on a CPU
         computed = _ShapeRecorder(graph).run(noise)
+    mark_sites(graph)
     _check_same(computed, expected)
     _tell_what_stays_float(graph)
     return graph

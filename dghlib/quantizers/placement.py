@@ -1,7 +1,8 @@
 """Which tensors get a quantizer, and of how many bits.
 
 A *placement* is a function from a graph to the names of the nodes whose output is quantized, in order of
-computation. Every consumer of a tensor reads the same quantized one.
+computation. Every consumer of a tensor reads the same quantized one. Tensors at one site, such as those of all levels
+in a shared head, are named once (see `sites`).
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -21,6 +22,7 @@ from dghlib.quantizers.operations import (
     layer_calls,
     source_of,
 )
+from dghlib.quantizers.sites import site_of
 
 BIT_POLICIES = ("full", "academic")
 _SPARED_BITS = 8  # of what the academic setting spares
@@ -40,7 +42,7 @@ def every_tensor(graph: fx.GraphModule) -> list[str]:
         kind = kind_of(graph, node)
         if kind in _COMPUTING and not _fused_with_reader(graph, node, kind):
             names.append(node.name)
-    return names
+    return _one_of_each_site(graph, names)
 
 
 def layer_and_block_outputs(graph: fx.GraphModule) -> list[str]:
@@ -62,7 +64,8 @@ def layer_inputs(graph: fx.GraphModule) -> list[str]:
     """Return what GENIE-M quantizes: what layers read, except the image; and the logits."""
     read = {source_of(graph, call.all_input_nodes[0]).name for call, _ in layer_calls(graph)}
     read |= {source_of(graph, output).name for output in _outputs(graph)}
-    return [node.name for node in graph.graph.nodes if node.name in read and kind_of(graph, node) is not Kind.IMAGE]
+    names = [node.name for node in graph.graph.nodes if node.name in read and kind_of(graph, node) is not Kind.IMAGE]
+    return _one_of_each_site(graph, names)
 
 
 PLACEMENTS: Mapping[str, Callable[[fx.GraphModule], list[str]]] = {
@@ -70,6 +73,10 @@ PLACEMENTS: Mapping[str, Callable[[fx.GraphModule], list[str]]] = {
     "brecq": layer_and_block_outputs,
     "genie": layer_inputs,
 }
+
+
+def _one_of_each_site(graph: fx.GraphModule, names: list[str]) -> list[str]:
+    return list(dict.fromkeys(site_of(_named(graph, name)) for name in names))
 
 
 def _named(graph: fx.GraphModule, name: str) -> fx.Node:
@@ -120,7 +127,7 @@ def assign_bits(graph: fx.GraphModule, tensors: list[str], weight_bits: int, act
             if source in activations:
                 activations[source] = max(activation_bits, _SPARED_BITS)
         for output in _outputs(graph):
-            activations.pop(source_of(graph, output).name, None)
+            activations.pop(site_of(source_of(graph, output)), None)
     return Bits(_quantized(weights), _quantized(activations))
 
 

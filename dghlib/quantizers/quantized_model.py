@@ -16,6 +16,7 @@ from dghlib.quantizers.graph import device_of, folded_graph
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.layers import QuantizedLayer, channel_axis
 from dghlib.quantizers.operations import Layer, layer_at
+from dghlib.quantizers.sites import site_of
 from dghlib.records import write_atomically
 
 _FORMAT = 1
@@ -28,7 +29,8 @@ class QuantizedModel(nn.Module):
     Args:
         graph: from `folded_graph`; it is taken over and changed.
         weights: quantizers of weights, by the path of the layer's module.
-        activations: quantizers of tensors, by the name of the node that computes them.
+        activations: quantizers of tensors, by the name of the node that computes them; one at a site of several
+            tensors serves them all (see `sites`).
         about: plain facts for the file: the float model's name, the method, its settings.
 
     Layers and tensors that are not named stay in float.
@@ -53,7 +55,7 @@ class QuantizedModel(nn.Module):
             graph.set_submodule(path, QuantizedLayer(layer_at(graph, path), quantizer))
         graph.add_submodule(_ACTIVATIONS, nn.ModuleDict(activations))
         for node in list(graph.graph.nodes):
-            if node.name in activations:
+            if site_of(node) in activations:
                 _insert_after(graph.graph, node)
         graph.graph.lint()
         graph.recompile()
@@ -138,7 +140,7 @@ def quantizer_path(tensor: str) -> str:
 def quantized_node(graph: fx.GraphModule, tensor: str) -> fx.Node:
     """Return the node that holds a tensor as its readers get it: quantized, if it is."""
     node = next(node for node in graph.graph.nodes if node.name == tensor)
-    return next((user for user in node.users if user.target == quantizer_path(tensor)), node)
+    return next((user for user in node.users if str(user.target).startswith(f"{_ACTIVATIONS}.")), node)
 
 
 def saved_facts(path: Path) -> dict[str, Any]:
@@ -171,5 +173,5 @@ def _empty_like(layer: Layer, bits: int, signed: bool) -> UniformQuantizer:
 
 def _insert_after(graph: fx.Graph, node: fx.Node) -> None:
     with graph.inserting_after(node):
-        call = graph.call_module(quantizer_path(node.name), (node,))
+        call = graph.call_module(quantizer_path(site_of(node)), (node,))
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)

@@ -13,6 +13,7 @@ in any network, without knowing its name (BRECQ):
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import fx
 
@@ -40,9 +41,10 @@ class Unit:
 def units_of(graph: fx.GraphModule, kind: str) -> list[Unit]:
     """Return the units of a graph from `folded_graph`, in the order of computation.
 
-    A layer that several units call belongs to the first.
+    A layer that several units call belongs to the first. Layers of no block, as those behind the last tensor that all
+    outputs of a detector depend on, are units of their own.
     """
-    units = _layers(graph) if kind == "layer" else _blocks(graph)
+    units = _layers(graph) if kind == "layer" else chain(_blocks(graph), _layers(graph))
     return list(_without_repeated_layers(units))
 
 

@@ -1,0 +1,41 @@
+"""Sites of tensors: the places in a network's code that hold one tensor for every call of a shared layer.
+
+The head of a detector runs on every level of a pyramid. What one of its layers computes, and what is computed from
+that alone, is at the same site for all levels: hardware keeps one grid for it. Any other tensor is a site of its own.
+A site is called by its first node.
+"""
+
+from collections import Counter
+from collections.abc import Hashable
+
+from torch import fx
+
+from dghlib.quantizers.operations import layer_calls
+
+
+def site_of(node: fx.Node) -> str:
+    """Return the site of a node that `mark_sites` has seen; of any other, its own name."""
+    return node.meta.get("site", node.name)
+
+
+def mark_sites(graph: fx.GraphModule) -> None:
+    """Write the site of every node into its `meta`, which later copies of the graph keep."""
+    calls = Counter(node.target for node, _ in layer_calls(graph))
+    layers = {node for node, _ in layer_calls(graph) if calls[node.target] > 1}
+    keys: dict[fx.Node, Hashable] = {}
+    first: dict[Hashable, str] = {}
+    for node in graph.graph.nodes:
+        if node in layers:
+            keys[node] = node.target
+        elif (key := _key_of_reader(node, keys)) is not None:
+            keys[node] = key
+        node.meta["site"] = first.setdefault(keys.get(node, node), node.name)
+
+
+def _key_of_reader(node: fx.Node, keys: dict[fx.Node, Hashable]) -> Hashable | None:
+    """Return what a node shares with those of other calls, if it reads nothing but one tensor at a shared site."""
+    tensors = [source for source in node.all_input_nodes if "shape" in source.meta]
+    if len(tensors) != 1 or tensors[0] not in keys:
+        return None
+    settings = fx.node.map_arg((node.args, node.kwargs), lambda _: None)
+    return node.op, node.target, repr(settings), keys[tensors[0]]
