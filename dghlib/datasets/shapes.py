@@ -7,6 +7,8 @@ classes are wanted because the error that output stretching cures grows with the
 Images are uint8 (N, 3, 32, 32). Labels go round: image k has label k modulo 48.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -20,6 +22,7 @@ SIZE = 32  # pixels, height and width
 CLASSES = tuple(f"{texture} {outline}" for outline in OUTLINES for texture in TEXTURES)
 
 _SEEDS = {"train": 1, "test": 2}
+_PLAIN_SEED = 3
 
 
 def classification(split: str, num_images: int) -> LabelledImages:
@@ -31,12 +34,26 @@ def classification(split: str, num_images: int) -> LabelledImages:
     Raises:
         ValueError: `split` is unknown, or `num_images` is below 1.
     """
-    seed = look_up(_SEEDS, split, "split of shapes")
+    return _drawn(_draw, look_up(_SEEDS, split, "split of shapes"), num_images, f"draw shapes {split}")
+
+
+def plain_drawings(num_images: int) -> LabelledImages:
+    """Draw images that show the object of their class on a background and nothing else, as neither split has them.
+
+    Raises:
+        ValueError: `num_images` is below 1.
+    """
+    return _drawn(_draw_plainly, _PLAIN_SEED, num_images, "draw plain shapes")
+
+
+def _drawn(
+    draw: Callable[[np.random.Generator, int], np.ndarray], seed: int, num_images: int, title: str
+) -> LabelledImages:
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
     images = np.empty((num_images, 3, SIZE, SIZE), dtype=np.uint8)
-    for k in tqdm(range(num_images), desc=f"draw shapes {split}", unit="image", delay=3, leave=False):
-        images[k] = _draw(np.random.default_rng((seed, k)), k % len(CLASSES))
+    for k in tqdm(range(num_images), desc=title, unit="image", delay=3, leave=False):
+        images[k] = draw(np.random.default_rng((seed, k)), k % len(CLASSES))
     labels = torch.arange(num_images) % len(CLASSES)
     return LabelledImages(torch.from_numpy(images), labels, CLASSES)
 
@@ -51,6 +68,17 @@ def _draw(rng: np.random.Generator, label: int) -> np.ndarray:
     paint(image, _occluder(rng, subject))
     image = blur(image, side=rng.uniform(0, 0.22)) * light(rng, SIZE)
     image += rng.uniform(0, 0.06) * rng.standard_normal(image.shape, dtype=np.float32)
+    return _to_bytes(image)
+
+
+def _draw_plainly(rng: np.random.Generator, label: int) -> np.ndarray:
+    """Return one image (3, 32, 32) uint8 of the class, without clutter, occlusion, blur, light and noise."""
+    image, mean_colour = background(rng, SIZE)
+    paint(image, _subject(rng, label, mean_colour))
+    return _to_bytes(image)
+
+
+def _to_bytes(image: Floats) -> np.ndarray:
     return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
