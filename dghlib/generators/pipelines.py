@@ -26,6 +26,7 @@ Precision = Literal["float32", "float16", "bfloat16"]
 Offload = Literal["none", "model", "sequential"]
 
 EMBEDDED = {"shapes": Path(__file__).parents[1] / "models" / "pipelines" / "shapes"}
+INDEX = "model_index.json"  # says what is in the folder of a pipeline
 NO_CLASS = 1000  # diffusers' DiTPipeline is guided away from this class, whatever number of classes it has
 
 
@@ -44,10 +45,10 @@ def folder_of(source: str) -> Path | None:
 
 
 def content_sha256(*paths: Path | None) -> str:
-    """Return a hash of the files given and of all in the folders given, hidden ones apart; "" where there is none."""
+    """Return a hash of the files given and of all in the pipelines' folders given, hidden ones apart; "" for none."""
     files = {str(path.name): path for path in paths if path and path.is_file()}
     for folder in paths:
-        if folder and folder.is_dir():
+        if folder and (folder / INDEX).is_file():
             inside = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
             files |= {name: path for name, path in inside.items() if not name.startswith(".") and "/." not in name}
     if not files:
@@ -76,12 +77,12 @@ def load_pipeline(
         UnknownName: there is no such scheduler.
         ValueError: something is to be kept off the CPU, which is where it would be kept.
     """
-    diffusers = _diffusers()
     if offload != "none" and torch.device(device).type == "cpu":
         raise ValueError(f"offload={offload} keeps parts of a pipeline off a GPU; the device is the CPU")
     folder = folder_of(source)
-    if folder and not (folder / "model_index.json").is_file():
-        raise NotAPipeline(f"{folder} is not the folder of a diffusers pipeline: it has no model_index.json")
+    if folder and not (folder / INDEX).is_file():
+        raise NotAPipeline(f"{folder} is not the folder of a diffusers pipeline: it has no {INDEX}")
+    diffusers = _diffusers()
     with _quietly(diffusers), torch.random.fork_rng(devices=[]):
         try:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
