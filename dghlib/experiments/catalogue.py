@@ -8,6 +8,7 @@ from dghlib.experiments.plans import Experiment
 PLANS: dict[str, Callable[..., list[Experiment]]] = {
     "table1": paper_plans.table1,
     "table2": plans.table2,
+    "table3": plans.table3,
     "table4": paper_plans.table4,
     "table5": paper_plans.table5,
     "figure1": paper_plans.figure1,
@@ -18,6 +19,7 @@ PLANS: dict[str, Callable[..., list[Experiment]]] = {
     "step_sizes": paper_plans.step_sizes,
     "intraq_amounts": paper_plans.intraq_amounts,
     "intraq_parts": paper_plans.intraq_parts,
+    "genq_table2": paper_plans.genq_table2,
     "transfer": paper_plans.transfer,
     "dgh_settings": plans.dgh_settings,
     "quantizers": plans.quantizers,

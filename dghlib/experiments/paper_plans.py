@@ -46,6 +46,12 @@ figure6 = partial(table1, bits=("W8A3", "W8A4", "W8A6", "W8A8"), sources=PAPER_S
 figure7 = partial(table1, bits=("W2A8", "W3A8", "W4A8", "W8A8"), sources=PAPER_SOURCES[1:])
 
 
+# Table 2 of GenQ's paper, as far as our networks and sources go.
+genq_table2 = partial(
+    quantizers, bits=("W4A4", "W2A4"), methods=("brecq", "genie_m"), policies=("academic",), sources=PAPER_SOURCES
+)
+
+
 def table4(
     profile: str = "shapes",
     budget: str = "quick",

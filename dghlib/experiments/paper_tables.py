@@ -116,6 +116,15 @@ def _maker_of(record: Record) -> str:
     return short_name(inputs["images"].get("model", inputs["model"])["name"])
 
 
+def printed(name: str) -> pd.DataFrame:
+    """Return a paper's table as printed: methods by (setting, network)."""
+    numbers = paper_table(name, as_text=True)
+    numbers["cell"] = (numbers["mean"] + " ± " + numbers.spread).str.removesuffix(" ± ")
+    table = numbers.pivot(index="method", columns=["setting", "network"], values="cell").fillna("")
+    columns = dict.fromkeys(zip(numbers.setting, numbers.network, strict=True))
+    return table.loc[list(dict.fromkeys(numbers.method)), list(columns)].rename_axis(index="paper", columns=["", ""])
+
+
 def paper_transfers() -> pd.DataFrame:
     """Return GenQ's Table 5 as printed."""
     printed = paper_table("genq_table5")

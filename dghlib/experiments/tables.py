@@ -41,6 +41,7 @@ QUANTIZER_TITLES = {
 }
 POLICY_TITLES = {"full": "everything", "academic": "all but the ends"}
 PAPER = "paper: "
+MEASURES = {"top1": "top-1 in %", "map": "mAP in %", "map50": "mAP50 in %"}
 # Rows of the paper's tables that we call otherwise.
 _PAPER_ROWS = {
     "Float": FLOAT,
@@ -80,21 +81,23 @@ def _row(record: Record) -> dict[str, Any]:
     return row | record["outputs"]
 
 
-def summary(records: Sequence[Record]) -> pd.DataFrame:
-    """Return mean, standard deviation over seeds and number of seeds of top-1, by network, bits and source."""
-    groups = frame(records).groupby(["model", "bits", "source"], sort=False)["top1"]
+def summary(records: Sequence[Record], measure: str = "top1") -> pd.DataFrame:
+    """Return mean, standard deviation over seeds and number of seeds of a measure, by network, bits and source."""
+    groups = frame(records).groupby(["model", "bits", "source"], sort=False)[measure]
     return groups.agg(mean="mean", spread="std", seeds="count").reset_index()
 
 
-def accuracy(records: Sequence[Record], paper: str | None = None, bits: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return top-1 in percent, mean ± standard deviation over seeds: sources by (network, bits).
+def accuracy(
+    records: Sequence[Record], paper: str | None = None, bits: Sequence[str] | None = None, measure: str = "top1"
+) -> pd.DataFrame:
+    """Return a measure, a key of MEASURES, mean ± standard deviation over seeds: sources by (network, bits).
 
     The float networks are the last row. With `paper`, the name of one of the paper's tables ("dgh_table2"), its
     numbers follow in columns of their own, under the paper's names of networks. `bits` keeps some widths only.
     """
     if all(record["inputs"]["quantizer"]["method"] == FLOAT for record in records):
         return nothing()
-    numbers = summary(records)
+    numbers = summary(records, measure)
     widths = [width for width in numbers.bits.unique() if width != FLOAT and (bits is None or width in bits)]
     cells = {
         (short_name(row.model), row.bits, row.source): cell(row.mean, row.spread)
@@ -108,7 +111,7 @@ def accuracy(records: Sequence[Record], paper: str | None = None, bits: Sequence
     columns = sorted(dict.fromkeys((model, width) for model, width, _ in cells), key=_paper_last)
     table = pd.DataFrame([[cells.get((*column, source), "") for column in columns] for source in rows])
     table.index = pd.Index([TITLES[source] for source in rows], name="calibrated with")
-    table.columns = pd.MultiIndex.from_tuples(columns, names=["top-1 in %", ""])
+    table.columns = pd.MultiIndex.from_tuples(columns, names=[MEASURES[measure], ""])
     return table
 
 
@@ -132,10 +135,13 @@ def short_name(model: str) -> str:
     return model
 
 
-def paper_table(name: str) -> pd.DataFrame:
-    """Return a table of the papers as printed: method, network, setting, mean, spread, source (table and row)."""
+def paper_table(name: str, *, as_text: bool = False) -> pd.DataFrame:
+    """Return a table of the papers: method, network, setting, mean, spread, source (table and row).
+
+    With `as_text` numbers stay as they are printed, and what is not printed is empty.
+    """
     path = resources.files("dghlib.experiments") / "paper" / f"{name}.csv"
-    return pd.read_csv(path)
+    return pd.read_csv(path, dtype=str, keep_default_na=False) if as_text else pd.read_csv(path)
 
 
 def _paper_cells(name: str) -> dict[tuple[str, str, str], str]:
