@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from dghlib import assets, datasets, models
+from dghlib import assets, checkpoints, datasets, models
 from dghlib.choices import look_up
 from dghlib.evaluation import top1
 from dghlib.experiments import plans, run
 from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.profiles import PROFILES
+from dghlib.experiments.scoring import TEST_BATCH, quality
 from dghlib.generators import GENERATORS
 from dghlib.images import load_images, normalise, save_images
 from dghlib.models import FloatModel
@@ -40,7 +41,7 @@ def generate(options: Namespace) -> None:
     images = method.generate(model, config, device=options.device, checkpoint=checkpoint)
     about = {"model": model.name, "method": options.method, "config": str(plain(config))}
     loss = _save_set(options.out, images, model, about)
-    checkpoint.unlink(missing_ok=True)
+    checkpoints.remove(checkpoint)
     print(f"{len(images)} images of shape {tuple(images.shape[1:])} in {options.out}{loss}")
 
 
@@ -127,14 +128,19 @@ def report(options: Namespace) -> None:
 
 
 def evaluate(options: Namespace) -> None:
-    """Print the top-1 accuracy of a network."""
+    """Print the top-1 accuracy of a classifier, or the mean average precision of a detector."""
     model = _model(options.model)
+    if model.task == "detection":
+        net, name = _network_to_test(model, options.quantized), options.data or _test_data_of(model.name)
+        found = quality(name, options.num_images, model, net, device=options.device, progress=True)
+        print(", ".join(f"{measure} {percent:.2f} %" for measure, percent in found.items()))
+        return
     data = datasets.load(
         options.data or _test_data_of(model.name), "test", options.num_images, image_size=model.image_shape[1:]
     )
     net = _network_to_test(model, options.quantized)
-    pairs = datasets.batches(data, model.mean, model.std, run.TEST_BATCH)
-    percent = top1(net.to(options.device), pairs, total=-(-len(data) // run.TEST_BATCH), progress=True)
+    pairs = datasets.batches(data, model.mean, model.std, TEST_BATCH)
+    percent = top1(net.to(options.device), pairs, total=-(-len(data) // TEST_BATCH), progress=True)
     print(f"top-1 {percent:.2f} % of {len(data)} images")
 
 

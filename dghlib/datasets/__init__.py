@@ -7,15 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dghlib.choices import look_up
-from dghlib.datasets import files, shapes
+from dghlib.datasets import files, scenes, shapes
+from dghlib.datasets.annotated import AnnotatedImages
 from dghlib.datasets.cifar import cifar10
+from dghlib.datasets.coco import coco
 from dghlib.datasets.imagenet import imagenet
 from dghlib.datasets.labelled import LabelledImages, batches, sample
 from dghlib.datasets.tiny_imagenet import tiny_imagenet
 
-__all__ = ["DATASETS", "LabelledImages", "batches", "load", "sample"]
+__all__ = [
+    "ANNOTATED",
+    "DATASETS",
+    "AnnotatedImages",
+    "LabelledImages",
+    "batches",
+    "load",
+    "load_annotated",
+    "sample",
+]
 
 SHAPES_IMAGES = 100 * len(shapes.CLASSES)  # drawn when no number is asked for
+SCENES = 1_000
 
 
 def _shapes(split: str, num_images: int | None) -> LabelledImages:
@@ -28,6 +40,23 @@ DATASETS: dict[str, Callable[[str, int | None], LabelledImages]] = {
     "tiny_imagenet": tiny_imagenet,
     "imagenet": imagenet,
 }
+
+
+def _scenes(split: str, num_images: int | None) -> AnnotatedImages:
+    return scenes.detection(split, SCENES if num_images is None else num_images)
+
+
+ANNOTATED: dict[str, Callable[[str, int | None], AnnotatedImages]] = {"shapes_detection": _scenes, "coco": coco}
+
+
+def load_annotated(name: str, split: str = "test", num_images: int | None = None) -> AnnotatedImages:
+    """Return a data set for detection by its name, a key of ANNOTATED; its split and how many images as in `load`.
+
+    Raises:
+        UnknownName: no data set for detection has this name.
+        FileNotFoundError: its files are missing; the message says which command gets them.
+    """
+    return look_up(ANNOTATED, name, "data set for detection")(split, num_images)
 
 
 def load(

@@ -20,6 +20,7 @@ from dghlib.choices import look_up
 from dghlib.evaluation import top1
 from dghlib.experiments import plans, run
 from dghlib.experiments.profiles import BUDGETS
+from dghlib.experiments.scoring import TEST_BATCH
 from dghlib.experiments.tables import TITLES
 from dghlib.export import ImageReader, OnnxNetwork, export_onnx
 from dghlib.models import FloatModel
@@ -74,7 +75,7 @@ def _latency(network: nn.Module, image: Tensor) -> float:
 
 def _test_batches(model: FloatModel, budget: str) -> Iterator[tuple[Tensor, Tensor]]:
     data = datasets.load("shapes", "test", look_up(BUDGETS, budget, "budget").test_images)
-    return datasets.batches(data, model.mean, model.std, run.TEST_BATCH)
+    return datasets.batches(data, model.mean, model.std, TEST_BATCH)
 
 
 def _top1(net: nn.Module, model: FloatModel, budget: str) -> float:

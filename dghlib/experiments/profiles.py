@@ -63,6 +63,24 @@ PROFILES = {
         about="ImageNet, 1000 classes, 3x224x224; `make data PROFILE=imagenet` fetches the networks, the images are "
         "placed by the user in imagenet/train and imagenet/val of the data directory; needs a GPU",
     ),
+    "shapes_detection": Profile(
+        name="shapes_detection",
+        models={
+            "shapes_ssdlite": "SSDLite MBV3 Large",
+            "shapes_fcos": "FCOS ResNet50 FPN V1",
+            "shapes_retinanet": "RetinaNet ResNet50 FPN V2",
+        },
+        about="scenes of drawn shapes with boxes of 6 categories, 3x64x64; data and detectors are part of the package",
+    ),
+    "coco": Profile(
+        name="coco",
+        models={
+            "coco_ssdlite": "SSDLite MBV3 Large",
+            "coco_fcos": "FCOS ResNet50 FPN V1",
+            "coco_retinanet": "RetinaNet ResNet50 FPN V2",
+        },
+        about="COCO val2017, boxes of 80 categories; `make data PROFILE=coco` fetches it; needs a GPU",
+    ),
 }
 
 BUDGETS = {

@@ -22,13 +22,12 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dghlib import checkpoints, datasets, models
-from dghlib.datasets import LabelledImages
-from dghlib.evaluation import top1
+from dghlib import checkpoints, models
 from dghlib.experiments.plans import FLOAT, REAL, Experiment
+from dghlib.experiments.scoring import quality, real_images
 from dghlib.generators import GENERATORS
 from dghlib.generators.identity import images_fingerprint
-from dghlib.images import load_images, normalise, per_channel, save_images
+from dghlib.images import load_images, per_channel, save_images
 from dghlib.models import FloatModel
 from dghlib.quantizers import QUANTIZERS, QuantizedModel
 from dghlib.quantizers.reconstruction import Settings
@@ -40,9 +39,6 @@ Record = dict[str, Any]
 
 RESULTS_VARIABLE = "DGHLIB_RESULTS"
 PUBLISHED = Path(__file__).parents[2] / "results"
-TEST_BATCH = 32  # on a CPU larger ones take up to three times as long
-# Real calibration images are drawn from this many training images of a set that is drawn on demand.
-DRAWN_TRAINING_IMAGES = 4096
 
 
 def results_dir() -> Path:
@@ -147,8 +143,7 @@ class Workshop:
         """
         model, config = load_model(experiment.maker), experiment.source_config
         if experiment.source == REAL:
-            data = datasets.sample(_training_images(experiment.profile), config.num_images, config.seed)
-            return normalise(data.images, model.mean, model.std), 0.0
+            return real_images(experiment.profile, model, config.num_images, config.seed), 0.0
         name = _images_name(experiment)
         if self._images is None or self._images[0] != name:
             path = self.cache / f"{name}.safetensors"
@@ -175,14 +170,14 @@ class Workshop:
     def _outputs(self, experiment: Experiment, wait: bool) -> dict[str, Any]:
         model = load_model(experiment.model)
         if experiment.quantizer == FLOAT:
-            return {"top1": self._top1(experiment, model, model.net)}
+            return self._quality(experiment, model, model.net)
         images, generation_seconds = self.images(experiment, wait=wait)
         images = _in_space_of(model, images, load_model(experiment.maker))
         start = time.perf_counter()
         quantized = self._quantize(experiment, model, images)
         quantization_seconds = time.perf_counter() - start
         return {
-            "top1": self._top1(experiment, model, quantized),
+            **self._quality(experiment, model, quantized),
             "generation_seconds": round(generation_seconds, 2),
             "quantization_seconds": round(quantization_seconds, 2),
         }
@@ -196,10 +191,9 @@ class Workshop:
         checkpoint = self.cache / f"{self._record_path(experiment).stem}.checkpoint"
         return method.quantize(model, images, config, checkpoint=checkpoint)
 
-    def _top1(self, experiment: Experiment, model: FloatModel, net: nn.Module) -> float:
-        data = _test_images(experiment.profile, experiment.test_images)
-        pairs = datasets.batches(data, model.mean, model.std, TEST_BATCH)
-        return top1(net.to(self.device), pairs, total=-(-len(data) // TEST_BATCH), progress=self.progress)
+    def _quality(self, experiment: Experiment, model: FloatModel, net: nn.Module) -> dict[str, float]:
+        profile, test_images = experiment.profile, experiment.test_images
+        return quality(profile, test_images, model, net, device=self.device, progress=self.progress)
 
     def _record_path(self, experiment: Experiment) -> Path:
         return self.results / experiment.profile / f"{fingerprint(inputs_of(experiment))}.json"
@@ -256,16 +250,6 @@ def _images_name(experiment: Experiment) -> str:
 def load_model(name: str) -> FloatModel:
     """Return a network by name; loaded once a process."""
     return models.load(name)
-
-
-@cache
-def _test_images(profile: str, num_images: int | None) -> LabelledImages:
-    return datasets.load(profile, "test", num_images)
-
-
-@cache
-def _training_images(profile: str) -> LabelledImages:
-    return datasets.load(profile, "train", DRAWN_TRAINING_IMAGES if profile == "shapes" else None)
 
 
 def _read_images(path: Path) -> tuple[Tensor, float] | None:

@@ -243,9 +243,9 @@ def _changed_settings(record: Record) -> str:
     return ", ".join(f"{name} = {value}" for name, value in changed.items()) or "default"
 
 
-def save_csv(records: Sequence[Record], path: str) -> None:
+def save_csv(records: Sequence[Record], path: str, measure: str = "top1") -> None:
     """Write the numbers behind `accuracy`, unrounded, one line per network, bits and source."""
-    summary(records).to_csv(Path(path), index=False)
+    (summary(records, measure) if records else nothing()).to_csv(Path(path), index=False)
 
 
 def provenance(records: Sequence[Record], budget: str | None = None) -> HTML:

@@ -6,7 +6,7 @@ from functools import partial
 
 from dghlib import assets
 from dghlib.choices import look_up
-from dghlib.models import embedded, imagenet, public
+from dghlib.models import coco, detectors, embedded, imagenet, public
 from dghlib.models.float_model import FloatModel
 
 __all__ = ["MODELS", "FloatModel", "load", "weights_sha256"]
@@ -20,6 +20,8 @@ MODELS: dict[str, Callable[[], FloatModel]] = {
     "cifar10_mobilenetv2": public.cifar10_mobilenetv2,
     "tiny_imagenet_mobilenetv2": public.tiny_imagenet_mobilenetv2,
     **{name: partial(imagenet.load, name) for name in imagenet.BUILDERS},
+    **{name: partial(detectors.load, name) for name in detectors.NETS},
+    **{name: partial(coco.load, name) for name in coco.BUILDERS},
 }
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
@@ -174,6 +175,13 @@ NETS: dict[str, Callable[[Any], nn.Module]] = {
 def untrained(name: str) -> nn.Module:
     """Return a detector by its key in NETS, on an untrained backbone."""
     return NETS[name](embedded.NETS[CLASSIFIERS[name]]())
+
+
+def load(name: str) -> FloatModel:
+    """Return a trained detector, by its key in NETS."""
+    model = as_model(name, untrained(name))
+    model.net.load_state_dict(load_file(embedded.checkpoint(name)))
+    return model
 
 
 def as_model(name: str, detector: nn.Module) -> FloatModel:

@@ -1,0 +1,78 @@
+"""COCO val2017: 5000 photographs with the boxes of 80 kinds of objects, read from the public archives as they are.
+
+Ids of categories run from 1 to 90, with gaps. An archive with only a part of the photographs is read too, if the ones
+that are asked for are in it.
+"""
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dghlib import assets
+from dghlib.choices import look_up
+from dghlib.datasets.annotated import AnnotatedImages
+from dghlib.datasets.files import read_image
+from dghlib.datasets.labelled import choose
+
+ANNOTATIONS = "annotations/instances_val2017.json"
+CALIBRATION_IMAGES = 1_000  # the last of the photographs, which no test looks at
+
+
+def coco(split: str, num_images: int | None = None) -> AnnotatedImages:
+    """Return photographs of a split, "test" or "train"; `num_images` of them, or all.
+
+    val2017 is parted: its last 1000 photographs, by id, are there to calibrate with ("train"), the others to test with.
+
+    Raises:
+        ValueError: an unknown split, more images than there are, or an archive laid out in another way.
+        MissingAsset: the data directory has no archive.
+        FileNotFoundError: the archive lacks a photograph, which is named.
+    """
+    parts = {"test": slice(None, -CALIBRATION_IMAGES), "train": slice(-CALIBRATION_IMAGES, None)}
+    part = look_up(parts, split, "split of coco")
+    path = assets.locate("coco_annotations", strict=False)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            annotations = json.loads(archive.read(ANNOTATIONS))
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not laid out as the public archive: {error}") from error
+    annotations["images"] = sorted(annotations["images"], key=lambda entry: entry["id"])
+    files = [f"val2017/{entry['file_name']}" for entry in annotations["images"]]
+    everything = AnnotatedImages(ArchivedImages(assets.locate("coco", strict=False), files), annotations)
+    indices = range(len(everything))[part]
+    return everything.part([indices[k] for k in choose(len(indices), num_images).tolist()])
+
+
+class ArchivedImages(Sequence[Tensor]):
+    """Image files in a zip archive, each read as RGB, uint8 (3, H, W), when it is asked for.
+
+    Args:
+        archive: the archive. names: of the files in it, in their order.
+
+    Raises:
+        FileNotFoundError: when a file is asked for that the archive lacks.
+        ValueError: when it is no image, or the archive is no zip file.
+    """
+
+    def __init__(self, archive: Path, names: Sequence[str]):
+        self.path, self.names = archive, list(names)
+        try:
+            self.archive = zipfile.ZipFile(archive)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{archive} is no zip archive: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: Any) -> Any:
+        name = self.names[index]
+        try:
+            with self.archive.open(name) as file:
+                return torch.from_numpy(read_image(file, name).copy())
+        except KeyError as error:
+            raise FileNotFoundError(f"{self.path} lacks the image {name}") from error

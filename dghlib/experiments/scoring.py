@@ -1,0 +1,76 @@
+"""What a profile's data says of a network, top-1 of a classifier or mAP of a detector; and its real images."""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dghlib import datasets
+from dghlib.datasets import LabelledImages
+from dghlib.datasets.annotated import AnnotatedImages
+from dghlib.datasets.labelled import choose
+from dghlib.evaluation import top1
+from dghlib.evaluation.detection import found_boxes, mean_average_precision
+from dghlib.images import normalise
+from dghlib.models import FloatModel
+from dghlib.models.detectors import detector_of
+
+TEST_BATCH = 32  # on a CPU larger ones take up to three times as long
+# Real calibration images are drawn from this many training images of a set that is drawn on demand.
+DRAWN_TRAINING_IMAGES = {"shapes": 4096, "shapes_detection": 1024}
+
+
+def quality(
+    profile: str,
+    num_images: int | None,
+    model: FloatModel,
+    net: nn.Module,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> dict[str, float]:
+    """Return what `net`, `model.net` or a quantized copy of it, reaches on `num_images` of the test set, in percent.
+
+    Of a classifier `top1`; of a detector `map` and the others of `mean_average_precision`.
+    """
+    if model.task == "detection":
+        scenes = _annotated_images(profile, "test", num_images)
+        detector = detector_of(model, net.to(device)).to(device)
+        found = found_boxes(
+            lambda images: detector([image.to(device) for image in images]),
+            scenes.images,
+            scenes.image_ids,
+            progress=progress,
+        )
+        return mean_average_precision(scenes.annotations, found)
+    data = _labelled_images(profile, "test", num_images)
+    pairs = datasets.batches(data, model.mean, model.std, TEST_BATCH)
+    return {"top1": top1(net.to(device), pairs, total=-(-len(data) // TEST_BATCH), progress=progress)}
+
+
+def real_images(profile: str, model: FloatModel, num_images: int, seed: int) -> Tensor:
+    """Return a random part of a profile's training images, (N, C, H, W) normalised; a detector's scaled to its size."""
+    available = DRAWN_TRAINING_IMAGES.get(profile)
+    if model.task != "detection":
+        data = datasets.sample(_labelled_images(profile, "train", available), num_images, seed)
+        return normalise(data.images, model.mean, model.std)
+    images = _annotated_images(profile, "train", available).images
+    chosen = [images[k][None] for k in choose(len(images), num_images, seed).tolist()]
+    return torch.cat([_scaled(normalise(image, model.mean, model.std), model.image_shape[1:]) for image in chosen])
+
+
+def _scaled(images: Tensor, size: tuple[int, int]) -> Tensor:
+    if images.shape[2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+@cache
+def _labelled_images(profile: str, split: str, num_images: int | None) -> LabelledImages:
+    return datasets.load(profile, split, num_images)
+
+
+@cache
+def _annotated_images(profile: str, split: str, num_images: int | None) -> AnnotatedImages:
+    return datasets.load_annotated(profile, split, num_images)
