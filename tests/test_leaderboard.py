@@ -57,6 +57,13 @@ def test_only_a_difference_that_excludes_zero_counts() -> None:
     assert leaderboard.wins(leaderboard.runs(clear)).loc["Real data", "better"] == 1
 
 
+def test_what_is_lost_is_lost_from_float() -> None:
+    floating = copy.deepcopy(RECORDS[0]) | {"outputs": {"top1": 64.0}}
+    floating["inputs"] = inputs_of(Experiment(profile="shapes", model="shapes_residual", test_images=96))
+    table = leaderboard.lost([*RECORDS, floating])
+    assert table["HPTQ"].item() == "3.0 (0 min, 1)"  # 64 less the mean of 60, 61 and 62, in three seconds
+
+
 def test_ablations_and_stale_records_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     ablation = _record("dgh", 50.0, 0, output_weight=0.5)
     assert len(leaderboard.runs([*RECORDS, ablation])) == len(RECORDS)

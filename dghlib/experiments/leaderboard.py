@@ -63,7 +63,8 @@ def overview(records: list[Record]) -> pd.DataFrame:
 
 def runs(records: list[Record]) -> pd.DataFrame:
     """Return one row per current record of a quantized network with default settings, ablations left out."""
-    kept = [record for record in records if is_current(record) and _by_default(record)]
+    classified = [record for record in records if "top1" in record["outputs"]]
+    kept = [record for record in classified if is_current(record) and _by_default(record)]
     return tables.frame(kept).fillna({"test_images": -1})  # -1 for all, so that groups do not lose them
 
 
@@ -84,6 +85,28 @@ def _changed(default: dict[str, object], config: dict[str, object]) -> set[str]:
 def standings(rows: pd.DataFrame) -> pd.DataFrame:
     """Return mean top-1 with its confidence interval, by network, width and way to quantize: the sources in columns."""
     return _by_source(rows.groupby([*CELL, "source"], sort=False).top1, sign="")
+
+
+def lost(records: list[Record], source: str = "dgh") -> pd.DataFrame:
+    """Return the points of top-1 that networks lose to quantization with images of `source`, and the minutes it takes.
+
+    Rows are widths and what is quantized, columns the quantizers; a cell is the median over the networks that have it,
+    with their number.
+    """
+    rows = runs(records)
+    everything = tables.frame(records).fillna({"test_images": -1})
+    whole = everything[everything.source == FLOAT].groupby(["model", "test_images"]).top1.mean().rename("float")
+    rows = rows[rows.source == source].join(whole, on=["model", "test_images"])
+    rows = rows.assign(lost=rows.float - rows.top1, minutes=(rows.generation_seconds + rows.quantization_seconds) / 60)
+    networks = rows.groupby(["bits", "policy", "quantizer", "model"])[["lost", "minutes"]].mean()
+    medians = networks.groupby(["bits", "policy", "quantizer"]).agg(
+        lost=("lost", "median"), minutes=("minutes", "median"), networks=("lost", "size")
+    )
+    cells = medians.apply(lambda row: f"{row.lost:.1f} ({row.minutes:.0f} min, {row.networks:.0f})", axis=1)
+    table = cells.unstack("quantizer", fill_value="")
+    table = table[[name for name in QUANTIZER_TITLES if name in table.columns]].rename(columns=QUANTIZER_TITLES)
+    table = table.rename(index=POLICY_TITLES, level="policy").sort_index(ascending=[False, False])
+    return table.rename_axis(index=["points lost (minutes, networks)", "quantized"], columns=None)
 
 
 def paired_differences(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFrame:
