@@ -12,12 +12,13 @@ import tiny_pipelines
 import torch
 from torch import Tensor, nn
 
+from dghlib import models
 from dghlib.checkpoints import Checkpoint
 from dghlib.choices import UnknownName
 from dghlib.generators import filters, genq, pipelines, textual_inversion
 from dghlib.generators.genq import ADJECTIVES, Config
 from dghlib.images import to_pixels
-from dghlib.models import FloatModel
+from dghlib.models import FloatModel, embedded
 from dghlib.records import fingerprint, plain
 
 NAMES = ("cat", "dog", "owl", "elk", "ant")
@@ -77,7 +78,7 @@ def test_without_oversampling_all_are_kept_in_order(of_classes, tiny_model):
     pipeline = pipelines.load_pipeline(of_classes)
     labels = genq.subjects_of(small(of_classes, oversampling=1), pipeline, 5)
     first = pipelines.make_images(
-        pipeline, labels[:4], steps=2, guidance=1.5, seed=genq.derived_seed(0, "genq", "batch", 0)
+        pipeline, labels[:4], steps=2, guidance=2.0, seed=genq.derived_seed(0, "genq", "batch", 0)
     )
     expected = (first * 255).round().to(torch.uint8)
     assert torch.equal(to_pixels(images[:4], tiny_model.mean, tiny_model.std), expected)
@@ -252,6 +253,8 @@ def test_a_folder_that_is_no_pipeline_is_told_of(tmp_path, of_classes):
         pipelines.load_pipeline(of_classes, scheduler="DDIM")
     with pytest.raises(ValueError, match="offload=model keeps parts of a pipeline off a GPU; the device is the CPU"):
         pipelines.load_pipeline(of_classes, offload="model")
+    with pytest.raises(ValueError, match="precision=float16 needs a GPU; on the CPU take float32 or bfloat16"):
+        pipelines.load_pipeline(of_classes, precision="float16")
 
 
 def test_a_pipeline_of_another_kind_is_told_of():
@@ -310,6 +313,13 @@ def test_grey_networks_are_told_of(of_classes):
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Config(**settings)
+
+
+@pytest.mark.skipif(not pipelines.EMBEDDED["shapes"].is_dir(), reason="the embedded pipeline is not trained yet")
+@pytest.mark.parametrize("name", embedded.NETS)
+def test_the_embedded_pipeline_draws_for_the_embedded_networks(name):
+    config = dataclasses.replace(genq.PRESETS["default"], num_images=4, denoising_steps=2)
+    assert generate(models.load(name), config).shape == (4, 3, 32, 32)
 
 
 def test_the_papers_settings():

@@ -70,8 +70,8 @@ class Config:
 
     pipeline: str = "shapes"  # the embedded one, a folder, or a name on the hub
     revision: str | None = None  # of a pipeline on the hub
-    denoising_steps: int = 25
-    guidance: float = 1.5  # 1 is none
+    denoising_steps: int = 20
+    guidance: float = 2.0  # 1 is none
     scheduler: str | None = None  # a class of diffusers; None is the pipeline's own
     size: int | None = None  # pixels, of what a text-to-image pipeline makes; None is its own
     precision: Precision = "float32"

@@ -75,10 +75,13 @@ def load_pipeline(
         MissingExtra: diffusers is not installed.
         NotAPipeline: there is no such pipeline, or it is of neither kind.
         UnknownName: there is no such scheduler.
-        ValueError: something is to be kept off the CPU, which is where it would be kept.
+        ValueError: the CPU is to do what a GPU can: float16, or keeping parts of the pipeline elsewhere.
     """
-    if offload != "none" and torch.device(device).type == "cpu":
-        raise ValueError(f"offload={offload} keeps parts of a pipeline off a GPU; the device is the CPU")
+    if torch.device(device).type == "cpu":
+        if offload != "none":
+            raise ValueError(f"offload={offload} keeps parts of a pipeline off a GPU; the device is the CPU")
+        if precision == "float16":
+            raise ValueError("precision=float16 needs a GPU; on the CPU take float32 or bfloat16")
     folder = folder_of(source)
     if folder and not (folder / INDEX).is_file():
         raise NotAPipeline(f"{folder} is not the folder of a diffusers pipeline: it has no {INDEX}")
