@@ -143,3 +143,13 @@ def test_an_object_outside_the_image_leaves_no_trace(centre: tuple[float, float]
 def test_an_object_is_cut_at_the_border() -> None:
     whole, half = painted(), painted(centre=(0.0, 8.0))
     assert half.sum() == pytest.approx(whole.sum() / 2, rel=0.1)
+
+
+def test_plain_drawings_show_one_object_and_are_in_no_split() -> None:
+    plain = shapes.plain_drawings(2)
+    assert plain.labels.tolist() == [0, 1]
+    assert torch.equal(plain.images[:1], shapes.plain_drawings(1).images)
+    for split in ("train", "test"):
+        assert not torch.equal(plain.images, shapes.classification(split, 2).images)
+    with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
+        shapes.plain_drawings(0)
