@@ -8,6 +8,7 @@ import sys
 import types
 import typing
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,7 @@ def run_plan(options: Namespace) -> None:
         "quantizers": tables.quantizers,
         "placements": tables.placements,
         "dgh_settings": tables.settings,
+        "table3": partial(tables.accuracy, measure="map"),
     }
     print(of_plan.get(options.plan, tables.accuracy)(records).to_string())
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dghlib.choices import check_choice, look_up
+from dghlib.datasets import ANNOTATED
 from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 from dghlib.generators.pipelines import EMBEDDED as PIPELINES
@@ -110,7 +111,11 @@ def table3(
 
     The paper prints AdaRound at W4A8; HPTQ at W8A8 is ours. Seeds come first, so that a run that is stopped has whole
     repetitions; in each the quantizer that does not learn, and is quick, comes first.
+
+    Raises:
+        UnknownName: the profile has no detectors.
     """
+    look_up(ANNOTATED, profile, "profile with detectors")
     spend = detection_budget(budget)
     names = list(models or look_up(PROFILES, profile, "profile").models)
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
