@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ TINY = Config(num_images=48, steps=4, batch_size=4, test_images=2, sampling_step
 
 
 def test_the_autoencoder_hands_pixels_through() -> None:
-    net = diffusion.hand_through()
+    net: Any = diffusion.hand_through()
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     latents = net.config.scaling_factor * net.encode(images).latents
     torch.testing.assert_close(latents, images)
@@ -34,7 +35,8 @@ def test_the_loss_of_a_network_that_knows_the_image_is_zero() -> None:
 
     class Knowing:
         def __call__(self, mixed: torch.Tensor, times: torch.Tensor, labels: torch.Tensor) -> "Knowing":
-            signal = diffusion.sampler().alphas_cumprod[times].view(-1, 1, 1, 1)
+            sampler: Any = diffusion.sampler()
+            signal = sampler.alphas_cumprod[times].view(-1, 1, 1, 1)
             self.sample = (signal.sqrt() * mixed - image) / (1 - signal).sqrt()
             self.labels = labels
             return self
