@@ -161,7 +161,8 @@ def run_plan(options: Namespace) -> None:
     for name in chosen:
         look_up(known, name, f"option of plan {options.plan}")
     experiments = plan(options.profile, options.budget, **chosen)
-    from dghlib.experiments import tables  # pandas takes a second to import, which --help need not wait for
+    # pandas takes a second to import, which --help need not wait for
+    from dghlib.experiments import paper_tables, tables
 
     if options.cluster:
         from dghlib.experiments.cluster import run_on_cluster
@@ -173,6 +174,15 @@ def run_plan(options: Namespace) -> None:
         "quantizers": tables.quantizers,
         "placements": tables.placements,
         "dgh_settings": tables.settings,
+        "figure1": tables.settings,
+        "figure5": tables.settings,
+        "table4": paper_tables.table4,
+        "samples": paper_tables.by_amount,
+        "step_sizes": paper_tables.step_sizes,
+        "intraq_amounts": paper_tables.by_amount,
+        "intraq_parts": paper_tables.intraq_parts,
+        "genq_table2": tables.quantizers,
+        "transfer": paper_tables.transfers,
         "table3": partial(tables.accuracy, measure="map"),
     }
     print(of_plan.get(options.plan, tables.accuracy)(records).to_string())

@@ -9,7 +9,7 @@ from dghlib.experiments import tables
 from dghlib.experiments.paper_plans import INTRAQ_PARTS, PARTS
 from dghlib.experiments.plans import FLOAT
 from dghlib.experiments.run import Record
-from dghlib.experiments.tables import PAPER, TITLES, cell, nothing, paper_table, short_name
+from dghlib.experiments.tables import PAPER, QUANTIZER_TITLES, TITLES, cell, nothing, paper_table, short_name
 
 # From a record of a quantized network to the name of its row.
 RowOf = Callable[[Record], str]
@@ -78,6 +78,21 @@ def intraq_part_of(record: Record) -> str:
     settings = settings_of(record)
     off = [name for name, changed in INTRAQ_PARTS.items() if changed and changed.items() <= settings.items()]
     return off[0] if off else "all three"
+
+
+def intraq_parts(records: Sequence[Record]) -> pd.DataFrame:
+    """Return top-1 with IntraQ images, and with those that lack one part."""
+    return by_row(records, intraq_part_of, title="IntraQ", rows=list(INTRAQ_PARTS))
+
+
+def step_sizes(records: Sequence[Record]) -> pd.DataFrame:
+    """Return top-1 by quantizer and by how the first steps of weights are searched."""
+    return by_row(records, _search_of, title="first steps")
+
+
+def _search_of(record: Record) -> str:
+    quantizer = record["inputs"]["quantizer"]
+    return f"{QUANTIZER_TITLES[quantizer['method']]}, {quantizer['config']['weight_search']}"
 
 
 def by_amount(records: Sequence[Record]) -> pd.DataFrame:
