@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import make_tiny_transformer
 from torch import Tensor, nn
 
 from dghlib import datasets, models
@@ -175,6 +176,12 @@ def test_the_class_token_is_no_patch():
     net = TRANSFORMER.net
     assert filters._last_patches(TRANSFORMER, net, images).shape == (1, 16, 12)
     assert filters._last_patches(TRANSFORMER, net, images).eq(-1).all()
+
+
+def test_torchvisions_transformer_has_patches():
+    model = make_tiny_transformer()
+    assert filters._last_patches(model, model.net, noise(2, model)).shape == (2, 16, 12)
+    assert len(filters.select(model, noise(6, model), 3)) == 3
 
 
 @pytest.mark.parametrize(("share", "by_energy"), [(0.0, 0), (0.5, 5), (1.0, 10), (0.24, 2)])
