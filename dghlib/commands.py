@@ -7,7 +7,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ def run_plan(options: Namespace) -> None:
         records = run_on_cluster(experiments, options.cluster, results=options.results, device=options.device)
     else:
         records = run.run(experiments, results=options.results, device=options.device)
-    of_plan = {
+    of_plan: dict[str, Callable[..., Any]] = {
         "quantizers": tables.quantizers,
         "placements": tables.placements,
         "dgh_settings": tables.settings,
