@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from dghlib import processes
 from dghlib.hooks import recorded_inputs
 
 log = logging.getLogger(__name__)
@@ -278,25 +279,43 @@ class MomentBank:
     set with one batch's moments replaced by fresh ones that carry their graph, so the loss sees all images while
     gradients and memory are those of one batch. Its cost does not depend on the number of batches.
 
+    The processes of a job share the total, each with rows of its own: they store at the same time, and see each
+    other's changes from then on.
+
     Args:
         batch_sizes: images in each batch; a smaller batch weighs less.
         num_channels: K.
+        own: the batches that this process stores, all if None.
     """
 
-    def __init__(self, batch_sizes: Sequence[int], num_channels: int, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        batch_sizes: Sequence[int],
+        num_channels: int,
+        device: torch.device | str = "cpu",
+        own: Sequence[int] | None = None,
+    ):
         self.shares = [size / sum(batch_sizes) for size in batch_sizes]
         self.rows = torch.full((len(batch_sizes), 2, num_channels), torch.nan, device=device)
         # float64: a million additions and subtractions later it is still the sum of the rows to float32 precision.
         self.total = torch.zeros(2, num_channels, dtype=torch.float64, device=device)
-        self.unfilled = set(range(len(batch_sizes)))
+        self.unfilled = set(range(len(batch_sizes)) if own is None else own)
 
     def store(self, index: int, moments: Tensor) -> None:
         """Remember the moments (2, K) of batch `index`, without their graph."""
         moments = moments.detach()
         change = moments.double() if index in self.unfilled else moments.double() - self.rows[index]
-        self.total += self.shares[index] * change
+        self._add(self.shares[index] * change)
         self.rows[index] = moments
         self.unfilled.discard(index)
+
+    def store_nothing(self) -> None:
+        """Let other processes store a batch where this one has none left."""
+        self._add(torch.zeros_like(self.total))
+
+    def _add(self, change: Tensor) -> None:
+        processes.add_up(change)
+        self.total += change
 
     def blend(self, index: int, moments: Tensor) -> Tensor:
         """Return the moments (2, K) of the set if batch `index` had these `moments`.

@@ -1,7 +1,12 @@
-"""Checkpoints: a file from which a killed run continues to the same result."""
+"""Checkpoints: a file from which a killed run continues to the same result.
+
+What is too large to be written again and again lies in a folder beside the file, see `dghlib.large_sets`. In a job of
+several processes one file holds the states of all, so that they are of the same step.
+"""
 
 import logging
 import pickle
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +14,21 @@ from typing import Any
 
 import torch
 
+from dghlib import processes
 from dghlib.records import set_aside, write_atomically
 
 log = logging.getLogger(__name__)
+
+
+def folder_beside(path: Path) -> Path:
+    """Return the folder of what belongs to a checkpoint and is too large for it."""
+    return path.with_name(path.name + ".values")
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint: the run is finished and its result is kept elsewhere."""
+    path.unlink(missing_ok=True)
+    shutil.rmtree(folder_beside(path), ignore_errors=True)
 
 
 class Checkpoint:
@@ -25,38 +42,43 @@ class Checkpoint:
 
     def __init__(self, path: Path | None, key: str, seconds: float = 20.0):
         self.path = path
-        self.key = key
+        self.key = key if processes.count() == 1 else f"{key} of {processes.count()} processes"
         self.seconds = seconds
         self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, or None. A corrupt or foreign file is set aside with a warning."""
+        return processes.scattered(self._read() if processes.rank() == 0 else None)
+
+    def _read(self) -> list[dict[str, Any]] | None:
+        """Return the states of all processes."""
         if self.path is None or not self.path.exists():
             return None
         try:
             content = torch.load(self.path, weights_only=True)
-            key, state = content["key"], content["state"]
+            key, states = content["key"], content["states"]
         except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
             set_aside(self.path, f"not a checkpoint ({type(error).__name__})")
             return None
         if key != self.key:
             set_aside(self.path, "a checkpoint of another run (other settings or another network)")
             return None
-        return state
+        return states
 
     def save(self, state: dict[str, Any]) -> None:
         """Write `state` (tensors, numbers, strings, lists and dicts of them), atomically."""
-        if self.path is not None:
-            content = {"key": self.key, "state": state}
+        states = processes.gathered(state) if self.path is not None else []
+        if self.path is not None and processes.rank() == 0:
+            content = {"key": self.key, "states": states}
             write_atomically(self.path, lambda temporary: torch.save(content, temporary))
         self._saved_at = time.monotonic()
 
     def save_when_due(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Save if the last save is long enough ago; `state` is called only then."""
-        if self.path is not None and time.monotonic() - self._saved_at >= self.seconds:
+        """Save if the last save is long enough ago, by the clock of the first process; `state` is called only then."""
+        if self.path is not None and processes.agreed(time.monotonic() - self._saved_at >= self.seconds):
             self.save(state())
 
     def remove(self) -> None:
         """Delete the file: the run is finished and its result is kept elsewhere."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            remove(self.path)

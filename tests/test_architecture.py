@@ -11,7 +11,7 @@ from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
 
 FLOORS = (
-    ("allocator", "assets", "checkpoints", "choices", "hooks", "images", "records", "seeds"),
+    ("allocator", "assets", "checkpoints", "choices", "hooks", "images", "large_sets", "processes", "records", "seeds"),
     ("batchnorm",),
     ("models", "datasets", "generators", "quantizers", "evaluation"),
     ("export",),

@@ -63,7 +63,7 @@ def test_a_joint_set_lets_single_images_differ(tiny_model):
 def test_scope_decides_how_many_batches_share_a_bank(scope, num_banks, tiny_model):
     config = dgh.Config(num_images=24 if scope != 16 else 32, batch_size=8, steps=1, scope=scope)
     run = dgh._Run(tiny_model, config, "cpu")
-    run.fill_banks()
+    run.begin()
     assert len({id(bank) for bank, _ in run.banks}) == num_banks
 
 
@@ -89,7 +89,7 @@ def test_settings_out_of_range_are_refused(setting, message):
 
 def test_weights_never_get_gradients(tiny_model):
     run = dgh._Run(tiny_model, SMALL, "cpu")
-    run.fill_banks()
+    run.begin()
     run.move(0)
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in run.net.parameters())
 
@@ -98,7 +98,8 @@ def test_augmentation_draws_for_every_image_or_for_the_batch(tiny_model):
     def distinct(augmentation: Literal["image", "batch"]) -> int:
         config = replace(SMALL, augmentation=augmentation, extra_pixels=4)
         run = dgh._Run(tiny_model, config, "cpu")
-        same = run.batches[0][:1].detach().expand(8, -1, -1, -1)
+        run.begin()
+        same = run.images[0][:1].detach().expand(8, -1, -1, -1)
         return len(run._prepared(same).unique(dim=0))
 
     assert distinct("batch") == 1
@@ -107,10 +108,10 @@ def test_augmentation_draws_for_every_image_or_for_the_batch(tiny_model):
 
 def test_images_are_larger_than_the_crop_by_a_seventh(tiny_model):
     model = replace(tiny_model, image_shape=(3, 224, 224))
-    assert dgh._initial_images(model, dgh.Config(num_images=1)).shape == (1, 3, 256, 256)
+    assert dgh._image_shape(model, dgh.Config()) == (3, 256, 256)
     model = replace(tiny_model, image_shape=(3, 32, 64))
-    assert dgh._initial_images(model, dgh.Config(num_images=1)).shape == (1, 3, 36, 74)
-    assert dgh._initial_images(model, dgh.Config(num_images=1, preprocessing=False)).shape == (1, 3, 32, 64)
+    assert dgh._image_shape(model, dgh.Config()) == (3, 36, 74)
+    assert dgh._image_shape(model, dgh.Config(preprocessing=False)) == (3, 32, 64)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tiny_model, monkeypatch):

@@ -128,7 +128,7 @@ def test_kill_9_and_again_gives_the_same_images(name, tmp_path, tiny_model):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed: raise `steps`"
-    killed_at = torch.load(checkpoint, weights_only=True)["state"]["step"]
+    killed_at = torch.load(checkpoint, weights_only=True)["states"][0]["step"]
     assert 0 < killed_at < steps
     resumed = _generate(name, tiny_model, steps=steps, checkpoint=checkpoint)
     assert torch.equal(resumed, _generate(name, tiny_model, steps=steps))

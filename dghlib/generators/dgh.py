@@ -27,17 +27,24 @@ so the toolkit's value is to be multiplied by its number of batches; the slack t
 weighs as much as any other layer; weights are frozen; no half precision.
 """
 
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dghlib import processes
 from dghlib.batchnorm import MomentBank, stored_statistics, working_copy
-from dghlib.checkpoints import Checkpoint
+from dghlib.checkpoints import Checkpoint, folder_beside
 from dghlib.choices import check_at_least, check_choice
+from dghlib.generators import radam
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import (
     Measurement,
@@ -52,10 +59,13 @@ from dghlib.generators.matching import (
 )
 from dghlib.generators.schedules import PlateauWithReset
 from dghlib.images import centre_crop, clip_straight_through, flip_and_crop, smooth
+from dghlib.large_sets import LARGEST_IN_MEMORY, BatchedValues
 from dghlib.models import FloatModel
 from dghlib.seeds import stream
 
 VERSION = 1
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,66 +150,119 @@ def generate(
         ValueError: its weights or statistics are not finite.
         FloatingPointError: the loss became NaN; the step is named.
     """
-    run = _Run(model, config, device)
-    saved = Checkpoint(checkpoint, images_fingerprint(model, "dgh", VERSION, config))
-    if state := saved.load():
-        run.restore(state)
+    saved = Checkpoint(checkpoint, f"{images_fingerprint(model, 'dgh', VERSION, config)} by batches")
+    with _folder(model, config, checkpoint) as folder:
+        state = saved.load()
+        if state is None and folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        run = _Run(model, config, device, folder)
+        if state is not None:
+            run.restore(state)
+        else:
+            run.begin()
+        with tqdm(total=config.steps, initial=run.step, desc=f"DGH {model.name}", disable=not progress) as bar:
+            while run.step < config.steps:
+                bns, odsl = run.sweep()
+                if not bns + odsl < float("inf"):
+                    raise FloatingPointError(
+                        f"the loss of DGH is {bns + odsl} after {run.step} steps; lower learning_rate"
+                    )
+                run.schedule.step(bns + config.output_weight * odsl)
+                run.step += 1
+                bar.update()
+                rate = run.schedule.learning_rate
+                bar.set_postfix_str(f"BNS {bns:.3g}, ODSL {odsl:.3g}, lr {rate:.3g}", refresh=False)
+                saved.save_when_due(run.state)
+        return run.finished_images()
+
+
+@contextmanager
+def _folder(model: FloatModel, config: Config, checkpoint: Path | None) -> Iterator[Path | None]:
+    """Yield where images and averages are kept while they move: None, in memory, unless they are many."""
+    values = config.num_images * prod(_image_shape(model, config))
+    if 4 * values <= LARGEST_IN_MEMORY:
+        yield None
+    elif checkpoint is not None:
+        yield folder_beside(checkpoint) / str(processes.rank())
     else:
-        run.fill_banks()
-    with tqdm(total=config.steps, initial=run.step, desc=f"DGH {model.name}", disable=not progress) as bar:
-        while run.step < config.steps:
-            losses = [run.move(index) for index in torch.randperm(len(run.batches), generator=run.draws).tolist()]
-            bns, odsl = torch.stack(losses).mean(0).tolist()
-            if not bns + odsl < float("inf"):
-                raise FloatingPointError(f"the loss of DGH is {bns + odsl} after {run.step} steps; lower learning_rate")
-            run.schedule.step(bns + config.output_weight * odsl)
-            run.set_learning_rate()
-            run.step += 1
-            bar.update()
-            bar.set_postfix_str(f"BNS {bns:.3g}, ODSL {odsl:.3g}, lr {run.schedule.learning_rate:.3g}", refresh=False)
-            saved.save_when_due(run.state)
-    return run.finished_images()
+        with TemporaryDirectory(prefix="dgh-") as folder:
+            yield Path(folder)
 
 
 class _Run:
-    """Everything that changes while images are generated."""
+    """Everything that changes while images are generated.
 
-    def __init__(self, model: FloatModel, config: Config, device: torch.device | str):
-        self.model, self.config = model, config
+    A process of a job owns every so many-th batch, and all processes move a batch of theirs at the same time.
+    """
+
+    def __init__(self, model: FloatModel, config: Config, device: torch.device | str, folder: Path | None = None):
+        self.model, self.config, self.folder = model, config, folder
+        self.device = torch.device(device)
         self.net = working_copy(model.net, device, model.image_shape)
         self.layers = stored_statistics(self.net, model.image_shape)
         if config.match_pixels:
             self.layers = with_pixels(self.layers, model.image_shape[0])
         self.weights = channel_weights(self.layers.sizes, config.reduction, self.layers.mean.device)
-        self.draws = stream(config.seed, "dgh", "augmentation")
+        others = (processes.rank(),) if processes.count() > 1 else ()
+        self.draws = stream(config.seed, "dgh", "augmentation", *others)
         self.step = 0
 
-        self.images = _initial_images(model, config).to(device)
-        self.batches = [batch.requires_grad_() for batch in self.images.split(config.batch_size)]
-        self.optimizers = [torch.optim.RAdam([batch], config.learning_rate) for batch in self.batches]
+        self.sizes = [len(part) for part in torch.arange(config.num_images).split(config.batch_size)]
+        self.own = range(processes.rank(), len(self.sizes), processes.count())
+        shape = _image_shape(model, config)
+        self.images, self.gradients, self.squares = (
+            self._values(name, shape) for name in ("images", "gradients", "squares")
+        )
         self.schedule = PlateauWithReset(config.learning_rate, patience=max(1, config.steps // 50))
         self.banks = self._banks()
 
+    def _values(self, name: str, shape: Sequence[int]) -> BatchedValues:
+        """Return room for values of all images of our own batches."""
+        sizes = [size if index in self.own else 0 for index, size in enumerate(self.sizes)]
+        return BatchedValues(sizes, shape, self.folder and self.folder / name, self.device)
+
     def _banks(self) -> list[tuple[MomentBank, int]]:
         """Return for every batch its bank and its index in there; as many batches share one as `scope` holds."""
-        sizes = [len(batch) for batch in self.batches]
+        sizes = self.sizes
+        if self.config.scope is not None and processes.count() > 1:
+            raise ValueError(f"scope {self.config.scope} does not work with several processes; scope None does")
         scope = self.config.scope or self.config.num_images
         per_bank = max(1, scope // self.config.batch_size + bool(scope % self.config.batch_size))
         banks: list[tuple[MomentBank, int]] = []
         for start in range(0, len(sizes), per_bank):
             members = sizes[start : start + per_bank]
-            bank = MomentBank(members, len(self.layers.mean), self.layers.mean.device)
+            own = [index for index in range(len(members)) if start + index in self.own]
+            bank = MomentBank(members, len(self.layers.mean), self.layers.mean.device, own)
             banks += [(bank, index) for index in range(len(members))]
         return banks
 
-    def fill_banks(self) -> None:
-        """Measure all batches once: Algorithm 1, lines 2 to 6."""
-        for index in range(len(self.batches)):
-            self._remeasure(index)
+    def begin(self) -> None:
+        """Draw the images and measure all batches once: Algorithm 1, lines 1 to 6."""
+        for index, batch in enumerate(_initial_batches(self.model, self.config, in_turn=self.folder is not None)):
+            if index in self.own:
+                self.images[index].copy_(batch)
+        self._in_step(self.own, self._remeasure)
+
+    def sweep(self) -> tuple[float, float]:
+        """Move every batch by one step, in random order; return the mean BNS and ODSL losses."""
+        order = torch.randperm(len(self.own), generator=self.draws).tolist()
+        losses = self._in_step([self.own[place] for place in order], self.move)
+        total = torch.stack(losses).sum(0) if losses else torch.zeros(2, device=self.device)
+        processes.add_up(total)
+        bns, odsl = (total / len(self.sizes)).tolist()
+        return bns, odsl
+
+    def _in_step(self, order: Sequence[int], work: Callable[[int], Result]) -> list[Result]:
+        """Do work, which ends in storing moments, for each batch; store nothing when other processes have one more."""
+        results = [work(index) for index in order]
+        if len(order) < -(-len(self.sizes) // processes.count()):
+            self.banks[0][0].store_nothing()
+        return results
 
     def move(self, index: int) -> Tensor:
         """Move one batch by one step, Algorithm 1, lines 9 to 19; return its BNS and ODSL losses, (2,) detached."""
-        config, batch = self.config, self.batches[index]
+        config, images = self.config, self.images[index]
+        batch = images.detach().to(self.device).requires_grad_()
         bank, row = self.banks[index]
         measured = self._measure(batch)
         # Groups smaller than a batch stand alone: nothing else enters their statistics.
@@ -208,22 +271,24 @@ class _Run:
         bns = batch_norm_distance(joint, self.layers, self.weights, config.spread).mean()
         odsl = self._stretching_loss(measured)
         loss = bns + config.output_weight * bank.shares[row] * odsl
-        (batch.grad,) = torch.autograd.grad(loss, batch)
-        self.optimizers[index].step()
+        (gradient,) = torch.autograd.grad(loss, batch)
+        averages = self.gradients[index], self.squares[index]
+        radam.move(images, gradient.to(images.device), *averages, self.step + 1, self.schedule.learning_rate)
         if config.second_forward:
             self._remeasure(index)
         else:
             bank.store(row, measured.moments.mean(0))
         return torch.stack([bns.detach(), odsl.detach()])
 
-    def set_learning_rate(self) -> None:
-        """Hand the schedule's learning rate to the optimizers."""
-        for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = self.schedule.learning_rate
-
     def finished_images(self) -> Tensor:
-        """Return the images as the network is to see them: smoothed, cropped at the centre."""
-        return torch.cat([self._finished(batch.detach()) for batch in self.batches]).cpu()
+        """Return all images as the network is to see them: smoothed, cropped at the centre."""
+        finished = BatchedValues(self.sizes, self.model.image_shape, self.folder and self.folder / "finished")
+        for index, size in enumerate(self.sizes):
+            made = self._finished(self.images[index].to(self.device)) if index in self.own else None
+            if made is None:
+                made = torch.empty(size, *self.model.image_shape, device=self.device)
+            finished[index].copy_(processes.shared(made.contiguous(), owner=index % processes.count()))
+        return finished.whole()
 
     def _finished(self, batch: Tensor) -> Tensor:
         if self.config.preprocessing:
@@ -231,11 +296,14 @@ class _Run:
         return self._clipped(batch)
 
     def state(self) -> dict[str, Any]:
-        """Return what `restore` needs to continue bit for bit."""
+        """Return what `restore` needs to continue bit for bit.
+
+        Values in files are not in it: batches that moved after the state was taken are then a step ahead.
+        """
+        values = (self.images, self.gradients, self.squares) if self.folder is None else ()
         return {
             "step": self.step,
-            "images": self.images,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "values": [list(each.batches) for each in values],
             "schedule": self.schedule.state_dict(),
             "banks": [bank.state_dict() for bank, row in self.banks if row == 0],
             "draws": self.draws.get_state(),
@@ -244,14 +312,13 @@ class _Run:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a `state`."""
         self.step = state["step"]
-        with torch.no_grad():
-            self.images.copy_(state["images"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for values, saved in zip((self.images, self.gradients, self.squares), state["values"], strict=False):
+            for batch, known in zip(values.batches, saved, strict=True):
+                batch.copy_(known)
         self.schedule.load_state_dict(state["schedule"])
         first_of_bank = [bank for bank, row in self.banks if row == 0]
-        for bank, saved in zip(first_of_bank, state["banks"], strict=True):
-            bank.load_state_dict(saved)
+        for bank, known in zip(first_of_bank, state["banks"], strict=True):
+            bank.load_state_dict(known)
         self.draws.set_state(state["draws"])
 
     def _measure(self, batch: Tensor) -> Measurement:
@@ -262,12 +329,12 @@ class _Run:
     @torch.no_grad()
     def _remeasure(self, index: int) -> None:
         bank, row = self.banks[index]
-        bank.store(row, self._measure(self.batches[index]).moments.mean(0))
+        bank.store(row, self._measure(self.images[index].to(self.device)).moments.mean(0))
 
     def _stretching_loss(self, measured: Measurement) -> Tensor:
         """Return the output-stretching loss of Eq. 7, averaged over the images."""
         if not self.config.output_stretching:
-            return measured.output.new_zeros(())
+            return measured.moments.new_zeros(())
         loss = -(output_range(measured.output) ** self.config.output_power)
         if self.config.slack is not None:
             loss = loss + slack_penalty(measured.last_moments, self.layers, self.config.slack, self.config.spread)
@@ -290,13 +357,21 @@ class _Run:
         return clip_straight_through(images, self.model.mean, self.model.std) if self.config.clip else images
 
 
-def _initial_images(model: FloatModel, config: Config) -> Tensor:
-    """Return standard Gaussian noise, larger than the network's images by what the crop takes away."""
+def _image_shape(model: FloatModel, config: Config) -> tuple[int, int, int]:
+    """Return the shape of an image while it moves: larger than the network's by what the crop takes away."""
     channels, height, width = model.image_shape
     extra = (0, 0)
     if config.preprocessing:
         wanted = config.extra_pixels
         # 32 at 224 (the paper), in proportion elsewhere, even so that the centre is a whole pixel.
         extra = (2 * round(height / 14), 2 * round(width / 14)) if wanted is None else (wanted, wanted)
-    shape = (config.num_images, channels, height + extra[0], width + extra[1])
-    return torch.randn(shape, generator=stream(config.seed, "dgh", "images"))
+    return channels, height + extra[0], width + extra[1]
+
+
+def _initial_batches(model: FloatModel, config: Config, *, in_turn: bool) -> Iterable[Tensor]:
+    """Return standard Gaussian noise, all drawn at once or one batch after the other."""
+    draws, shape = stream(config.seed, "dgh", "images"), _image_shape(model, config)
+    if not in_turn:
+        return torch.randn(config.num_images, *shape, generator=draws).split(config.batch_size)
+    parts = torch.arange(config.num_images).split(config.batch_size)
+    return (torch.randn(len(part), *shape, generator=draws) for part in parts)

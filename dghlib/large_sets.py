@@ -1,0 +1,49 @@
+"""Values of sets of images, batch by batch: in memory, or, when they are many, in files of which a batch is mapped."""
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LARGEST_IN_MEMORY = 4 * 2**30  # bytes of one set of values
+_ITEM = 4  # bytes of a float32
+
+
+class BatchedValues:
+    """Float32 values of every image of a set, which are read and changed a batch at a time.
+
+    Args:
+        sizes: images in each batch.
+        shape: of the values of one image.
+        file: where they lie, or None for memory. What an earlier run left there is kept; a new file holds zeros.
+        device: of values in memory; those in a file are on the CPU.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], shape: Sequence[int], file: Path | None, device: torch.device | str = "cpu"
+    ):
+        self.sizes, self.shape, self.file = list(sizes), tuple(shape), file
+        if file is None:
+            self.batches = torch.zeros(sum(sizes), *shape, device=device).split(self.sizes)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("ab") as handle:
+                handle.truncate(_ITEM * sum(sizes) * prod(shape))
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return batch `index`; what is written into it stays. One in a file is mapped until nobody holds it."""
+        if self.file is None:
+            return self.batches[index]
+        return self._mapped(sum(self.sizes[:index]), self.sizes[index])
+
+    def whole(self) -> Tensor:
+        """Return the values of all images, (N, ...)."""
+        return torch.cat(self.batches) if self.file is None else self._mapped(0, sum(self.sizes))
+
+    def _mapped(self, first: int, size: int) -> Tensor:
+        assert self.file is not None
+        start = _ITEM * first * prod(self.shape)
+        return torch.from_numpy(np.memmap(self.file, np.float32, "r+", start, (size, *self.shape)))

@@ -1,0 +1,114 @@
+"""The processes of one job, started by `torchrun`, each with its own part of the images; alone, all of this is nothing.
+
+Every process takes the same steps at the same time, because each waits in every sum for the others.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the job ended."""
+
+
+def rank() -> int:
+    """Return this process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """Return how many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def joined(device: torch.device | str) -> Iterator[torch.device]:
+    """Join the job, if `torchrun` started this process; yield the device to work on, one of its own if it is CUDA's."""
+    device = torch.device(device)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def add_up(values: Tensor) -> None:
+    """Replace `values` by its sum over all processes.
+
+    Raises:
+        ProcessLost: one of them ended.
+    """
+    if count() > 1:
+        with _losses():
+            dist.all_reduce(values)
+
+
+def agreed(decision: bool) -> bool:
+    """Return what the first process decided.
+
+    Raises:
+        ProcessLost: one of them ended.
+    """
+    return scattered([decision] * count() if rank() == 0 else None)
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return what every process gave, in the order of ranks; to the first process only, to others nothing.
+
+    Raises:
+        ProcessLost: one of them ended.
+    """
+    if count() == 1:
+        return [value]
+    found: list[Any] = [None] * count()
+    with _losses():
+        dist.gather_object(value, found if rank() == 0 else None)
+    return found
+
+
+def scattered(values: list[Any] | None) -> Any:
+    """Return this process's part of a list that the first process gives, or None if it gives none.
+
+    Raises:
+        ProcessLost: one of them ended.
+    """
+    if count() == 1:
+        return values and values[0]
+    found = [None]
+    with _losses():
+        dist.scatter_object_list(found, (values or [None] * count()) if rank() == 0 else None)
+    return found[0]
+
+
+def shared(values: Tensor, owner: int) -> Tensor:
+    """Return the values of the process `owner`; others give a tensor of the same shape.
+
+    Raises:
+        ProcessLost: one of them ended.
+    """
+    if count() > 1:
+        with _losses():
+            dist.broadcast(values, owner)
+    return values
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessLost(
+            f"process {rank()} of {count()} lost another; start the job again, it continues from its checkpoint"
+        ) from error

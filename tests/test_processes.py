@@ -1,0 +1,141 @@
+"""Several processes make one set: the same statistics as one, the end of one ends all, and the next start resumes."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dghlib import large_sets, processes
+from dghlib.batchnorm import stored_statistics
+from dghlib.checkpoints import Checkpoint, folder_beside, remove
+from dghlib.generators import dgh
+from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
+from dghlib.images import load_images
+from dghlib.models import FloatModel
+
+CONFIG = dgh.Config(num_images=20, batch_size=4, steps=30)  # five batches: one process has one more than the other
+
+RUN = """
+import sys, time
+from pathlib import Path
+import torch
+from conftest import make_tiny_model
+from test_processes import CONFIG
+from dghlib import checkpoints, processes
+from dghlib.generators import dgh
+from dghlib.images import save_images
+
+out, slow = Path(sys.argv[1]), sys.argv[2] == "slow"
+torch.set_num_threads(1)
+if slow:
+    sweep = dgh._Run.sweep
+    dgh._Run.sweep = lambda self: (time.sleep(0.05), sweep(self))[1]
+    checkpoints.Checkpoint.save_when_due = lambda self, state: self.save(state())
+with processes.joined("cpu"):
+    images = dgh.generate(make_tiny_model(), CONFIG, progress=False, checkpoint=out / "run.checkpoint")
+    if processes.rank() == 0:
+        save_images(out / "images.safetensors", images, {})
+"""
+
+
+def _start(folder: Path, how: str = "fast") -> list[subprocess.Popen[str]]:
+    """Start two processes with what `torchrun` tells them."""
+    (folder / "run.py").write_text(RUN)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    job |= {"PYTHONPATH": os.path.dirname(__file__), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(folder / "run.py"), str(folder), how],
+            env=os.environ | job | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def _distance(model: FloatModel, images: torch.Tensor) -> float:
+    layers = stored_statistics(model.net, model.image_shape)
+    weights = channel_weights(layers.sizes, "mean", torch.device("cpu"))
+    with torch.no_grad():
+        return batch_norm_distance(measure(model.net, images, layers).moments[0], layers, weights, "std").item()
+
+
+def test_two_processes_and_one_that_is_killed(tmp_path, tiny_model):
+    """One job is killed half-way; the next one continues, and its set is as good as that of one process alone."""
+    first, second = _start(tmp_path, "slow")
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "run.checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second.kill()
+    second.communicate()
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "process 0 of 2 lost another; start the job again, it continues from its checkpoint" in said
+    states = torch.load(tmp_path / "run.checkpoint", weights_only=True)["states"]
+    assert 0 < states[0]["step"] == states[1]["step"] < CONFIG.steps
+
+    for process in _start(tmp_path):
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+    images, _ = load_images(tmp_path / "images.safetensors")
+    assert not (tmp_path / "run.checkpoint.corrupt").exists(), "it began anew"
+    alone = dgh.generate(tiny_model, CONFIG, progress=False)
+    assert images.shape == alone.shape
+    both = [_distance(tiny_model, each) for each in (images, alone)]
+    noise = _distance(tiny_model, torch.randn(alone.shape))
+    assert both[0] < 1.5 * both[1]
+    assert both[0] < noise / 2
+
+
+def test_alone_nothing_is_waited_for():
+    values = torch.ones(3)
+    processes.add_up(values)
+    assert values.tolist() == [1, 1, 1]
+    assert (processes.rank(), processes.count()) == (0, 1)
+    assert processes.gathered("state") == ["state"]
+    assert processes.scattered(["state"]) == "state"
+    assert processes.scattered(None) is None
+    assert processes.agreed(True)
+    assert not processes.agreed(False)
+
+
+def test_a_set_in_files_is_the_same_as_in_memory(tmp_path, tiny_model, monkeypatch):
+    config = dgh.Config(num_images=24, batch_size=8, steps=6)
+    expected = dgh.generate(tiny_model, config, progress=False)
+    monkeypatch.setattr(dgh, "LARGEST_IN_MEMORY", 1000)
+    assert torch.equal(dgh.generate(tiny_model, config, progress=False), expected)
+    checkpoint = tmp_path / "run.checkpoint"
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save_when_due", _save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            dgh.generate(tiny_model, config, progress=False, checkpoint=checkpoint)
+    assert checkpoint.stat().st_size < 100_000  # the images are not in it
+    assert torch.equal(dgh.generate(tiny_model, config, progress=False, checkpoint=checkpoint), expected)
+    remove(checkpoint)
+    assert not folder_beside(checkpoint).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def _save_and_stop(self: Checkpoint, state: Callable[[], dict[str, Any]]) -> None:
+    if state()["step"] == 3:
+        self.save(state())
+        raise KeyboardInterrupt
+
+
+def test_values_in_a_file_stay_and_are_read_a_batch_at_a_time(tmp_path):
+    values = large_sets.BatchedValues([2, 3], (4,), tmp_path / "values")
+    assert torch.equal(values.whole(), torch.zeros(5, 4))
+    values[1].fill_(7)
+    again = large_sets.BatchedValues([2, 3], (4,), tmp_path / "values")
+    assert again.whole().sum(1).tolist() == [0, 0, 28, 28, 28]
