@@ -153,7 +153,7 @@ def _moments_of_rows(rows: Tensor) -> Tensor:
         return torch.stack([rows.mean(1), torch.linalg.vecdot(rows, rows, dim=1) / count], dim=1)
     # What batch norm measures by in training, in one pass. It is quick for many channels: several rows count as one.
     abreast = gcd(count, 512 // channels) if channels < 64 else 1
-    wide = rows.view(1, -1, 1, abreast * channels).permute(0, 3, 1, 2)
+    wide = rows.reshape(1, -1, 1, abreast * channels).permute(0, 3, 1, 2)
     mean, variance = torch.batch_norm_update_stats(wide, None, None, 0.0)
     both = torch.stack([mean, torch.addcmul(variance, mean, mean)])
     return both.unsqueeze(0) if abreast == 1 else both.view(1, 2, abreast, channels).mean(2)

@@ -2,8 +2,10 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from conftest import make_tiny_model, make_tiny_transformer
 from torch import nn
 from torchvision.models import SwinTransformer
 
+from dghlib.checkpoints import Checkpoint
 from dghlib.generators import attention, psaq_vit
 from dghlib.generators.attention import RecordedAttention, open_attention
 from dghlib.generators.deep_inversion import total_variation
@@ -185,3 +188,22 @@ def test_the_network_keeps_its_own_attention() -> None:
     model = make_tiny_transformer()
     generate(model, Config(num_images=2, steps=1), progress=False)
     assert not any(isinstance(module, attention.OpenAttention) for module in model.net.modules())
+
+
+def test_a_resumed_run_knows_in_which_half_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psaq_vit, "JITTER", 0.5)  # 2, then 4 of 8 pixels
+    model, config, file = make_tiny_transformer(), Config(num_images=2, steps=9), tmp_path / "run.checkpoint"
+    whole = generate(model, config, progress=False)
+    saves = 0
+
+    def save_and_stop(self: Checkpoint, state: Callable[[], dict[str, Any]]) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 6:
+            self.save(state())
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save_when_due", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, config, progress=False, checkpoint=file)
+    assert torch.equal(generate(model, config, progress=False, checkpoint=file), whole)

@@ -1,6 +1,6 @@
 """Tensors of a shared layer: one site, one grid, ranges over all calls."""
 
-
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_all_calls_pass_the_same_quantizer() -> None:
     assert (answer["all"] - wanted["all"]).abs().max() < 0.05 * wanted["all"].abs().max()
 
 
-def test_a_saved_model_answers_the_same(tmp_path) -> None:
+def test_a_saved_model_answers_the_same(tmp_path: Path) -> None:
     model = shared_head()
     images = torch.randn(4, *model.image_shape)
     quantized = hptq.quantize(model, images, hptq.Config())

@@ -102,7 +102,7 @@ def _train_epoch(
     with bar:
         for step, (images, labels) in enumerate(augmented(model, data, config, epoch)):
             progress = (epoch * steps + step) / (config.epochs * steps)
-            optimizer.param_groups[0]["lr"] = learning_rate(progress, config)
+            optimizer.param_groups[0]["lr"] = learning_rate(progress, config.peak_learning_rate, config.warm_up)
             loss = F.cross_entropy(model.net(images), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -112,12 +112,11 @@ def _train_epoch(
     model.net.eval()
 
 
-def learning_rate(progress: float, config: Config) -> float:
-    """Return the learning rate after a fraction of all steps: 0 at both ends, the peak after the warm-up."""
-    if progress < config.warm_up:
-        return config.peak_learning_rate * progress / config.warm_up
-    down = (progress - config.warm_up) / (1 - config.warm_up)
-    return config.peak_learning_rate * (1 + math.cos(math.pi * down)) / 2
+def learning_rate(progress: float, peak: float, warm_up: float) -> float:
+    """Return the learning rate after a fraction of all steps: 0 at both ends, the peak after that of the warm-up."""
+    if progress < warm_up:
+        return peak * progress / warm_up
+    return peak * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
 
 
 def augmented(model: FloatModel, data: LabelledImages, config: Config, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
