@@ -66,7 +66,6 @@ def test_reconstruction(
         assert f"{cost['ratio']['median']:.2f}" in table
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     not (ROOT / "_build/mct/bin/python").exists(), reason="needs the environment that `make bench` makes"
 )

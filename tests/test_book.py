@@ -166,7 +166,6 @@ def test_a_folder_without_a_book_is_told(tmp_path: Path) -> None:
         build_book(tmp_path, {})
 
 
-@pytest.mark.slow
 def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

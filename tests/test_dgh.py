@@ -133,7 +133,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-@pytest.mark.slow
 def test_memory_grows_by_the_images_and_their_optimizer_alone():
     few, many = 64, 1024
     peaks = [

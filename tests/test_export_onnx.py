@@ -241,8 +241,7 @@ def test_settings_without_translation_are_named(net: nn.Module, message: str, tm
 # Real networks
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("bits", "num_images"), [(8, None), (4, 2000)])
+@pytest.mark.parametrize(("bits", "num_images"), [(8, 1000), (4, 2000), pytest.param(8, None, marks=pytest.mark.slow)])
 def test_a_real_network_keeps_its_accuracy_as_a_file(bits: int, num_images: int | None, tmp_path: Path) -> None:
     try:
         model, data = models.load("cifar10_resnet20"), datasets.load("cifar10", "test", num_images)
@@ -258,7 +257,7 @@ def test_a_real_network_keeps_its_accuracy_as_a_file(bits: int, num_images: int 
         right["file"] += int((found.argmax(1) == labels.numpy()).sum())
         right["simulation"] += int((outputs(quantized, batch).argmax(1) == labels.numpy()).sum())
     assert right["file"] / len(data) == pytest.approx(
-        right["simulation"] / len(data), abs=0.001 if bits == 8 else 0.005
+        right["simulation"] / len(data), abs=0.0015 if bits == 8 else 0.005
     )
 
 

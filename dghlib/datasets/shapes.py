@@ -7,6 +7,7 @@ classes are wanted because the error that output stretching cures grows with the
 Images are uint8 (N, 3, 32, 32). Labels go round: image k has label k modulo 48.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -38,7 +39,7 @@ def classification(split: str, num_images: int) -> LabelledImages:
 
 
 def plain_drawings(num_images: int) -> LabelledImages:
-    """Draw images that show the object of their class on a background and nothing else, as neither split has them.
+    """Draw images of the object of their class alone, posed as in a catalogue; neither split has such images.
 
     Raises:
         ValueError: `num_images` is below 1.
@@ -72,9 +73,16 @@ def _draw(rng: np.random.Generator, label: int) -> np.ndarray:
 
 
 def _draw_plainly(rng: np.random.Generator, label: int) -> np.ndarray:
-    """Return one image (3, 32, 32) uint8 of the class, without clutter, occlusion, blur, light and noise."""
+    """Return one image (3, 32, 32) uint8 of the class: nothing but the object, large, amid the image and upright."""
     image, mean_colour = background(rng, SIZE)
-    paint(image, _subject(rng, label, mean_colour))
+    subject = dataclasses.replace(
+        _subject(rng, label, mean_colour),
+        centre=(SIZE / 2 + rng.uniform(-1, 1), SIZE / 2 + rng.uniform(-1, 1)),
+        radius=rng.uniform(11.5, 13),
+        angle=rng.uniform(-0.1, 0.1),
+        period=6.0,
+    )
+    paint(image, subject)
     return _to_bytes(image)
 
 
