@@ -56,7 +56,7 @@ class Config:
     """Settings of one training run, and of the sampling that it is judged by."""
 
     num_images: int = 24_576  # a multiple of the 48 classes
-    steps: int = 6000
+    steps: int = 4000
     batch_size: int = 32
     learning_rate: float = 1e-3
     warm_up: int = 100  # steps
