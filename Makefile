@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 MCT   := _build/mct
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book notebook test lint data checkpoints bench serve lock clean
+.PHONY: help setup book render notebook test lint data checkpoints bench serve lock clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [NAME=value ...]"
@@ -31,6 +31,9 @@ setup: $(READY) ## install the locked packages into .venv (6 GB on disk)
 
 book: $(READY) ## run what has no record yet and build the book: PROFILE=shapes BUDGET=quick
 	@$(BIN)/dgh book --profile $(PROFILE) --budget $(BUDGET)
+
+render: $(READY) ## build the book from the records of results/ alone, computing nothing
+	@$(BIN)/dgh book --recorded --profile $(PROFILE) --budget $(BUDGET)
 
 notebook: $(READY) ## run one notebook with your parameters: NB=table2 P="seeds=5"
 	@test -n "$(NB)" || \
@@ -79,7 +82,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "setting up $(VENV): packages first (6 GB on disk), then dghlib itself"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip sync --quiet --system-certs --require-hashes requirements.lock
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip sync --quiet --system-certs --require-hashes --compile-bytecode requirements.lock
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -173,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("book", commands.build, "Execute all notebooks and build the book.", "dgh book --budget quick")
     sub.add_argument("--profile", default="shapes", help=f"one of: {', '.join(PROFILES)} (default: shapes)")
     sub.add_argument("--budget", default="quick", help=f"one of: {', '.join(BUDGETS)} (default: quick)")
+    sub.add_argument("--recorded", action="store_true", help="compute nothing, show the records of results/ alone")
     return parser
 
 

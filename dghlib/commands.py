@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import os
 import sys
 import types
 import typing
@@ -209,6 +210,10 @@ def execute_notebook(options: Namespace) -> None:
 def build(options: Namespace) -> None:
     """Execute all notebooks and build the book."""
     from dghlib.experiments.book import build_book
+    from dghlib.experiments.recorded import RECORDED_VARIABLE
+
+    if options.recorded:
+        os.environ[RECORDED_VARIABLE] = "1"  # for the kernels of the notebooks, too
 
     page = build_book(Path(), {"profile": options.profile, "budget": options.budget})
     print(f"the book: {page}")

@@ -1,7 +1,8 @@
 """Build the book: execute its notebooks one after the other, gather the sources, make the pages.
 
-Everything is made under `_build`: `executed` (the notebooks, with the files they wrote), `book-src` (the
-chapters, with those notebooks among them) and `html` (the pages, which need no network and no server).
+Everything is made under `_build`: `executed` (the notebooks, with the files they wrote; `recorded`, where nothing is
+computed), `book-src` (the chapters, with those notebooks among them) and `html` (the pages, which need no network and
+no server).
 """
 
 import importlib.metadata
@@ -19,11 +20,14 @@ import nbformat
 import yaml
 from tqdm import tqdm
 
+from dghlib.experiments.forecast import forecast
 from dghlib.experiments.notebooks import PARTIAL, NotebookError, check_parameters, parameters_of, run_notebook
 from dghlib.experiments.pages import broken_links
+from dghlib.experiments.recorded import PAPERMILL_MARKER, only_recorded, unlink_missing_files, without_dead_figures
 
 MATHJAX = "tex-svg-full.js"
-PAPERMILL_MARKER = "papermill-error-cell-tag"
+# What a page takes to show all that was recorded: every repetition of the budget, every network of the profile.
+ALL_RECORDED = {"seeds": 0, "networks": 0}
 INCOMPLETE = """:::{{error}}
 This page is incomplete.
 
@@ -58,7 +62,8 @@ def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool =
     """Build the book of the repository at `root`; return the path of its front page.
 
     `parameters` (the profile, the budget) reach each notebook that declares them. A notebook that fails
-    leaves its page in the book, marked, and its partial output in `_build/executed`.
+    leaves its page in the book, marked, and its partial output in `_build/executed`. Where nothing is to be computed
+    (`dghlib.experiments.recorded`), pages show all records of the profile and the budget, and say what is not there.
 
     Raises:
         FileNotFoundError: there is no book at `root`.
@@ -70,7 +75,11 @@ def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool =
     if not toc.is_file():
         raise FileNotFoundError(f"no book at {root}: {toc} is missing; run this in a clone of the repository")
     notebooks = [root / "notebooks" / f"{name}.ipynb" for name in notebook_names(toc)]
-    executed, source, html = (root / "_build" / folder for folder in ("executed", "book-src", "html"))
+    folders = ("recorded" if only_recorded() else "executed", "book-src", "html")
+    executed, source, html = (root / "_build" / folder for folder in folders)
+    if only_recorded():
+        shutil.rmtree(executed, ignore_errors=True)  # files there may be of other records, and pages link what there is
+        parameters = {**ALL_RECORDED, **parameters}
 
     failures = _run_notebooks(notebooks, parameters, executed, progress)
     _gather(root / "book", executed, source, failures)
@@ -89,18 +98,21 @@ def _run_notebooks(
     wanted = []
     for notebook in notebooks:
         declared = parameters_of(notebook)
-        wanted.append(check_parameters(notebook, {k: v for k, v in parameters.items() if k in declared}))
+        given = check_parameters(notebook, {k: v for k, v in parameters.items() if k in declared})
+        wanted.append({name: parameter.default for name, parameter in declared.items()} | given)
 
     failures = {}
+    left = forecast(notebooks, wanted, computing=not only_recorded())
     for number, (notebook, values) in enumerate(zip(notebooks, wanted, strict=True), start=1):
-        _report(f"[{number}/{len(notebooks)}] {notebook.stem}", progress)
+        _report(f"[{number}/{len(notebooks)}] {notebook.stem}, {left}", progress)
         started = time.perf_counter()
         try:
             run_notebook(notebook, values, folder / notebook.name, progress=progress)
         except NotebookError as failure:
             failures[notebook.stem] = failure
-        outcome = "FAILED" if notebook.stem in failures else "done"
-        _report(f"      {outcome} in {time.perf_counter() - started:.0f} s", progress)
+        seconds = time.perf_counter() - started
+        left.done(notebook.stem, seconds)
+        _report(f"      {'FAILED' if notebook.stem in failures else 'done'} in {seconds:.0f} s", progress)
     return failures
 
 
@@ -115,6 +127,10 @@ def _gather(book: Path, executed: Path, source: Path, failures: Mapping[str, Not
     shutil.copytree(book, source)
     if executed.is_dir():
         shutil.copytree(executed, source / "notebooks", ignore=shutil.ignore_patterns(f"*{PARTIAL}"))
+    if only_recorded():
+        for chapter in source.rglob("*.md"):
+            text = chapter.read_text(encoding="utf-8")
+            chapter.write_text(without_dead_figures(text, source / "notebooks"), encoding="utf-8")
     for name, failure in failures.items():
         _write_marked_page(failure, source / "notebooks" / f"{name}.ipynb")
 
@@ -125,6 +141,7 @@ def _write_marked_page(failure: NotebookError, page: Path) -> None:
     cells = [cell for cell in notebook.cells if PAPERMILL_MARKER not in cell.metadata.get("tags", [])]
     mark = nbformat.v4.new_markdown_cell(INCOMPLETE.format(reason=str(failure).splitlines()[0]))
     notebook.cells = [*cells[:1], mark, *cells[1:]]
+    unlink_missing_files(notebook, page.parent)
     nbformat.write(notebook, page)
 
 

@@ -5,7 +5,7 @@ proportion to images. Each proportion is the smallest that a record of the same 
 their machine.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -51,7 +51,7 @@ def estimate(experiments: Sequence[Experiment], units: dict[Unit, float]) -> pd.
 
     Images that several runs share are made once. The time to test a quantized network is not in it.
     """
-    rows = pd.DataFrame(_parts(experiments), columns=["method", "unit", "work"])
+    rows = pd.DataFrame(_parts(experiments, set()), columns=["method", "unit", "work"])
     rows["seconds"] = [units.get(unit, float("nan")) * work for unit, work in zip(rows.unit, rows.work, strict=True)]
     groups = rows.groupby("method", sort=False).seconds
     table = groups.agg(runs="size", hours=lambda seconds: seconds.sum() / 3600, unknown=lambda s: int(s.isna().sum()))
@@ -65,6 +65,28 @@ def estimates(profile: str, budget: str, names: Sequence[str], units: dict[Unit,
     return pd.concat(tables).round(2)
 
 
+def seconds_in_turn(plans: Mapping[str, Sequence[Experiment]], units: dict[Unit, float]) -> dict[str, float]:
+    """Return the seconds that plans take when they are run one after the other: what they share, the first one pays.
+
+    What no record of a network tells is taken to cost what it does on others, on average.
+    """
+    run: set[Experiment] = set()
+    made: set[str] = set()
+    seconds = {}
+    for name, experiments in plans.items():
+        new = [experiment for experiment in experiments if experiment not in run]
+        run.update(new)
+        seconds[name] = sum(_cost(unit, units) * work for _, unit, work in _parts(new, made))
+    return seconds
+
+
+def _cost(unit: Unit, units: dict[Unit, float]) -> float:
+    if unit in units:
+        return units[unit]
+    others = [seconds for (_, method), seconds in units.items() if method == unit[1]]
+    return sum(others) / len(others) if others else 0.0
+
+
 def unit_table(units: dict[Unit, float], save: str | None = None) -> pd.DataFrame:
     """Return the seconds per unit of work: methods by network; with `save`, a name, written to NAME.csv."""
     table = pd.Series(units).unstack(0)
@@ -73,9 +95,8 @@ def unit_table(units: dict[Unit, float], save: str | None = None) -> pd.DataFram
     return table.map("{:.2g}".format).replace("nan", "")
 
 
-def _parts(experiments: Sequence[Experiment]) -> Iterator[tuple[str, Unit, int]]:
-    """Yield (method, unit, work) of every set of images and every quantization."""
-    made = set()
+def _parts(experiments: Sequence[Experiment], made: set[str]) -> Iterator[tuple[str, Unit, int]]:
+    """Yield (method, unit, work) of every quantization, and of every set of images that is not in `made`."""
     for experiment in dict.fromkeys(experiments):
         if experiment.quantizer == FLOAT:
             continue

@@ -21,6 +21,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from dghlib.choices import nearest
+from dghlib.experiments.recorded import only_recorded, unlink_missing_files, with_notes
 from dghlib.experiments.run import RESULTS_VARIABLE, results_dir
 
 TYPES: dict[str, type] = {"bool": bool, "float": float, "int": int, "str": str}
@@ -157,24 +158,35 @@ def run_notebook(notebook: Path, parameters: Mapping[str, object], output: Path,
     values = {name: parameter.default for name, parameter in parameters_of(notebook).items()} | given
     partial = output.with_suffix(PARTIAL)
     output.parent.mkdir(parents=True, exist_ok=True)
+    executed = _publishable(_execute(notebook, values, partial, progress))
+    if only_recorded():
+        unlink_missing_files(executed, output.parent)
+    nbformat.write(executed, partial)
+    partial.replace(output)
+
+
+def _execute(notebook: Path, values: dict[str, object], partial: Path, progress: bool) -> nbformat.NotebookNode:
+    """Execute `notebook` with every parameter's value, beside `partial`, which is written all the while."""
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        executed = papermill.execute_notebook(
+        return papermill.execute_notebook(
             notebook.resolve(),
             partial.resolve(),
             values,
-            resources={"metadata": {"path": str(output.parent)}},  # the kernel's folder; ours stays what it is
+            resources={"metadata": {"path": str(partial.parent)}},  # the kernel's folder; ours stays what it is
             kernel_name="python3",
             kernel_manager_class=OwnInterpreter,
             start_timeout=300,  # seconds; a busy machine takes long to import
+            allow_errors=only_recorded(),
             progress_bar=False,
             stderr_file=sys.stderr if progress else None,
         )
     except (PapermillExecutionError, DeadKernelError) as error:
+        stopped = only_recorded() and isinstance(error, PapermillExecutionError)
+        if stopped and (shown := with_notes(nbformat.read(partial, as_version=4))):
+            return shown
         message = f"{notebook.name} {_reason(error)}\nWhat was computed until then: {partial}"
         raise NotebookError(message, partial) from error
-    nbformat.write(_publishable(executed), partial)
-    partial.replace(output)
 
 
 def _reason(error: PapermillExecutionError | DeadKernelError) -> str:

@@ -1,6 +1,7 @@
 """Figures of the papers that are curves: accuracy against one setting, with the spread over seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -12,9 +13,24 @@ from dghlib.experiments.figures import saved
 from dghlib.experiments.paper_tables import labelled, settings_of
 from dghlib.experiments.plans import FLOAT, REAL
 from dghlib.experiments.run import Record
-from dghlib.experiments.tables import QUANTIZER_TITLES, TITLES, short_name
+from dghlib.experiments.tables import QUANTIZER_TITLES, TITLES, nothing, short_name
 
 
+def _if_any(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Let a figure say so where there are no records to draw."""
+
+    @wraps(draw)
+    def drawn(records: Sequence[Record], *, save: str | None = None, **settings: str) -> Figure:
+        if records:
+            return draw(records, save=save, **settings)
+        figure = plt.figure(figsize=(5.2, 0.8))
+        figure.text(0.5, 0.5, "no records of these settings and versions", ha="center", va="center")
+        return saved(figure, nothing(), save)
+
+    return drawn
+
+
+@_if_any
 def scope_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return DGH's Figures 1 and 5: accuracy against the number of images that are matched together.
 
@@ -47,6 +63,7 @@ def _scope(record: Record) -> float | None:
     return settings.get("scope") or settings["num_images"]
 
 
+@_if_any
 def width_curves(records: Sequence[Record], *, vary: str, save: str | None = None) -> Figure:
     """Return DGH's Figures 6 and 7: accuracy against the width of "activations" or of "weights"."""
     place = {"weights": 0, "activations": 1}[vary]
@@ -55,6 +72,7 @@ def width_curves(records: Sequence[Record], *, vary: str, save: str | None = Non
     return _curves(rows[rows.bits != FLOAT], rows, "width", f"bits of {vary}", save)
 
 
+@_if_any
 def amount_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return GENIE's Figure A4: accuracy against the number of calibration images."""
     rows = labelled(records, lambda record: TITLES[record["inputs"]["images"]["source"]])
@@ -64,6 +82,7 @@ def amount_curves(records: Sequence[Record], *, save: str | None = None) -> Figu
 POWERS = {"l1": 1.0, "l2": 2.0, "shrink_100": 2.4, "l3": 3.0, "l4": 4.0}
 
 
+@_if_any
 def step_size_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return GENIE's Figure A2: accuracy against the power p of the error by which weights' first steps are found."""
     rows = labelled(records, lambda record: QUANTIZER_TITLES[record["inputs"]["quantizer"]["method"]])

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from dghlib import checkpoints, models
 from dghlib.experiments.plans import FLOAT, REAL, Experiment
+from dghlib.experiments.recorded import NotRecorded, only_recorded, show_missing
 from dghlib.experiments.scoring import quality, real_images
 from dghlib.generators import GENERATORS
 from dghlib.generators.identity import images_fingerprint
@@ -55,9 +56,12 @@ def run(
 ) -> list[Record]:
     """Return the records of `experiments`, in their order; compute those that are missing.
 
-    Experiments that another process is computing are left to the end; by then its records are there. Ctrl-C and
-    kill -9 lose the experiment that was running, less what its checkpoint kept.
+    Where nothing is to be computed (`dghlib.experiments.recorded`), it is what `published` returns. Experiments that
+    another process is computing are left to the end; by then its records are there. Ctrl-C and kill -9 lose the
+    experiment that was running, less what its checkpoint kept.
     """
+    if only_recorded():
+        return published(experiments)
     workshop = Workshop(results or results_dir(), device, progress)
     found = {experiment: workshop.find(experiment) for experiment in experiments}
     missing = [experiment for experiment, record in found.items() if record is None]
@@ -79,9 +83,16 @@ def run(
 
 
 def published(experiments: Sequence[Experiment]) -> list[Record]:
-    """Return those records of `experiments` that are in the repository's own `results/`; nothing is computed."""
-    found = [Workshop(PUBLISHED).find(experiment) for experiment in experiments]
-    return [record for record in found if record]
+    """Return those records of `experiments` that are in the repository's own `results/`; nothing is computed.
+
+    The page of a notebook names those that are not there. Networks as they are do not count: without any quantized
+    one, nothing is returned.
+    """
+    found = {experiment: Workshop(PUBLISHED).find(experiment) for experiment in experiments}
+    show_missing([experiment.title for experiment, record in found.items() if record is None], len(found))
+    if all(experiment.quantizer == FLOAT for experiment, record in found.items() if record):
+        return []
+    return [record for experiment in experiments if (record := found[experiment])]
 
 
 def quantized(experiment: Experiment) -> tuple[FloatModel, QuantizedModel, Tensor]:
@@ -246,9 +257,19 @@ def _images_name(experiment: Experiment) -> str:
     return images_fingerprint(model, experiment.source or "", method.VERSION, experiment.source_config)
 
 
-@cache
 def load_model(name: str) -> FloatModel:
-    """Return a network by name; loaded once a process."""
+    """Return a network by name; loaded once a process.
+
+    Raises:
+        NotRecorded: nothing is to be computed, so no network is needed.
+    """
+    if only_recorded():
+        raise NotRecorded(f"{name} is not loaded: records alone are to be shown")
+    return _loaded(name)
+
+
+@cache
+def _loaded(name: str) -> FloatModel:
     return models.load(name)
 
 

@@ -1,6 +1,7 @@
 """Tables of records: ours beside the paper's, as data frames, CSV files and foot lines."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -182,7 +183,7 @@ def quantizers(records: Sequence[Record]) -> pd.DataFrame:
     table.index = pd.MultiIndex.from_tuples(index, names=["bits", "quantized", "method"])
     table.columns = pd.MultiIndex.from_tuples([(short_name(model), TITLES[source]) for model, source in columns])
     float_top1 = rows[rows.bits == FLOAT].groupby("model").top1.mean()
-    table.loc[(FLOAT.capitalize(), "", ""), :] = [cell(float_top1[model], None) for model, _ in columns]
+    table.loc[(FLOAT.capitalize(), "", ""), :] = [cell(float_top1.get(model, math.nan), None) for model, _ in columns]
     return table
 
 
@@ -226,7 +227,7 @@ def settings(records: Sequence[Record]) -> pd.DataFrame:
     groups = rows.groupby(["bits", "model", "settings"], sort=False).top1.agg(["mean", "std"])
     cells = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1)
     table = cells.unstack([0, 1])
-    order = [name for name in dict.fromkeys(rows.settings) if name != TITLES[REAL]] + [TITLES[REAL]]
+    order = sorted(dict.fromkeys(rows.settings), key=TITLES[REAL].__eq__)  # real images last
     table = table.loc[order].fillna("")
     table.columns = pd.MultiIndex.from_tuples([(bits, short_name(model)) for bits, model in table.columns])
     return table.rename_axis("settings").sort_index(axis=1, ascending=False)
