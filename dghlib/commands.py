@@ -183,6 +183,8 @@ def run_plan(options: Namespace) -> None:
         "intraq_amounts": paper_tables.by_amount,
         "intraq_parts": paper_tables.intraq_parts,
         "genq_table2": tables.quantizers,
+        "genq_amounts": paper_tables.by_amount,
+        "genq_filters": tables.settings,
         "transfer": paper_tables.transfers,
         "table3": partial(tables.accuracy, measure="map"),
     }

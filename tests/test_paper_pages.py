@@ -77,12 +77,14 @@ def test_curves_show_every_record() -> None:
         "figure7": partial(paper_figures.width_curves, vary="weights"),
         "samples": paper_figures.amount_curves,
         "step_sizes": paper_figures.step_size_curves,
+        "genq_filters": paper_figures.filter_curves,
     }
     for name, draw in drawn.items():
         records = made_up(PLANS[name]("shapes", "quick", **ONE))
         (axis,) = draw(records).axes
         shown = [float(y) for line in axis.lines for y in np.asarray(line.get_ydata())]
         top1 = tables.frame(records).groupby(["source", "bits", "quantizer"]).top1
+        draw([])  # says so
         assert min(shown) == top1.get_group((FLOAT, FLOAT, FLOAT)).mean(), name
         assert len(set(shown)) > 5, name
 
@@ -115,3 +117,11 @@ def test_augmented_images_are_moved_by_the_margin_at_most() -> None:
     moved = image_figures.augmented(images, 2, torch.Generator().manual_seed(0))
     assert moved[:, :, 2:7, 2:7].sum() == 64
     assert (moved == images).flatten(1).all(1).sum() < 32
+
+
+def test_a_filter_discards_what_the_page_says() -> None:
+    records = made_up(paper_plans.genq_filters("shapes", "quick", **(ONE | {"seeds": 1})))[1:]
+    shown = [(paper_figures._filter_of(record), paper_figures._discarded(record)) for record in records]
+    tenths = [10, 30, 50, 70, 90]
+    filters = [(name, share) for name in ("energy", "batch-norm sensitivity") for share in tenths]
+    assert shown == [("no filter", 0), *filters]

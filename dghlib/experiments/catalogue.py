@@ -20,6 +20,8 @@ PLANS: dict[str, Callable[..., list[Experiment]]] = {
     "intraq_amounts": paper_plans.intraq_amounts,
     "intraq_parts": paper_plans.intraq_parts,
     "genq_table2": paper_plans.genq_table2,
+    "genq_amounts": paper_plans.genq_amounts,
+    "genq_filters": paper_plans.genq_filters,
     "transfer": paper_plans.transfer,
     "dgh_settings": plans.dgh_settings,
     "quantizers": plans.quantizers,

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dghlib.experiments.figures import saved
+from dghlib.experiments.paper_plans import FILTERS
 from dghlib.experiments.paper_tables import labelled, settings_of
 from dghlib.experiments.plans import FLOAT, REAL
 from dghlib.experiments.run import Record
@@ -74,9 +75,28 @@ def width_curves(records: Sequence[Record], *, vary: str, save: str | None = Non
 
 @_if_any
 def amount_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
-    """Return GENIE's Figure A4: accuracy against the number of calibration images."""
+    """Return GENIE's Figure A4, or GenQ's 5: accuracy against the number of calibration images."""
     rows = labelled(records, lambda record: TITLES[record["inputs"]["images"]["source"]])
     return _curves(rows[rows.bits != FLOAT], rows, "num_images", "calibration images", save, log=True)
+
+
+@_if_any
+def filter_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
+    """Return GenQ's Figure 6: accuracy against the part of the images made that its filters discard."""
+    rows = labelled(records, _filter_of)
+    rows["discarded"] = [_discarded(record) for record in records]
+    return _curves(rows[rows.bits != FLOAT], rows, "discarded", "discarded of the images made, in %", save)
+
+
+def _filter_of(record: Record) -> str:
+    shares = {share: name for name, share in FILTERS.items()}
+    return shares[settings_of(record)["energy_share"]] if _discarded(record) else "no filter"
+
+
+def _discarded(record: Record) -> int | None:
+    if "images" not in record["inputs"]:
+        return None
+    return round(100 * (1 - 1 / settings_of(record)["oversampling"]))
 
 
 POWERS = {"l1": 1.0, "l2": 2.0, "shrink_100": 2.4, "l3": 3.0, "l4": 4.0}

@@ -145,6 +145,33 @@ def step_sizes(
     return list(dict.fromkeys(experiments))
 
 
+# Figure 5 of GenQ's paper.
+genq_amounts = partial(samples, sources=("genq", REAL), quantizer="genie_m")
+
+# The filters of GenQ's Figure 6, as the share of the discarded images that the energy discards, and how many are
+# discarded of all that are made.
+FILTERS = {"energy": 1.0, "batch-norm sensitivity": 0.0}
+DISCARDED = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+def genq_filters(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W2A4",),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return Figure 6 of GenQ's paper: GENIE-M on images of which one filter, or none, has discarded more and more."""
+    filtered = [
+        {"oversampling": round(1 / (1 - discarded), 3), "energy_share": energy_share}
+        for energy_share in FILTERS.values()
+        for discarded in DISCARDED
+    ]
+    variants = [("genq", settings) for settings in [{"oversampling": 1.0}, *filtered]]
+    return _variants(profile, look_up(BUDGETS, budget, "budget"), variants, bits, seeds, models, "genie_m", "academic")
+
+
 # Table 2 of IntraQ's supplement.
 intraq_amounts = partial(samples, bits=["W4A4"], sources=["intraq"], quantizer="brecq", policy="full")
 
