@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from dghlib.choices import look_up
-from dghlib.experiments.plans import REAL, Experiment, calibrated, quantizers, source_config
+from dghlib.experiments.plans import REAL, Experiment, calibrated, drawn_sources, quantizers, source_config
 from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
 
 PAPER_SOURCES = ("zeroq", "intraq", "genie_d", "dgh", REAL)
@@ -46,10 +46,28 @@ figure6 = partial(table1, bits=("W8A3", "W8A4", "W8A6", "W8A8"), sources=PAPER_S
 figure7 = partial(table1, bits=("W2A8", "W3A8", "W4A8", "W8A8"), sources=PAPER_SOURCES[1:])
 
 
-# Table 2 of GenQ's paper, as far as our networks and sources go.
-genq_table2 = partial(
-    quantizers, bits=("W4A4", "W2A4"), methods=("brecq", "genie_m"), policies=("academic",), sources=PAPER_SOURCES
-)
+def genq_table2(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W4A4", "W2A4"),
+    methods: Sequence[str] = ("brecq", "genie_m"),
+    sources: Sequence[str] | None = None,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return Table 2 of GenQ's paper, as far as our networks and sources go: BRECQ and GENIE-M with the ends spared."""
+    sources = sources or (*drawn_sources(profile), *PAPER_SOURCES)
+    return quantizers(
+        profile,
+        budget,
+        bits=bits,
+        methods=methods,
+        policies=["academic"],
+        sources=sources,
+        seeds=seeds,
+        models=models,
+    )
 
 
 def table4(
@@ -202,13 +220,13 @@ def transfer(
     budget: str = "quick",
     *,
     bits: Sequence[str] = ("W2A4",),
-    sources: Sequence[str] = ("zeroq", "dgh"),
+    sources: Sequence[str] | None = None,
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return Table 5 of GenQ's paper: GENIE-M on images of each network, for each network."""
     chosen, spend = look_up(PROFILES, profile, "profile"), look_up(BUDGETS, budget, "budget")
-    names = list(models or chosen.models)
+    names, sources = list(models or chosen.models), sources or (*drawn_sources(profile), "zeroq", "dgh")
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
     every = itertools.product(range(spend.seeds if seeds is None else seeds), sources, names, names, bits)
     for seed, source, maker, model, width in every:

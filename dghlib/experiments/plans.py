@@ -161,9 +161,13 @@ def every_source(profile: str) -> tuple[str, ...]:
 
     GenQ is one of them where a pipeline for the classes of the profile ships with the package.
     """
-    drawn = profile in PIPELINES and PIPELINES[profile].is_dir()
-    unfit = FOR_TRANSFORMERS if drawn else (*FOR_TRANSFORMERS, "genq")
+    unfit = FOR_TRANSFORMERS if drawn_sources(profile) else (*FOR_TRANSFORMERS, "genq")
     return (*(name for name in GENERATORS if name not in unfit), REAL)
+
+
+def drawn_sources(profile: str) -> tuple[str, ...]:
+    """Return ("genq",) for a profile whose diffusion pipeline ships with the package, else nothing."""
+    return ("genq",) if profile in PIPELINES and PIPELINES[profile].is_dir() else ()
 
 
 def source_config(source: str, budget: Budget, seed: int, **settings: Any) -> Any:
