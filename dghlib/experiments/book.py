@@ -6,6 +6,7 @@ no server).
 """
 
 import importlib.metadata
+import itertools
 import os
 import re
 import shutil
@@ -20,7 +21,8 @@ import nbformat
 import yaml
 from tqdm import tqdm
 
-from dghlib.experiments.forecast import forecast
+from dghlib.experiments.forecast import forecast, lacking_runs
+from dghlib.experiments.helpers import helped
 from dghlib.experiments.notebooks import PARTIAL, NotebookError, check_parameters, parameters_of, run_notebook
 from dghlib.experiments.pages import broken_links
 from dghlib.experiments.recorded import PAPERMILL_MARKER, only_recorded, unlink_missing_files, without_dead_figures
@@ -101,18 +103,19 @@ def _run_notebooks(
         given = check_parameters(notebook, {k: v for k, v in parameters.items() if k in declared})
         wanted.append({name: parameter.default for name, parameter in declared.items()} | given)
 
-    failures = {}
-    left = forecast(notebooks, wanted, computing=not only_recorded())
-    for number, (notebook, values) in enumerate(zip(notebooks, wanted, strict=True), start=1):
-        _report(f"[{number}/{len(notebooks)}] {notebook.stem}, {left}", progress)
-        started = time.perf_counter()
-        try:
-            run_notebook(notebook, values, folder / notebook.name, progress=progress)
-        except NotebookError as failure:
-            failures[notebook.stem] = failure
-        seconds = time.perf_counter() - started
-        left.done(notebook.stem, seconds)
-        _report(f"      {'FAILED' if notebook.stem in failures else 'done'} in {seconds:.0f} s", progress)
+    lacking = {path.stem: [] for path in notebooks} if only_recorded() else lacking_runs(notebooks, wanted)
+    left, failures = forecast(lacking), {}
+    with helped(list(dict.fromkeys(itertools.chain.from_iterable(lacking.values())))):
+        for number, (notebook, values) in enumerate(zip(notebooks, wanted, strict=True), start=1):
+            _report(f"[{number}/{len(notebooks)}] {notebook.stem}, {left}", progress)
+            started = time.perf_counter()
+            try:
+                run_notebook(notebook, values, folder / notebook.name, progress=progress)
+            except NotebookError as failure:
+                failures[notebook.stem] = failure
+            seconds = time.perf_counter() - started
+            left.done(notebook.stem, seconds)
+            _report(f"      {'FAILED' if notebook.stem in failures else 'done'} in {seconds:.0f} s", progress)
     return failures
 
 

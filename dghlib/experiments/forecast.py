@@ -53,16 +53,18 @@ class Forecast:
         return f"about {max(1, round(self.seconds / 60))} min left"
 
 
-def forecast(notebooks: Sequence[Path], values: Sequence[Mapping[str, Any]], *, computing: bool) -> Forecast:
-    """Return the forecast of `notebooks` with the values of their parameters, given what has a record by now.
-
-    Without `computing`, nothing is expected of their runs.
-    """
-    if not computing:
-        return Forecast(dict.fromkeys((notebook.stem for notebook in notebooks), 0.0))
+def lacking_runs(notebooks: Sequence[Path], values: Sequence[Mapping[str, Any]]) -> dict[str, list[Experiment]]:
+    """Return, by name of notebook, the runs of its plans that have no record, given the values of its parameters."""
     workshop, lacking = Workshop(results_dir()), {}
     for notebook, chosen in zip(notebooks, values, strict=True):
         lacking[notebook.stem] = [run for run in _runs(notebook, chosen) if workshop.find(run) is None]
+    return lacking
+
+
+def forecast(lacking: Mapping[str, Sequence[Experiment]]) -> Forecast:
+    """Return the forecast of notebooks that lack these runs."""
+    if not any(lacking.values()):
+        return Forecast(dict.fromkeys(lacking, 0.0))
     return Forecast(costs.seconds_in_turn(lacking, costs.unit_costs(list(all_records()))))
 
 
