@@ -59,6 +59,11 @@ bench: $(READY) $(MCT)/.ready ## measure how fast the methods are, an hour or so
 	@$(BIN)/python -m benchmarks.generators --save
 	@$(BIN)/python -m benchmarks.reconstruction --save
 	@$(BIN)/python -m benchmarks.hptq --save
+	@$(BIN)/python -m benchmarks.dgh_scale --save
+	@$(BIN)/python -m benchmarks.dgh --save
+	@$(BIN)/dgh data cifar10
+	@$(BIN)/python -m benchmarks.dgh_quality --save
+	@$(BIN)/python -m benchmarks.detectors --save
 
 serve: _build/html/index.html ## show the book on this machine: PORT=8000
 	@echo "http://localhost:$(PORT) until Ctrl-C"

@@ -6,10 +6,13 @@ second forward pass (Algorithm 1 of the paper) is held against the bare network 
 network and the toolkit, as it is and with weights that its caller froze, run in turns on one thread. A step
 takes what a run of more steps takes longer than a run of fewer.
 
-From the repository's root, once `make bench` has made MCT's environment:
-python -m benchmarks.dgh --networks resnet18 mobilenet_v2 --sizes 64 112
+Some cells take minutes a round; the default ones take half an hour together. From the repository's root, once
+`make bench` has made MCT's environment, all cells, which take hours:
+python -m benchmarks.dgh --networks resnet18 resnet50 mobilenet_v2 --sizes 64 112 224
 """
 
+import copy
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,13 +23,13 @@ from tqdm import tqdm
 
 from benchmarks import measuring
 from benchmarks.mct import Mct, mct
-from benchmarks.measuring import Seconds, Spread, timed
+from benchmarks.measuring import Seconds, Spread, settled, timed
 from dghlib.generators import dgh
 from dghlib.models import FloatModel
 
-NETWORKS = ("resnet18", "resnet50", "mobilenet_v2")
+CELLS = (("resnet18", 64), ("resnet18", 112), ("mobilenet_v2", 64), ("resnet50", 64))  # the others are optional
 BATCH_SIZE, BATCHES = 32, 2
-STEPS = (1, 3)  # few and many
+STEPS = (1, 2)  # few and many
 RUNS = ("bare", "bare and forward", "ours", "ours, second forward", "MCT", "MCT, frozen weights")
 CEILINGS = {"ours": "bare", "ours, second forward": "bare and forward"}
 
@@ -46,10 +49,13 @@ class Speed:
     times_frozen_mct: Spread | None  # processor time
 
 
-def bare_run(model: FloatModel, batch_size: int, forward: bool) -> Callable[[int], Seconds]:
+def bare_run(
+    model: FloatModel, batch_size: int, *, forward: bool = False, batches: int = BATCHES, device: str = "cpu"
+) -> Callable[[int], Seconds]:
     """Return what passes every batch through the network and back to the input, and `forward` once more."""
-    net = model.net.requires_grad_(False).to(memory_format=torch.channels_last)
-    leaf = torch.randn(batch_size, *model.image_shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+    net = copy.deepcopy(model.net).requires_grad_(False).to(device, memory_format=torch.channels_last)
+    images = torch.randn(batch_size, *model.image_shape, device=device)
+    leaf = images.contiguous(memory_format=torch.channels_last).requires_grad_()
 
     def passes(count: int) -> None:
         for _ in range(count):
@@ -57,8 +63,9 @@ def bare_run(model: FloatModel, batch_size: int, forward: bool) -> Callable[[int
             if forward:
                 with torch.no_grad():
                     net(leaf)
+        settled(device)
 
-    return lambda steps: timed(lambda: passes(steps * BATCHES))
+    return lambda steps: timed(lambda: passes(steps * batches))
 
 
 def our_run(model: FloatModel, batch_size: int, second_forward: bool) -> Callable[[int], Seconds]:
@@ -93,8 +100,8 @@ def step_times(runs: dict[str, Callable[[int], Seconds]]) -> dict[str, Seconds]:
 def speeds(model: FloatModel, theirs: Mct, batch_size: int, rounds: int) -> Iterator[Speed]:
     """Yield how fast everything is on a network."""
     ways = (
-        bare_run(model, batch_size, False),
-        bare_run(model, batch_size, True),
+        bare_run(model, batch_size),
+        bare_run(model, batch_size, forward=True),
         our_run(model, batch_size, False),
         our_run(model, batch_size, True),
         their_run(theirs, model, batch_size, False),
@@ -132,27 +139,28 @@ def show(speed: Speed) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measuring.parser(__doc__)
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help="of torchvision's")
+    parser.add_argument("--networks", nargs="+", default=[], help="of torchvision's; each with all of --sizes")
     parser.add_argument("--sizes", nargs="+", type=int, default=[64], help="of images, in pixels")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     measuring.prepare(options)
     start = time.perf_counter()
-    networks, sizes, batch_size, rounds = options.networks, options.sizes, BATCH_SIZE, options.rounds
+    cells = list(itertools.product(options.networks, options.sizes)) or CELLS
+    batch_size, rounds = BATCH_SIZE, options.rounds
     if options.smoke:
-        networks, sizes, batch_size, rounds = ["mobilenet_v2"], [32], 2, 1
+        cells, batch_size, rounds = [("mobilenet_v2", 32)], 2, 1
     columns = ("images x steps / s", "of bare", "times MCT", "by the wall clock", "times MCT, frozen")
     print(f"{'network':22}{'way':24}" + "".join(f"{column:24}" for column in columns))
     found: list[Speed] = []
-    for name in networks:
-        for size in sizes:
-            model = measuring.network(name, size)
-            with mct(model.net) as theirs:
-                for speed in speeds(model, theirs, batch_size, rounds):
-                    show(speed)
-                    found.append(speed)
-    inputs = {"networks": networks, "sizes": sizes, "batch_size": batch_size, "rounds": rounds, "mct": theirs.versions}
-    measuring.save(options, "dgh", inputs, found, time.perf_counter() - start)
+    for name, size in cells:
+        model = measuring.network(name, size)
+        with mct(model.net) as theirs:
+            for speed in speeds(model, theirs, batch_size, rounds):
+                show(speed)
+                found.append(speed)
+        inputs = {"cells": cells, "batch_size": batch_size, "rounds": rounds, "mct": theirs.versions}
+        # after every cell: what was measured stays when the rest is stopped
+        measuring.save(options, "dgh", inputs, found, time.perf_counter() - start)
 
 
 if __name__ == "__main__":

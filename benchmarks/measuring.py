@@ -72,6 +72,12 @@ def timed(run: Callable[[], object]) -> Seconds:
     return Seconds(time.process_time() - processor, time.perf_counter() - wall)
 
 
+def settled(device: str) -> None:
+    """Wait until a device has done what it was given; a processor has."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize()
+
+
 def network(name: str, image_size: int) -> FloatModel:
     """Return a network of torchvision's with random weights, its batch norms trained on a few of `smooth_images`."""
     with torch.random.fork_rng():

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGEST_IN_MEMORY = 4 * 2**30  # bytes of one set of values
+LARGEST_IN_MEMORY = 2**30  # bytes of one set of values; while images move there are three
 _ITEM = 4  # bytes of a float32
 
 
@@ -27,7 +27,8 @@ class BatchedValues:
     ):
         self.sizes, self.shape, self.file = list(sizes), tuple(shape), file
         if file is None:
-            self.batches = torch.zeros(sum(sizes), *shape, device=device).split(self.sizes)
+            self.values = torch.zeros(sum(sizes), *shape, device=device)
+            self.batches = self.values.split(self.sizes)
         else:
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("ab") as handle:
@@ -41,7 +42,7 @@ class BatchedValues:
 
     def whole(self) -> Tensor:
         """Return the values of all images, (N, ...)."""
-        return torch.cat(self.batches) if self.file is None else self._mapped(0, sum(self.sizes))
+        return self.values if self.file is None else self._mapped(0, sum(self.sizes))
 
     def _mapped(self, first: int, size: int) -> Tensor:
         assert self.file is not None
