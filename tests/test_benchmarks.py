@@ -86,6 +86,13 @@ def test_hptq(
             assert took[2] == pytest.approx(took[1] / took[0])
 
 
+def test_detectors(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cost,) = record_of(benchmark("detectors"), "detectors", tmp_path, monkeypatch)["outputs"]
+    assert cost["generation"]["processor"] > cost["forward"]["processor"] > 0
+    assert cost["quantized_layers"] == 98  # all convolutions of MobileNetV3, and those of the head
+    assert (cost["model"], cost["image_shape"]) == ("coco_ssdlite", [3, 64, 96])
+
+
 def test_a_spread_is_a_median_and_its_bounds(benchmark: Callable[[str], ModuleType]) -> None:
     spread = benchmark("measuring").Spread.of([3.0, 1.0, 2.0, 9.0, 2.5])
     assert (spread.median, spread.lowest, spread.highest) == (2.5, 1.0, 9.0)
