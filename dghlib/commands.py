@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from dghlib import assets, checkpoints, datasets, models
+from dghlib import assets, checkpoints, datasets, models, processes
 from dghlib.choices import look_up
 from dghlib.evaluation import top1
 from dghlib.experiments import plans, run
@@ -33,18 +33,23 @@ Namespace = argparse.Namespace
 
 
 def generate(options: Namespace) -> None:
-    """Make calibration images and write them."""
+    """Make calibration images and write them; the first of several processes does."""
     method = look_up(GENERATORS, options.method, "generator")
     model = _model(options.model)
     config = look_up(method.PRESETS, options.preset, f"preset of {options.method}")
     config = dataclasses.replace(config, **parse_settings(config, options.set))
     _check_free(options.out, options.force)
     checkpoint = _checkpoint(options.out)
-    images = method.generate(model, config, device=options.device, checkpoint=checkpoint)
-    about = {"model": model.name, "method": options.method, "config": str(plain(config))}
-    loss = _save_set(options.out, images, model, about)
-    checkpoints.remove(checkpoint)
-    print(f"{len(images)} images of shape {tuple(images.shape[1:])} in {options.out}{loss}")
+    with processes.joined(options.device) as device:
+        first = processes.rank() == 0
+        if processes.count() > 1 and options.method != "dgh":
+            raise ValueError(f"{options.method} works in one process; several can share the images of dgh alone")
+        images = method.generate(model, config, device=device, progress=first, checkpoint=checkpoint)
+    if first:
+        about = {"model": model.name, "method": options.method, "config": str(plain(config))}
+        loss = _save_set(options.out, images, model, about)
+        checkpoints.remove(checkpoint)
+        print(f"{len(images)} images of shape {tuple(images.shape[1:])} in {options.out}{loss}")
 
 
 def _save_set(path: Path, images: torch.Tensor, model: FloatModel, about: dict[str, str]) -> str:

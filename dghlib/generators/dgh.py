@@ -143,18 +143,23 @@ def generate(
 ) -> Tensor:
     """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
 
-    The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
+    The model is not changed. With `checkpoint`, a run that was killed continues from that file: to the same images,
+    or, where they lie in files, to images as good, since those of the sweep that was broken off have moved.
+    The processes of a job (`dghlib.processes`) share the work; each returns all images.
 
     Raises:
         NoBatchNorm: the network has no batch norm that images reach.
         ValueError: its weights or statistics are not finite.
         FloatingPointError: the loss became NaN; the step is named.
+        FileNotFoundError: there is a checkpoint, but the folder of its images is gone.
     """
     saved = Checkpoint(checkpoint, f"{images_fingerprint(model, 'dgh', VERSION, config)} by batches")
     with _folder(model, config, checkpoint) as folder:
         state = saved.load()
         if state is None and folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+        if state is not None and folder is not None and not folder.exists():
+            raise FileNotFoundError(f"{folder}, the images of {checkpoint}, is gone; delete that file to begin anew")
         run = _Run(model, config, device, folder)
         if state is not None:
             run.restore(state)
