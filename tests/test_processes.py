@@ -1,67 +1,62 @@
 """Several processes make one set: the same statistics as one, the end of one ends all, and the next start resumes."""
 
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import make_tiny_model
 
 from dghlib import large_sets, processes
 from dghlib.batchnorm import stored_statistics
 from dghlib.checkpoints import Checkpoint, folder_beside, remove
 from dghlib.generators import dgh
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
-from dghlib.images import load_images
+from dghlib.images import load_images, save_images
 from dghlib.models import FloatModel
 
-CONFIG = dgh.Config(num_images=20, batch_size=4, steps=30)  # five batches: one process has one more than the other
-
-RUN = """
-import sys, time
-from pathlib import Path
-import torch
-from conftest import make_tiny_model
-from test_processes import CONFIG
-from dghlib import checkpoints, processes
-from dghlib.generators import dgh
-from dghlib.images import save_images
-
-out, slow = Path(sys.argv[1]), sys.argv[2] == "slow"
-torch.set_num_threads(1)
-if slow:
-    sweep = dgh._Run.sweep
-    dgh._Run.sweep = lambda self: (time.sleep(0.05), sweep(self))[1]
-    checkpoints.Checkpoint.save_when_due = lambda self, state: self.save(state())
-with processes.joined("cpu"):
-    images = dgh.generate(make_tiny_model(), CONFIG, progress=False, checkpoint=out / "run.checkpoint")
-    if processes.rank() == 0:
-        save_images(out / "images.safetensors", images, {})
-"""
+CONFIG = dgh.Config(num_images=20, batch_size=4, steps=20)  # five batches: one process has one more than the other
+HALF = CONFIG.steps // 2
 
 
-def _start(folder: Path, how: str = "fast") -> list[subprocess.Popen[str]]:
-    """Start two processes with what `torchrun` tells them."""
-    (folder / "run.py").write_text(RUN)
+def _work(rank: int, port: int, folder: Path, to_be_killed: bool) -> None:
+    """Do what a process of a job does that `torchrun` started."""
+    sys.stderr = (folder / f"{rank}.stderr").open("w")
+    torch.set_num_threads(1)
+    job = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= job | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if to_be_killed:
+        Checkpoint.save_when_due = _save_and_wait  # type: ignore[method-assign]
+    with processes.joined("cpu"):
+        images = dgh.generate(make_tiny_model(), CONFIG, progress=False, checkpoint=folder / "run.checkpoint")
+        if processes.rank() == 0:
+            save_images(folder / "images.safetensors", images, {})
+
+
+def _save_and_wait(self: Checkpoint, state: Callable[[], dict[str, Any]]) -> None:
+    if state()["step"] == HALF:
+        self.save(state())
+        time.sleep(600 * processes.rank())  # the second process, until it is killed
+
+
+def _start(folder: Path, *, to_be_killed: bool = False) -> list[BaseProcess]:
+    """Start two processes, forked off one that has imported all they need: python starts once, not four times."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dghlib.generators.dgh"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    job = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    job |= {"PYTHONPATH": os.path.dirname(__file__), "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, str(folder / "run.py"), str(folder), how],
-            env=os.environ | job | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    job = [context.Process(target=_work, args=(rank, port, folder, to_be_killed), daemon=True) for rank in range(2)]
+    for process in job:
+        process.start()
+    return list(job)
 
 
 def _distance(model: FloatModel, images: torch.Tensor) -> float:
@@ -73,21 +68,21 @@ def _distance(model: FloatModel, images: torch.Tensor) -> float:
 
 def test_two_processes_and_one_that_is_killed(tmp_path, tiny_model):
     """One job is killed half-way; the next one continues, and its set is as good as that of one process alone."""
-    first, second = _start(tmp_path, "slow")
+    first, second = _start(tmp_path, to_be_killed=True)
     deadline = time.monotonic() + 240
     while not (tmp_path / "run.checkpoint").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     second.kill()
-    second.communicate()
-    _, said = first.communicate(timeout=60)
-    assert first.returncode == 1
+    first.join(timeout=60)
+    assert first.exitcode == 1
+    said = (tmp_path / "0.stderr").read_text()
     assert "process 0 of 2 lost another; start the job again, it continues from its checkpoint" in said
     states = torch.load(tmp_path / "run.checkpoint", weights_only=True)["states"]
-    assert 0 < states[0]["step"] == states[1]["step"] < CONFIG.steps
+    assert [state["step"] for state in states] == [HALF, HALF]
 
     for process in _start(tmp_path):
-        _, said = process.communicate(timeout=240)
-        assert process.returncode == 0, said
+        process.join(timeout=240)
+        assert process.exitcode == 0, [file.read_text() for file in tmp_path.glob("*.stderr")]
     images, _ = load_images(tmp_path / "images.safetensors")
     assert not (tmp_path / "run.checkpoint.corrupt").exists(), "it began anew"
     alone = dgh.generate(tiny_model, CONFIG, progress=False)
