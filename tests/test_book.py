@@ -22,7 +22,7 @@ from dghlib.experiments.notebooks import (
     parse_assignments,
     run_notebook,
 )
-from dghlib.experiments.pages import broken_links, browser, console_errors
+from dghlib.experiments.pages import broken_links, browser, visit
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = """\
@@ -201,8 +201,7 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     assert "tex-svg-full.js" in pages["method"]
     assert (html / "_static" / "tex-svg-full.js").is_file()
     if program := browser():
-        shown = [html / name for name in ("index.html", "methods/zeroq.html", "library/images.html")]
-        assert [line for page in shown for line in console_errors(program, page)] == []
+        assert visit(program, html) == []
 
 
 def test_links_pictures_and_scripts_that_lead_nowhere_are_told(tmp_path: Path) -> None:
@@ -216,11 +215,36 @@ def test_links_pictures_and_scripts_that_lead_nowhere_are_told(tmp_path: Path) -
     ]
 
 
-@pytest.mark.skipif(browser() is None, reason="there is no chromium on this machine")
-def test_a_script_that_fails_is_told(tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    page.write_text("<html><body><script>missing()</script></body></html>")
-    assert console_errors(browser() or "", page) == ["page.html: Uncaught ReferenceError: missing is not defined"]
+without_browser = pytest.mark.skipif(browser() is None, reason="there is no chromium on this machine")
+
+
+@without_browser
+def test_what_a_browser_finds_wrong_is_told(tmp_path: Path) -> None:
+    text = "<p>As much text as a page needs.</p>"
+    wrong = {
+        "a": f"{text}<p id='here'>",
+        "b": f"{text}<script>missing()</script>",
+        "c": f"{text}<img src='none.png'>",
+        "d": f"{text}<div style='width: 600px'>wide</div>",
+        "e": "",
+    }
+    for name, body in wrong.items():
+        (tmp_path / f"{name}.html").write_text(f"<!doctype html><html><body>{body}</body></html>")
+    problems = visit(browser() or "", tmp_path)
+    assert problems[0] == "b.html: Uncaught ReferenceError: missing is not defined"
+    assert "c.html: the picture none.png shows nothing" in problems
+    assert problems[-2].startswith("d.html: the page is 60")
+    assert problems[-1] == "e.html: the page shows no text"
+
+
+@without_browser
+def test_the_book_of_this_clone_shows_nothing_wrong() -> None:
+    html = ROOT / "_build" / "html"
+    built = html / "index.html"
+    changed = max(path.stat().st_mtime for folder in ("book", "notebooks") for path in (ROOT / folder).rglob("*.*"))
+    if not built.is_file() or built.stat().st_mtime < changed:
+        pytest.skip("no book has been built of these chapters and notebooks: make book")
+    assert visit(browser() or "", html) + broken_links(html) == []
 
 
 def run_only(names: set[str]) -> Callable[..., None]:

@@ -1,5 +1,6 @@
 """Whether the pages of a book hold together: every link leads somewhere, every picture is there, no script fails."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,9 +13,35 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER_OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom"),
+    *("--enable-logging=stderr", "--allow-file-access-from-files", "--virtual-time-budget=600000", "--dump-dom"),
 )
-SECONDS_PER_PAGE = 60
+SECONDS_PER_PAGE = 12
+PHONE = 390  # pixels
+# A page that shows every page in turn in a frame, waits until it has loaded, and looks at it.
+_HOST = """<!doctype html><body><script>
+function problemsOf(page) {
+  const width = page.documentElement.scrollWidth, empty = page.body.innerText.trim().length < 20;
+  const blank = [...page.images].filter((image) => image.complete && !image.naturalWidth);
+  return [
+    ...blank.map((image) => `the picture ${image.getAttribute("src")} shows nothing`),
+    ...(empty ? ["the page shows no text"] : []),
+    ...(width > WIDTH ? [`the page is ${width} pixels wide on a screen of ${WIDTH}`] : []),
+  ];
+}
+const WIDTH = %d;
+(async () => {
+  for (const address of %s) {
+    console.log("VISIT " + address);
+    const frame = document.createElement("iframe");
+    frame.style = `width: ${WIDTH}px; height: 900px; border: 0`;
+    await new Promise((loaded) => { frame.onload = loaded; frame.src = address; document.body.append(frame); });
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    for (const problem of problemsOf(frame.contentDocument)) console.log("PROBLEM " + problem);
+    frame.remove();
+  }
+  console.log("VISITED ALL");
+})();
+</script>"""
 
 
 class _Page(HTMLParser):
@@ -40,13 +67,17 @@ def broken_links(html: Path) -> list[str]:
     Addresses of other machines are not followed.
     """
     html = html.resolve()
-    pages = {path: _Page(path) for path in sorted(html.rglob("*.html")) if "_static" not in path.parts}
+    pages = {path: _Page(path) for path in _pages(html)}
     return [
         f"{path.relative_to(html)}: {target} leads nowhere"
         for path, page in pages.items()
         for target in dict.fromkeys(page.targets)
         if not _leads_somewhere(path, target, pages)
     ]
+
+
+def _pages(html: Path) -> list[Path]:
+    return [path for path in sorted(html.rglob("*.html")) if "_static" not in path.parts]
 
 
 def _leads_somewhere(path: Path, target: str, pages: dict[Path, _Page]) -> bool:
@@ -67,12 +98,26 @@ def browser() -> str | None:
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
-def console_errors(program: str, page: Path) -> list[str]:
-    """Open a page in a browser without a window; return what its scripts report as errors or could not load."""
-    with tempfile.TemporaryDirectory() as profile:
-        command = [program, f"--user-data-dir={profile}", *BROWSER_OPTIONS, page.resolve().as_uri()]
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_PER_PAGE, check=False)
-    if "</html>" not in finished.stdout:
-        return [f"{page.name}: the browser showed nothing"]
+def visit(program: str, html: Path, width: int = PHONE) -> list[str]:
+    """Open every page under `html` in one browser without a window; return what is wrong with them.
+
+    That is: what their scripts report as errors or could not load, pictures that show nothing, pages without text, and
+    pages wider than the screen, which has `width` pixels.
+    """
+    html = html.resolve()
+    pages = {path.as_uri(): str(path.relative_to(html)) for path in _pages(html)}
+    with tempfile.TemporaryDirectory() as folder:
+        host = Path(folder) / "host.html"
+        host.write_text(_HOST % (width, json.dumps(list(pages))), encoding="utf-8")
+        command = [program, f"--user-data-dir={folder}/profile", *BROWSER_OPTIONS, host.as_uri()]
+        seconds = SECONDS_PER_PAGE * (len(pages) + 5)
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     said = re.findall(r'CONSOLE[^\]]*\] "(.*)", source', finished.stderr)
-    return [f"{page.name}: {line}" for line in said if re.search(r"error|failed|refused", line, re.IGNORECASE)]
+    problems, page = [], ""
+    for line in said:
+        mark, _, text = line.partition(" ")
+        if mark == "VISIT":
+            page = pages[text]
+        elif mark == "PROBLEM" or re.search(r"error|failed|refused", line, re.IGNORECASE):
+            problems.append(f"{page}: {text if mark == 'PROBLEM' else line}")
+    return problems if "VISITED ALL" in said else [*problems, f"{page}: the browser stopped here"]

@@ -24,8 +24,9 @@ def _if_any(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     def drawn(records: Sequence[Record], *, save: str | None = None, **settings: str) -> Figure:
         if records:
             return draw(records, save=save, **settings)
-        figure = plt.figure(figsize=(5.2, 0.8))
-        figure.text(0.5, 0.5, "no records of these settings and versions", ha="center", va="center")
+        figure, axis = plt.subplots(figsize=(5.2, 0.8))
+        axis.set_axis_off()
+        axis.text(0.5, 0.5, "no records of these settings and versions", ha="center", va="center")
         return saved(figure, nothing(), save)
 
     return drawn
@@ -124,8 +125,8 @@ def _curves(
 
 
 def _axes(rows: pd.DataFrame) -> tuple[Figure, dict[str, Axes]]:
-    """Return a figure with a square for every network."""
-    models = list(dict.fromkeys(rows.model))
+    """Return a figure with a square for every network that was quantized."""
+    models = list(dict.fromkeys(rows[rows.bits != FLOAT].model))
     figure, axes = plt.subplots(
         1, len(models), figsize=(1 + 4.2 * len(models), 3.4), squeeze=False, layout="constrained"
     )

@@ -118,7 +118,7 @@ def accuracy(
 
 def nothing() -> pd.DataFrame:
     """Return what a page shows whose records are of earlier versions of the methods, or were never made."""
-    return pd.DataFrame({"no records": ["of these settings and versions: see `dgh run`"]})
+    return pd.DataFrame({"no records": ["of these settings and versions: see dgh run"]}, index=[""])
 
 
 def _paper_last(column: tuple[str, str]) -> bool:
@@ -252,7 +252,7 @@ def save_csv(records: Sequence[Record], path: str, measure: str = "top1") -> Non
 def provenance(records: Sequence[Record], budget: str | None = None) -> HTML:
     """Return the foot line of a page: what made its numbers, where, and in how long."""
     if not records:
-        return HTML("")
+        return HTML('<p class="provenance">records: none</p>')
     facts = pd.DataFrame([record["provenance"] for record in records])
     inputs = frame(records)
     commits = sorted({f"{row.commit[:10]}{' (modified)' if row.modified else ''}" for row in facts.itertuples()})
