@@ -108,3 +108,36 @@ def test_a_run_without_kept_memory_is_another_record(
     measuring.save(options, "some", {}, [], 0.0)
     assert [path.name for path in tmp_path.iterdir()] == ["some_default_allocator.json"]
     assert json.loads(next(tmp_path.iterdir()).read_text())["inputs"]["keep_freed_memory"] is False
+
+
+def test_dgh_scale(
+    benchmark: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outputs = record_of(benchmark("dgh_scale"), "dgh_scale", tmp_path, monkeypatch)["outputs"]
+    assert [cost["batches"] for cost in outputs["steps"]] == [1, 2]
+    assert all(memory["peak_mb"] > memory["values_mb"] > 0 for memory in outputs["memory"])
+
+
+def test_dgh_device(
+    benchmark: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command for a GPU, on the processor."""
+    record = record_of(benchmark("dgh_device"), "dgh_device", tmp_path, monkeypatch)
+    (result,) = record["outputs"]
+    assert result["per_second"] == pytest.approx(record["inputs"]["num_images"] / result["seconds"])
+    assert result["of_bare"] > 0
+
+
+def test_times_fewer_are_of_the_cheapest_set_that_is_as_good(benchmark: Callable[[str], ModuleType]) -> None:
+    module, seconds = benchmark("dgh_quality"), benchmark("measuring").Seconds
+
+    def made(by: str, processor: float, distance: float, top1: float) -> object:
+        return module.Made(by=by, steps=1, seconds=seconds(processor, 0.0), distance=distance, top1=top1)
+
+    sets = [made("MCT", 90, 0.2, 80), made("ours", 10, 0.3, 79), made("ours", 30, 0.2, 79), made("ours", 60, 0.1, 79)]
+    assert module.times_fewer(sets, "distance") == 3
+    assert module.times_fewer(sets, "top1") is None

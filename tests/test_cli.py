@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dghlib import cli, commands
+from dghlib import cli, commands, processes
 from dghlib.generators import dgh, genq
 from dghlib.images import load_images
 
@@ -141,6 +141,12 @@ def test_lists_are_read_from_words_and_from_files(tmp_path):
     }
     with pytest.raises(ValueError, match=r"unknown setting of .* 'weights'"):
         commands.parse_settings(genq.Config(), ["weights=1"])
+
+
+def test_only_dgh_shares_its_images_among_processes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    assert _dgh("generate", "shapes_bottleneck", "--method", "zeroq", "--out", str(tmp_path / "set")) == 1
+    assert "zeroq works in one process" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_told(monkeypatch, capsys):
