@@ -13,9 +13,9 @@ import torchvision
 from torch import Tensor, nn
 
 from dghlib import datasets, models
-from dghlib.export import UnsupportedOperation, export_onnx, open_session
+from dghlib.export import OnnxNetwork, UnsupportedOperation, export_onnx, open_session
 from dghlib.images import normalise
-from dghlib.models import FloatModel
+from dghlib.models import FloatModel, detectors
 from dghlib.quantizers import QuantizedModel, genie_m, hptq
 from dghlib.quantizers.layers import QuantizedLayer
 
@@ -209,6 +209,23 @@ def test_networks_of_torchvision(name: str, tmp_path: Path) -> None:
     assert by_runtime(path, noise(3, 64), optimized=True).shape == (3, 1000)
 
 
+@pytest.mark.parametrize("name", detectors.NETS)
+def test_backbone_neck_and_head_of_a_detector(name: str, tmp_path: Path) -> None:
+    model, images = models.load(name), noise(2, 64)
+    export_onnx(tmp_path / "float.onnx", model)
+    in_file, expected = OnnxNetwork(tmp_path / "float.onnx")(images), model.net(images)
+    assert in_file.keys() == expected.keys() >= {"cls_logits", "bbox_regression"}
+    for key, wanted in expected.items():
+        torch.testing.assert_close(in_file[key], wanted, rtol=1e-3, atol=1e-3)
+    quantized = hptq.quantize(model, images, hptq.Config(weight_bits=4))
+    export_onnx(tmp_path / "quantized.onnx", model, quantized)
+    in_file, expected = OnnxNetwork(tmp_path / "quantized.onnx")(images), quantized(images)
+    for key, wanted in expected.items():  # sums in another order flip a few codes, and so all that follows them
+        assert (in_file[key] - wanted).abs().mean() < 0.05 * wanted.abs().mean(), key
+    found = detectors.detector_of(model, OnnxNetwork(tmp_path / "quantized.onnx"))(list(torch.rand(1, 3, 64, 64)))
+    assert found[0]["boxes"].shape[1] == 4
+
+
 class Cumulative(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(x).cumsum(1)
@@ -230,6 +247,7 @@ def test_an_operation_without_translation_is_named(tmp_path: Path) -> None:
     [
         (nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular")), "pads with mode 'circular'"),
         (nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(3)), "windows overlap"),
+        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3, affine=False)), "with a weight and a bias"),
         (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Upsample(scale_factor=2, mode="bilinear")), "only 'nearest' can be"),
     ],
 )

@@ -11,6 +11,7 @@ width, those of other widths into 8-bit integers after a Clip to the grid's ends
 import importlib.metadata
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -30,13 +31,15 @@ from dghlib.records import write_atomically
 __all__ = ["OnnxNetwork", "UnsupportedOperation", "export_onnx", "open_session"]
 
 INPUT, BATCH = "images", "batch"
+_OUTPUTS = "outputs"  # entry of the metadata: which output is which of the network's, by key
 
 
 def export_onnx(path: Path, model: FloatModel, quantized: QuantizedModel | None = None) -> onnx.ModelProto:
     """Write a network to an ONNX file (opset 21), in float or quantized; return the model.
 
     Input "images": float32 (batch, C, H, W), normalised as the library's images are; the mean and the standard
-    deviation are in the file's metadata. Outputs: the network's, float32.
+    deviation are in the file's metadata. Outputs: the network's, float32. Where it returns a dictionary, as detectors
+    do, the metadata's "outputs" says which name of the file stands for which key.
 
     Args:
         path: the file; what is there is replaced once the new one is complete.
@@ -49,12 +52,12 @@ def export_onnx(path: Path, model: FloatModel, quantized: QuantizedModel | None 
     """
     traced = quantized.graph if quantized is not None else folded_graph(model)
     graph = OnnxGraph(traced)
-    outputs: list[fx.Node] = []
+    answer: Any = None
     for node in traced.graph.nodes:
         if node.op == "placeholder":
             graph.values[node] = INPUT
         elif node.op == "output":
-            outputs = [leaf for leaf in tree_leaves(node.args) if isinstance(leaf, fx.Node)]
+            answer = node.args[0]
         elif node.op == "get_attr":
             graph.values[node] = constant_tensor(graph, node)
         elif isinstance(grid := graph.module(node), UniformQuantizer):
@@ -66,10 +69,13 @@ def export_onnx(path: Path, model: FloatModel, quantized: QuantizedModel | None 
         elif "shape" in node.meta or does(traced, node, SPLITS):  # else a size, which is constant in the file
             graph.values[node] = translation_of(graph, node)(graph, node)
 
+    outputs = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, fx.Node)]
     shapes = {graph.value(node, ""): (BATCH, *shape_of(node)[1:]) for node in outputs}
     finished = graph.model({INPUT: (BATCH, *model.image_shape)}, shapes)
     facts = {"dghlib": importlib.metadata.version("dghlib"), "model": model.name, "mean": model.mean, "std": model.std}
     about = facts | (quantized.about if quantized is not None else {})
+    if isinstance(answer, dict):
+        about[_OUTPUTS] = {key: graph.value(node, "") for key, node in answer.items()}
     onnx.helper.set_model_props(finished, {key: json.dumps(value) for key, value in about.items()})
     onnx.checker.check_model(finished, full_check=True)
     write_atomically(path, lambda temporary: onnx.save(finished, temporary))
@@ -92,12 +98,19 @@ def open_session(path: Path, *, optimized: bool = True, threads: int = 0) -> onn
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file in the place of a network: normalised images (N, C, H, W) in, logits out, by onnxruntime."""
+    """An ONNX file in the place of a network: normalised images (N, C, H, W) in, logits out, by onnxruntime.
+
+    Of a detector's file, the tensors of its head come out, by name.
+    """
 
     def __init__(self, path: Path, threads: int = 0):
         super().__init__()
         self.session = open_session(path, threads=threads)
         self.input_name = self.session.get_inputs()[0].name
+        about = self.session.get_modelmeta().custom_metadata_map
+        self.outputs: dict[str, str] = json.loads(about.get(_OUTPUTS, "{}"))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.from_numpy(self.session.run(None, {self.input_name: images.numpy()})[0])
+    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+        wanted = list(self.outputs.values()) or None
+        found = [torch.from_numpy(value) for value in self.session.run(wanted, {self.input_name: images.numpy()})]
+        return dict(zip(self.outputs, found, strict=True)) if self.outputs else found[0]

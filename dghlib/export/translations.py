@@ -94,6 +94,16 @@ def batch_norm(graph: OnnxGraph, node: fx.Node) -> str:
     return graph.add("BatchNormalization", [source(graph, node), *names], node.name, epsilon=module.eps)
 
 
+def group_norm(graph: OnnxGraph, node: fx.Node) -> str:
+    """A norm over groups of channels of each image, as the heads of detectors have."""
+    module: Any = graph.module(node)
+    if module is None or module.weight is None:
+        raise UnsupportedOperation(f"{node.name}: a group norm must be a module nn.GroupNorm with a weight and a bias")
+    names = [graph.constant(f"{node.target}.{name}", getattr(module, name)) for name in ("weight", "bias")]
+    settings = {"num_groups": module.num_groups, "epsilon": module.eps}
+    return graph.add("GroupNormalization", [source(graph, node), *names], node.name, **settings)
+
+
 # Element by element
 
 
@@ -366,6 +376,7 @@ _TRANSLATIONS: dict[Translation, tuple[Any, ...]] = {
     adaptive_pooling("AveragePool"): (nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d),
     adaptive_pooling("MaxPool"): (nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d),
     mean: (torch.mean, "mean"),
+    group_norm: (nn.GroupNorm, F.group_norm),
     softmax("Softmax"): (nn.Softmax, F.softmax, torch.softmax, "softmax"),
     softmax("LogSoftmax"): (nn.LogSoftmax, F.log_softmax, torch.log_softmax, "log_softmax"),
     reshape: tuple(RESHAPES),
