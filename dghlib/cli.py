@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "evaluate",
         commands.evaluate,
-        "Measure the top-1 accuracy of a network, float or quantized.",
+        "Measure the top-1 accuracy of a classifier, or the mAP of a detector, float or quantized.",
         "dgh evaluate shapes_residual --quantized model.safetensors",
     )
     sub.add_argument("model", help=model_help)
@@ -131,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--data", help="a data set's name, an .npz file or an image folder (default: the network's own)")
     sub.add_argument("--num-images", type=int, help="size of the test set (default: all)")
+    sub.add_argument("--boxes", type=Path, help="file to write what a detector finds to, in COCO's results format")
+    _add_force(sub)
 
     sub = command(
         "run",

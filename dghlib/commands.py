@@ -21,7 +21,7 @@ from dghlib.evaluation import top1
 from dghlib.experiments import plans, run
 from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.profiles import PROFILES
-from dghlib.experiments.scoring import TEST_BATCH, quality
+from dghlib.experiments.scoring import TEST_BATCH, quality, real_images
 from dghlib.generators import GENERATORS
 from dghlib.images import load_images, normalise, save_images
 from dghlib.models import FloatModel
@@ -111,6 +111,8 @@ def quantize(options: Namespace) -> None:
 def _calibration_images(model: FloatModel, options: Namespace) -> torch.Tensor:
     if options.images:
         return load_images(options.images)[0]
+    if model.task == "detection":
+        return real_images(options.real, model, options.num_images, options.seed)
     data = datasets.sample(datasets.load(options.real, "train"), options.num_images, options.seed)
     return normalise(data.images, model.mean, model.std)
 
@@ -135,20 +137,39 @@ def report(options: Namespace) -> None:
 
 
 def evaluate(options: Namespace) -> None:
-    """Print the top-1 accuracy of a classifier, or the mean average precision of a detector."""
+    """Print the top-1 accuracy of a classifier, or the mean average precision of a detector.
+
+    Raises:
+        ValueError: boxes are asked for of a network that finds none.
+    """
     model = _model(options.model)
     if model.task == "detection":
-        net, name = _network_to_test(model, options.quantized), options.data or _test_data_of(model.name)
-        found = quality(name, options.num_images, model, net, device=options.device, progress=True)
-        print(", ".join(f"{measure} {percent:.2f} %" for measure, percent in found.items()))
+        _evaluate_detector(model, options)
         return
+    if options.boxes:
+        raise ValueError(f"{model.name} is for {model.task}, only a detector finds boxes: leave out --boxes")
+    net = _network_to_test(model, options.quantized)
     data = datasets.load(
         options.data or _test_data_of(model.name), "test", options.num_images, image_size=model.image_shape[1:]
     )
-    net = _network_to_test(model, options.quantized)
     pairs = datasets.batches(data, model.mean, model.std, TEST_BATCH)
     percent = top1(net.to(options.device), pairs, total=-(-len(data) // TEST_BATCH), progress=True)
     print(f"top-1 {percent:.2f} % of {len(data)} images")
+
+
+def _evaluate_detector(model: FloatModel, options: Namespace) -> None:
+    if options.boxes:
+        _check_free(options.boxes, options.force)
+    reached = quality(
+        options.data or _test_data_of(model.name),
+        options.num_images,
+        model,
+        _network_to_test(model, options.quantized),
+        device=options.device,
+        progress=True,
+        boxes=options.boxes,
+    )
+    print(", ".join(f"{measure} {percent:.2f} %" for measure, percent in reached.items()))
 
 
 def _network_to_test(model: FloatModel, path: Path | None) -> torch.nn.Module:

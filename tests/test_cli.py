@@ -1,10 +1,13 @@
 """The command line: the three steps of an engineer, settings in their types, errors in one line."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from dghlib import cli, commands, processes
+from dghlib.experiments import scoring
 from dghlib.generators import dgh, genq
 from dghlib.images import load_images
 
@@ -45,6 +48,21 @@ def test_export_report_and_a_file_that_is_there(tmp_path, capsys):
     assert exported.read_bytes() == before
     assert _dgh("export", "shapes_bottleneck", "--out", str(exported), "--force") == 0
     assert len(exported.read_bytes()) > 2 * len(before)
+
+
+def test_a_detector_is_quantized_and_what_it_finds_is_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(scoring.DRAWN_TRAINING_IMAGES, "shapes_detection", 16)
+    quantized, boxes = tmp_path / "model.safetensors", tmp_path / "boxes.json"
+    real = ["--real", "shapes_detection", "--num-images", "8"]
+    assert _dgh("quantize", "shapes_ssdlite", *real, "--out", str(quantized)) == 0
+    evaluate = ["evaluate", "shapes_ssdlite", "--quantized", str(quantized), "--num-images", "8"]
+    assert _dgh(*evaluate, "--boxes", str(boxes)) == 0
+    assert "map50 " in capsys.readouterr().out
+    found = json.loads(boxes.read_text())
+    assert {box["image_id"] for box in found} <= set(range(1, 9))
+    assert found[0].keys() == {"image_id", "category_id", "bbox", "score"}
+    assert _dgh(*evaluate, "--boxes", str(boxes)) == 1
+    assert f"{boxes} exists; --force replaces it" in capsys.readouterr().err
 
 
 def test_sets_for_other_tools(tmp_path, capsys):
@@ -106,6 +124,7 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):
         (["generate", "shapes_residual", "--out", "x", "--set", "steps=0"], "steps must be at least 1, got 0"),
         (["quantize", "shapes_residual", "--images", "absent", "--out", "x"], "no image set at absent"),
         (["evaluate", "shapes_residual", "--quantized", "absent"], "absent"),
+        (["evaluate", "shapes_residual", "--boxes", "x"], "only a detector finds boxes"),
         (["data", "cifar"], "did you mean 'cifar10'"),
         (["run", "table22"], "did you mean 'table2'"),
         (["run", "table2", "--models", "resnet"], "model must be one of"),

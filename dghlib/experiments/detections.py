@@ -1,8 +1,10 @@
-"""Pictures of what detectors find."""
+"""What detectors find, in pictures, and what those of full size take."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -64,3 +66,25 @@ def _draw(axis: Axes, image: Tensor, answer: dict[str, Tensor], names: dict[int,
             left, top, right, bottom = box
             axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color="white", linewidth=1.2))
             axis.text(left, top, names[label], fontsize=5, color="white", va="bottom")
+
+
+def full_size_costs(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor seconds that each of COCO's detectors takes, from the record of that benchmark."""
+    rows = []
+    for cost in record["outputs"]:
+        _, height, width = cost["image_shape"]
+        seconds = {
+            "forward pass": cost["forward"],
+            "one image, one step of DGH": cost["generation"],
+            "HPTQ with it": cost["quantization"],
+            "forward pass, quantized": cost["quantized_forward"],
+        }
+        facts = {
+            "detector": cost["model"],
+            "weights": cost["weights"],
+            "image": f"{height} x {width}",
+            "quantized layers": cost["quantized_layers"],
+            "quantized tensors": cost["quantized_tensors"],
+        }
+        rows.append(facts | {title: f"{took['processor']:.2f} s" for title, took in seconds.items()})
+    return pd.DataFrame(rows).set_index("detector")

@@ -1,6 +1,7 @@
 """What a profile's data says of a network, top-1 of a classifier or mAP of a detector; and its real images."""
 
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from dghlib.datasets import LabelledImages
 from dghlib.datasets.annotated import AnnotatedImages
 from dghlib.datasets.labelled import choose
 from dghlib.evaluation import top1
-from dghlib.evaluation.detection import found_boxes, mean_average_precision
+from dghlib.evaluation.detection import found_boxes, mean_average_precision, save_results
 from dghlib.images import normalise
 from dghlib.models import FloatModel
 from dghlib.models.detectors import detector_of
@@ -29,10 +30,12 @@ def quality(
     *,
     device: torch.device | str = "cpu",
     progress: bool = False,
+    boxes: Path | None = None,
 ) -> dict[str, float]:
     """Return what `net`, `model.net` or a quantized copy of it, reaches on `num_images` of the test set, in percent.
 
-    Of a classifier `top1`; of a detector `map` and the others of `mean_average_precision`.
+    Of a classifier `top1`; of a detector `map` and the others of `mean_average_precision`, and what it finds is written
+    to the file `boxes`, if one is named, in COCO's results format.
     """
     if model.task == "detection":
         scenes = _annotated_images(profile, "test", num_images)
@@ -43,6 +46,8 @@ def quality(
             scenes.image_ids,
             progress=progress,
         )
+        if boxes is not None:
+            save_results(boxes, found)
         return mean_average_precision(scenes.annotations, found)
     data = _labelled_images(profile, "test", num_images)
     pairs = datasets.batches(data, model.mean, model.std, TEST_BATCH)
