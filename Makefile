@@ -53,6 +53,7 @@ data: $(READY) ## download and verify a profile's data and networks: PROFILE=cif
 
 checkpoints: $(READY) ## train the embedded networks again
 	@$(BIN)/python -m dghlib.experiments.checkpoints
+	@$(BIN)/python -m dghlib.experiments.detectors
 	@$(BIN)/python -m dghlib.experiments.diffusion
 
 bench: $(READY) $(MCT)/.ready ## measure how fast the methods are, an hour or so; records go to results/benchmarks
