@@ -20,7 +20,8 @@ from dghlib.generators import dgh, genie_d, intraq, zeroq
 from dghlib.generators.classes import NotAClassifier
 from dghlib.generators.matching import measure, output_range
 from dghlib.models import FloatModel, coco, detectors, embedded
-from dghlib.quantizers import adaround, hptq
+from dghlib.quantizers import QuantizedModel, adaround, hptq
+from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.tracing import trace
 
 NAMES = list(detectors.NETS)
@@ -164,6 +165,13 @@ def test_every_layer_of_a_detector_learns() -> None:
     assert len(learned) == 1 + 5 + 5
 
 
+def behind(kind: type[nn.Module], quantized: QuantizedModel) -> list[UniformQuantizer]:
+    """Return the grids of what an activation function yields."""
+    grids, graph = quantized.activation_quantizers(), quantized.graph
+    nodes = [node for node in graph.graph.nodes if node.name in grids and node.op == "call_module"]
+    return [grids[node.name] for node in nodes if isinstance(graph.get_submodule(str(node.target)), kind)]
+
+
 @pytest.mark.parametrize("name", coco.BUILDERS)
 def test_the_detectors_of_coco_can_be_traced(name: str) -> None:
     model = coco.as_model(name, coco.BUILDERS[name]())
@@ -178,6 +186,9 @@ def test_an_untrained_detector_of_coco_goes_all_the_way() -> None:
     model = replace(coco.as_model("coco_ssdlite", coco.BUILDERS["coco_ssdlite"]()), image_shape=(3, 96, 64))
     images = dgh.generate(model, dgh.Config(num_images=2, steps=1), progress=False)
     quantized = hptq.quantize(model, images, hptq.Config())
+    swishes, gates = (behind(kind, quantized) for kind in (nn.Hardswish, nn.Hardsigmoid))
+    assert any(not grid.signed and grid.zero_point > 0 for grid in swishes)  # a short tail below zero: shifted
+    assert not any(grid.signed for grid in gates)
     data = scenes.detection("test", 2)
     found = found_boxes(detectors.detector_of(model, quantized), data.images, data.image_ids)
     assert mean_average_precision(data.annotations, [box for box in found if box["category_id"] <= 6])["map"] < 5
