@@ -1,17 +1,23 @@
 """Pages of the papers' tables and figures: rows are named after what varied, and sets of features told apart."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import make_tiny_model
 from matplotlib.figure import Figure
 
 from dghlib.experiments import image_figures, paper_figures, paper_plans, paper_tables, run, tables
 from dghlib.experiments.catalogue import PLANS
-from dghlib.experiments.plans import FLOAT, Experiment
+from dghlib.experiments.plans import FLOAT, Experiment, source_config
+from dghlib.experiments.profiles import BUDGETS
+from dghlib.generators import deep_inversion
+from dghlib.images import save_images
 
 ONE: dict[str, Any] = {"seeds": 2, "models": ["shapes_residual"]}
 
@@ -125,3 +131,14 @@ def test_a_filter_discards_what_the_page_says() -> None:
     tenths = [10, 30, 50, 70, 90]
     filters = [(name, share) for name in ("energy", "batch-norm sensitivity") for share in tenths]
     assert shown == [("no filter", 0), *filters]
+
+
+def test_images_against_a_student_are_made_once_and_not_those_without(tmp_path: Path) -> None:
+    model, student = make_tiny_model(), make_tiny_model(seed=1)
+    spend = dataclasses.replace(BUDGETS["smoke"], num_images=4, batch_size=4)
+    images = image_figures.competing_images(tmp_path, model, student, spend)
+    alone = deep_inversion.generate(model, source_config("deep_inversion", spend, seed=0), progress=False)
+    assert not torch.equal(images, alone)
+    (kept,) = tmp_path.iterdir()
+    save_images(kept, torch.zeros_like(images), {})
+    assert not image_figures.competing_images(tmp_path, model, student, spend).any()

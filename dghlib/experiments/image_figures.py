@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -13,15 +14,19 @@ from torch import Tensor
 
 from dghlib.batchnorm import StoredStatistics, stored_statistics, variance_of, working_copy
 from dghlib.experiments.figures import saved, show_images
-from dghlib.experiments.plans import REAL
+from dghlib.experiments.plans import REAL, source_config
+from dghlib.experiments.profiles import Budget
 from dghlib.experiments.run import Workshop, load_model, results_dir
 from dghlib.experiments.sources import budget_for, calibration_images, distance_from_statistics
 from dghlib.experiments.tables import TITLES, short_name
+from dghlib.generators import deep_inversion
 from dghlib.generators.classes import find_head
+from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import measure, spread_of
 from dghlib.hooks import recorded_inputs
-from dghlib.images import flip_and_crop
+from dghlib.images import flip_and_crop, load_images, save_images
 from dghlib.models import FloatModel
+from dghlib.records import fingerprint
 from dghlib.seeds import stream
 
 
@@ -80,18 +85,28 @@ def _errors(moments: Tensor, layers: StoredStatistics) -> dict[str, list[float]]
 
 
 def feature_map(
-    profile: str, model: str, budget: str = "quick", *, sources: Sequence[str], save: str | None = None
+    profile: str,
+    model: str,
+    budget: str = "quick",
+    *,
+    sources: Sequence[str],
+    student: str | None = None,
+    save: str | None = None,
 ) -> tuple[Figure, pd.DataFrame]:
     """Return the features of sets of images in a plane, and a table of how sets differ in the whole space.
 
-    The plane is that of the two directions in which the features of all sets together vary most. With `save`, a
-    name, the figure is written to NAME.svg and the points to NAME.csv.
+    The plane is that of the two directions in which the features of all sets together vary most. With `student`, a
+    network, there is a set that DeepInversion makes in competition with it. With `save`, a name, the figure is written
+    to NAME.svg and the points to NAME.csv.
     """
     workshop, spend, float_model = Workshop(results_dir(), progress=True), budget_for(budget), load_model(model)
     sets = {}
     for source in sources:
         images, _ = calibration_images(workshop, profile, model, source, spend)
         sets[TITLES[source]] = features_of(float_model, images)
+    if student:
+        images = competing_images(workshop.cache, float_model, load_model(student), spend)
+        sets["DeepInversion against a student"] = features_of(float_model, images)
     points = principal_plane(torch.cat([features for features, _ in sets.values()]))
     data = pd.DataFrame(points.numpy(), columns=["first", "second"])
     data["images"] = [title for title, (features, _) in sets.items() for _ in range(len(features))]
@@ -100,6 +115,17 @@ def feature_map(
     axis.set(title=short_name(model), xlabel="first principal component", ylabel="second principal component")
     axis.legend(fontsize="small", title=None)
     return saved(figure, data, save), spreads(sets, TITLES[REAL])
+
+
+def competing_images(cache: Path, model: FloatModel, student: FloatModel, spend: Budget) -> Tensor:
+    """Return DeepInversion's images, seed 0, in competition with a student; once made they are kept in `cache`."""
+    weight = deep_inversion.PRESETS["adi"].competition_weight
+    config = source_config("deep_inversion", spend, seed=0, competition_weight=weight)
+    both = [images_fingerprint(each, "deep_inversion", deep_inversion.VERSION, config) for each in (model, student)]
+    path = cache / f"{fingerprint(both)}.safetensors"
+    if not path.is_file():
+        save_images(path, deep_inversion.generate(model, config, student=student), {"student": student.name})
+    return load_images(path)[0]
 
 
 def features_of(model: FloatModel, images: Tensor) -> tuple[Tensor, Tensor]:
