@@ -1,0 +1,127 @@
+"""DGH as the paper writes it, one plain operation after the other; `dgh.generate` is the same, faster."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dghlib.generators import dgh, radam
+from dghlib.generators.schedules import PlateauWithReset
+from dghlib.models import FloatModel
+from dghlib.seeds import stream
+
+
+class PlainLoop:
+    """Algorithm 1 on images of one size, moments of all batches kept in a list and averaged anew in every step."""
+
+    def __init__(self, model: FloatModel, config: dgh.Config):
+        self.model, self.config = model, config
+        self.norms = [module for module in model.net.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.draws = stream(config.seed, "dgh", "augmentation")
+        noise = list(dgh._initial_batches(model, config, in_turn=False))
+        self.images = [batch.clone().requires_grad_() for batch in noise]
+        self.rates = PlateauWithReset(config.learning_rate, patience=max(1, config.steps // 50))
+        self.optimizers = [torch.optim.RAdam([batch], lr=config.learning_rate) for batch in self.images]
+
+    def generate(self) -> Tensor:
+        with torch.no_grad():
+            self.bank = [self.measured(batch)[0] for batch in self.images]
+        for _ in range(self.config.steps):
+            losses = [self.move(index) for index in torch.randperm(len(self.images), generator=self.draws).tolist()]
+            self.rates.step(sum(losses) / len(losses))
+        size = self.model.image_shape[1]
+        first = (self.images[0].shape[2] - size) // 2
+        smoothed = [self.smoothed(batch.detach()) for batch in self.images]
+        return self.clipped(torch.cat(smoothed)[:, :, first : first + size, first : first + size])
+
+    def move(self, index: int) -> float:
+        moments, output, last = self.measured(self.images[index])
+        joint = torch.stack([*self.bank[:index], moments, *self.bank[index + 1 :]]).mean(0)
+        bns = self.distance(joint)
+        stretched = output.amax(1) - output.amin(1)
+        odsl = (self.slack(last) - stretched).mean()
+        (gradient,) = torch.autograd.grad(bns + self.config.output_weight * odsl / len(self.bank), self.images[index])
+        optimizer = self.optimizers[index]
+        optimizer.param_groups[0]["lr"] = self.rates.learning_rate
+        self.images[index].grad = gradient
+        optimizer.step()
+        self.bank[index] = moments.detach()
+        return (bns + self.config.output_weight * odsl).item()
+
+    def measured(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the moments (2, K) of a batch, its logits, and what the last batch norm was given."""
+        given: list[Tensor] = []
+        hooks = [norm.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])) for norm in self.norms]
+        output = self.model.net(self.prepared(batch))
+        for hook in hooks:
+            hook.remove()
+        moments = [torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))]) for x in given]
+        return torch.cat(moments, dim=1), output, given[-1]
+
+    def distance(self, moments: Tensor) -> Tensor:
+        sizes = [norm.num_features for norm in self.norms]
+        layers = zip(self.norms, moments.split(sizes, dim=1), strict=True)
+        return sum((self._distance(norm, *each) for norm, each in layers), torch.zeros(())) / len(self.norms)
+
+    def _distance(self, norm: nn.BatchNorm2d, mean: Tensor, mean_square: Tensor) -> Tensor:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        std, wanted = (mean_square - mean**2 + 1e-6).sqrt(), (norm.running_var + 1e-6).sqrt()
+        return ((mean - norm.running_mean) ** 2 + (std - wanted) ** 2).mean()
+
+    def slack(self, x: Tensor) -> Tensor:
+        norm = self.norms[-1]
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        wanted = (norm.running_var + 1e-6).sqrt()
+        of_mean = ((x.mean((2, 3)) - norm.running_mean) ** 2).sum(1)
+        of_std = (((x.var((2, 3), correction=0) + 1e-6).sqrt() - wanted) ** 2).sum(1)
+        allowed = norm.running_var.sum()
+        return (of_mean - allowed).clamp_min(0) + (of_std - allowed).clamp_min(0)
+
+    def prepared(self, batch: Tensor) -> Tensor:
+        count, size = len(batch), self.model.image_shape[1]
+        room = batch.shape[2] - size + 1
+        flips = torch.rand(count, generator=self.draws) < 0.5
+        tops = torch.randint(room, (count,), generator=self.draws).tolist()
+        lefts = torch.randint(room, (count,), generator=self.draws).tolist()
+        parts = []
+        for image, flip, top, left in zip(self.smoothed(batch), flips, tops, lefts, strict=True):
+            turned = image.flip(2) if flip else image
+            parts.append(turned[:, top : top + size, left : left + size])
+        return self.clipped(torch.stack(parts))
+
+    def smoothed(self, batch: Tensor) -> Tensor:
+        row = torch.tensor([math.exp(-0.5 * (place / dgh.SMOOTHING_SIGMA) ** 2) for place in (-1, 0, 1)])
+        kernel = (row[:, None] * row) / row.sum() ** 2
+        return nn.functional.conv2d(batch, kernel.expand(3, 1, 3, 3), padding=1, groups=3)
+
+    def clipped(self, images: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.model.mean, self.model.std))
+        clamped = images.detach().clamp(-mean / std, (1 - mean) / std)
+        return images + (clamped - images).detach()  # gradients pass
+
+
+def test_generate_is_the_plain_loop(tiny_model):
+    config = dgh.Config(num_images=12, batch_size=4, steps=12)  # RAdam changes its rule at the sixth
+    plain = PlainLoop(tiny_model, config)
+    expected = plain.generate()
+    assert plain.rates.learning_rate < config.learning_rate  # the schedule was at work
+    torch.testing.assert_close(dgh.generate(tiny_model, config, progress=False), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 6, 40])
+def test_radam_is_that_of_torch(steps):
+    draws = torch.Generator().manual_seed(0)
+    ours = torch.randn(50, generator=draws)
+    theirs = ours.clone().requires_grad_()
+    optimizer = torch.optim.RAdam([theirs])
+    averages = torch.zeros(50), torch.zeros(50)
+    for step in range(1, steps + 1):
+        gradient, rate = torch.randn(50, generator=draws), 0.1 / step
+        radam.move(ours, gradient, *averages, step, rate)
+        optimizer.param_groups[0]["lr"] = rate
+        theirs.grad = gradient
+        optimizer.step()
+    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
