@@ -171,7 +171,8 @@ def test_notebooks_are_thin_and_stored_without_outputs(path: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_explain_their_parameters(path: Path) -> None:
     parameters = parameters_of(path)
-    if "leaderboard.all_records" not in path.read_text(encoding="utf-8"):  # pages of whatever there is
+    text = path.read_text(encoding="utf-8")
+    if "leaderboard.all_records" not in text and "speed.benchmark" not in text:  # pages of whatever there is
         assert parameters.keys() & {"budget", "recorded"}
     assert all(parameter.help for parameter in parameters.values())
 
