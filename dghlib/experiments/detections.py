@@ -12,8 +12,16 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from dghlib import datasets
-from dghlib.experiments.plans import DETECTION_SOURCES, FLOAT, calibrated, detection_budget, source_config
-from dghlib.experiments.run import load_model, quantized
+from dghlib.experiments.figures import show_images
+from dghlib.experiments.plans import (
+    DETECTION_SOURCES,
+    FLOAT,
+    Experiment,
+    calibrated,
+    detection_budget,
+    source_config,
+)
+from dghlib.experiments.run import Workshop, load_model, quantized, results_dir
 from dghlib.experiments.tables import TITLES
 from dghlib.models.detectors import detector_of
 
@@ -66,6 +74,21 @@ def _draw(axis: Axes, image: Tensor, answer: dict[str, Tensor], names: dict[int,
             left, top, right, bottom = box
             axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color="white", linewidth=1.2))
             axis.text(left, top, names[label], fontsize=5, color="white", va="bottom")
+
+
+def calibration_sets(
+    profile: str, model: str, budget: str = "quick", *, sources: Sequence[str] = DETECTION_SOURCES, columns: int = 8
+) -> Figure:
+    """Return the first images of every set that `detections` quantizes a detector with, a row for each source."""
+    float_model, spend = load_model(model), detection_budget(budget)
+    workshop = Workshop(results_dir(), progress=True)
+    size = (columns * 0.85, len(sources) * 0.85)
+    figure, axes = plt.subplots(len(sources), columns, figsize=size, squeeze=False, layout="constrained")
+    for row, source in zip(axes, sources, strict=True):
+        config = source_config(source, spend, seed=0)
+        wanted = Experiment(profile=profile, model=model, source=source, source_config=config)
+        show_images(row, workshop.images(wanted)[0], float_model, TITLES[source])
+    return figure
 
 
 def full_size_costs(record: dict[str, Any]) -> pd.DataFrame:
