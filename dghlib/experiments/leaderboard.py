@@ -57,8 +57,19 @@ def overview(records: list[Record]) -> pd.DataFrame:
     rows["commit"] = [record["provenance"]["commit"][:10] for record in records]
     rows["seconds"] = [record["provenance"]["seconds"] for record in records]
     rows["state"] = ["current" if is_current(record) else "stale" for record in records]
-    columns = ["profile", "model", "calibrated with", "method", "bits", "policy", "seed", "top1", "seconds"]
-    return rows[[*columns, "commit", "state"]].fillna("").rename(columns={"policy": "quantized", "top1": "top-1 in %"})
+    rows["top-1 or mAP in %"] = rows.top1.fillna(rows["map"]) if "map" in rows else rows.top1
+    columns = [
+        "profile",
+        "model",
+        "calibrated with",
+        "method",
+        "bits",
+        "policy",
+        "seed",
+        "top-1 or mAP in %",
+        "seconds",
+    ]
+    return rows[[*columns, "commit", "state"]].astype(object).fillna("").rename(columns={"policy": "quantized"})
 
 
 def runs(records: list[Record]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from dghlib.experiments.figures import saved
 from dghlib.experiments.run import PUBLISHED
+from dghlib.experiments.tables import TITLES
 
 _SPREAD = ("lowest", "median", "highest")
 
@@ -69,6 +70,19 @@ def rates_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
     axis.invert_yaxis()
     figure.legend(fontsize="small", loc="outside right upper")
     return saved(figure, speeds[["network", "image_size", "way", *_SPREAD]], save)
+
+
+def methods_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the images times steps per processor second of every method, and as parts of what the bare networks do."""
+    rows = pd.concat({network: pd.DataFrame(found) for network, found in record["outputs"].items()}, names=["network"])
+    rows["method"] = rows.method.map(TITLES)
+    table = rows.reset_index("network").set_index(["network", "method"])
+    titles = {
+        "per_second": "images x steps / CPU s",
+        "of_bare": "of bare networks",
+        "of_trained": "of bare networks with gradients of the generator's weights",
+    }
+    return table.rename(columns=titles)[list(titles.values())].round(2)
 
 
 def scale_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
