@@ -53,7 +53,8 @@ def with_notes(notebook: NotebookNode) -> NotebookNode | None:
             if error.ename == NotRecorded.__name__:
                 stopped = True
                 note = new_output("display_data", {"text/html": f'<p class="missing">{_NOTE}</p>'})
-                cell.outputs = [output for output in cell.outputs if output is not error] + [note]
+                shown = [output for output in cell.outputs if "image/svg+xml" not in output.get("data", {})]
+                cell.outputs = [output for output in shown if output is not error] + [note]  # a figure begun is empty
             elif error.ename == "NameError" and stopped:
                 cell.outputs.remove(error)
             else:
