@@ -77,6 +77,13 @@ def test_ablations_and_stale_records_are_left_out(monkeypatch: pytest.MonkeyPatc
     assert leaderboard.runs(RECORDS).empty
 
 
+def test_detectors_are_listed_with_their_precision() -> None:
+    detector = copy.deepcopy(RECORDS[0])
+    detector["outputs"] = {"map": 37.5}
+    overview = leaderboard.overview([RECORDS[0], detector])
+    assert list(overview["top-1 or mAP in %"]) == [RECORDS[0]["outputs"]["top1"], 37.5]
+
+
 def test_what_is_committed_is_current() -> None:
     records = list(leaderboard.all_records())
     stale = leaderboard.overview(records).query("state == 'stale'")

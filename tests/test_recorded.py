@@ -58,7 +58,8 @@ STOPS = "class NotRecorded(RuntimeError): ...\nraise NotRecorded('no network')"
 
 def test_a_cell_that_would_compute_is_noted_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RECORDED_VARIABLE, "1")
-    cells = ["open('here.csv', 'w').close()", f"print('before')\n{STOPS}", "figure", "print('after')"]
+    begun = "from IPython.display import SVG, display\ndisplay(SVG('<svg></svg>'))"  # as of a figure without content
+    cells = ["open('here.csv', 'w').close()", f"print('before')\n{begun}\n{STOPS}", "figure", "print('after')"]
     run_notebook(notebook_of(tmp_path / "in.ipynb", *cells), {}, tmp_path / "out" / "a.ipynb", progress=False)
     page = nbformat.read(tmp_path / "out" / "a.ipynb", as_version=4)
     first, needs_it, after = page.cells[2].outputs, page.cells[3].outputs, page.cells[4].outputs

@@ -9,7 +9,7 @@ import argparse
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -153,38 +153,67 @@ def measure_batch_norm(model: FloatModel, batches: Iterable[Tensor]) -> None:
 def make(config: Config, out: Path) -> dict[str, Any]:
     """Train one network, write its weights and a JSON that says what was run, and return the latter."""
     torch.set_num_threads(config.threads)
-    interrupted = out / f".{config.model}.pt"
     data = shapes.classification("train", config.num_images)
-    model, seconds = train(config, data, interrupted)
+    model, seconds = train(config, data, unfinished(out, config.model))
     test_set = shapes.classification("test", config.test_images)
     percent = top1(model.net, batches(test_set, model.mean, model.std, 256), progress=True)
+    return write(model, {**asdict(config), "seconds": round(seconds), "top1": round(percent, 2)}, out)
+
+
+def unfinished(out: Path, name: str) -> Path:
+    """Return the file from which a killed training of a network continues."""
+    return out / f".{name}.pt"
+
+
+def write(model: FloatModel, facts: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Write a trained network's weights and, as JSON, facts on its training; return these, with torch's version."""
     weights = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()}
-    write_atomically(out / f"{config.model}.safetensors", lambda temporary: save_file(weights, temporary))
-    facts = {
-        **asdict(config),
-        "seconds": round(seconds),
-        "top1": round(percent, 2),
-        "torch": torch.__version__,
-    }
-    write_json(out / f"{config.model}.json", facts)
-    interrupted.unlink()
+    write_atomically(out / f"{model.name}.safetensors", lambda temporary: save_file(weights, temporary))
+    facts = {**facts, "torch": torch.__version__}
+    write_json(out / f"{model.name}.json", facts)
+    unfinished(out, model.name).unlink()
     return facts
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and train."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dghlib.experiments.checkpoints",
-        description="Train the networks for the benchmark shapes; five to fifteen minutes each on two cores. "
-        "A killed run continues from its last epoch.",
-    )
-    parser.add_argument("--only", metavar="NAME", choices=embedded.NETS, help="one of: %(choices)s")
+def train_from_command_line(
+    arguments: Sequence[str] | None,
+    program: str,
+    about: str,
+    names: Iterable[str],
+    train_one: Callable[[str, Path], str],
+) -> None:
+    """Parse a command line, and train the networks `names`, or the one that it asks for; log what each yields.
+
+    Args:
+        arguments: the words of the command line, None for those of this process.
+        program: what to type, for `--help`.
+        about: what it trains and how long that takes, for `--help`.
+        names: those of the networks.
+        train_one: trains the network of a name into a folder, and says in a few words how good it is.
+    """
+    parser = argparse.ArgumentParser(prog=program, description=f"{about} A killed run continues from its last epoch.")
+    parser.add_argument("--only", metavar="NAME", choices=list(names), help="one of: %(choices)s")
     parser.add_argument("--out", metavar="DIR", type=Path, default=embedded.CHECKPOINTS, help="default: the package")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in [options.only] if options.only else embedded.NETS:
-        facts = make(Config(model=name), options.out)
-        log.info("%s: %.2f %% of %d test images", name, facts["top1"], facts["test_images"])
+    for name in [options.only] if options.only else names:
+        log.info("%s: %s", name, train_one(name, options.out))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and train."""
+
+    def train_one(name: str, out: Path) -> str:
+        facts = make(Config(model=name), out)
+        return f"{facts['top1']:.2f} % of {facts['test_images']} test images"
+
+    train_from_command_line(
+        arguments,
+        "python -m dghlib.experiments.checkpoints",
+        "Train the networks for the benchmark shapes; five to fifteen minutes each on two cores.",
+        embedded.NETS,
+        train_one,
+    )
 
 
 if __name__ == "__main__":

@@ -5,16 +5,14 @@ detectors begin with ImageNet's). Scenes are flipped. The same seed, number of t
 same weights. A killed run continues from its last epoch.
 """
 
-import argparse
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -22,10 +20,10 @@ from dghlib.checkpoints import Checkpoint
 from dghlib.datasets import scenes
 from dghlib.datasets.annotated import AnnotatedImages
 from dghlib.evaluation.detection import found_boxes, mean_average_precision
-from dghlib.experiments.checkpoints import learning_rate, measure_batch_norm
+from dghlib.experiments import checkpoints
 from dghlib.images import normalise
 from dghlib.models import FloatModel, detectors, embedded
-from dghlib.records import fingerprint, write_atomically, write_json
+from dghlib.records import fingerprint
 from dghlib.seeds import derived_seed, stream
 
 log = logging.getLogger(__name__)
@@ -74,7 +72,7 @@ def train(config: Config, data: AnnotatedImages, checkpoint: Path | None = None)
     model = detectors.as_model(config.model, detector)
     start = time.perf_counter()
     flipped = flipped_scenes(data, config, epoch=config.epochs)
-    measure_batch_norm(model, (normalise(images, model.mean, model.std) for images, _ in flipped))
+    checkpoints.measure_batch_norm(model, (normalise(images, model.mean, model.std) for images, _ in flipped))
     return model, seconds + time.perf_counter() - start
 
 
@@ -99,7 +97,8 @@ def _train_epoch(
     with tqdm(total=steps, desc=f"{config.model} epoch {epoch + 1}/{config.epochs}", unit="batch") as bar:
         for step, (images, targets) in enumerate(flipped_scenes(data, config, epoch)):
             progress = (epoch * steps + step) / (config.epochs * steps)
-            optimizer.param_groups[0]["lr"] = learning_rate(progress, config.peak_learning_rate, config.warm_up)
+            rate = checkpoints.learning_rate(progress, config.peak_learning_rate, config.warm_up)
+            optimizer.param_groups[0]["lr"] = rate
             losses = detector(list(images.float() / 255), targets)
             loss = torch.stack(list(losses.values())).sum()
             optimizer.zero_grad()
@@ -130,38 +129,29 @@ def flipped_scenes(data: AnnotatedImages, config: Config, epoch: int) -> Iterato
 def make(config: Config, out: Path) -> dict[str, Any]:
     """Train one detector, write its weights and a JSON that says what was run, and return the latter."""
     torch.set_num_threads(config.threads)
-    interrupted = out / f".{config.model}.pt"
-    model, seconds = train(config, scenes.detection("train", config.num_images), interrupted)
-    weights = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()}
-    write_atomically(out / f"{config.model}.safetensors", lambda temporary: save_file(weights, temporary))
+    data = scenes.detection("train", config.num_images)
+    model, seconds = train(config, data, checkpoints.unfinished(out, config.model))
     test_set = scenes.detection("test", config.test_images)
     boxes = found_boxes(detectors.detector_of(model, model.net), test_set.images, test_set.image_ids, progress=True)
     precision = mean_average_precision(test_set.annotations, boxes)
-    facts = {
-        **asdict(config),
-        "seconds": round(seconds),
-        **{name: round(percent, 2) for name, percent in precision.items()},
-        "torch": torch.__version__,
-    }
-    write_json(out / f"{config.model}.json", facts)
-    interrupted.unlink()
-    return facts
+    rounded = {name: round(percent, 2) for name, percent in precision.items()}
+    return checkpoints.write(model, {**asdict(config), "seconds": round(seconds), **rounded}, out)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dghlib.experiments.detectors",
-        description="Train the detectors for the benchmark shapes; about five minutes each on one core. "
-        "A killed run continues from its last epoch.",
+
+    def train_one(name: str, out: Path) -> str:
+        facts = make(Config(model=name), out)
+        return f"mAP {facts['map']:.2f} of {facts['test_images']} test images"
+
+    checkpoints.train_from_command_line(
+        arguments,
+        "python -m dghlib.experiments.detectors",
+        "Train the detectors for the benchmark shapes; about five minutes each on one core.",
+        detectors.NETS,
+        train_one,
     )
-    parser.add_argument("--only", metavar="NAME", choices=detectors.NETS, help="one of: %(choices)s")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=embedded.CHECKPOINTS, help="default: the package")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in [options.only] if options.only else detectors.NETS:
-        facts = make(Config(model=name), options.out)
-        log.info("%s: mAP %.2f of %d test images", name, facts["map"], facts["test_images"])
 
 
 if __name__ == "__main__":
