@@ -11,9 +11,9 @@ import dataclasses
 import logging
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 
@@ -24,6 +24,9 @@ from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.profiles import BUDGETS, PROFILES
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
+
+_Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+_Action: TypeAlias = Callable[[argparse.Namespace], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,29 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--data-dir", type=Path, help=f"where data and public weights lie ({assets.DATA_DIR_VARIABLE})")
-    common.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    common.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
-    common.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
-
     parser = argparse.ArgumentParser(prog="dgh", description=__doc__, formatter_class=_Formatter)
     subparsers = parser.add_subparsers(metavar="command", required=True)
+    for declare in (_generate, _quantize, _export, _report, _evaluate, _run, _data, _notebook, _book):
+        declare(subparsers)
+    return parser
 
-    def command(name: str, action: Any, about: str, example: str) -> argparse.ArgumentParser:
-        text = f"{about}\n\nexample:\n  {example}"
-        sub = subparsers.add_parser(name, help=about, description=text, parents=[common], formatter_class=_Formatter)
-        sub.set_defaults(command=action)
-        return sub
 
-    model_help = f"{', '.join(models.MODELS)}; or module:function that returns a FloatModel"
-    sub = command(
+def _generate(subparsers: _Subparsers) -> None:
+    sub = _command(
+        subparsers,
         "generate",
         commands.generate,
         "Make calibration images from a network, without any data.",
         "dgh generate shapes_residual --out images.safetensors --set num_images=256 --set steps=300",
     )
-    sub.add_argument("model", help=model_help)
+    _add_model(sub)
     sub.add_argument(
         "--out",
         type=Path,
@@ -83,13 +79,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--preset", default="default", help="published settings; of dgh: default, paper, toolkit")
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=_settings_help(GENERATORS))
 
-    sub = command(
+
+def _quantize(subparsers: _Subparsers) -> None:
+    sub = _command(
+        subparsers,
         "quantize",
         commands.quantize,
         "Quantize a network, calibrated with generated or real images.",
         "dgh quantize shapes_residual --images images.safetensors --bits W4A8 --out model.safetensors",
     )
-    sub.add_argument("model", help=model_help)
+    _add_model(sub)
     _add_images(sub, num_images=256)
     sub.add_argument("--method", default="hptq", help=f"one of: {', '.join(QUANTIZERS)} (default: hptq)")
     sub.add_argument("--bits", default="W8A8", help="of weights and activations, 2 to 8, 16 or 32 (default: W8A8)")
@@ -97,35 +96,44 @@ def _parser() -> argparse.ArgumentParser:
     _add_force(sub)
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=_settings_help(QUANTIZERS))
 
-    sub = command(
+
+def _export(subparsers: _Subparsers) -> None:
+    sub = _command(
+        subparsers,
         "export",
         commands.export,
         "Write a network, float or quantized, to an ONNX file with true 4- and 8-bit integers.",
         "dgh export shapes_residual --quantized model.safetensors --out model.onnx",
     )
-    sub.add_argument("model", help=model_help)
+    _add_model(sub)
     sub.add_argument("--quantized", type=Path, help="a file that `dgh quantize` wrote (default: the float network)")
     sub.add_argument("--out", type=Path, required=True, help="file to write")
     _add_force(sub)
 
-    sub = command(
+
+def _report(subparsers: _Subparsers) -> None:
+    sub = _command(
+        subparsers,
         "report",
         commands.report,
         "Say which layer hurts: signal to noise, in dB, of every quantized weight and tensor, the worst first.",
         "dgh report shapes_residual --quantized model.safetensors --images images.safetensors",
     )
-    sub.add_argument("model", help=model_help)
+    _add_model(sub)
     sub.add_argument("--quantized", type=Path, required=True, help="a file that `dgh quantize` wrote")
     _add_images(sub, num_images=32)
     sub.add_argument("--worst", type=int, default=12, help="how many rows (default: 12)")
 
-    sub = command(
+
+def _evaluate(subparsers: _Subparsers) -> None:
+    sub = _command(
+        subparsers,
         "evaluate",
         commands.evaluate,
         "Measure the top-1 accuracy of a classifier, or the mAP of a detector, float or quantized.",
         "dgh evaluate shapes_residual --quantized model.safetensors",
     )
-    sub.add_argument("model", help=model_help)
+    _add_model(sub)
     sub.add_argument(
         "--quantized", type=Path, help="a file that `dgh quantize` or `dgh export` wrote (default: the float network)"
     )
@@ -134,15 +142,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--boxes", type=Path, help="file to write what a detector finds to, in COCO's results format")
     _add_force(sub)
 
-    sub = command(
+
+def _run(subparsers: _Subparsers) -> None:
+    sub = _command(
+        subparsers,
         "run",
         commands.run_plan,
         "Compute the runs of a table that have no record yet, and print the table.",
         "dgh run table2 --profile cifar10 --budget quick --seeds 1 --models cifar10_resnet20",
     )
     sub.add_argument("plan", help=f"one of: {', '.join(PLANS)}")
-    sub.add_argument("--profile", default="shapes", help=f"one of: {', '.join(PROFILES)} (default: shapes)")
-    sub.add_argument("--budget", default="quick", help=f"one of: {', '.join(BUDGETS)} (default: quick)")
+    _add_profile(sub)
     sub.add_argument("--seeds", type=int, help="repetitions (default: the budget's)")
     sub.add_argument("--models", nargs="+", help="networks (default: all of the profile)")
     sub.add_argument("--sources", nargs="+", help=f"of images (default: {', '.join(plans.SOURCES)})")
@@ -151,19 +161,25 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--results", type=Path, help=f"folder of records (default: {run.RESULTS_VARIABLE} or _build/results)"
     )
-
     sub.add_argument(
         "--cluster",
         metavar="ADDRESS",
         help="compute on a Dask cluster: tcp://HOST:8786, or the file of its scheduler",
     )
 
-    sub = command("data", commands.fetch_data, "Download and verify the files of a profile.", "dgh data cifar10")
+
+def _data(subparsers: _Subparsers) -> None:
+    sub = _command(
+        subparsers, "data", commands.fetch_data, "Download and verify the files of a profile.", "dgh data cifar10"
+    )
     sub.add_argument(
-        "profile", help="cifar10, tiny_imagenet or imagenet (its networks; the images are not for us to download)"
+        "profile", help="cifar10, tiny_imagenet, coco or imagenet (its networks; the images are not for us to download)"
     )
 
-    sub = command(
+
+def _notebook(subparsers: _Subparsers) -> None:
+    sub = _command(
+        subparsers,
         "notebook",
         commands.execute_notebook,
         "Execute one notebook with other parameters.",
@@ -172,11 +188,28 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help="a file of notebooks/, without its ending")
     sub.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="a wrong one lists those that there are")
 
-    sub = command("book", commands.build, "Execute all notebooks and build the book.", "dgh book --budget quick")
-    sub.add_argument("--profile", default="shapes", help=f"one of: {', '.join(PROFILES)} (default: shapes)")
-    sub.add_argument("--budget", default="quick", help=f"one of: {', '.join(BUDGETS)} (default: quick)")
+
+def _book(subparsers: _Subparsers) -> None:
+    sub = _command(
+        subparsers, "book", commands.build, "Execute all notebooks and build the book.", "dgh book --budget quick"
+    )
+    _add_profile(sub)
     sub.add_argument("--recorded", action="store_true", help="compute nothing, show the records of results/ alone")
-    return parser
+
+
+def _command(subparsers: _Subparsers, name: str, action: _Action, about: str, example: str) -> argparse.ArgumentParser:
+    text = f"{about}\n\nexample:\n  {example}"
+    sub = subparsers.add_parser(name, help=about, description=text, formatter_class=_Formatter)
+    sub.set_defaults(command=action)
+    sub.add_argument("--data-dir", type=Path, help=f"where data and public weights lie ({assets.DATA_DIR_VARIABLE})")
+    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    sub.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    sub.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    return sub
+
+
+def _add_model(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", help=f"{', '.join(models.MODELS)}; or module:function that returns a FloatModel")
 
 
 def _add_images(sub: argparse.ArgumentParser, num_images: int) -> None:
@@ -185,6 +218,11 @@ def _add_images(sub: argparse.ArgumentParser, num_images: int) -> None:
     source.add_argument("--real", metavar="DATA", help="a data set's name, an .npz file or an image folder")
     sub.add_argument("--num-images", type=int, default=num_images, help=f"how many real ones (default: {num_images})")
     sub.add_argument("--seed", type=int, default=0, help="which real images (default: 0)")
+
+
+def _add_profile(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--profile", default="shapes", help=f"one of: {', '.join(PROFILES)} (default: shapes)")
+    sub.add_argument("--budget", default="quick", help=f"one of: {', '.join(BUDGETS)} (default: quick)")
 
 
 def _add_force(sub: argparse.ArgumentParser) -> None:
