@@ -1,0 +1,87 @@
+"""The first convolution of many networks, large, strided, on three channels, with a quicker way back to the images.
+
+Libraries for CPUs are slow at its gradient: for the stem of a ResNet it takes a tenth of a whole step of generation.
+That gradient is a strided convolution backwards; sorted by the place of an image's pixel within a stride, it is one
+convolution without strides that makes all places of a stride at once, and these are then dealt out. It adds the same
+products in another order.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHANNELS = 4  # of an image at most; with more, the usual gradient is as quick
+
+
+class Stem(nn.Conv2d):
+    """A frozen convolution on images whose gradient to them comes from `_Stem`."""
+
+    backwards: Tensor  # see `_kernel_backwards`
+
+    @staticmethod
+    def replace(module: nn.Module) -> None:
+        """Let a module be of this class if that pays: a frozen one on the CPU, its kernel wider than two strides."""
+        if type(module) is not nn.Conv2d or module.weight.requires_grad or module.weight.device.type != "cpu":
+            return
+        square = all(len(set(pair)) == 1 for pair in (module.kernel_size, module.stride, module.padding))
+        plain = square and module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
+        stride = module.stride[0]
+        if plain and module.in_channels <= CHANNELS and stride > 1 and 2 * stride < module.kernel_size[0]:
+            module.backwards = _kernel_backwards(module)
+            module.__class__ = Stem
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _Stem.apply(input, self) if input.requires_grad else super().forward(input)
+
+
+class _Stem(torch.autograd.Function):
+    """A convolution, and its gradient to the input by one without strides."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, stem: Stem) -> Tensor:
+        ctx.stem, ctx.size = stem, images.shape[2:]
+        return F.conv2d(images, stem.weight, stem.bias, stem.stride, stem.padding)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        stem, stride, before = ctx.stem, ctx.stem.stride[0], _before(ctx.stem)
+        counts = [-(-length // stride) for length in ctx.size]  # of strides in the image
+        after = stem.backwards.shape[2] - 1 - before
+        lacking = [after + count - have for count, have in zip(counts, gradient.shape[2:], strict=True)]
+        padding = max(before, *lacking)
+        places = F.conv2d(gradient, stem.backwards, padding=padding)
+        for dimension, count in zip((2, 3), counts, strict=True):
+            places = places.narrow(dimension, padding - before, count)
+        height, width = ctx.size
+        return F.pixel_shuffle(places, stride)[:, :, :height, :width], None
+
+
+def _kernel_backwards(layer: nn.Conv2d) -> Tensor:
+    """Return the kernel that makes, from gradients of outputs, those of all pixels of a stride.
+
+    The pixel at `place` of stride i is what row k of the layer's kernel gave to output
+    i + (place + padding - k) / stride.
+
+    Returns:
+        (C stride^2, O, reach, reach), its channels as `pixel_shuffle` takes them, its first row for output i - before.
+    """
+    stride, padding, weight = layer.stride[0], int(layer.padding[0]), layer.weight
+    taps = [
+        (place, k, (place + padding - k) // stride + _before(layer))
+        for place in range(stride)
+        for k in range(weight.shape[2])
+        if (place + padding - k) % stride == 0
+    ]
+    reach = 1 + max(row for _, _, row in taps)
+    kernel = weight.new_zeros(weight.shape[1], stride, stride, weight.shape[0], reach, reach)
+    for down, k, row in taps:
+        for right, m, column in taps:
+            kernel[:, down, right, :, row, column] = weight[:, :, k, m].T
+    return kernel.flatten(0, 2).contiguous(memory_format=torch.channels_last)
+
+
+def _before(layer: nn.Conv2d) -> int:
+    """Return how many outputs before i the pixels of stride i reach."""
+    return (layer.kernel_size[0] - 1 - int(layer.padding[0])) // layer.stride[0]
