@@ -29,7 +29,7 @@ from dghlib.models import FloatModel
 
 CELLS = (("resnet18", 64), ("resnet18", 112), ("mobilenet_v2", 64), ("resnet50", 64))  # the others are optional
 BATCH_SIZE, BATCHES = 32, 2
-STEPS = (1, 2)  # few and many
+FEW_STEPS = 1
 RUNS = ("bare", "bare and forward", "ours", "ours, second forward", "MCT", "MCT, frozen weights")
 CEILINGS = {"ours": "bare", "ours, second forward": "bare and forward"}
 
@@ -87,9 +87,10 @@ def their_run(theirs: Mct, model: FloatModel, batch_size: int, frozen: bool) -> 
     return lambda steps: theirs.ask(do="generate", n_iter=steps, image_size=size, **settings)[0]
 
 
-def step_times(runs: dict[str, Callable[[int], Seconds]]) -> dict[str, Seconds]:
-    """Return what a step of each run takes, once, in turns."""
-    few, many = STEPS
+def step_times(runs: dict[str, Callable[[int], Seconds]], image_size: int) -> dict[str, Seconds]:
+    """Return what a step of each run takes, once, in turns; short steps, of small images, are counted several times."""
+    few = FEW_STEPS
+    many = few + max(1, 256 // image_size)
     times: dict[str, Seconds] = {}
     for name, run in runs.items():
         less, more = run(few), run(many)
@@ -108,7 +109,10 @@ def speeds(model: FloatModel, theirs: Mct, batch_size: int, rounds: int) -> Iter
         their_run(theirs, model, batch_size, True),
     )
     runs = dict(zip(RUNS, ways, strict=True))
-    turns = [step_times(runs) for _ in tqdm(range(rounds), desc=f"{model.name}, {model.image_shape[1]} pixels")]
+    turns = [
+        step_times(runs, model.image_shape[1])
+        for _ in tqdm(range(rounds), desc=f"{model.name}, {model.image_shape[1]} pixels")
+    ]
     images = BATCHES * batch_size
     for way in RUNS:
         ratio = partial(_ratio, turns, way)
