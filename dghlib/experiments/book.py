@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from dghlib.experiments.forecast import forecast, lacking_runs
 from dghlib.experiments.helpers import helped
 from dghlib.experiments.notebooks import PARTIAL, NotebookError, check_parameters, parameters_of, run_notebook
+from dghlib.experiments.origins import MEMORY, origins, remember, remembered
 from dghlib.experiments.pages import broken_links
 from dghlib.experiments.recorded import PAPERMILL_MARKER, only_recorded, unlink_missing_files, without_dead_figures
 
@@ -96,21 +98,37 @@ def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool =
 def _run_notebooks(
     notebooks: list[Path], parameters: Mapping[str, object], folder: Path, progress: bool
 ) -> dict[str, NotebookError]:
-    """Execute `notebooks` into `folder`; return the failures by name of notebook."""
-    wanted = []
+    """Execute `notebooks` into `folder`, but for those that are there and would be the same; return the failures."""
+    wanted = {}
     for notebook in notebooks:
         declared = parameters_of(notebook)
         given = check_parameters(notebook, {k: v for k, v in parameters.items() if k in declared})
-        wanted.append({name: parameter.default for name, parameter in declared.items()} | given)
+        wanted[notebook] = {name: parameter.default for name, parameter in declared.items()} | given
 
-    lacking = {path.stem: [] for path in notebooks} if only_recorded() else lacking_runs(notebooks, wanted)
+    origins_now = partial(origins, notebooks, list(wanted.values()), folder.parents[1] / "requirements.lock")
+    known, now = remembered(folder), origins_now()
+    changed = [notebook for notebook in notebooks if known.get(notebook.stem) != now[notebook.stem]]
+    if unchanged := len(notebooks) - len(changed):
+        _report(f"{unchanged} of {len(notebooks)} notebooks are as they were when they were executed", progress)
+    failures = _execute({notebook: wanted[notebook] for notebook in changed}, folder, progress)
+    now = origins_now()  # with the records that were made meanwhile
+    made = {notebook.stem: now[notebook.stem] for notebook in changed if notebook.stem not in failures}
+    remember(folder, {name: origin for name, origin in known.items() if name not in failures} | made)
+    return failures
+
+
+def _execute(wanted: Mapping[Path, Mapping[str, Any]], folder: Path, progress: bool) -> dict[str, NotebookError]:
+    """Execute notebooks with these values of their parameters; return the failures by name of notebook."""
+    lacking = {path.stem: [] for path in wanted} if only_recorded() else lacking_runs(wanted)
     left, failures = forecast(lacking), {}
-    with helped(list(dict.fromkeys(itertools.chain.from_iterable(lacking.values())))):
-        for number, (notebook, values) in enumerate(zip(notebooks, wanted, strict=True), start=1):
-            _report(f"[{number}/{len(notebooks)}] {notebook.stem}, {left}", progress)
+    # First those that compute: what the others show of all records is then complete.
+    ordered = sorted(wanted, key=lambda notebook: not lacking[notebook.stem])
+    with helped(list(dict.fromkeys(itertools.chain.from_iterable(lacking[path.stem] for path in ordered)))):
+        for number, notebook in enumerate(ordered, start=1):
+            _report(f"[{number}/{len(ordered)}] {notebook.stem}, {left}", progress)
             started = time.perf_counter()
             try:
-                run_notebook(notebook, values, folder / notebook.name, progress=progress)
+                run_notebook(notebook, wanted[notebook], folder / notebook.name, progress=progress)
             except NotebookError as failure:
                 failures[notebook.stem] = failure
             seconds = time.perf_counter() - started
@@ -129,7 +147,7 @@ def _gather(book: Path, executed: Path, source: Path, failures: Mapping[str, Not
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(book, source)
     if executed.is_dir():
-        shutil.copytree(executed, source / "notebooks", ignore=shutil.ignore_patterns(f"*{PARTIAL}"))
+        shutil.copytree(executed, source / "notebooks", ignore=shutil.ignore_patterns(f"*{PARTIAL}", MEMORY))
     if only_recorded():
         for chapter in source.rglob("*.md"):
             text = chapter.read_text(encoding="utf-8")

@@ -53,10 +53,10 @@ class Forecast:
         return f"about {max(1, round(self.seconds / 60))} min left"
 
 
-def lacking_runs(notebooks: Sequence[Path], values: Sequence[Mapping[str, Any]]) -> dict[str, list[Experiment]]:
+def lacking_runs(values: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Experiment]]:
     """Return, by name of notebook, the runs of its plans that have no record, given the values of its parameters."""
     workshop, lacking = Workshop(results_dir()), {}
-    for notebook, chosen in zip(notebooks, values, strict=True):
+    for notebook, chosen in values.items():
         lacking[notebook.stem] = [run for run in _runs(notebook, chosen) if workshop.find(run) is None]
     return lacking
 

@@ -1,0 +1,58 @@
+"""What an executed notebook was made from: if none of it has changed since, it need not be executed again.
+
+That is its own text and parameters, the package and all that it needs, the records that there are, and where public
+data lies. Records are known by their names, which are fingerprints of what they depend on.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dghlib import assets
+from dghlib.experiments.run import PUBLISHED, results_dir
+from dghlib.records import fingerprint, write_json
+
+PACKAGE = Path(__file__).parents[1]
+MEMORY = "made_from.json"  # among executed notebooks
+
+
+def origins(notebooks: Sequence[Path], values: Sequence[Mapping[str, Any]], requirements: Path) -> dict[str, str]:
+    """Return, by name of notebook, a fingerprint of what it would be made from now.
+
+    Args:
+        notebooks: their files.
+        values: those of all parameters of each.
+        requirements: the file that names all packages.
+    """
+    code = [path for path in sorted(PACKAGE.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
+    records = [path for folder in (PUBLISHED, results_dir()) for path in sorted(folder.rglob("*.json"))]
+    shared = {
+        "code": [(str(path.relative_to(PACKAGE)), _contents(path)) for path in code],
+        "packages": _contents(requirements) if requirements.is_file() else "",
+        "records": [path.name for path in records],
+        "benchmarks": [_contents(path) for path in sorted((PUBLISHED / "benchmarks").glob("*.json"))],
+        "data": str(assets.data_dir()),
+    }
+    common = fingerprint(shared)
+    return {
+        notebook.stem: fingerprint([_contents(notebook), dict(chosen), common])
+        for notebook, chosen in zip(notebooks, values, strict=True)
+    }
+
+
+def remembered(folder: Path) -> dict[str, str]:
+    """Return what the executed notebooks in a folder were made from."""
+    path = folder / MEMORY
+    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {name: origin for name, origin in known.items() if (folder / f"{name}.ipynb").is_file()}
+
+
+def remember(folder: Path, made_from: Mapping[str, str]) -> None:
+    """Note what executed notebooks were made from, for `remembered`."""
+    write_json(folder / MEMORY, dict(made_from))
+
+
+def _contents(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

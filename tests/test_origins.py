@@ -1,0 +1,78 @@
+"""Notebooks that need not be executed again."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from dghlib.experiments import book
+from dghlib.experiments.notebooks import NotebookError
+from dghlib.experiments.run import RESULTS_VARIABLE
+
+
+class Clone:
+    """A clone with two notebooks; `build` returns the names of those that it executes."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch):
+        self.root, self.broken, self.executed = root, "", list[str]()
+        self.notebooks = [root / "notebooks" / name for name in ("a.ipynb", "b.ipynb")]
+        self.results = root / "_build" / "results"
+        self.results.mkdir(parents=True)
+        (root / "notebooks").mkdir()
+        for notebook in self.notebooks:
+            self.write(notebook, "1 + 1")
+        monkeypatch.setenv(RESULTS_VARIABLE, str(self.results))
+        monkeypatch.setattr(book, "run_notebook", self.run_notebook)
+
+    def write(self, notebook: Path, cell: str) -> None:
+        parameters = new_code_cell('profile: str = "shapes"  # data', metadata={"tags": ["parameters"]})
+        cells = [parameters, new_code_cell(cell)]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), notebook)
+
+    def run_notebook(self, notebook: Path, parameters: dict[str, object], output: Path, *, progress: bool) -> None:
+        self.executed.append(notebook.stem)
+        if notebook.stem == self.broken:
+            raise NotebookError("broken", output)
+        output.parent.mkdir(exist_ok=True)
+        shutil.copy(notebook, output)
+
+    def build(self, **parameters: object) -> list[str]:
+        self.executed = []
+        book._run_notebooks(self.notebooks, parameters, self.root / "_build" / "executed", progress=False)
+        return self.executed
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    return Clone(tmp_path, monkeypatch)
+
+
+def test_nothing_is_executed_twice(clone: Clone) -> None:
+    assert clone.build() == ["a", "b"]
+    assert clone.build() == []
+
+
+def test_a_change_is_executed(clone: Clone) -> None:
+    clone.build()
+    clone.write(clone.notebooks[1], "2 + 2")
+    assert clone.build() == ["b"]
+    assert clone.build(profile="cifar10") == ["a", "b"]
+
+
+def test_new_records_concern_all(clone: Clone) -> None:
+    clone.build()
+    (clone.results / "0123.json").write_text("{}")
+    assert clone.build() == ["a", "b"]
+
+
+def test_a_failure_and_a_lost_page_are_executed_again(clone: Clone) -> None:
+    clone.broken = "a"
+    assert clone.build() == ["a", "b"]
+    assert clone.build() == ["a"]
+    clone.broken = ""
+    assert clone.build() == ["a"]
+    (clone.root / "_build" / "executed" / "b.ipynb").unlink()
+    assert clone.build() == ["b"]
