@@ -11,7 +11,8 @@ from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
 
 FLOORS = (
-    ("allocator", "assets", "checkpoints", "choices", "hooks", "images", "large_sets", "processes", "records", "seeds"),
+    ("allocator", "assets", "checkpoints", "choices", "hooks", "images", "large_sets", "processes", "records", "seeds")
+    + ("stems",),
     ("batchnorm",),
     ("models", "datasets", "generators", "quantizers", "evaluation"),
     ("export",),
