@@ -11,8 +11,19 @@ from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
 
 FLOORS = (
-    ("allocator", "assets", "checkpoints", "choices", "hooks", "images", "large_sets", "processes", "records", "seeds")
-    + ("stems",),
+    (
+        "allocator",
+        "assets",
+        "checkpoints",
+        "choices",
+        "hooks",
+        "images",
+        "large_sets",
+        "processes",
+        "records",
+        "seeds",
+        "stems",
+    ),
     ("batchnorm",),
     ("models", "datasets", "generators", "quantizers", "evaluation"),
     ("export",),
