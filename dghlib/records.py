@@ -56,7 +56,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
+        temporary.touch()
+        usual = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(usual)  # safetensors lets nobody but the owner read its files
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error

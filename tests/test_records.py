@@ -83,3 +83,15 @@ def test_json_is_stable(tmp_path):
         records.write_json(tmp_path / name, value)
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
     assert json.loads((tmp_path / "a").read_text()) == {"x": 2, "y": 1}
+
+
+def test_what_is_written_can_be_read_by_those_who_read_other_files(tmp_path):
+    usual, written = tmp_path / "usual", tmp_path / "written"
+    usual.touch()
+
+    def for_me_alone(temporary: Path) -> None:
+        temporary.write_text("text")
+        temporary.chmod(0o600)
+
+    records.write_atomically(written, for_me_alone)
+    assert written.stat().st_mode == usual.stat().st_mode
