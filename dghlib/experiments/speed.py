@@ -1,4 +1,4 @@
-"""How fast DGH is, as the records of `benchmarks/` tell: tables and figures."""
+"""How fast the methods are, as the records of `benchmarks/` tell: tables and figures."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from dghlib.experiments.figures import saved
 from dghlib.experiments.run import PUBLISHED
-from dghlib.experiments.tables import TITLES
+from dghlib.experiments.tables import QUANTIZER_TITLES, TITLES
 
 _SPREAD = ("lowest", "median", "highest")
 
@@ -83,6 +83,26 @@ def methods_table(record: dict[str, Any]) -> pd.DataFrame:
         "of_trained": "of bare networks with gradients of the generator's weights",
     }
     return table.rename(columns=titles)[list(titles.values())].round(2)
+
+
+def loop_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor seconds of 1 000 iterations of the reconstruction loop, beside the block's bare passes."""
+    rows = pd.DataFrame(record["outputs"])
+    rows["method"] = rows.method.map(QUANTIZER_TITLES)
+    rows["of bare"] = rows.ratio.map(_range)
+    columns = {"bare": "bare, s per 1 000", "loop": "loop, s per 1 000"}
+    rows[list(columns)] = rows[list(columns)].round().astype(int)
+    table = rows.set_index(["method", "learned", "block"]).rename(columns=columns)
+    return table[[*columns.values(), "of bare"]]
+
+
+def hptq_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor seconds of HPTQ, ours and MCT's, for each kind of weight thresholds."""
+    rows = pd.DataFrame(record["outputs"])
+    columns = {"ours_processor": "ours, s", "mct_processor": "MCT, s", "faster_processor": "times MCT"}
+    table = pd.DataFrame({title: rows[name].map(_range) for name, title in columns.items()})
+    table.insert(0, "thresholds of weights", rows.weight_thresholds.str.replace("_", " "))
+    return table.set_index("thresholds of weights")
 
 
 def scale_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
