@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from dghlib.records import write_atomically
 
@@ -163,6 +164,19 @@ def _bilinear_weights(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
     within = (pixels + 0.5) * lengths[:, None] / size - 0.5
     source = starts[:, None] + torch.minimum(within.clamp_min(0), lengths[:, None] - 1)
     return (1 - (source[:, :, None] - pixels).abs()).clamp_min(0)
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Return images (N, C, H, W) turned about their centres by `degrees` (N,), bilinearly, zeros where nothing was."""
+    height, width = images.shape[2:]
+    cosine, sine = degrees.deg2rad().cos(), degrees.deg2rad().sin()
+    zero = torch.zeros_like(sine)
+    # Coordinates run from -1 to 1 on both axes, whatever their lengths are.
+    to_source = torch.stack([cosine, -sine * height / width, zero, sine * width / height, cosine, zero], 1).view(
+        -1, 2, 3
+    )
+    grid = F.affine_grid(to_source.to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
 
 
 def centre_crop(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
+from dataclasses import Field, field, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,28 @@ from uuid import uuid4
 
 log = logging.getLogger(__name__)
 
+_ADDED_LATER = "added later"
+
+
+def added_later(default: Any) -> Any:
+    """Return the field of a dataclass of settings that came after records had been written.
+
+    It is in no record in which it is what it was before it was there: the records from then are still found.
+    """
+    return field(default=default, metadata={_ADDED_LATER: True})
+
 
 def plain(value: Any) -> Any:
     """Return `value` as JSON has it: dataclasses and mappings as dicts, tuples as lists, paths as strings.
+
+    Settings that were added later (`added_later`) are left out where they are at their default.
 
     Raises:
         TypeError: a value that JSON cannot hold (its type is named), NaN and infinities included.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        settings = {each.name: getattr(value, each.name) for each in fields(value) if not _as_before(each, value)}
+        return plain(settings)
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -39,6 +52,10 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise TypeError(f"a record cannot hold {value!r} of type {type(value).__name__}")
+
+
+def _as_before(setting: Field[Any], settings: Any) -> bool:
+    return _ADDED_LATER in setting.metadata and getattr(settings, setting.name) == setting.default
 
 
 def fingerprint(inputs: Any) -> str:

@@ -51,6 +51,21 @@ def test_gradients_of_flip_and_crop_go_back_to_their_pixels():
     assert torch.autograd.gradcheck(lambda x: images.flip_and_crop(x, *arguments), x)
 
 
+def test_turns_about_the_centre():
+    square, wide = torch.randn(3, 2, 7, 7), torch.randn(2, 2, 4, 10)
+    turned = images.rotate(square, torch.tensor([0.0, 90.0, -90.0]))
+    expected = [square[0], square[1].rot90(1, (1, 2)), square[2].rot90(-1, (1, 2))]
+    torch.testing.assert_close(turned, torch.stack(expected), rtol=0, atol=1e-5)
+    torch.testing.assert_close(images.rotate(wide, torch.tensor([180.0, 180.0])), wide.flip(2, 3), rtol=0, atol=1e-5)
+
+
+def test_a_turn_keeps_shapes_where_images_are_not_square():
+    spot = torch.zeros(1, 1, 21, 41)
+    spot[0, 0, 10, 30] = 1.0  # ten pixels to the right of the centre
+    turned = images.rotate(spot, torch.tensor([90.0]))
+    assert turned[0, 0, 0, 20] == pytest.approx(1.0, abs=1e-4)  # ten pixels above it
+
+
 def test_windows_resized_against_interpolation_of_slices():
     x = torch.randn(12, 2, 20, 30)
     draws = torch.Generator().manual_seed(0)

@@ -147,9 +147,22 @@ def test_half_of_the_passes_see_crops_of_every_image(tiny_model):
     assert all(len(batch.unique(dim=0)) > 4 for batch in cropped)  # each image its own window
 
 
+def test_crops_are_mirrored_and_turned_as_asked(tiny_model):
+    images = torch.randn(1, 3, 8, 8).expand(8, -1, -1, -1)
+    base, cropped = replace(SMALL, crop_area=1.0), {}
+    plain = replace(base, flip=False)
+    for name, config in {"plain": plain, "turned": replace(plain, rotation=30.0), "both": base}.items():
+        loss = _loss(tiny_model, config)
+        cropped[name] = next(batch for batch in map(loss._locally_reinforced, [images] * 50) if batch is not images)
+    torch.testing.assert_close(cropped["plain"], images)  # a crop of all
+    assert len(cropped["both"].unique(dim=0)) == 2
+    assert len(cropped["turned"].unique(dim=0)) == 8
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"rotation": 200.0}, "rotation must be from 0 to 180, got 200"),
         ({"crop_area": 0}, "crop_area must be from 0.01 to 1, got 0"),
         ({"soft_target": 1.5}, "soft_target must be from 0 to 1, got 1.5"),
         ({"nearest": 0.9}, "nearest must be from 0 to 0.8, got 0.9"),

@@ -28,6 +28,16 @@ def test_fingerprints_stay_what_they_are():
     assert records.fingerprint({"a": 1, "b": [1.5, None, "x"]}) == "51824779aebdb7de"
 
 
+def test_settings_that_came_later_leave_earlier_records_alone():
+    @dataclasses.dataclass(frozen=True)
+    class Grown(Settings):
+        turns: float = records.added_later(0.0)
+
+    assert records.fingerprint(Grown()) == records.fingerprint(Settings())
+    assert records.fingerprint(Grown(turns=1.0)) != records.fingerprint(Settings())
+    assert records.plain(Grown(turns=1.0))["turns"] == 1.0
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}])
 def test_what_json_cannot_hold_is_refused_by_name(value):
     with pytest.raises(TypeError, match=type(value).__name__):

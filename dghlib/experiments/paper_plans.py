@@ -194,11 +194,15 @@ def genq_filters(
 intraq_amounts = partial(samples, bits=["W4A4"], sources=["intraq"], quantizer="brecq", policy="full")
 
 # IntraQ, and without each of its parts.
+ROTATION = 15.0  # degrees at most; the supplement does not say how far it turns
 INTRAQ_PARTS: dict[str, dict[str, Any]] = {
     "all three": {},
     "without LOR": {"crop_area": 1.0},
     "without SIL": {"soft_target": 1.0},
     "without MDC": {"nearest": 0.0, "farthest": 2.0},
+    "LOR without flips (L)": {"flip": False},
+    "LOR with turns, without flips (L+R)": {"flip": False, "rotation": ROTATION},
+    "LOR with turns (L+R+F)": {"rotation": ROTATION},
 }
 
 
@@ -210,7 +214,7 @@ def intraq_parts(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return IntraQ and IntraQ without each of its parts, with BRECQ and everything quantized."""
+    """Return IntraQ, without each of its parts and with other crops, with BRECQ and everything quantized."""
     spend = look_up(BUDGETS, budget, "budget")
     return _variants(profile, spend, [("intraq", part) for part in INTRAQ_PARTS.values()], bits, seeds, models)
 

@@ -74,14 +74,14 @@ def table4(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def intraq_part_of(record: Record) -> str:
-    """Return which part of IntraQ a record is without."""
+    """Return which of `INTRAQ_PARTS` a record's settings are: of those that fit, the one that says most."""
     settings = settings_of(record)
-    off = [name for name, changed in INTRAQ_PARTS.items() if changed and changed.items() <= settings.items()]
-    return off[0] if off else "all three"
+    fitting = [name for name, changed in INTRAQ_PARTS.items() if changed.items() <= settings.items()]
+    return max(fitting, key=lambda name: len(INTRAQ_PARTS[name]))
 
 
 def intraq_parts(records: Sequence[Record]) -> pd.DataFrame:
-    """Return top-1 with IntraQ images, and with those that lack one part."""
+    """Return top-1 with IntraQ images, with those that lack one part, and with those of other crops."""
     return by_row(records, intraq_part_of, title="IntraQ", rows=list(INTRAQ_PARTS))
 
 

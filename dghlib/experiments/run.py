@@ -223,12 +223,12 @@ def inputs_of(experiment: Experiment) -> dict[str, Any]:
     }
     if experiment.quantizer != FLOAT:
         version = QUANTIZERS[experiment.quantizer].VERSION
-        inputs["quantizer"] |= {"version": version, "config": dataclasses.asdict(experiment.quantizer_config)}
+        inputs["quantizer"] |= {"version": version, "config": experiment.quantizer_config}
         method = GENERATORS.get(experiment.source or "")
         inputs["images"] = {
             "source": experiment.source,
             "version": method.VERSION if method else 1,
-            "config": dataclasses.asdict(experiment.source_config),
+            "config": experiment.source_config,
         }
         if experiment.images_of:
             weights = models.weights_sha256(experiment.images_of)

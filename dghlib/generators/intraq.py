@@ -14,6 +14,7 @@ Differences from the paper:
     it never leaves, and sets every target to 1: of the three parts only LOR is on (preset "imagenet"). The values
     of the paper's own ImageNet runs are not in the code; "all" has all three on with those for CIFAR-100.
  2. As in the code, crops are flipped half the time, and either all images of a batch are cropped or none.
+ 3. The supplement turns crops, too, and does not say how far; here `rotation` says, and by default they are not.
 
 Differences from the authors' code:
  1. The features are the input of the last linear layer, found by running the network, of any width. The code has a
@@ -38,8 +39,9 @@ from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.hooks import recorded_inputs
-from dghlib.images import random_windows, resize_windows
+from dghlib.images import random_windows, resize_windows, rotate
 from dghlib.models import FloatModel
+from dghlib.records import added_later
 from dghlib.seeds import stream
 
 VERSION = 1
@@ -59,6 +61,8 @@ class Config:
     soft_target: float = 0.95  # SIL: smallest probability of the class that is asked for (epsilon); 1 is always 1
     nearest: float = 0.05  # MDC: smallest cosine distance from the class centre (lambda_l), 0 to 2
     farthest: float = 0.8  # MDC: largest (lambda_u), 0 to 2
+    flip: bool = added_later(True)  # LOR: crops are mirrored half the time
+    rotation: float = added_later(0.0)  # LOR: crops are turned, either way, by so many degrees at most
 
     def __post_init__(self) -> None:
         for name in ("num_images", "batch_size", "steps"):
@@ -68,6 +72,7 @@ class Config:
         check_between(0, 1, "soft_target", self.soft_target)
         check_between(0, 2, "farthest", self.farthest)
         check_between(0, self.farthest, "nearest", self.nearest)
+        check_between(0, 180, "rotation", self.rotation)
 
 
 _CIFAR100 = Config(soft_target=0.6, nearest=0.02, farthest=1.0)
@@ -193,8 +198,11 @@ class _Loss:
         if torch.rand((), generator=self.draws) >= 0.5:
             return images
         windows = random_windows(len(images), images.shape[2:], self.config.crop_area, self.draws)
-        flips = torch.rand(len(images), generator=self.draws) < 0.5
-        return resize_windows(images, windows, flips)
+        flips = torch.rand(len(images), generator=self.draws) < (0.5 if self.config.flip else 0.0)
+        crops = resize_windows(images, windows, flips)
+        if not self.config.rotation:
+            return crops
+        return rotate(crops, self.config.rotation * (2 * torch.rand(len(images), generator=self.draws) - 1))
 
 
 def soft_targets(count: int, lowest: float, draws: torch.Generator) -> Tensor:
