@@ -6,7 +6,7 @@ second forward pass (Algorithm 1 of the paper) is held against the bare network 
 network and the toolkit, as it is and with weights that its caller froze, run in turns on one thread. A step
 takes what a run of more steps takes longer than a run of fewer.
 
-Some cells take minutes a round; the default ones take half an hour together. From the repository's root, once
+Some cells take minutes a round; the default ones take forty minutes together. From the repository's root, once
 `make bench` has made MCT's environment, all cells, which take hours:
 python -m benchmarks.dgh --networks resnet18 resnet50 mobilenet_v2 --sizes 64 112 224
 """
@@ -27,7 +27,10 @@ from benchmarks.measuring import Seconds, Spread, settled, timed
 from dghlib.generators import dgh
 from dghlib.models import FloatModel
 
-CELLS = (("resnet18", 64), ("resnet18", 112), ("mobilenet_v2", 64), ("resnet50", 64))  # the others are optional
+CELLS = (  # the others are optional
+    *itertools.product(("resnet18", "mobilenet_v2", "resnet50"), (64, 112)),
+    ("resnet18", 224),
+)
 BATCH_SIZE, BATCHES = 32, 2
 FEW_STEPS = 1
 RUNS = ("bare", "bare and forward", "ours", "ours, second forward", "MCT", "MCT, frozen weights")
@@ -90,7 +93,7 @@ def their_run(theirs: Mct, model: FloatModel, batch_size: int, frozen: bool) -> 
 def step_times(runs: dict[str, Callable[[int], Seconds]], image_size: int) -> dict[str, Seconds]:
     """Return what a step of each run takes, once, in turns; short steps, of small images, are counted several times."""
     few = FEW_STEPS
-    many = few + max(1, 256 // image_size)
+    many = few + max(2, 256 // image_size)
     times: dict[str, Seconds] = {}
     for name, run in runs.items():
         less, more = run(few), run(many)
@@ -156,13 +159,13 @@ def main(arguments: list[str] | None = None) -> None:
     columns = ("images x steps / s", "of bare", "times MCT", "by the wall clock", "times MCT, frozen")
     print(f"{'network':22}{'way':24}" + "".join(f"{column:24}" for column in columns))
     found: list[Speed] = []
-    for name, size in cells:
+    for done, (name, size) in enumerate(cells, start=1):
         model = measuring.network(name, size)
         with mct(model.net) as theirs:
             for speed in speeds(model, theirs, batch_size, rounds):
                 show(speed)
                 found.append(speed)
-        inputs = {"cells": cells, "batch_size": batch_size, "rounds": rounds, "mct": theirs.versions}
+        inputs = {"cells": cells[:done], "batch_size": batch_size, "rounds": rounds, "mct": theirs.versions}
         # after every cell: what was measured stays when the rest is stopped
         measuring.save(options, "dgh", inputs, found, time.perf_counter() - start)
 
