@@ -33,7 +33,6 @@ CELLS = (  # the others are optional
 )
 BATCH_SIZE, BATCHES = 32, 2
 FEW_STEPS = 1
-RUNS = ("bare", "bare and forward", "ours", "ours, second forward", "MCT", "MCT, frozen weights")
 CEILINGS = {"ours": "bare", "ours, second forward": "bare and forward"}
 
 
@@ -72,15 +71,16 @@ def bare_run(
 
 
 def our_run(model: FloatModel, batch_size: int, second_forward: bool) -> Callable[[int], Seconds]:
-    """Return what generates."""
+    """Return what generates on, from where it was."""
+    config = dgh.Config(num_images=BATCHES * batch_size, batch_size=batch_size, second_forward=second_forward)
+    generation = dgh._Run(model, config, "cpu")
+    generation.begin()
 
-    def run(steps: int) -> Seconds:
-        config = dgh.Config(
-            num_images=BATCHES * batch_size, batch_size=batch_size, steps=steps, second_forward=second_forward
-        )
-        return timed(lambda: dgh.generate(model, config, progress=False))
+    def steps(count: int) -> None:
+        for _ in range(count):
+            generation.advance()
 
-    return run
+    return lambda count: timed(lambda: steps(count))
 
 
 def their_run(theirs: Mct, model: FloatModel, batch_size: int, frozen: bool) -> Callable[[int], Seconds]:
@@ -90,34 +90,42 @@ def their_run(theirs: Mct, model: FloatModel, batch_size: int, frozen: bool) -> 
     return lambda steps: theirs.ask(do="generate", n_iter=steps, image_size=size, **settings)[0]
 
 
-def step_times(runs: dict[str, Callable[[int], Seconds]], image_size: int) -> dict[str, Seconds]:
-    """Return what a step of each run takes, once, in turns; short steps, of small images, are counted several times."""
-    few = FEW_STEPS
-    many = few + max(2, 256 // image_size)
-    times: dict[str, Seconds] = {}
-    for name, run in runs.items():
-        less, more = run(few), run(many)
-        times[name] = Seconds((more.processor - less.processor) / (many - few), (more.wall - less.wall) / (many - few))
-    return times
+def step_times(
+    here: dict[str, Callable[[int], Seconds]], toolkit: dict[str, Callable[[int], Seconds]], image_size: int
+) -> dict[str, Seconds]:
+    """Return what a step of each run takes: the mean of a few, of more if images are small and steps short."""
+    steps = max(2, 256 // image_size)
+    taken: dict[str, list[Seconds]] = {name: [] for name in here}
+    for _ in range(steps):
+        for name, run in here.items():
+            taken[name].append(run(1))
+    for name, run in toolkit.items():
+        less, more = run(FEW_STEPS), run(FEW_STEPS + steps)
+        taken[name] = [more, Seconds(-less.processor, -less.wall)]
+    return {
+        name: Seconds(sum(each.processor for each in parts) / steps, sum(each.wall for each in parts) / steps)
+        for name, parts in taken.items()
+    }
 
 
 def speeds(model: FloatModel, theirs: Mct, batch_size: int, rounds: int) -> Iterator[Speed]:
     """Yield how fast everything is on a network."""
-    ways = (
-        bare_run(model, batch_size),
-        bare_run(model, batch_size, forward=True),
-        our_run(model, batch_size, False),
-        our_run(model, batch_size, True),
-        their_run(theirs, model, batch_size, False),
-        their_run(theirs, model, batch_size, True),
-    )
-    runs = dict(zip(RUNS, ways, strict=True))
-    turns = [
-        step_times(runs, model.image_shape[1])
-        for _ in tqdm(range(rounds), desc=f"{model.name}, {model.image_shape[1]} pixels")
-    ]
+    here = {
+        "bare": bare_run(model, batch_size),
+        "bare and forward": bare_run(model, batch_size, forward=True),
+        "ours": our_run(model, batch_size, False),
+        "ours, second forward": our_run(model, batch_size, True),
+    }
+    toolkit = {
+        "MCT": their_run(theirs, model, batch_size, False),
+        "MCT, frozen weights": their_run(theirs, model, batch_size, True),
+    }
+    for run in here.values():
+        run(1)  # what only the first step takes
+    bar = tqdm(range(rounds), desc=f"{model.name}, {model.image_shape[1]} pixels")
+    turns = [step_times(here, toolkit, model.image_shape[1]) for _ in bar]
     images = BATCHES * batch_size
-    for way in RUNS:
+    for way in (*here, *toolkit):
         ratio = partial(_ratio, turns, way)
         ours = way in CEILINGS
         yield Speed(

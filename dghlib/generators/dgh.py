@@ -167,13 +167,7 @@ def generate(
             run.begin()
         with tqdm(total=config.steps, initial=run.step, desc=f"DGH {model.name}", disable=not progress) as bar:
             while run.step < config.steps:
-                bns, odsl = run.sweep()
-                if not bns + odsl < float("inf"):
-                    raise FloatingPointError(
-                        f"the loss of DGH is {bns + odsl} after {run.step} steps; lower learning_rate"
-                    )
-                run.schedule.step(bns + config.output_weight * odsl)
-                run.step += 1
+                bns, odsl = run.advance()
                 bar.update()
                 rate = run.schedule.learning_rate
                 bar.set_postfix_str(f"BNS {bns:.3g}, ODSL {odsl:.3g}, lr {rate:.3g}", refresh=False)
@@ -248,7 +242,16 @@ class _Run:
                 self.images[index].copy_(batch)
         self._in_step(self.own, self._remeasure)
 
-    def sweep(self) -> tuple[float, float]:
+    def advance(self) -> tuple[float, float]:
+        """Move every batch by one step, and the learning rate along; return the mean BNS and ODSL losses."""
+        bns, odsl = self._sweep()
+        if not bns + odsl < float("inf"):
+            raise FloatingPointError(f"the loss of DGH is {bns + odsl} after {self.step} steps; lower learning_rate")
+        self.schedule.step(bns + self.config.output_weight * odsl)
+        self.step += 1
+        return bns, odsl
+
+    def _sweep(self) -> tuple[float, float]:
         """Move every batch by one step, in random order; return the mean BNS and ODSL losses."""
         order = torch.randperm(len(self.own), generator=self.draws).tolist()
         losses = self._in_step([self.own[place] for place in order], self.move)
