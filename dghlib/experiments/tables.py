@@ -205,9 +205,11 @@ def quantizer_costs(records: Sequence[Record]) -> pd.DataFrame:
     """Return the seconds that each quantizer takes per run, median over all widths and seeds, by network."""
     rows = frame(records)
     rows = rows[rows.bits != FLOAT].assign(model=[short_name(name) for name in rows[rows.bits != FLOAT].model])
-    seconds = rows.groupby(["quantizer", "model"]).quantization_seconds.median().unstack()
+    seconds = (
+        rows.groupby(["quantizer", "model"]).quantization_seconds.median().map("{:.0f}".format).unstack(fill_value="")
+    )
     order = [name for name in QUANTIZER_TITLES if name in seconds.index]
-    return seconds.loc[order].rename(index=QUANTIZER_TITLES).round(0).rename_axis(index="seconds per run", columns=None)
+    return seconds.loc[order].rename(index=QUANTIZER_TITLES).rename_axis(index="seconds per run", columns=None)
 
 
 def noise(model: FloatModel, quantized: QuantizedModel, images: Tensor, worst: int | None = None) -> pd.DataFrame:
