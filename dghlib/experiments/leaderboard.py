@@ -1,7 +1,8 @@
 """All records together: which are current, who leads, by how much with the same seeds, and at what cost."""
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -43,10 +44,15 @@ def is_current(record: Record) -> bool:
     quantizer, images = inputs["quantizer"], inputs.get("images", {})
     made_by = [(QUANTIZERS.get(quantizer["method"]), quantizer), (GENERATORS.get(images.get("source")), images)]
     return all(
-        made["version"] == method.VERSION and plain(method.Config()).keys() == made["config"].keys()
+        made["version"] == method.VERSION and _settings_of_today(method.Config, made["config"])
         for method, made in made_by
         if method is not None
     )
+
+
+def _settings_of_today(config: type[Any], recorded: Mapping[str, Any]) -> bool:
+    """Return whether a record has all settings that a run has now, but for those added later, and no others."""
+    return plain(config()).keys() <= recorded.keys() <= {setting.name for setting in dataclasses.fields(config)}
 
 
 def overview(records: list[Record]) -> pd.DataFrame:
