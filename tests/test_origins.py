@@ -16,7 +16,7 @@ class Clone:
     """A clone with two notebooks; `build` returns the names of those that it executes."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch):
-        self.root, self.broken, self.executed = root, "", list[str]()
+        self.root, self.broken, self.stopped_at, self.executed = root, "", "", list[str]()
         self.notebooks = [root / "notebooks" / name for name in ("a.ipynb", "b.ipynb")]
         self.results = root / "_build" / "results"
         self.results.mkdir(parents=True)
@@ -36,6 +36,8 @@ class Clone:
         self.executed.append(notebook.stem)
         if notebook.stem == self.broken:
             raise NotebookError("broken", output)
+        if notebook.stem == self.stopped_at:
+            raise KeyboardInterrupt
         output.parent.mkdir(exist_ok=True)
         shutil.copy(notebook, output)
 
@@ -65,6 +67,23 @@ def test_a_change_is_executed(clone: Clone) -> None:
 def test_new_records_concern_all(clone: Clone) -> None:
     clone.build()
     (clone.results / "0123.json").write_text("{}")
+    assert clone.build() == ["a", "b"]
+
+
+def test_a_changed_record_concerns_all(clone: Clone) -> None:
+    record = clone.results / "0123.json"
+    record.write_text('{"top1": 1}')
+    clone.build()
+    record.write_text('{"top1": 2}')
+    assert clone.build() == ["a", "b"]
+
+
+def test_pages_of_a_run_that_was_stopped_are_not_taken_for_those_of_the_run_before(clone: Clone) -> None:
+    clone.build()
+    clone.stopped_at = "b"
+    with pytest.raises(KeyboardInterrupt):
+        clone.build(profile="cifar10")
+    clone.stopped_at = ""
     assert clone.build() == ["a", "b"]
 
 

@@ -110,10 +110,12 @@ def _run_notebooks(
     changed = [notebook for notebook in notebooks if known.get(notebook.stem) != now[notebook.stem]]
     if unchanged := len(notebooks) - len(changed):
         _report(f"{unchanged} of {len(notebooks)} notebooks are as they were when they were executed", progress)
+    for notebook in changed:
+        known.pop(notebook.stem, None)
+    remember(folder, known)  # who is stopped from here on leaves pages of this run, not of the one before
     failures = _execute({notebook: wanted[notebook] for notebook in changed}, folder, progress)
     now = origins_now()  # with the records that were made meanwhile
-    made = {notebook.stem: now[notebook.stem] for notebook in changed if notebook.stem not in failures}
-    remember(folder, {name: origin for name, origin in known.items() if name not in failures} | made)
+    remember(folder, known | {each.stem: now[each.stem] for each in changed if each.stem not in failures})
     return failures
 
 

@@ -1,7 +1,7 @@
 """What an executed notebook was made from: if none of it has changed since, it need not be executed again.
 
-That is its own text and parameters, the package and all that it needs, the records that there are, and where public
-data lies. Records are known by their names, which are fingerprints of what they depend on.
+That is its own text and parameters, the package and all that it needs, the records that there are, those of the
+benchmarks among them, and where public data lies.
 """
 
 import hashlib
@@ -31,8 +31,7 @@ def origins(notebooks: Sequence[Path], values: Sequence[Mapping[str, Any]], requ
     shared = {
         "code": [(str(path.relative_to(PACKAGE)), _contents(path)) for path in code],
         "packages": _contents(requirements) if requirements.is_file() else "",
-        "records": [path.name for path in records],
-        "benchmarks": [_contents(path) for path in sorted((PUBLISHED / "benchmarks").glob("*.json"))],
+        "records": [(path.name, _contents(path)) for path in records],
         "data": str(assets.data_dir()),
     }
     common = fingerprint(shared)
