@@ -27,8 +27,8 @@ class Stem(nn.Conv2d):
             return
         square = all(len(set(pair)) == 1 for pair in (module.kernel_size, module.stride, module.padding))
         plain = square and module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
-        stride = module.stride[0]
-        if plain and module.in_channels <= CHANNELS and stride > 1 and 2 * stride < module.kernel_size[0]:
+        size, stride = module.kernel_size[0], module.stride[0]
+        if plain and module.in_channels <= CHANNELS and 1 < stride < size / 2 and int(module.padding[0]) < size:
             module.backwards = _kernel_backwards(module)
             module.__class__ = Stem
 

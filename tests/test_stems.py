@@ -17,7 +17,7 @@ def gradient(layer: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 30), (7, 12)])
-@pytest.mark.parametrize("form", [(7, 2, 3), (7, 2, 0), (5, 2, 2), (7, 3, 1), (11, 4, 2), (6, 2, 1)])
+@pytest.mark.parametrize("form", [(7, 2, 3), (7, 2, 0), (5, 2, 2), (7, 3, 1), (11, 4, 2), (6, 2, 1), (7, 2, 6)])
 def test_the_gradient_is_that_of_torch(form: tuple[int, int, int], size: tuple[int, int]) -> None:
     if min(size) + 2 * form[2] < form[0]:
         pytest.skip("the image is smaller than the kernel")
@@ -42,13 +42,24 @@ def test_images_without_gradient_pass_as_before() -> None:
         stem(3, 2, 1),
         stem(7, 1, 3),
         stem(7, 2, 3, channels=16),
+        stem(5, 2, 5),
         nn.Conv2d(3, 8, 7, 2, 3),
         nn.Conv2d(3, 8, 7, 2, padding=(3, 0)).requires_grad_(False),
         nn.Conv2d(3, 8, 7, 2, 3, padding_mode="reflect").requires_grad_(False),
         nn.Conv2d(3, 9, 7, 2, 3, groups=3).requires_grad_(False),
         nn.BatchNorm2d(3),
     ],
-    ids=["small", "no stride", "features", "trained", "not square", "reflecting", "groups", "no convolution"],
+    ids=[
+        "small",
+        "no stride",
+        "features",
+        "wide border",
+        "trained",
+        "not square",
+        "reflecting",
+        "groups",
+        "no convolution",
+    ],
 )
 def test_other_layers_stay_as_they_are(layer: nn.Module) -> None:
     before = type(layer)
