@@ -167,7 +167,10 @@ def _bilinear_weights(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Return images (N, C, H, W) turned about their centres by `degrees` (N,), bilinearly, zeros where nothing was."""
+    """Return images (N, C, H, W) turned about their centres by `degrees` (N,), counterclockwise.
+
+    Bilinearly, with zeros where nothing was.
+    """
     height, width = images.shape[2:]
     cosine, sine = degrees.deg2rad().cos(), degrees.deg2rad().sin()
     zero = torch.zeros_like(sine)
