@@ -19,6 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from dghlib import processes
 from dghlib.hooks import recorded_inputs
 from dghlib.stems import Stem
+from dghlib.winograd import Winograd
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +50,14 @@ def working_copy(net: nn.Module, device: torch.device | str, image_shape: tuple[
 
     Frozen, so that a backward pass computes gradients of images only. It runs channels_last, in which the channels of
     a moment lie together, unless the network cannot: one that calls `view` on a feature map needs the usual layout.
-    There, `MeasuringNorm` stands for each of its batch norms, and `Stem` for its first convolution where that pays.
+    There, `MeasuringNorm` stands for its batch norms, `Stem` and `Winograd` for convolutions where that pays.
     """
     usual = copy.deepcopy(net).to(device).eval().requires_grad_(False)
     fast = copy.deepcopy(usual).to(memory_format=torch.channels_last)
     for module in fast.modules():
         MeasuringNorm.replace(module)
         Stem.replace(module)
+        Winograd.replace(module)
     try:
         with torch.no_grad():
             fast(torch.zeros(2, *image_shape, device=device))

@@ -23,6 +23,7 @@ FLOORS = (
         "records",
         "seeds",
         "stems",
+        "winograd",
     ),
     ("batchnorm",),
     ("models", "datasets", "generators", "quantizers", "evaluation"),
