@@ -38,13 +38,16 @@ def generate(options: Namespace) -> None:
     model = _model(options.model)
     config = look_up(method.PRESETS, options.preset, f"preset of {options.method}")
     config = dataclasses.replace(config, **parse_settings(config, options.set))
+    if options.compile and options.method != "dgh":
+        raise ValueError(f"--compile works with dgh alone, not with {options.method}")
     _check_free(options.out, options.force)
     checkpoint = _checkpoint(options.out)
     with processes.joined(options.device) as device:
         first = processes.rank() == 0
         if processes.count() > 1 and options.method != "dgh":
             raise ValueError(f"{options.method} works in one process; several can share the images of dgh alone")
-        images = method.generate(model, config, device=device, progress=first, checkpoint=checkpoint)
+        how = {"compiled": True} if options.compile else {}
+        images = method.generate(model, config, device=device, progress=first, checkpoint=checkpoint, **how)
     if first:
         about = {"model": model.name, "method": options.method, "config": str(plain(config))}
         loss = _save_set(options.out, images, model, about)

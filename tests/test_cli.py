@@ -119,6 +119,7 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):
         (["generate", "shapes_residal", "--out", "x"], "did you mean 'shapes_residual'"),
         (["generate", "shapes_residual", "--out", "x", "--method", "dhg"], "did you mean 'dgh'"),
         (["generate", "shapes_residual", "--out", "x", "--set", "step=3"], "did you mean 'steps'"),
+        (["generate", "shapes_residual", "--out", "x", "--method", "noise", "--compile"], "dgh alone, not with noise"),
         (["generate", "shapes_residual", "--out", "x", "--set", "steps=many"], "steps cannot be 'many'; it takes int"),
         (["generate", "shapes_residual", "--out", "x", "--set", "steps"], "write name=value"),
         (["generate", "shapes_residual", "--out", "x", "--set", "steps=0"], "steps must be at least 1, got 0"),

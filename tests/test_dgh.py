@@ -1,5 +1,7 @@
 """DGH: the loss falls, the parts do what they are for, scopes are what they say, long runs stay small."""
 
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,6 +32,31 @@ def test_images_match_the_statistics_far_better_than_noise(preset, tiny_model):
     images = dgh.generate(tiny_model, config, progress=False)
     start = _distance(tiny_model, noise.generate(tiny_model, noise.Config(num_images=24)))
     assert _distance(tiny_model, images) < start / 5
+
+
+def _with_and_without_compiling(model: FloatModel) -> tuple[torch.Tensor, ...]:
+    torch._dynamo.reset()
+    config = replace(SMALL, steps=2)
+    return tuple(dgh.generate(model, config, progress=False, compiled=compiled) for compiled in (True, False))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own code ignores it
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling needs a C++ compiler")
+def test_a_compiled_network_makes_the_same_images(tiny_model):
+    compiled, plain = _with_and_without_compiling(tiny_model)
+    torch.testing.assert_close(compiled, plain, atol=1e-4, rtol=0)
+    found = torch._dynamo.utils.counters
+    assert found["stats"]["unique_graphs"] == 1
+    assert not found["graph_break"]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_without_a_compiler_the_network_stays_as_it_is(tiny_model, monkeypatch, caplog):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    compiled, plain = _with_and_without_compiling(tiny_model)
+    assert torch.equal(compiled, plain)
+    assert "no-such-compiler" in caplog.text
 
 
 def test_output_stretching_stretches(tiny_model):

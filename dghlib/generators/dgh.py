@@ -140,11 +140,14 @@ def generate(
     device: torch.device | str = "cpu",
     progress: bool = True,
     checkpoint: Path | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
 
     The model is not changed. With `checkpoint`, a run that was killed continues from that file: to the same images,
     or, where they lie in files, to images as good, since those of the sweep that was broken off have moved.
+    `compiled` lets torch compile a copy of the network first, with a C++ compiler, in a minute or two: where
+    convolutions are light, as in MobileNets, a CPU then takes a fifth less for a step.
     The processes of a job (`dghlib.processes`) share the work; each returns all images.
 
     Raises:
@@ -165,6 +168,8 @@ def generate(
             run.restore(state)
         else:
             run.begin()
+        if compiled:
+            run.compile()
         with tqdm(total=config.steps, initial=run.step, desc=f"DGH {model.name}", disable=not progress) as bar:
             while run.step < config.steps:
                 bns, odsl = run.advance()
@@ -241,6 +246,13 @@ class _Run:
             if index in self.own:
                 self.images[index].copy_(batch)
         self._in_step(self.own, self._remeasure)
+
+    def compile(self) -> None:
+        """Let torch compile the network at its next pass; where it cannot, it warns, and the network stays as it is."""
+        from torch._dynamo import config as compiler  # takes a second to import
+
+        compiler.suppress_errors = True
+        self.net.compile()
 
     def advance(self) -> tuple[float, float]:
         """Move every batch by one step, and the learning rate along; return the mean BNS and ODSL losses."""
