@@ -2,9 +2,9 @@
 
 Counted are images times steps in a second, of whole generation steps: preprocessing, both losses, optimizer. The bare
 network, unmodified, channels_last, passes each image forward and back to the input and does nothing else; ours with a
-second forward pass (Algorithm 1 of the paper) is held against the bare network with one more; ours compiled is counted
-from when it is compiled. All run on one thread, what is in this process in turns, step by step; then the toolkit, as it is
-and with weights that its caller froze, of which a step takes what a run of more steps takes longer than a run of one.
+second forward pass (Algorithm 1 of the paper) is held against the bare network with one more; ours compiled counts
+from when it is compiled. All run on one thread, what is in this process in turns, step by step; then the toolkit, as it
+is and with weights that its caller froze, of which a step takes what a run of more steps takes longer than one of one.
 
 Some cells take minutes a round; the default ones take an hour together. From the repository's root, once
 `make bench` has made MCT's environment, all cells, which take hours:

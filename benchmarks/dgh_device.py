@@ -32,8 +32,8 @@ class Generation:
     peak_mb: float  # of the device, or of the process where the device is a processor
 
 
-def generation(model: FloatModel, config: dgh.Config, device: str) -> Generation:
-    """Make images and measure all of it."""
+def generation(model: FloatModel, config: dgh.Config, device: str, compiled: bool) -> Generation:
+    """Make images and measure all of it, compiling included."""
     batches = -(-config.num_images // config.batch_size)
     bare = bare_run(model, config.batch_size, batches=batches, device=device)
     bare(1)  # what a first run costs more
@@ -43,7 +43,7 @@ def generation(model: FloatModel, config: dgh.Config, device: str) -> Generation
         torch.cuda.reset_peak_memory_stats()
 
     def run() -> None:
-        dgh.generate(model, config, device=device)
+        dgh.generate(model, config, device=device, compiled=compiled)
         settled(device)
 
     seconds = timed(run).wall
@@ -73,6 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--compile", action="store_true", help="let torch compile the networks first")
     options = parser.parse_args(arguments)
     if options.smoke:
         options.device, options.networks, options.size = "cpu", ["mobilenet_v2"], 32
@@ -83,12 +84,13 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{'network':16}{'seconds':>10}{'images x steps / s':>20}{'of bare':>10}{'peak MB':>10}")
     found = []
     for name in options.networks:
-        result = generation(measuring.network(name, options.size), config, options.device)
+        result = generation(measuring.network(name, options.size), config, options.device, options.compile)
         print(f"{name:16}{result.seconds:10.1f}{result.per_second:20.0f}{result.of_bare:10.2f}{result.peak_mb:10.0f}")
         found.append(result)
     is_cuda = torch.device(options.device).type == "cuda"
     inputs = {"device": torch.cuda.get_device_name() if is_cuda else platform.machine(), "image_size": options.size}
     inputs |= {"num_images": options.images, "batch_size": options.batch_size, "steps": options.steps}
+    inputs |= {"compiled": options.compile}
     measuring.save(options, "dgh_device", inputs, found, time.perf_counter() - start)
 
 
