@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHANNELS = 64  # in and out, at least: with fewer, evaluation costs what it saves
-_WORKING_SET = 2**18  # values: what a group of images makes, small enough for a processor's own cache
+_WORKING_SET = 2**18  # values that a thread makes of a group of images: a processor's own cache holds them
 _ROWS = 32  # of a product of matrices, at least: fewer do not fill it
 
 
@@ -108,7 +108,7 @@ class Winograd(nn.Conv2d):
         rows = maps.permute(0, 2, 3, 1)
         result = rows.new_empty(len(rows), down * scheme.m, across * scheme.m, weights.shape[2])
         values = down * across * max(weights.shape[1:]) * len(weights)  # of an image
-        group = max(_WORKING_SET // values, -(-_ROWS // (down * across)), 1)
+        group = max(torch.get_num_threads() * _WORKING_SET // values, -(-_ROWS // (down * across)), 1)
         for some, places in zip(rows.split(group), result.split(group), strict=True):
             _convolve(some, weights, scheme, places)
         return result[:, :height, :width].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
