@@ -120,6 +120,7 @@ def speeds(model: FloatModel, theirs: Mct, batch_size: int, rounds: int, *, comp
         "ours, second forward": our_run(model, batch_size, second_forward=True),
     }
     if compiled:
+        torch.compiler.reset()  # it compiles a few networks in a process, and no more
         here["ours, compiled"] = our_run(model, batch_size, compiled=True)
     toolkit = {
         "MCT": their_run(theirs, model, batch_size, False),

@@ -252,7 +252,7 @@ class _Run:
         from torch._dynamo import config as compiler  # takes a second to import
 
         compiler.suppress_errors = True
-        self.net.compile()
+        self.net.compile(dynamic=False)  # the last batch may be smaller: code of its own, not slower code for all
 
     def advance(self) -> tuple[float, float]:
         """Move every batch by one step, and the learning rate along; return the mean BNS and ODSL losses."""
