@@ -13,10 +13,17 @@ from functools import partial
 from typing import Any
 
 from dghlib.choices import look_up
-from dghlib.experiments.plans import REAL, Experiment, calibrated, drawn_sources, quantizers, source_config
+from dghlib.experiments.plans import (
+    PAPER_SOURCES,
+    REAL,
+    Experiment,
+    calibrated,
+    drawn_sources,
+    quantizers,
+    source_config,
+)
 from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
 
-PAPER_SOURCES = ("zeroq", "intraq", "genie_d", "dgh", REAL)
 # The parts of DGH's Table 4: statistics of the whole set, image preprocessing, output-stretching loss.
 PARTS = ("scope", "preprocessing", "stretching")
 

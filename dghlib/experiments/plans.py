@@ -23,6 +23,7 @@ from dghlib.quantizers.reconstruction import Settings
 REAL = "real"
 FLOAT = "float"
 SOURCES = ("noise", "zeroq", "dgh", REAL)
+PAPER_SOURCES = ("zeroq", "intraq", "genie_d", "dgh", REAL)  # the rows of DGH's tables
 DETECTION_SOURCES = ("noise", "zeroq", "genie_d", "dgh", REAL)  # those that need no classes
 
 
@@ -76,7 +77,7 @@ def table2(
     budget: str = "quick",
     *,
     bits: Sequence[str] = ("W8A8", "W4A8", "W4A4"),
-    sources: Sequence[str] = SOURCES,
+    sources: Sequence[str] = ("noise", *PAPER_SOURCES),
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
