@@ -53,20 +53,22 @@ def _range(spread: dict[str, float] | None) -> str:
 
 
 def rates_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
-    """Return bars of the images times steps per processor second, a group for each network and size."""
+    """Return bars of the images times steps per processor second beside the bare network's, a group for each cell."""
     speeds = pd.DataFrame(record["outputs"])
     speeds["cell"] = speeds.network + ", " + speeds.image_size.astype(str) + " px"
     for name in _SPREAD:
         speeds[name] = [spread[name] for spread in speeds.per_processor_second]
+    bare = speeds[speeds.way == "bare"].set_index("cell")["median"]
     cells, ways = list(speeds.cell.unique()), list(speeds.way.unique())
     figure, axis = plt.subplots(figsize=(7, 1 + 1.6 * len(cells)), layout="constrained")
     for row, way in enumerate(ways):
-        bars = speeds[speeds.way == way].set_index("cell").loc[cells]
+        bars = speeds[speeds.way == way].set_index("cell").loc[cells, list(_SPREAD)].div(bare.loc[cells], axis=0)
         places = [place + 0.13 * row for place in range(len(cells))]
         errors = [bars["median"] - bars.lowest, bars.highest - bars["median"]]
         axis.barh(places, bars["median"], 0.12, xerr=errors, label=way)
     axis.set(yticks=[place + 0.33 for place in range(len(cells))], yticklabels=cells)
-    axis.set(xlabel="images x steps per processor second")
+    axis.set(xlabel="images x steps per processor second, bare network = 1")
+    axis.axvline(1, color="grey", linewidth=0.8, zorder=0)
     axis.invert_yaxis()
     figure.legend(fontsize="small", loc="outside right upper")
     return saved(figure, speeds[["network", "image_size", "way", *_SPREAD]], save)
