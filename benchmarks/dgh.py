@@ -4,9 +4,9 @@ Counted are images times steps in a second, of whole generation steps: preproces
 network, unmodified, channels_last, passes each image forward and back to the input and does nothing else; ours with a
 second forward pass (Algorithm 1 of the paper) is held against the bare network with one more; ours compiled counts
 from when it is compiled. All run on one thread, what is in this process in turns, step by step; then the toolkit, as it
-is and with weights that its caller froze, of which a step takes what a run of more steps takes longer than one of one.
+is and with weights that its caller froze, whose steps are told from its start by a run of one and a run of more.
 
-Some cells take minutes a round; the default ones take an hour together. From the repository's root, once
+Some cells take minutes a round; the default ones take half an hour together. From the repository's root, once
 `make bench` has made MCT's environment, all cells, which take hours:
 python -m benchmarks.dgh --networks resnet18 resnet50 mobilenet_v2 --sizes 64 112 224
 """

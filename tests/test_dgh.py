@@ -36,6 +36,7 @@ def test_images_match_the_statistics_far_better_than_noise(preset, tiny_model):
 
 def _with_and_without_compiling(model: FloatModel) -> tuple[torch.Tensor, ...]:
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     config = replace(SMALL, steps=2)
     return tuple(dgh.generate(model, config, progress=False, compiled=compiled) for compiled in (True, False))
 

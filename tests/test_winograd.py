@@ -1,5 +1,7 @@
 """3x3 convolutions by Winograd's algorithm."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ def layer(channels: int = CHANNELS, out: int = CHANNELS, size: int = 3, **settin
     return nn.Conv2d(channels, out, size, **{"padding": 1} | settings).requires_grad_(False)  # type: ignore[arg-type]
 
 
-def output_and_gradient(convolution: nn.Module, maps: Tensor) -> tuple[Tensor, Tensor]:
+def output_and_gradient(convolution: Callable[[Tensor], Tensor], maps: Tensor) -> tuple[Tensor, Tensor]:
     maps = maps.clone().requires_grad_()
     output = convolution(maps)
     return output.detach(), torch.autograd.grad(output.square().sum(), maps)[0]
@@ -42,6 +44,15 @@ def test_it_is_not_torch_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     Winograd.replace(convolution)
     monkeypatch.setattr(torch.nn.functional, "conv2d", None)
     convolution(torch.randn(2, CHANNELS, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own code ignores it
+def test_what_is_compiled_is_one_graph() -> None:
+    convolution, maps = layer(), torch.randn(2, CHANNELS, 8, 8)
+    wanted = output_and_gradient(convolution, maps)
+    Winograd.replace(convolution)
+    found = output_and_gradient(torch.compile(convolution, backend="eager", fullgraph=True), maps)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_in_and_out_are_channels_last() -> None:

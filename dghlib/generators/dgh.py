@@ -147,7 +147,8 @@ def generate(
     The model is not changed. With `checkpoint`, a run that was killed continues from that file: to the same images,
     or, where they lie in files, to images as good, since those of the sweep that was broken off have moved.
     `compiled` lets torch compile a copy of the network first, with a C++ compiler, in a minute or two: where
-    convolutions are light, as in MobileNets, a CPU then takes a fifth less for a step.
+    convolutions are light, as in MobileNets, a CPU then takes a fifth less for a step. Where torch cannot, it warns and
+    goes on without; from then on it does so for all that this process compiles.
     The processes of a job (`dghlib.processes`) share the work; each returns all images.
 
     Raises:
