@@ -121,13 +121,16 @@ def _report(subparsers: _Subparsers) -> None:
         subparsers,
         "report",
         commands.report,
-        "Say which layer hurts: signal to noise, in dB, of every quantized weight and tensor, the worst first.",
-        "dgh report shapes_residual --quantized model.safetensors --images images.safetensors",
+        "Say which layer hurts: signal to noise, in dB, of every quantized weight and tensor, the worst first; and the "
+        "errors of units that learned, before and after.",
+        "dgh report shapes_residual --quantized model.safetensors --images images.safetensors --out report",
     )
     _add_model(sub)
     sub.add_argument("--quantized", type=Path, required=True, help="a file that `dgh quantize` wrote")
     _add_images(sub, num_images=32)
-    sub.add_argument("--worst", type=int, default=12, help="how many rows (default: 12)")
+    sub.add_argument("--worst", type=int, default=12, help="how many rows to print (default: 12)")
+    sub.add_argument("--out", type=Path, help="folder for all rows as CSV and for pictures of them as SVG")
+    _add_force(sub)
 
 
 def _evaluate(subparsers: _Subparsers) -> None:

@@ -130,13 +130,25 @@ def export(options: Namespace) -> None:
 
 
 def report(options: Namespace) -> None:
-    """Print which layer hurts."""
-    from dghlib.experiments import tables
+    """Print which layer hurts, and write tables and pictures of it."""
+    from dghlib.experiments import figures, tables
 
+    if options.out:
+        _check_free(options.out, options.force)
     model = _model(options.model)
     quantized = QuantizedModel.load(options.quantized, model)
     images = _calibration_images(model, options)[: options.num_images]
-    print(tables.noise(model, quantized, images, options.worst).to_string(float_format="%.1f"))
+    noise, units = tables.noise(model, quantized, images), tables.units(quantized)
+    print(noise.head(options.worst).to_string(float_format="%.1f"))
+    if len(units):
+        print("\nErrors of units, over the energy of the float output, before and after they learned:")
+        print(units.head(options.worst).to_string(float_format="%.2g"))
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        figures.noise_profile(quantized, noise, save=str(options.out / "noise"))
+        if len(units):
+            figures.unit_profile(quantized, save=str(options.out / "units"))
+        print(f"\nAll of it, as tables and pictures, in {options.out}")
 
 
 def evaluate(options: Namespace) -> None:

@@ -128,6 +128,7 @@ def test_a_run_leaves_a_finished_copy_and_its_files(
     cells = nbformat.read(output, as_version=4).cells
     assert cells[2].source.splitlines() == ["# Parameters", "seeds = 5", "rate = 0.5", 'name = "a b"', "fast = False"]
     assert "remove-input" in cells[1].metadata.tags  # the defaults, which would only confuse
+    assert '<p class="provenance">' in cells[-1].source  # no cell said what made the page
     assert text_of(output) == f"5 {sys.executable}\n"  # of this interpreter, and without the progress
     assert "half of it" in capfd.readouterr().err  # which is passed on
     assert sorted(path.name for path in output.parent.iterdir()) == ["a.csv", "a.ipynb"]

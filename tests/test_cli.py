@@ -40,8 +40,17 @@ def test_export_report_and_a_file_that_is_there(tmp_path, capsys):
     assert _dgh("evaluate", "shapes_bottleneck", "--quantized", str(exported), "--num-images", "96") == 0
     assert "of 96 images" in capsys.readouterr().out
     report = ["report", "shapes_bottleneck", "--quantized", str(quantized), "--real", "shapes", "--num-images", "4"]
-    assert _dgh(*report, "--worst", "3") == 0
-    assert "accumulated" in capsys.readouterr().out
+    assert _dgh(*report, "--worst", "3", "--out", str(tmp_path / "report")) == 0
+    printed = capsys.readouterr().out
+    assert "accumulated" in printed
+    assert "before" in printed
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "noise.csv",
+        "noise.svg",
+        "units.csv",
+        "units.svg",
+    }
+    assert _dgh(*report, "--out", str(tmp_path / "report")) == 1
     before = exported.read_bytes()
     assert _dgh("export", "shapes_bottleneck", "--out", str(exported)) == 1
     assert f"{exported} exists; --force replaces it" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The noise report: its numbers by hand, and that it finds the layer that hurts."""
+"""The reports: their numbers by hand, and that they find the layer that hurts."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dghlib.models import FloatModel
-from dghlib.quantizers import hptq, noise_report
+from dghlib.quantizers import brecq, hptq, noise_report, unit_errors
 from dghlib.quantizers.grid import UniformQuantizer
 
 
@@ -49,3 +49,12 @@ def test_more_bits_are_less_noise_by_six_decibels_each(tiny_model: FloatModel) -
         means.append(sum(noise.own for noise in weights) / len(weights))
     assert means[1] - means[0] == pytest.approx(6, abs=1.5)
     assert means[2] - means[1] == pytest.approx(6, abs=1.5)
+
+
+def test_units_are_listed_worst_first_and_there_are_none_where_nothing_learned(tiny_model: FloatModel) -> None:
+    learned = brecq.quantize(tiny_model, images(), brecq.Config(iterations=20, step_iterations=10))
+    errors = unit_errors(learned)
+    assert {error.learned for error in errors} == {"weights", "steps"}
+    assert [error.after for error in errors] == sorted((error.after for error in errors), reverse=True)
+    assert all(0 < error.after < 1 for error in errors)
+    assert unit_errors(hptq.quantize(tiny_model, images(), hptq.Config())) == []

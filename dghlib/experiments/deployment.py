@@ -28,9 +28,7 @@ from dghlib.models import FloatModel
 _REPEATS = 100
 
 
-def files(
-    model: str = "shapes_residual", budget: str = "quick", bits: tuple[str, ...] = ("W8A8", "W4A4")
-) -> pd.DataFrame:
+def files(model: str = "shapes_residual", budget: str = "quick") -> pd.DataFrame:
     """Return, for a network of `shapes` in float and quantized by HPTQ with DGH images, what its ONNX file is like.
 
     Columns: size in kB; milliseconds per image (one at a time, one thread, median); top-1 in percent of the file and of

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dghlib.choices import look_up
-from dghlib.experiments import tables
 from dghlib.experiments.plans import REAL, SOURCES
 from dghlib.experiments.profiles import PROFILES
 from dghlib.experiments.run import Workshop, load_model, results_dir
@@ -96,21 +95,47 @@ def show_images(axes: Sequence[Axes], images: Tensor, model: FloatModel, label: 
     axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
 
 
-def noise_profile(model: FloatModel, quantized: QuantizedModel, images: Tensor, *, save: str | None = None) -> Figure:
-    """Return a picture of which layer hurts: signal to noise of every tensor, from the image to the logits.
+def noise_profile(quantized: QuantizedModel, noise: pd.DataFrame, *, save: str | None = None) -> Figure:
+    """Return a picture of which tensor hurts: signal to noise of each, from the image to the logits.
+
+    `noise` is from `tables.noise`. With `save`, a name, the figure is written to NAME.svg and the numbers behind it to
+    NAME.csv.
+    """
+    figure, axis = _profile(quantized, "signal to noise (dB)")
+    order = list(quantized.activation_quantizers())
+    tensors = noise[noise.kind == "tensor"].set_index("name").loc[order]
+    axis.plot(order, tensors.own, "o", markersize=3, label="own rounding")
+    axis.plot(order, tensors.accumulated, label="with all before it")
+    axis.legend(fontsize="small")
+    return saved(figure, noise, save)
+
+
+def unit_profile(quantized: QuantizedModel, *, save: str | None = None) -> Figure:
+    """Return a picture of which unit hurts: the error of each before and after it learned, in the order of learning.
 
     With `save`, a name, the figure is written to NAME.svg and the numbers behind it to NAME.csv.
+
+    Raises:
+        ValueError: nothing was learned.
     """
-    rows = tables.noise(model, quantized, images)
-    order = {name: place for place, name in enumerate(quantized.activation_quantizers())}
-    tensors = rows[rows.kind == "tensor"].sort_values("name", key=lambda names: names.map(order))
-    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    axis.plot(tensors.name, tensors.own, "o", markersize=3, label="own rounding")
-    axis.plot(tensors.name, tensors.accumulated, label="with all before it")
-    axis.set(ylabel="signal to noise (dB)", title=f"{model.name}, {quantized.about['method']}")
-    axis.tick_params(axis="x", labelrotation=90, labelsize="x-small")
+    errors = pd.DataFrame(quantized.about.get("units", []))
+    if errors.empty:
+        raise ValueError(f"{quantized.about['method']} learns no units: there is nothing to draw")
+    figure, axis = _profile(quantized, "error / energy of the float output")
+    for (learned, part), colour in zip(errors.groupby("learned", sort=False), sns.color_palette(), strict=False):
+        axis.plot(part.unit, part.before, "o", markersize=4, color=colour, mfc="none", label=f"{learned}: before")
+        axis.plot(part.unit, part.after, "o", markersize=4, color=colour, label=f"{learned}: after")
+    axis.set_yscale("log")
     axis.legend(fontsize="small")
-    return saved(figure, rows, save)
+    return saved(figure, errors, save)
+
+
+def _profile(quantized: QuantizedModel, ylabel: str) -> tuple[Figure, Axes]:
+    """Return an empty figure of values along the depth of a network."""
+    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    axis.set(ylabel=ylabel, title=f"{quantized.about['model']}, {quantized.about['method']}")
+    axis.tick_params(axis="x", labelrotation=90, labelsize="x-small")
+    return figure, axis
 
 
 def saved(figure: Figure, data: pd.DataFrame, save: str | None) -> Figure:

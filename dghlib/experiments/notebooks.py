@@ -18,11 +18,14 @@ import papermill
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
+from nbformat.v4 import new_markdown_cell
 from papermill.exceptions import PapermillExecutionError
 
 from dghlib.choices import nearest
 from dghlib.experiments.recorded import only_recorded, unlink_missing_files, with_notes
 from dghlib.experiments.run import RESULTS_VARIABLE, results_dir
+from dghlib.experiments.tables import PROVENANCE, foot_line
+from dghlib.records import provenance
 
 TYPES: dict[str, type] = {"bool": bool, "float": float, "int": int, "str": str}
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -159,6 +162,7 @@ def run_notebook(notebook: Path, parameters: Mapping[str, object], output: Path,
     partial = output.with_suffix(PARTIAL)
     output.parent.mkdir(parents=True, exist_ok=True)
     executed = _publishable(_execute(notebook, values, partial, progress))
+    _say_what_made(executed)
     if only_recorded():
         unlink_missing_files(executed, output.parent)
     nbformat.write(executed, partial)
@@ -187,6 +191,15 @@ def _execute(notebook: Path, values: dict[str, object], partial: Path, progress:
             return shown
         message = f"{notebook.name} {_reason(error)}\nWhat was computed until then: {partial}"
         raise NotebookError(message, partial) from error
+
+
+def _say_what_made(executed: nbformat.NotebookNode) -> None:
+    """Give an executed notebook that shows no provenance of records a foot line of its own."""
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    if not any(PROVENANCE in "".join(output.get("data", {}).get("text/html", "")) for output in outputs):
+        how = "made from records alone" if only_recorded() else "computed when the book was made"
+        line = foot_line({"page": how}, [provenance(executed.metadata.papermill.duration)])
+        executed.cells.append(new_markdown_cell(line))
 
 
 def _reason(error: PapermillExecutionError | DeadKernelError) -> str:

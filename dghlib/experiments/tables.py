@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from dghlib.experiments.profiles import PROFILES
 from dghlib.experiments.run import Record
 from dghlib.generators import GENERATORS
 from dghlib.models import FloatModel
-from dghlib.quantizers import QuantizedModel, noise_report
+from dghlib.quantizers import QuantizedModel, noise_report, unit_errors
 from dghlib.records import plain
+
+PROVENANCE = '<p class="provenance">'  # begins a foot line
 
 # How the sources are called in print, in the order of the rows.
 TITLES = {
@@ -212,9 +214,14 @@ def quantizer_costs(records: Sequence[Record]) -> pd.DataFrame:
     return seconds.loc[order].rename(index=QUANTIZER_TITLES).rename_axis(index="seconds per run", columns=None)
 
 
-def noise(model: FloatModel, quantized: QuantizedModel, images: Tensor, worst: int | None = None) -> pd.DataFrame:
+def noise(model: FloatModel, quantized: QuantizedModel, images: Tensor) -> pd.DataFrame:
     """Return the noise of a quantized network's weights and tensors, the worst first; see `quantizers.report`."""
-    return pd.DataFrame([dataclasses.asdict(row) for row in noise_report(model, quantized, images)[:worst]])
+    return pd.DataFrame([dataclasses.asdict(row) for row in noise_report(model, quantized, images)])
+
+
+def units(quantized: QuantizedModel) -> pd.DataFrame:
+    """Return the errors of a network's learned units, the worst first; see `quantizers.report`."""
+    return pd.DataFrame([dataclasses.asdict(row) for row in unit_errors(quantized)])
 
 
 def settings(records: Sequence[Record]) -> pd.DataFrame:
@@ -254,11 +261,9 @@ def save_csv(records: Sequence[Record], path: str, measure: str = "top1") -> Non
 def provenance(records: Sequence[Record], budget: str | None = None) -> HTML:
     """Return the foot line of a page: what made its numbers, where, and in how long."""
     if not records:
-        return HTML('<p class="provenance">records: none</p>')
-    facts = pd.DataFrame([record["provenance"] for record in records])
+        return HTML(f"{PROVENANCE}records: none</p>")
+    made = [record["provenance"] for record in records]
     inputs = frame(records)
-    commits = sorted({f"{row.commit[:10]}{' (modified)' if row.modified else ''}" for row in facts.itertuples()})
-    versions = sorted({", ".join(f"{k} {v}" for k, v in sorted(versions.items())) for versions in facts.versions})
     images = sorted({int(count) for count in inputs.get("num_images", pd.Series(dtype=float)).dropna()})
     tests = sorted({"all" if pd.isna(count) else str(int(count)) for count in inputs.test_images})
     parts = {
@@ -267,10 +272,19 @@ def provenance(records: Sequence[Record], budget: str | None = None) -> HTML:
         "budget": budget,
         "calibration images": ", ".join(map(str, images)),
         "test images": ", ".join(tests),
+    }
+    return HTML(foot_line(parts, made))
+
+
+def foot_line(parts: Mapping[str, str | None], made: Sequence[Mapping[str, Any]]) -> str:
+    """Return, as HTML, a foot line: some parts, then the provenance of all that a page shows."""
+    commits = sorted({f"{each['commit'][:10]}{' (modified)' if each['modified'] else ''}" for each in made})
+    versions = sorted({", ".join(f"{k} {v}" for k, v in sorted(each["versions"].items())) for each in made})
+    how = {
         "commit": ", ".join(commits),
         "versions": "; ".join(versions),
-        "machine": "; ".join(sorted(set(facts.machine))),
-        "computed in": f"{facts.seconds.sum():.0f} s",
+        "machine": "; ".join(sorted({each["machine"] for each in made})),
+        "computed in": f"{sum(each['seconds'] for each in made):.0f} s",
     }
-    line = " · ".join(f"{name}: {value}" for name, value in parts.items() if value)
-    return HTML(f'<p class="provenance">{line}</p>')
+    line = " · ".join(f"{name}: {value}" for name, value in {**parts, **how}.items() if value)
+    return f"{PROVENANCE}{line}</p>"

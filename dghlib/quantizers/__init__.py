@@ -4,10 +4,20 @@ from types import ModuleType
 
 from dghlib.quantizers import adaround, brecq, genie_m, hptq, qdrop
 from dghlib.quantizers.quantized_model import QuantizedModel, saved_facts
-from dghlib.quantizers.report import Noise, noise_report
+from dghlib.quantizers.reconstruction import UnitError
+from dghlib.quantizers.report import Noise, noise_report, unit_errors
 from dghlib.quantizers.tracing import UntraceableNetwork
 
-__all__ = ["QUANTIZERS", "Noise", "QuantizedModel", "UntraceableNetwork", "noise_report", "saved_facts"]
+__all__ = [
+    "QUANTIZERS",
+    "Noise",
+    "QuantizedModel",
+    "UnitError",
+    "UntraceableNetwork",
+    "noise_report",
+    "saved_facts",
+    "unit_errors",
+]
 
 QUANTIZERS: dict[str, ModuleType] = {
     "hptq": hptq,

@@ -14,6 +14,7 @@ Steps of activations are fixed, learned with the weights, or learned after them 
 import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +185,14 @@ def nearest(model: FloatModel, images: Tensor, settings: Settings, about: dict[s
     tensors = PLACEMENTS[settings.placement](graph)
     bits = assign_bits(graph, tensors, settings.weight_bits, settings.activation_bits, settings.bits)
     seen = observe(graph, bits.activations, images, settings.batch_size).histograms
+    shown = partial(tqdm, desc="grids", leave=False, delay=3)
     activations = {
-        name: activation_grid(seen[name], width, settings.activation_search) for name, width in bits.activations.items()
+        name: activation_grid(seen[name], width, settings.activation_search)
+        for name, width in shown(bits.activations.items(), unit="tensor")
     }
     weights = {
-        path: weight_grid(layer_at(graph, path), width, settings.weight_search) for path, width in bits.weights.items()
+        path: weight_grid(layer_at(graph, path), width, settings.weight_search)
+        for path, width in shown(bits.weights.items(), unit="layer")
     }
     return QuantizedModel(graph, weights, activations, about)
 

@@ -1,7 +1,7 @@
-"""Which layer hurts: the signal-to-noise ratio of every quantized weight and tensor.
+"""Which layer hurts: the signal-to-noise ratio of every quantized weight and tensor, and the error of every unit.
 
-In decibels, 10 log10(energy of the float values / energy of their error); 6 dB is about a bit, and below 10 dB a
-third of what is there is noise.
+Ratios are in decibels, 10 log10(energy of the float values / energy of their error); 6 dB is about a bit, and below
+10 dB a third of what is there is noise.
 """
 
 import math
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
+from tqdm import tqdm
 
 from dghlib.models import FloatModel
 from dghlib.quantizers.calibration import check_images
@@ -17,6 +18,7 @@ from dghlib.quantizers.graph import device_of, folded_graph
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.operations import layer_at
 from dghlib.quantizers.quantized_model import QuantizedModel
+from dghlib.quantizers.reconstruction import UnitError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,16 @@ def noise_report(model: FloatModel, quantized: QuantizedModel, images: Tensor, b
     return sorted(weights + tensors, key=lambda noise: noise.accumulated)
 
 
+def unit_errors(quantized: QuantizedModel) -> list[UnitError]:
+    """Return how far every learned unit was and is from the float one, the worst first; nothing if none was learned.
+
+    They were measured on the calibration images while the network was quantized. A unit of BRECQ is there twice, once
+    for its weights and once for the steps of its activations.
+    """
+    errors = [UnitError(**error) for error in quantized.about.get("units", [])]
+    return sorted(errors, key=lambda error: error.after, reverse=True)
+
+
 def _weight_ratio(float_graph: fx.GraphModule, quantized: QuantizedModel, path: str) -> float:
     layer = quantized.graph.get_submodule(path)
     weight = layer_at(float_graph, path).weight
@@ -74,7 +86,7 @@ def _tensor_noise(
     grids = quantized.activation_quantizers()
     own, accumulated = _Totals(), _Totals()
     with torch.no_grad():
-        for batch in images.split(batch_size):
+        for batch in tqdm(images.split(batch_size), desc="noise", unit="batch", leave=False, delay=3):
             batch = batch.to(device_of(float_graph))
             wanted = _Keeper(float_graph, grids)
             wanted.run(batch)
