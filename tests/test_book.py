@@ -239,6 +239,22 @@ def test_what_a_browser_finds_wrong_is_told(tmp_path: Path) -> None:
 
 
 @without_browser
+def test_tables_are_there_as_csv(tmp_path: Path) -> None:
+    script = (ROOT / "book" / "_static" / "csv.js").as_uri()
+    text = """<!doctype html><html><body><p>As much text as a page needs.</p><div class="cell_output"><table>
+        <tr><th rowspan=2>net</th><th colspan=2>W4, A4</th></tr><tr><th>mean</th><th>spread</th></tr>
+        <tr><td> a "b" </td><td>1</td><td></td></tr></table></div><script src="SCRIPT"></script>
+        <script>addEventListener("load", () => {
+            const link = document.querySelector("a.csv");
+            if (decodeURIComponent(link.href.split("utf-8,")[1]) !== `WANTED`) throw Error(link.download);
+        });</script>"""
+    shown = 'net,"W4, A4","W4, A4"\nnet,mean,spread\n"a ""b""",1,\n'
+    for name, wanted in (("right", shown), ("wrong", "something else")):
+        (tmp_path / f"{name}.html").write_text(text.replace("SCRIPT", script).replace("WANTED", wanted))
+    assert visit(browser() or "", tmp_path) == ["wrong.html: Uncaught Error: wrong-1.csv"]
+
+
+@without_browser
 def test_the_book_of_this_clone_shows_nothing_wrong() -> None:
     html = ROOT / "_build" / "html"
     built = html / "index.html"
