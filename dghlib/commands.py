@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from dghlib import assets, checkpoints, datasets, models, processes
 from dghlib.choices import look_up
@@ -53,6 +54,19 @@ def generate(options: Namespace) -> None:
         loss = _save_set(options.out, images, model, about)
         checkpoints.remove(checkpoint)
         print(f"{len(images)} images of shape {tuple(images.shape[1:])} in {options.out}{loss}")
+        if model.task == "classification":
+            print("the network sees {} of {} classes in them".format(*_classes_seen(model, images)))
+
+
+def _classes_seen(model: FloatModel, images: torch.Tensor) -> tuple[int, int]:
+    """Return how many classes a classifier takes images for, and of how many: what it does not see may be lost."""
+    seen, count = set(), 0
+    with torch.inference_mode():
+        for batch in tqdm(images.split(TEST_BATCH), desc="classes", unit="batch", leave=False, delay=3):
+            logits = model.net(batch)
+            seen |= set(logits.argmax(1).tolist())
+            count = logits.shape[1]
+    return len(seen), count
 
 
 def _save_set(path: Path, images: torch.Tensor, model: FloatModel, about: dict[str, str]) -> str:

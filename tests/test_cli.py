@@ -1,6 +1,7 @@
 """The command line: the three steps of an engineer, settings in their types, errors in one line."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ def test_generate_quantize_evaluate(tmp_path, capsys):
     assert _dgh("evaluate", "shapes_bottleneck", "--quantized", str(quantized), "--num-images", "96") == 0
     printed = capsys.readouterr().out
     assert "8 images of shape (3, 32, 32)" in printed
+    assert re.search(r"sees [1-8] of 48 classes", printed)
     assert "top-1" in printed
     assert "of 96 images" in printed
 
