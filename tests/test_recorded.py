@@ -67,7 +67,9 @@ def test_a_cell_that_would_compute_is_noted_and_the_others_run(tmp_path: Path, m
     assert "<code>make book</code> computes it" in first[1].data["text/html"]
     assert needs_it == []
     assert after[0].text == "after\n"
-    assert page.cells[-1].source == "Gone (not made), [here](here.csv), this too (not made)"
+    *_, prose, foot_line = page.cells
+    assert prose.source == "Gone (not made), [here](here.csv), this too (not made)"
+    assert "page: made from records alone" in foot_line.source
 
 
 def test_another_error_is_a_failure_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
