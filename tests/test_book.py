@@ -9,10 +9,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from dghlib.experiments import book
+from dghlib.experiments import book, notebooks
 from dghlib.experiments.book import BookError, build_book, notebook_names
 from dghlib.experiments.notebooks import (
     NotebookError,
@@ -133,6 +133,14 @@ def test_a_run_leaves_a_finished_copy_and_its_files(
     assert "half of it" in capfd.readouterr().err  # which is passed on
     assert sorted(path.name for path in output.parent.iterdir()) == ["a.csv", "a.ipynb"]
     assert str(tmp_path) not in output.read_text(encoding="utf-8")
+
+
+def test_a_page_that_says_what_made_it_gets_no_second_foot_line() -> None:
+    for shown, feet in (("<p>a table</p>", 1), ('<p class="provenance">of its records</p>', 0)):
+        cell = new_code_cell(outputs=[new_output("display_data", {"text/html": shown})])
+        page = new_notebook(cells=[cell], metadata={"papermill": {"duration": 61.0}})
+        notebooks._say_what_made(page)
+        assert [("computed in: 61 s" in cell.source) for cell in page.cells[1:]] == [True] * feet
 
 
 def test_a_failure_keeps_what_was_computed_and_the_earlier_copy(tmp_path: Path) -> None:
