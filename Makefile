@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 MCT   := _build/mct
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book render notebook test lint data checkpoints bench serve lock clean
+.PHONY: help setup book render results notebook test lint data checkpoints bench serve lock clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [NAME=value ...]"
@@ -34,6 +34,9 @@ book: $(READY) ## run what has no record yet and build the book: PROFILE=shapes 
 
 render: $(READY) ## build the book from the records of results/ alone, computing nothing
 	@$(BIN)/dgh book --recorded --profile $(PROFILE) --budget $(BUDGET)
+
+results: $(READY) ## compute what results/ lacks of the runs that the book shows (hours, may be stopped): PROFILE=shapes
+	@$(BIN)/dgh results --profile $(PROFILE)
 
 notebook: $(READY) ## run one notebook with your parameters: NB=table2 P="seeds=5"
 	@test -n "$(NB)" || \

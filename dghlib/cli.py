@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dgh", description=__doc__, formatter_class=_Formatter)
     subparsers = parser.add_subparsers(metavar="command", required=True)
-    for declare in (_generate, _quantize, _export, _report, _evaluate, _run, _data, _notebook, _book):
+    for declare in (_generate, _quantize, _export, _report, _evaluate, _run, _results, _data, _notebook, _book):
         declare(subparsers)
     return parser
 
@@ -169,11 +169,21 @@ def _run(subparsers: _Subparsers) -> None:
     sub.add_argument(
         "--results", type=Path, help=f"folder of records (default: {run.RESULTS_VARIABLE} or _build/results)"
     )
-    sub.add_argument(
-        "--cluster",
-        metavar="ADDRESS",
-        help="compute on a Dask cluster: tcp://HOST:8786, or the file of its scheduler",
+    _add_cluster(sub)
+
+
+def _results(subparsers: _Subparsers) -> None:
+    sub = _command(
+        subparsers,
+        "results",
+        commands.results,
+        "Compute the runs that the published book shows and the repository's results/ lacks: first repetitions first. "
+        "It takes hours, may be stopped at any time, and may run in several processes at once, which divide the work.",
+        "dgh results --profile cifar10 --threads 1",
     )
+    sub.add_argument("--profile", help=f"of this profile only, one of: {', '.join(PROFILES)} (default: all)")
+    sub.add_argument("--list", action="store_true", help="compute nothing: say what there is and what is missing")
+    _add_cluster(sub)
 
 
 def _data(subparsers: _Subparsers) -> None:
@@ -231,6 +241,14 @@ def _add_images(sub: argparse.ArgumentParser, num_images: int) -> None:
 def _add_profile(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--profile", default="shapes", help=f"one of: {', '.join(PROFILES)} (default: shapes)")
     sub.add_argument("--budget", default="quick", help=f"one of: {', '.join(BUDGETS)} (default: quick)")
+
+
+def _add_cluster(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="compute on a Dask cluster: tcp://HOST:8786, or the file of its scheduler",
+    )
 
 
 def _add_force(sub: argparse.ArgumentParser) -> None:

@@ -220,12 +220,7 @@ def run_plan(options: Namespace) -> None:
     # pandas takes a second to import, which --help need not wait for
     from dghlib.experiments import paper_tables, tables
 
-    if options.cluster:
-        from dghlib.experiments.cluster import run_on_cluster
-
-        records = run_on_cluster(experiments, options.cluster, results=options.results, device=options.device)
-    else:
-        records = run.run(experiments, results=options.results, device=options.device)
+    records = _records(experiments, options, options.results)
     of_plan: dict[str, Callable[..., Any]] = {
         "quantizers": tables.quantizers,
         "placements": tables.placements,
@@ -244,6 +239,33 @@ def run_plan(options: Namespace) -> None:
         "table3": partial(tables.accuracy, measure="map"),
     }
     print(of_plan.get(options.plan, tables.accuracy)(records).to_string())
+
+
+def _records(
+    experiments: Sequence[plans.Experiment], options: Namespace, results: Path | None = None
+) -> list[run.Record]:
+    """Return the records of experiments; compute those that are missing, here or on the cluster that was named."""
+    if options.cluster:
+        from dghlib.experiments.cluster import run_on_cluster
+
+        return run_on_cluster(experiments, options.cluster, results=results, device=options.device)
+    return run.run(experiments, results=results, device=options.device)
+
+
+def results(options: Namespace) -> None:
+    """Compute the runs that the repository's `results/` lacks, and copy their records there."""
+    from dghlib.experiments import holdings
+
+    if not run.PUBLISHED.is_dir():
+        raise FileNotFoundError(f"no folder {run.PUBLISHED}: `dgh results` fills the one of a clone of the repository")
+    new = holdings.publish(options.profile)
+    print(holdings.coverage(options.profile).to_string(index=False))
+    try:
+        if not options.list:
+            _records(holdings.lacking(options.profile), options)
+    finally:
+        new += holdings.publish(options.profile)
+        print(f"{new} records are new in {run.PUBLISHED}, {len(holdings.lacking(options.profile))} are missing")
 
 
 def fetch_data(options: Namespace) -> None:

@@ -26,4 +26,5 @@ PLANS: dict[str, Callable[..., list[Experiment]]] = {
     "dgh_settings": plans.dgh_settings,
     "quantizers": plans.quantizers,
     "placements": plans.placements,
+    "sources": plans.sources,
 }

@@ -99,6 +99,17 @@ def table2(
     return experiments
 
 
+def sources(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return `table2` with every source of images that there is for the profile."""
+    return table2(profile, budget, sources=every_source(profile), seeds=seeds, models=models)
+
+
 def table3(
     profile: str = "shapes_detection",
     budget: str = "quick",

@@ -1,0 +1,85 @@
+"""What `results/` is to hold: each record has a page that wants it, and reaches the folder from clean code only."""
+
+from pathlib import Path
+
+import pytest
+
+from dghlib import cli
+from dghlib.choices import UnknownName
+from dghlib.experiments import holdings, run
+from dghlib.experiments.holdings import HOLDINGS, Holding, held
+from dghlib.experiments.plans import FLOAT
+from dghlib.experiments.profiles import BUDGETS, PROFILES
+
+Folders = tuple[run.Workshop, run.Workshop]
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
+    """Return this machine's records and the published ones, none yet; two repetitions of one plan are to be held."""
+    published = tmp_path / "published"
+    published.mkdir()
+    monkeypatch.setattr(run, "PUBLISHED", published)
+    monkeypatch.setenv(run.RESULTS_VARIABLE, str(tmp_path / "made" / "results"))
+    two = Holding("shapes", "smoke", ("intraq_amounts",), ("shapes_residual", "shapes_inverted"), seeds=2)
+    monkeypatch.setattr(holdings, "HOLDINGS", (two,))
+    return run.Workshop(run.results_dir()), run.Workshop(published)
+
+
+@pytest.mark.parametrize("holding", HOLDINGS, ids=lambda holding: f"{holding.profile}, {holding.plans[0]}")
+def test_holdings_name_what_there_is(holding: Holding) -> None:
+    for plan in holding.plans:
+        experiments = holding.runs(plan)
+        assert {experiment.profile for experiment in experiments} == {holding.profile}
+        assert {experiment.model for experiment in experiments} == set(
+            holding.models or PROFILES[holding.profile].models
+        )
+        seeds = {experiment.source_config.seed for experiment in experiments if experiment.quantizer != FLOAT}
+        assert seeds == set(range(holding.seeds or BUDGETS[holding.budget].seeds))
+
+
+def test_another_budget_has_the_same_networks() -> None:
+    usual, paper = held("figure1", "cifar10"), held("figure1", "cifar10", "paper")
+    assert {experiment.model for experiment in usual} == {experiment.model for experiment in paper}
+    assert {experiment.test_images for experiment in paper} == {None}
+    with pytest.raises(UnknownName, match="there are: shapes, cifar10"):
+        held("table5", "tiny_imagenet")
+
+
+def test_what_is_lacking_comes_by_repetition(folders: Folders) -> None:
+    lacking = holdings.lacking()
+    seeds = [experiment.source_config.seed if experiment.source else 0 for experiment in lacking]
+    assert seeds == sorted(seeds)
+    assert len(lacking) == len(set(lacking)) == len(held("intraq_amounts", "shapes"))
+    assert holdings.lacking("cifar10") == []
+
+
+def test_records_are_published_once_and_only_from_code_as_it_is_committed(
+    folders: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, published = folders
+    clean, modified, *others = holdings.lacking()
+    for experiment, changed in ((clean, False), (modified, True)):
+        inputs = run.inputs_of(experiment)
+        made.keep(experiment, {"inputs": inputs, "outputs": {}, "provenance": {"modified": changed}})
+    assert holdings.publish() == 1
+    assert published.find(clean) == made.find(clean)
+    assert holdings.lacking() == [modified, *others]
+    assert "modified" in caplog.text
+    assert holdings.publish() == 0
+
+
+def test_the_command_computes_what_is_missing_and_says_what_there_is(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    float_only = Holding("shapes", "smoke", ("table2",), ("shapes_inverted",), seeds=0)
+    monkeypatch.setattr(holdings, "HOLDINGS", (float_only,))
+    assert cli.main(["results", "--list", "--threads", "1"]) == 0
+    assert "0 records are new" in capsys.readouterr().out
+    assert cli.main(["results", "--profile", "shapes", "--threads", "1"]) == 0
+    (record,) = run.run(held("table2", "shapes"))
+    assert record["outputs"]["top1"] > 90
+    new = not record["provenance"]["modified"]
+    assert f"{int(new)} records are new" in capsys.readouterr().out
+    assert cli.main(["results", "--profile", "shape"]) == 1
+    assert "did you mean 'shapes'" in capsys.readouterr().err
