@@ -225,6 +225,7 @@ def run_plan(options: Namespace) -> None:
         "quantizers": tables.quantizers,
         "placements": tables.placements,
         "dgh_settings": tables.settings,
+        "output_weights": tables.settings,
         "figure1": tables.settings,
         "figure5": tables.settings,
         "table4": paper_tables.table4,

@@ -24,6 +24,7 @@ PLANS: dict[str, Callable[..., list[Experiment]]] = {
     "genq_filters": paper_plans.genq_filters,
     "transfer": paper_plans.transfer,
     "dgh_settings": plans.dgh_settings,
+    "output_weights": plans.output_weights,
     "quantizers": plans.quantizers,
     "placements": plans.placements,
     "sources": plans.sources,

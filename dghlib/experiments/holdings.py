@@ -48,7 +48,9 @@ _CURVES = ("figure1", "figure5", "figure6", "figure7")
 HOLDINGS = (
     Holding("shapes", "quick", tuple(name for name in PLANS if name != "table3")),
     Holding("shapes_detection", "quick", ("table3",)),
-    Holding("cifar10", "standard", ("table1", "table2", "table4", "table5", *_CURVES, "sources"), _SMALL),
+    Holding(
+        "cifar10", "standard", ("table1", "table2", "table4", "table5", *_CURVES, "sources", "output_weights"), _SMALL
+    ),
     Holding("cifar10", "standard", ("table1", "table2"), ("cifar10_resnet56",), seeds=1),
     Holding("cifar10", "standard", ("quantizers",)),
     Holding("cifar10", "standard", ("placements",), ("cifar10_resnet20",), seeds=1),

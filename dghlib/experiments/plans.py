@@ -272,6 +272,35 @@ def dgh_settings(
     return experiments
 
 
+# Candidates for lambda, from the widest outputs to none that are asked for.
+OUTPUT_WEIGHTS = (1e-4, 3e-5, 1e-5, 0.0)
+
+
+def output_weights(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return the experiment that settled DGH's lambda: images of each candidate, and real ones, everything quantized.
+
+    HPTQ at W4A4 chooses ranges alone, BRECQ at W2A4 learns from the images.
+    """
+    spend = look_up(BUDGETS, budget, "budget")
+    names = list(models or look_up(PROFILES, profile, "profile").models)
+    variants: list[tuple[str, dict[str, Any]]] = [
+        ("dgh", {"output_weight": weight} if weight else {"output_stretching": False}) for weight in OUTPUT_WEIGHTS
+    ]
+    experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
+    repetitions = range(spend.seeds if seeds is None else seeds)
+    for seed, model, (source, changed) in itertools.product(repetitions, names, [*variants, (REAL, {})]):
+        config = source_config(source, spend, seed, **changed)
+        experiments.append(calibrated(profile, model, source, config, "W4A4", spend))
+        experiments.append(calibrated(profile, model, source, config, "W2A4", spend, "brecq", bits="full", seed=seed))
+    return experiments
+
+
 def quantizers(
     profile: str = "cifar10",
     budget: str = "standard",
