@@ -46,7 +46,8 @@ class Holding:
 _SMALL = ("cifar10_resnet20", "cifar10_mobilenetv2")
 _CURVES = ("figure1", "figure5", "figure6", "figure7")
 HOLDINGS = (
-    Holding("shapes", "quick", tuple(name for name in PLANS if name != "table3")),
+    Holding("shapes", "quick", tuple(name for name in PLANS if name not in ("table3", "dgh_settings"))),
+    Holding("shapes", "quick", ("dgh_settings",), ("shapes_inverted",), seeds=1),
     Holding("shapes_detection", "quick", ("table3",)),
     Holding(
         "cifar10", "standard", ("table1", "table2", "table4", "table5", *_CURVES, "sources", "output_weights"), _SMALL

@@ -93,7 +93,7 @@ class Config:
     clip: bool = True  # to what 8-bit pixels can show, with straight-through gradients
 
     output_stretching: bool = True
-    output_weight: float = 1e-4  # lambda
+    output_weight: float = 1e-5  # lambda
     output_power: Literal[1, 2] = 1  # of the output range: linear (the toolkit) or squared (Eq. 7)
     slack: float | None = 1.0  # delta; None: no constraint at the last batch norm
 
