@@ -32,6 +32,8 @@ from dghlib.records import plain
 
 Namespace = argparse.Namespace
 
+ENOUGH = 4  # images for every class, with which none should be missing
+
 
 def generate(options: Namespace) -> None:
     """Make calibration images and write them; the first of several processes does."""
@@ -55,7 +57,13 @@ def generate(options: Namespace) -> None:
         checkpoints.remove(checkpoint)
         print(f"{len(images)} images of shape {tuple(images.shape[1:])} in {options.out}{loss}")
         if model.task == "classification":
-            print("the network sees {} of {} classes in them".format(*_classes_seen(model, images)))
+            seen, count = _classes_seen(model, images)
+            print(f"the network sees {seen} of {count} classes in them")
+            if seen < count <= len(images) // ENOUGH and getattr(config, "output_stretching", False):
+                weight = config.output_weight / 10
+                print(
+                    f"a quantizer that learns may lose the others; --set output_weight={weight:g} may bring them back"
+                )
 
 
 def _classes_seen(model: FloatModel, images: torch.Tensor) -> tuple[int, int]:

@@ -34,6 +34,17 @@ def test_generate_quantize_evaluate(tmp_path, capsys):
     assert "of 96 images" in printed
 
 
+def test_generate_says_what_to_do_about_classes_that_are_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "_classes_seen", lambda model, images: (1, 2))
+    generate = ["generate", "shapes_inverted", "--out", str(tmp_path / "images.safetensors"), "--force"]
+    few = ["--set", "batch_size=8", "--set", "steps=1", "--set"]
+    assert _dgh(*generate, *few, "num_images=8") == 0
+    assert "--set output_weight=1e-06 may bring them back" in capsys.readouterr().out
+    assert _dgh(*generate, *few, "num_images=8", "--set", "output_stretching=false") == 0
+    assert _dgh(*generate, *few, "num_images=4", "--set", "batch_size=4") == 0
+    assert "output_weight" not in capsys.readouterr().out
+
+
 def test_export_report_and_a_file_that_is_there(tmp_path, capsys):
     quantized, exported = tmp_path / "model.safetensors", tmp_path / "model.onnx"
     quantize = ["quantize", "shapes_bottleneck", "--real", "shapes", "--num-images", "16", "--bits", "W4A4"]
