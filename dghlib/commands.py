@@ -268,7 +268,7 @@ def results(options: Namespace) -> None:
     if not run.PUBLISHED.is_dir():
         raise FileNotFoundError(f"no folder {run.PUBLISHED}: `dgh results` fills the one of a clone of the repository")
     new = holdings.publish(options.profile)
-    print(holdings.coverage(options.profile).to_string(index=False))
+    print(holdings.coverage(options.profile).to_string())
     try:
         if not options.list:
             _records(holdings.lacking(options.profile), options)

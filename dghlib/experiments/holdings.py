@@ -107,7 +107,8 @@ def coverage(profile: str | None = None) -> pd.DataFrame:
         missing = _without_record(wanted)
         hours = costs.seconds_in_turn({plan: missing}, units)[plan] / 3600
         rows.append((name, plan, len(wanted), len(wanted) - len(missing), round(hours, 1)))
-    return pd.DataFrame(rows, columns=["profile", "plan", "runs", "recorded", "core-hours left"])
+    table = pd.DataFrame(rows, columns=["profile", "plan", "runs", "recorded", "core-hours left"])
+    return table.set_index(["profile", "plan"])
 
 
 def _items(profile: str | None) -> Iterator[tuple[str, str]]:
