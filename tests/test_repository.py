@@ -21,8 +21,9 @@ from torch import nn
 
 import dghlib
 from dghlib.cli import _parser
-from dghlib.experiments import plans, run
+from dghlib.experiments import plans, run, tables
 from dghlib.experiments.book import notebook_names
+from dghlib.experiments.holdings import held
 from dghlib.experiments.notebooks import parameters_of
 from dghlib.export import OnnxNetwork
 from dghlib.generators import GENERATORS
@@ -106,6 +107,15 @@ def test_make_alone_lists_every_target() -> None:
     described = set(re.findall(r"^  ([a-z]+) +\w", listing, flags=re.MULTILINE))
     phony = set(re.findall(r"^\.PHONY: (.*)", MAKEFILE, flags=re.MULTILINE)[0].split())
     assert described == TARGETS == phony
+
+
+def test_the_readmes_table_is_what_was_recorded() -> None:
+    lines = [line.split("|")[2:-1] for line in README.splitlines() if re.match(r"\|.*\|( \d+\.\d \|){6}$", line)]
+    printed = [[float(number) for number in line] for line in lines]
+    table = tables.accuracy(run.published(held("table2", "shapes")), bits=["W8A8", "W4A4"])
+    assert len(printed) == len(table) == 7
+    for line, row in zip(printed, table.itertuples(index=False), strict=True):
+        assert line == [pytest.approx(float(mean.split()[0]), abs=0.051) for mean in row]
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "book/index.md", ".ci/run"])
