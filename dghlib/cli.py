@@ -182,7 +182,9 @@ def _results(subparsers: _Subparsers) -> None:
         "dgh results --profile cifar10 --threads 1",
     )
     sub.add_argument("--profile", help=f"of this profile only, one of: {', '.join(PROFILES)} (default: all)")
-    sub.add_argument("--list", action="store_true", help="compute nothing: say what there is and what is missing")
+    sub.add_argument(
+        "--list", action="store_true", help="compute and copy nothing: say what there is and what is missing"
+    )
     _add_cluster(sub)
 
 

@@ -267,11 +267,12 @@ def results(options: Namespace) -> None:
 
     if not run.PUBLISHED.is_dir():
         raise FileNotFoundError(f"no folder {run.PUBLISHED}: `dgh results` fills the one of a clone of the repository")
-    new = holdings.publish(options.profile)
+    new = 0 if options.list else holdings.publish(options.profile)
     print(holdings.coverage(options.profile).to_string())
+    if options.list:
+        return
     try:
-        if not options.list:
-            _records(holdings.lacking(options.profile), options)
+        _records(holdings.lacking(options.profile), options)
     finally:
         new += holdings.publish(options.profile)
         print(f"{new} records are new in {run.PUBLISHED}, {len(holdings.lacking(options.profile))} are missing")

@@ -143,6 +143,12 @@ def test_the_book_lists_every_notebook_and_chapter() -> None:
         assert re.search(rf"(file|root): {name}$", toc, flags=re.MULTILINE), chapter
 
 
+def test_no_line_of_a_chapter_vanishes() -> None:
+    """To MyST a line that begins with % is a comment, in the middle of a paragraph too."""
+    for chapter in (ROOT / "book").rglob("*.md"):
+        assert re.findall(r"^%.*", chapter.read_text(encoding="utf-8"), flags=re.MULTILINE) == [], chapter.name
+
+
 def test_every_method_is_in_the_book() -> None:
     """A page of ideas and images for each generator, and an entry in the library's pages for each method."""
     images, quantizers = ((ROOT / "book" / "library" / f"{name}.md").read_text() for name in ("images", "quantizers"))

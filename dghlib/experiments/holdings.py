@@ -74,7 +74,11 @@ def held(plan: str, profile: str, budget: str | None = None) -> list[Experiment]
 
 
 def lacking(profile: str | None = None) -> list[Experiment]:
-    """Return the runs that `results/` lacks, of one profile or of all: first repetitions first."""
+    """Return the runs that `results/` lacks, of one profile or of all: first repetitions first.
+
+    Raises:
+        UnknownName: there is no such profile; so do `publish` and `coverage`.
+    """
     wanted = dict.fromkeys(experiment for plan, name in _items(profile) for experiment in held(plan, name))
     missing = _without_record(wanted)
     return sorted(missing, key=lambda experiment: experiment.source_config.seed if experiment.source else 0)

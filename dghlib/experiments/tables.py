@@ -120,7 +120,7 @@ def accuracy(
 
 def nothing() -> pd.DataFrame:
     """Return what a page shows whose records are of earlier versions of the methods, or were never made."""
-    return pd.DataFrame({"no records": ["of these settings and versions; dgh results computes them"]}, index=[""])
+    return pd.DataFrame({"no records": ["of these settings and versions"]}, index=[""])
 
 
 def _paper_last(column: tuple[str, str]) -> bool:
