@@ -8,7 +8,7 @@ Generative Synthetic Data".
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from dghlib.experiments.plans import (
     Experiment,
     calibrated,
     drawn_sources,
+    of_variants,
     quantizers,
     source_config,
 )
@@ -89,7 +90,7 @@ def table4(
     spend = look_up(BUDGETS, budget, "budget")
     chosen = itertools.chain.from_iterable(itertools.combinations(PARTS, count) for count in range(len(PARTS) + 1))
     variants = [("dgh", part_settings(parts, spend)) for parts in chosen]
-    return _variants(profile, spend, variants, bits, seeds, models)
+    return of_variants(profile, spend, variants, bits, seeds, models)
 
 
 def part_settings(parts: Sequence[str], budget: Budget) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def scopes(
     variants: list[tuple[str, dict[str, Any]]] = [
         ("dgh", {"scope": scope, "output_stretching": on}) for on in stretching for scope in (*sizes, None)
     ]
-    return _variants(profile, spend, [*variants, (REAL, {})], bits, seeds, models, "adaround")
+    return of_variants(profile, spend, [*variants, (REAL, {})], bits, seeds, models, "adaround")
 
 
 # DGH's Figures 1 and 5.
@@ -146,7 +147,7 @@ def samples(
         count = spend.num_images // share
         smaller = dataclasses.replace(spend, num_images=count, batch_size=min(count, spend.batch_size))
         variants: list[tuple[str, dict[str, Any]]] = [(source, {}) for source in sources]
-        experiments += _variants(profile, smaller, variants, bits, seeds, models, quantizer, policy)
+        experiments += of_variants(profile, smaller, variants, bits, seeds, models, quantizer, policy)
     return list(dict.fromkeys(experiments))
 
 
@@ -164,7 +165,7 @@ def step_sizes(
     spend = look_up(BUDGETS, budget, "budget")
     experiments = []
     for method, search in itertools.product(methods, ("l1", "l2", "shrink_100", "l3", "l4")):
-        experiments += _variants(
+        experiments += of_variants(
             profile, spend, [(source, {})], bits, seeds, models, method, "academic", weight_search=search
         )
     return list(dict.fromkeys(experiments))
@@ -194,7 +195,9 @@ def genq_filters(
         for discarded in DISCARDED
     ]
     variants = [("genq", settings) for settings in [{"oversampling": 1.0}, *filtered]]
-    return _variants(profile, look_up(BUDGETS, budget, "budget"), variants, bits, seeds, models, "genie_m", "academic")
+    return of_variants(
+        profile, look_up(BUDGETS, budget, "budget"), variants, bits, seeds, models, "genie_m", "academic"
+    )
 
 
 # Table 2 of IntraQ's supplement.
@@ -223,7 +226,7 @@ def intraq_parts(
 ) -> list[Experiment]:
     """Return IntraQ, without each of its parts and with other crops, with BRECQ and everything quantized."""
     spend = look_up(BUDGETS, budget, "budget")
-    return _variants(profile, spend, [("intraq", part) for part in INTRAQ_PARTS.values()], bits, seeds, models)
+    return of_variants(profile, spend, [("intraq", part) for part in INTRAQ_PARTS.values()], bits, seeds, models)
 
 
 def transfer(
@@ -242,29 +245,6 @@ def transfer(
     every = itertools.product(range(spend.seeds if seeds is None else seeds), sources, names, names, bits)
     for seed, source, maker, model, width in every:
         config = source_config(source, spend, seed)
-        own = {"bits": "academic", "seed": seed}
-        quantized = calibrated(profile, model, source, config, width, spend, "genie_m", **own)
+        quantized = calibrated(profile, model, source, config, width, spend, "genie_m", bits="academic")
         experiments.append(dataclasses.replace(quantized, images_of=None if maker == model else maker))
-    return experiments
-
-
-def _variants(
-    profile: str,
-    budget: Budget,
-    variants: Iterable[tuple[str, dict[str, Any]]],
-    bits: Sequence[str],
-    seeds: int | None,
-    models: Sequence[str] | None,
-    quantizer: str = "brecq",
-    policy: str = "full",
-    **settings: Any,
-) -> list[Experiment]:
-    """Return one quantizer on images of (source, its settings), and the networks as they are."""
-    names = list(models or look_up(PROFILES, profile, "profile").models)
-    experiments = [Experiment(profile=profile, model=model, test_images=budget.test_images) for model in names]
-    every = itertools.product(range(budget.seeds if seeds is None else seeds), names, variants, bits)
-    for seed, model, (source, changed), width in every:
-        config = source_config(source, budget, seed, **changed)
-        own = {"bits": policy, "seed": seed} | settings
-        experiments.append(calibrated(profile, model, source, config, width, budget, quantizer, **own))
     return experiments

@@ -7,7 +7,7 @@ record yet. Plans overlap freely: an experiment that two plans share is computed
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -134,8 +134,7 @@ def table3(
     for seed, (method, width) in itertools.product(range(spend.seeds if seeds is None else seeds), quantized.items()):
         for model, source in itertools.product(names, sources):
             config = source_config(source, spend, seed)
-            own = {} if method == "hptq" else {"seed": seed}
-            experiments.append(calibrated(profile, model, source, config, width, spend, method, **own))
+            experiments.append(calibrated(profile, model, source, config, width, spend, method))
     return experiments
 
 
@@ -156,14 +155,20 @@ def calibrated(
     quantizer: str = "hptq",
     **settings: Any,
 ) -> Experiment:
-    """Return a network quantized to a width such as "W4A8" with images of a source, by HPTQ or another method."""
+    """Return a network quantized to a width such as "W4A8" with images of a source, by HPTQ or another method.
+
+    A method that learns draws its batches with the seed of the images.
+    """
+    chosen = quantizer_config(quantizer, width, budget, **settings)
+    if isinstance(chosen, Settings):
+        chosen = dataclasses.replace(chosen, seed=config.seed)
     return Experiment(
         profile=profile,
         model=model,
         source=source,
         source_config=config,
         quantizer=quantizer,
-        quantizer_config=quantizer_config(quantizer, width, budget, **settings),
+        quantizer_config=chosen,
         test_images=budget.test_images,
     )
 
@@ -275,7 +280,12 @@ def dgh_settings(
 
 
 # Candidates for lambda, from the widest outputs to none that are asked for.
-OUTPUT_WEIGHTS = (1e-4, 3e-5, 1e-5, 0.0)
+OUTPUT_WEIGHTS: tuple[dict[str, Any], ...] = (
+    {"output_weight": 1e-4},
+    {"output_weight": 3e-5},
+    {"output_weight": 1e-5},
+    {"output_stretching": False},
+)
 
 
 def output_weights(
@@ -290,16 +300,32 @@ def output_weights(
     HPTQ at W4A4 chooses ranges alone, BRECQ at W2A4 learns from the images.
     """
     spend = look_up(BUDGETS, budget, "budget")
+    variants = [*(("dgh", settings) for settings in OUTPUT_WEIGHTS), (REAL, {})]
+    ranged = of_variants(profile, spend, variants, ["W4A4"], seeds, models, "hptq")
+    learned = of_variants(profile, spend, variants, ["W2A4"], seeds, models, "brecq")
+    return list(dict.fromkeys(ranged + learned))
+
+
+def of_variants(
+    profile: str,
+    budget: Budget,
+    variants: Iterable[tuple[str, dict[str, Any]]],
+    bits: Sequence[str],
+    seeds: int | None,
+    models: Sequence[str] | None,
+    quantizer: str = "brecq",
+    policy: str = "full",
+    **settings: Any,
+) -> list[Experiment]:
+    """Return one quantizer on images of (source, its settings), and the networks as they are."""
     names = list(models or look_up(PROFILES, profile, "profile").models)
-    variants: list[tuple[str, dict[str, Any]]] = [
-        ("dgh", {"output_weight": weight} if weight else {"output_stretching": False}) for weight in OUTPUT_WEIGHTS
-    ]
-    experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
-    repetitions = range(spend.seeds if seeds is None else seeds)
-    for seed, model, (source, changed) in itertools.product(repetitions, names, [*variants, (REAL, {})]):
-        config = source_config(source, spend, seed, **changed)
-        experiments.append(calibrated(profile, model, source, config, "W4A4", spend))
-        experiments.append(calibrated(profile, model, source, config, "W2A4", spend, "brecq", bits="full", seed=seed))
+    experiments = [Experiment(profile=profile, model=model, test_images=budget.test_images) for model in names]
+    every = itertools.product(range(budget.seeds if seeds is None else seeds), names, variants, bits)
+    for seed, model, (source, changed), width in every:
+        config = source_config(source, budget, seed, **changed)
+        experiments.append(
+            calibrated(profile, model, source, config, width, budget, quantizer, bits=policy, **settings)
+        )
     return experiments
 
 
@@ -327,8 +353,8 @@ def quantizers(
     for seed, model, source in itertools.product(range(spend.seeds if seeds is None else seeds), names, sources):
         config = source_config(source, spend, seed)
         for width, policy, method in itertools.product(bits, policies, methods):
-            own = {"bits": policy} if method == "hptq" else {"bits": policy, "seed": seed} | settings
-            experiments.append(calibrated(profile, model, source, config, width, spend, method, **own))
+            own = {} if method == "hptq" else settings
+            experiments.append(calibrated(profile, model, source, config, width, spend, method, bits=policy, **own))
     return experiments
 
 
