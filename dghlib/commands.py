@@ -226,7 +226,7 @@ def run_plan(options: Namespace) -> None:
         look_up(known, name, f"option of plan {options.plan}")
     experiments = plan(options.profile, options.budget, **chosen)
     # pandas takes a second to import, which --help need not wait for
-    from dghlib.experiments import paper_tables, tables
+    from dghlib.experiments import image_figures, paper_tables, sources, tables
 
     records = _records(experiments, options, options.results)
     of_plan: dict[str, Callable[..., Any]] = {
@@ -246,13 +246,17 @@ def run_plan(options: Namespace) -> None:
         "genq_filters": tables.settings,
         "transfer": paper_tables.transfers,
         "table3": partial(tables.accuracy, measure="map"),
+        "figure2": image_figures.spreads,
+        "figure3": image_figures.nearer,
+        "figure4": image_figures.output_ends,
+        "intraq_figure1": image_figures.spreads,
+        "genie_figureA5": partial(tables.observed, name="distances"),
+        "image_costs": sources.cost,
     }
     print(of_plan.get(options.plan, tables.accuracy)(records).to_string())
 
 
-def _records(
-    experiments: Sequence[plans.Experiment], options: Namespace, results: Path | None = None
-) -> list[run.Record]:
+def _records(experiments: Sequence[plans.Run], options: Namespace, results: Path | None = None) -> list[run.Record]:
     """Return the records of experiments; compute those that are missing, here or on the cluster that was named."""
     if options.cluster:
         from dghlib.experiments.cluster import run_on_cluster

@@ -9,7 +9,7 @@ from dghlib import cli
 from dghlib.choices import UnknownName
 from dghlib.experiments import holdings, run
 from dghlib.experiments.holdings import HOLDINGS, Holding, held
-from dghlib.experiments.plans import FLOAT
+from dghlib.experiments.plans import Experiment
 from dghlib.experiments.profiles import BUDGETS, PROFILES
 
 Folders = tuple[run.Workshop, run.Workshop]
@@ -35,21 +35,21 @@ def test_holdings_name_what_there_is(holding: Holding) -> None:
         assert {experiment.model for experiment in experiments} == set(
             holding.models or PROFILES[holding.profile].models
         )
-        seeds = {experiment.source_config.seed for experiment in experiments if experiment.quantizer != FLOAT}
+        seeds = {experiment.seed for experiment in experiments}
         assert seeds == set(range(holding.seeds or BUDGETS[holding.budget].seeds))
 
 
 def test_another_budget_has_the_same_networks() -> None:
     usual, paper = held("figure1", "cifar10"), held("figure1", "cifar10", "paper")
     assert {experiment.model for experiment in usual} == {experiment.model for experiment in paper}
-    assert {experiment.test_images for experiment in paper} == {None}
+    assert {experiment.test_images for experiment in paper if isinstance(experiment, Experiment)} == {None}
     with pytest.raises(UnknownName, match="there are: shapes, cifar10"):
         held("table5", "tiny_imagenet")
 
 
 def test_what_is_lacking_comes_by_repetition(folders: Folders) -> None:
     lacking = holdings.lacking()
-    seeds = [experiment.source_config.seed if experiment.source else 0 for experiment in lacking]
+    seeds = [experiment.seed for experiment in lacking]
     assert seeds == sorted(seeds)
     assert len(lacking) == len(set(lacking)) == len(held("table2", "shapes"))
     assert holdings.lacking("cifar10") == []

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dghlib.experiments import leaderboard
+from dghlib.experiments import image_plans, leaderboard, looks
 from dghlib.experiments.plans import Experiment, RealImages
 from dghlib.experiments.run import Record, inputs_of
 from dghlib.generators import dgh
@@ -88,6 +88,19 @@ def test_what_is_committed_is_current() -> None:
     records = list(leaderboard.all_records())
     stale = leaderboard.overview(records).query("state == 'stale'")
     assert stale.empty, stale
+    assert all(leaderboard.is_current(record) for record in leaderboard.all_observations())
+
+
+def test_a_look_of_another_version_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    (plan,) = image_plans.figure2("shapes", "smoke", seeds=1, models=["shapes_residual"])
+    record: Any = {"inputs": inputs_of(plan), "provenance": {"seconds": 1.0, "commit": "0" * 40}}
+    (row,) = leaderboard.overview_of_observations([record]).itertuples(index=False)
+    assert (row.look, row.images, row.state) == ("features", "Real data, DGH, ZeroQ", "current")
+    older = copy.deepcopy(record)
+    older["inputs"]["sets"]["DGH"]["version"] -= 1
+    assert not leaderboard.is_current(older)
+    monkeypatch.setattr(looks, "VERSION", 99)
+    assert not leaderboard.is_current(record)
 
 
 def test_the_picture_shows_cost_and_accuracy(tmp_path: Path) -> None:

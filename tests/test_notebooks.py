@@ -12,7 +12,7 @@ from dghlib.experiments.run import RESULTS_VARIABLE, Workshop
 from dghlib.quantizers.reconstruction import Settings
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-SMALLEST = {"budget": "smoke", "networks": 1, "num_images": 8, "seeds": 1, "iterations": 5, "repetitions": 2}
+SMALLEST = {"budget": "smoke", "networks": 1, "num_images": 8, "seeds": 1, "iterations": 5}
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quantizers that learn have tests of their own; what they would yield is made up here."""
-    compute = Workshop._outputs
+    compute = Workshop._tested
 
     def outputs(self: Workshop, experiment: Experiment, wait: bool) -> dict[str, Any]:
         if isinstance(experiment.quantizer_config, Settings):
             return {"top1": 50.0, "map": 30.0, "generation_seconds": 1.0, "quantization_seconds": 1.0}
         return compute(self, experiment, wait)
 
-    monkeypatch.setattr(Workshop, "_outputs", outputs)
+    monkeypatch.setattr(Workshop, "_tested", outputs)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

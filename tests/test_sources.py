@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 from dghlib.choices import UnknownName
-from dghlib.experiments import plans, sources
+from dghlib.experiments import image_plans, plans
 from dghlib.experiments.profiles import BUDGETS
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 
 
 def test_a_budget_for_fewer_images_is_in_proportion() -> None:
-    assert sources.budget_for("quick") is BUDGETS["quick"]
-    few = sources.budget_for("quick", 32)
+    assert image_plans.budget_for("quick") is BUDGETS["quick"]
+    few = image_plans.budget_for("quick", 32)
     assert (few.num_images, few.batch_size, few.steps) == (32, 32, BUDGETS["quick"].steps)
-    assert sources.budget_for("quick", 500).batch_size == BUDGETS["quick"].batch_size
+    assert image_plans.budget_for("quick", 500).batch_size == BUDGETS["quick"].batch_size
     with pytest.raises(UnknownName, match="unknown budget 'fast'"):
-        sources.budget_for("fast")
+        image_plans.budget_for("fast")
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -50,14 +50,3 @@ def test_genq_is_a_source_where_there_is_a_pipeline(tmp_path: Path, monkeypatch:
     assert "genq" in plans.every_source("shapes")
     assert plans.every_source("cifar10") == tuple(name for name in plans.every_source("shapes") if name != "genq")
     assert not set(FOR_TRANSFORMERS) & set(plans.every_source("shapes"))
-
-
-def test_the_cost_of_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DGHLIB_RESULTS", str(tmp_path / "results"))
-    made = ["noise", "zeroq", "genie_d"]
-    save = str(tmp_path / "cost")
-    table = sources.cost("shapes", "shapes_bottleneck", "smoke", num_images=4, sources=made, save=save)
-    assert list(table.index) == ["Gaussian noise", "ZeroQ", "GENIE"]
-    assert list(table["passes per image"]) == [0, 3, 3]
-    assert float(table["seconds per image"]["GENIE"]) > 0
-    assert (tmp_path / "cost.csv").read_text().count("\n") == 4

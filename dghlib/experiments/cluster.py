@@ -1,8 +1,9 @@
 """Plans on many machines: the same experiments, spread over the workers of a Dask cluster.
 
 A set of images is one task; an experiment is another that waits for its images, which Dask carries to where they are
-needed. So workers share no folder and no clock, only the code. Records come back to the machine that asked and are
-written there as they come, the same as those of `run.run`; what a lost worker was at runs again on another.
+needed; an observation makes its own. So workers share no folder and no clock, only the code. Records come back to the
+machine that asked and are written there as they come, the same as those of `run.run`; what a lost worker was at runs
+again on another.
 
 The cluster is whatever answers at an address: `dask scheduler` and `dask worker` by hand, dask-jobqueue under Slurm,
 Dask's operator under Kubernetes. A worker computes one experiment at a time, so it is started with one thread and,
@@ -20,7 +21,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from dghlib.experiments.plans import REAL, Experiment
+from dghlib.experiments.plans import REAL, Experiment, Run
 from dghlib.experiments.run import Record, Workshop, results_dir
 from dghlib.records import fingerprint, plain, provenance
 
@@ -32,7 +33,7 @@ class ClusterError(RuntimeError):
 
 
 def run_on_cluster(
-    experiments: Sequence[Experiment],
+    experiments: Sequence[Run],
     address: str,
     *,
     results: Path | None = None,
@@ -91,7 +92,7 @@ def _wait_for(scheduler_file: Path) -> None:
         time.sleep(0.2)
 
 
-def _compute_all(client: Any, experiments: list[Experiment], workshop: Workshop, device: str, progress: bool) -> None:
+def _compute_all(client: Any, experiments: list[Run], workshop: Workshop, device: str, progress: bool) -> None:
     """Compute `experiments` and keep each record as it comes; raise the first failure when all have ended."""
     from distributed import as_completed
 
@@ -111,14 +112,14 @@ def _compute_all(client: Any, experiments: list[Experiment], workshop: Workshop,
         raise ClusterError(f"{len(failures)} of {len(experiments)} experiments failed on the cluster:\n  {listed}")
 
 
-def _submit(client: Any, experiments: list[Experiment], device: str) -> dict[Any, Experiment]:
+def _submit(client: Any, experiments: list[Run], device: str) -> dict[Any, Run]:
     """Hand over a task for every set of images and one for every experiment; return the latter."""
     commit = _commit()
     sets: dict[str, Any] = {}
     tasks = {}
     for experiment in experiments:
         images = None
-        if experiment.source not in (None, REAL):
+        if isinstance(experiment, Experiment) and experiment.source not in (None, REAL):
             key = "images-" + fingerprint([experiment.maker, experiment.source, plain(experiment.source_config)])
             if key not in sets:
                 sets[key] = client.submit(_make_images, experiment, device, commit, key=key)
@@ -139,10 +140,10 @@ def _make_images(experiment: Experiment, device: str, commit: str) -> tuple[Tens
     return _workshop(device).images(experiment)
 
 
-def _compute(experiment: Experiment, images: tuple[Tensor, float] | None, device: str, commit: str) -> Record:
+def _compute(experiment: Run, images: tuple[Tensor, float] | None, device: str, commit: str) -> Record:
     _check_commit(commit)
     workshop = _workshop(device)
-    if images is not None:
+    if images is not None and isinstance(experiment, Experiment):
         workshop.lay_out(experiment, *images)
     return workshop.compute(experiment, wait=True)
 

@@ -13,9 +13,9 @@ import pandas as pd
 
 from dghlib.choices import look_up
 from dghlib.experiments.catalogue import PLANS
-from dghlib.experiments.plans import FLOAT, REAL, Experiment
+from dghlib.experiments.plans import FLOAT, REAL, ImageSet, Observation, Run
 from dghlib.experiments.run import Record
-from dghlib.records import fingerprint
+from dghlib.records import fingerprint, plain
 
 Unit = tuple[str, str]  # network, method
 
@@ -46,7 +46,7 @@ def _quantization_units(config: dict[str, Any], images: dict[str, Any]) -> int:
     return config.get("iterations") or images["num_images"]
 
 
-def estimate(experiments: Sequence[Experiment], units: dict[Unit, float]) -> pd.DataFrame:
+def estimate(experiments: Sequence[Run], units: dict[Unit, float]) -> pd.DataFrame:
     """Return the hours of one core that a plan takes by method: runs, hours, and runs whose cost no record tells.
 
     Images that several runs share are made once. The time to test a quantized network is not in it.
@@ -65,12 +65,12 @@ def estimates(profile: str, budget: str, names: Sequence[str], units: dict[Unit,
     return pd.concat(tables).round(2)
 
 
-def seconds_in_turn(plans: Mapping[str, Sequence[Experiment]], units: dict[Unit, float]) -> dict[str, float]:
+def seconds_in_turn(plans: Mapping[str, Sequence[Run]], units: dict[Unit, float]) -> dict[str, float]:
     """Return the seconds that plans take when they are run one after the other: what they share, the first one pays.
 
     What no record of a network tells is taken to cost what it does on others, on average.
     """
-    run: set[Experiment] = set()
+    run: set[Run] = set()
     made: set[str] = set()
     seconds = {}
     for name, experiments in plans.items():
@@ -95,15 +95,21 @@ def unit_table(units: dict[Unit, float], save: str | None = None) -> pd.DataFram
     return table.map("{:.2g}".format).replace("nan", "")
 
 
-def _parts(experiments: Sequence[Experiment], made: set[str]) -> Iterator[tuple[str, Unit, int]]:
+def _parts(experiments: Sequence[Run], made: set[str]) -> Iterator[tuple[str, Unit, int]]:
     """Yield (method, unit, work) of every quantization, and of every set of images that is not in `made`."""
     for experiment in dict.fromkeys(experiments):
-        if experiment.quantizer == FLOAT:
-            continue
-        images = asdict(experiment.source_config)
-        name = fingerprint([experiment.maker, experiment.source, images])
-        if experiment.source not in (None, REAL) and name not in made:
-            made.add(name)
-            yield experiment.source or "", (experiment.maker, experiment.source or ""), _generation_units(images)
-        work = _quantization_units(asdict(experiment.quantizer_config), images)
-        yield experiment.quantizer, (experiment.model, experiment.quantizer), work
+        if isinstance(experiment, Observation):
+            for _, wanted in experiment.sets:
+                yield from _making(experiment.model, wanted, made)
+        elif experiment.quantizer != FLOAT:
+            yield from _making(experiment.maker, experiment.images, made)
+            work = _quantization_units(asdict(experiment.quantizer_config), asdict(experiment.source_config))
+            yield experiment.quantizer, (experiment.model, experiment.quantizer), work
+
+
+def _making(maker: str, wanted: ImageSet, made: set[str]) -> Iterator[tuple[str, Unit, int]]:
+    """Yield (method, unit, work) of making images, unless they are real or in `made`."""
+    name = fingerprint([maker, plain(wanted)])
+    if wanted.source != REAL and name not in made:
+        made.add(name)
+        yield wanted.source, (maker, wanted.source), _generation_units(asdict(wanted.config))

@@ -1,57 +1,25 @@
 """Figures of the book. Each returns a matplotlib figure and writes its SVG and the CSV behind it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from dghlib.choices import look_up
-from dghlib.experiments.plans import REAL, SOURCES
+from dghlib.experiments.image_plans import budget_for
+from dghlib.experiments.plans import SOURCES
 from dghlib.experiments.profiles import PROFILES
-from dghlib.experiments.run import Workshop, load_model, results_dir
-from dghlib.experiments.sources import budget_for, calibration_images
-from dghlib.experiments.tables import TITLES
+from dghlib.experiments.run import Record, Workshop, load_model, results_dir
+from dghlib.experiments.sources import calibration_images
+from dghlib.experiments.tables import TITLES, nothing
 from dghlib.images import to_pixels
 from dghlib.models import FloatModel
 from dghlib.quantizers import QuantizedModel
-
-
-def output_distributions(profile: str = "shapes", budget: str = "quick", *, save: str | None = None) -> Figure:
-    """Return DGH's Figure 4: densities of the networks' outputs, for real images and for DGH with and without ODSL.
-
-    With `save`, a name, the figure is written to NAME.svg and the quantiles behind it to NAME.csv.
-    """
-    workshop, spend = Workshop(results_dir(), progress=True), budget_for(budget)
-    kinds = {
-        "real images": (REAL, {}),
-        "DGH, batch-norm loss only": ("dgh", {"output_stretching": False}),
-        "DGH": ("dgh", {}),
-    }
-    models = list(look_up(PROFILES, profile, "profile").models)
-    figure, axes = plt.subplots(1, len(models), figsize=(4 * len(models), 3.2), squeeze=False, layout="constrained")
-    quantiles = []
-    for axis, name in zip(axes[0], models, strict=True):
-        outputs = {}
-        for kind, (source, settings) in kinds.items():
-            images, _ = calibration_images(workshop, profile, name, source, spend, **settings)
-            with torch.inference_mode():
-                outputs[kind] = load_model(name).net(images).flatten()
-        for kind, values in outputs.items():
-            sns.kdeplot(values.numpy(), ax=axis, label=kind, fill=kind == "real images", cut=0)
-            quantiles.append({"model": name, "images": kind} | _quantiles(values))
-        axis.set(title=name, xlabel="output (logit)", ylabel="density" if axis is axes[0, 0] else "", yscale="log")
-    axes[0, 0].legend(fontsize="small")
-    return saved(figure, pd.DataFrame(quantiles), save)
-
-
-def _quantiles(values: Tensor) -> dict[str, float]:
-    levels = (0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0)
-    return {f"q{level}": values.quantile(level).item() for level in levels}
 
 
 def image_gallery(
@@ -136,6 +104,21 @@ def _profile(quantized: QuantizedModel, ylabel: str) -> tuple[Figure, Axes]:
     axis.set(ylabel=ylabel, title=f"{quantized.about['model']}, {quantized.about['method']}")
     axis.tick_params(axis="x", labelrotation=90, labelsize="x-small")
     return figure, axis
+
+
+def if_any(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Let a figure say so where there are no records to draw."""
+
+    @wraps(draw)
+    def drawn(records: Sequence[Record], *, save: str | None = None, **settings: str) -> Figure:
+        if records:
+            return draw(records, save=save, **settings)
+        figure, axis = plt.subplots(figsize=(5.2, 0.8))
+        axis.set_axis_off()
+        axis.text(0.5, 0.5, "no records of these settings and versions", ha="center", va="center")
+        return saved(figure, nothing(), save)
+
+    return drawn
 
 
 def saved(figure: Figure, data: pd.DataFrame, save: str | None) -> Figure:

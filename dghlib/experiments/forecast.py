@@ -11,16 +11,16 @@ from typing import Any
 
 import nbformat
 
-from dghlib.experiments import costs, paper_plans, plans
+from dghlib.experiments import costs, image_plans, paper_plans, plans
 from dghlib.experiments.leaderboard import all_records
-from dghlib.experiments.plans import Experiment
+from dghlib.experiments.plans import Run
 from dghlib.experiments.profiles import first_models
 from dghlib.experiments.run import Workshop, results_dir
 
 PAGE_SECONDS = 15.0  # of a page that computes nothing, before there was one
 TRUST = 60.0  # seconds of work at the records' own speed that are taken for granted, so that no short page decides
 BUILDING = 2  # the book itself is built in about the time of so many pages
-_PLAN = re.compile(r"\b(plans|paper_plans)\.(\w+)\(\s*profile, budget\b")
+_PLAN = re.compile(r"\b(plans|paper_plans|image_plans)\.(\w+)\(\s*profile, budget\b")
 
 
 class Forecast:
@@ -53,7 +53,7 @@ class Forecast:
         return f"about {max(1, round(self.seconds / 60))} min left"
 
 
-def lacking_runs(values: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Experiment]]:
+def lacking_runs(values: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Run]]:
     """Return, by name of notebook, the runs of its plans that have no record, given the values of its parameters."""
     workshop, lacking = Workshop(results_dir()), {}
     for notebook, chosen in values.items():
@@ -61,20 +61,26 @@ def lacking_runs(values: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Exp
     return lacking
 
 
-def forecast(lacking: Mapping[str, Sequence[Experiment]]) -> Forecast:
+def _models(values: Mapping[str, Any]) -> list[str]:
+    """Return the networks that a notebook is about: one by name, so many of its profile, or all."""
+    if values.get("network"):
+        return [values["network"]]
+    return first_models(values["profile"], values.get("networks", int("network" in values)))
+
+
+def forecast(lacking: Mapping[str, Sequence[Run]]) -> Forecast:
     """Return the forecast of notebooks that lack these runs."""
     if not any(lacking.values()):
         return Forecast(dict.fromkeys(lacking, 0.0))
     return Forecast(costs.seconds_in_turn(lacking, costs.unit_costs(list(all_records()))))
 
 
-def _runs(notebook: Path, values: Mapping[str, Any]) -> list[Experiment]:
+def _runs(notebook: Path, values: Mapping[str, Any]) -> list[Run]:
     """Return the runs of the plans that a notebook calls with its parameters, for its own profile and budget."""
     cells = nbformat.read(notebook, as_version=4).cells
     source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    runs: list[Experiment] = []
+    runs: list[Run] = []
     for module, name in _PLAN.findall(source):
-        plan = getattr({"plans": plans, "paper_plans": paper_plans}[module], name)
-        models = first_models(values["profile"], values.get("networks", 0))
-        runs += plan(values["profile"], values["budget"], seeds=values.get("seeds") or None, models=models)
+        plan = getattr({"plans": plans, "paper_plans": paper_plans, "image_plans": image_plans}[module], name)
+        runs += plan(values["profile"], values["budget"], seeds=values.get("seeds") or None, models=_models(values))
     return runs

@@ -11,14 +11,14 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 
-from dghlib.experiments.plans import Experiment
+from dghlib.experiments.plans import Run
 from dghlib.experiments.run import Workshop, results_dir
 
 MOST = 7  # helpers; each takes one to two GB of memory
 
 
 @contextlib.contextmanager
-def helped(experiments: Sequence[Experiment]) -> Iterator[None]:
+def helped(experiments: Sequence[Run]) -> Iterator[None]:
     """Compute `experiments`, from the last to the first, in a process for each core that is left, for as long as this.
 
     Who goes through them from the first to the last meets the helpers in the middle, and should use one thread: the
@@ -57,7 +57,7 @@ def _one_thread() -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
 
 
-def _compute(experiments: Sequence[Experiment]) -> None:
+def _compute(experiments: Sequence[Run]) -> None:
     """Compute what has no record. What fails here fails again where it is shown, and is told there."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has the helpers
     logging.disable()

@@ -7,7 +7,7 @@ modified code is not published: nobody else could make it.
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 
@@ -15,7 +15,7 @@ from dghlib.choices import look_up
 from dghlib.experiments import costs, run
 from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.leaderboard import all_records
-from dghlib.experiments.plans import Experiment
+from dghlib.experiments.plans import Run
 from dghlib.experiments.profiles import PROFILES
 
 log = logging.getLogger(__name__)
@@ -38,19 +38,21 @@ class Holding:
     models: tuple[str, ...] | None = None
     seeds: int | None = None
 
-    def runs(self, plan: str, budget: str | None = None) -> list[Experiment]:
+    def runs(self, plan: str, budget: str | None = None) -> Sequence[Run]:
         """Return the runs of one of the plans, at another budget if one is given."""
         return PLANS[plan](self.profile, budget or self.budget, seeds=self.seeds, models=self.models)
 
 
 _SMALL = ("cifar10_resnet20", "cifar10_mobilenetv2")
-_CURVES = ("figure1", "figure5", "figure6", "figure7")
+_FIGURES = tuple(f"figure{number}" for number in range(1, 8))
+_FEWER = ("table3", "dgh_settings", "image_costs")  # are not held for all networks and seeds of shapes
 HOLDINGS = (
-    Holding("shapes", "quick", tuple(name for name in PLANS if name not in ("table3", "dgh_settings"))),
+    Holding("shapes", "quick", tuple(name for name in PLANS if name not in _FEWER)),
     Holding("shapes", "quick", ("dgh_settings",), ("shapes_inverted",), seeds=1),
+    Holding("shapes", "quick", ("image_costs",), ("shapes_residual",)),
     Holding("shapes_detection", "quick", ("table3",)),
     Holding(
-        "cifar10", "standard", ("table1", "table2", "table4", "table5", *_CURVES, "sources", "output_weights"), _SMALL
+        "cifar10", "standard", ("table1", "table2", "table4", "table5", *_FIGURES, "sources", "output_weights"), _SMALL
     ),
     Holding("cifar10", "standard", ("table1", "table2"), ("cifar10_resnet56",), seeds=1),
     Holding("cifar10", "standard", ("quantizers",)),
@@ -60,7 +62,7 @@ HOLDINGS = (
 )
 
 
-def held(plan: str, profile: str, budget: str | None = None) -> list[Experiment]:
+def held(plan: str, profile: str, budget: str | None = None) -> list[Run]:
     """Return the runs of a plan that `results/` is to hold for a profile, or what they are at another budget.
 
     Raises:
@@ -73,7 +75,7 @@ def held(plan: str, profile: str, budget: str | None = None) -> list[Experiment]
     ]
 
 
-def lacking(profile: str | None = None) -> list[Experiment]:
+def lacking(profile: str | None = None) -> list[Run]:
     """Return the runs that `results/` lacks, of one profile or of all: first repetitions first.
 
     Raises:
@@ -81,10 +83,10 @@ def lacking(profile: str | None = None) -> list[Experiment]:
     """
     wanted = dict.fromkeys(experiment for plan, name in _items(profile) for experiment in held(plan, name))
     missing = _without_record(wanted)
-    return sorted(missing, key=lambda experiment: experiment.source_config.seed if experiment.source else 0)
+    return sorted(missing, key=lambda each: each.seed)
 
 
-def _without_record(experiments: Iterable[Experiment]) -> list[Experiment]:
+def _without_record(experiments: Iterable[Run]) -> list[Run]:
     published = run.Workshop(run.PUBLISHED)
     return [experiment for experiment in experiments if published.find(experiment) is None]
 

@@ -1,205 +1,154 @@
-"""Figures of what sets of images look like to a network: its statistics, its features, and how both come about."""
+"""Figures of what sets of images look like to a network, from the records of observations."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from dghlib.batchnorm import StoredStatistics, stored_statistics, variance_of, working_copy
-from dghlib.experiments.figures import saved, show_images
-from dghlib.experiments.plans import REAL, source_config
-from dghlib.experiments.profiles import Budget
-from dghlib.experiments.run import Workshop, load_model, results_dir
-from dghlib.experiments.sources import budget_for, calibration_images, distance_from_statistics
-from dghlib.experiments.tables import TITLES, short_name
-from dghlib.generators import deep_inversion
-from dghlib.generators.classes import find_head
-from dghlib.generators.identity import images_fingerprint
-from dghlib.generators.matching import measure, spread_of
-from dghlib.hooks import recorded_inputs
-from dghlib.images import flip_and_crop, load_images, save_images
-from dghlib.models import FloatModel
-from dghlib.records import fingerprint
-from dghlib.seeds import stream
+from dghlib.experiments.figures import if_any, saved, show_images
+from dghlib.experiments.image_plans import budget_for
+from dghlib.experiments.looks import REAL_SET, distance
+from dghlib.experiments.run import Record, Workshop, load_model, results_dir
+from dghlib.experiments.sources import calibration_images
+from dghlib.experiments.tables import cell, nothing, observed
 
 
-def layer_errors(
-    profile: str,
-    model: str,
-    budget: str = "quick",
-    *,
-    num_images: int = 512,
-    margin: int = 3,
-    repetitions: int = 5,
-    save: str | None = None,
-) -> Figure:
-    """Return DGH's Figure 3: by layer, how far real images are from the running statistics, augmented and not.
+@if_any
+def feature_maps(records: Sequence[Record], *, save: str | None = None) -> Figure:
+    """Return DGH's Figure 2 and IntraQ's Figure 1: the features of sets of images, by network and map.
 
-    Augmented images are mirrored half the time and moved at random by up to `margin` pixels. Each of `repetitions`
-    draws other images. With `save`, a name, the figure is written to NAME.svg and the numbers behind it to NAME.csv.
+    The points are those of the first repetition; all are in NAME.csv, where `save` is NAME.
     """
-    workshop, spend = Workshop(results_dir(), progress=True), budget_for(budget, num_images)
-    float_model = load_model(model)
-    net = working_copy(float_model.net, "cpu", float_model.image_shape)
-    layers = stored_statistics(net, float_model.image_shape)
-    rows = []
-    for seed in range(repetitions):
-        images, _ = calibration_images(workshop, profile, model, REAL, spend, seed=seed)
-        kinds = {"augmented": augmented(images, margin, stream(seed, "figure 3")), "as they are": images}
-        for kind, shown in kinds.items():
-            with torch.no_grad():
-                moments = measure(net, shown, layers).moments[0]
-            for statistic, errors in _errors(moments, layers).items():
-                rows += [
-                    {"layer": place, "images": kind, "seed": seed, "statistic": statistic, "error": error}
-                    for place, error in enumerate(errors, start=1)
-                ]
-    data = pd.DataFrame(rows)
+    data = observed(records, "points")
     grid = sns.relplot(
-        data, x="layer", y="error", hue="images", col="statistic", kind="line", errorbar="sd", height=3.2, aspect=1.3
+        data[data.seed == data.seed.min()],
+        x="x",
+        y="y",
+        hue="images",
+        style="images",
+        row="model",
+        col="map",
+        s=22,
+        alpha=0.8,
+        height=3.2,
+        aspect=1.15,
+        facet_kws={"sharex": False, "sharey": False},
     )
-    grid.set(yscale="log", xlabel="batch norm, from the image on", ylabel="mean squared error")
+    grid.set(xticks=[], yticks=[], xlabel="", ylabel="").set_titles("{row_name}, {col_name}")
+    for axis in grid.axes.flat:
+        axis.set_aspect("equal", adjustable="datalim")  # a distance is as long up as it is across
     return saved(grid.figure, data, save)
 
 
-def augmented(images: Tensor, margin: int, draws: torch.Generator) -> Tensor:
-    """Return images (N, C, H, W), half of them mirrored, each moved at random by up to `margin` pixels."""
-    flips = torch.rand(len(images), generator=draws) < 0.5
-    tops, lefts = torch.randint(2 * margin + 1, (2, len(images)), generator=draws)
-    height, width = images.shape[2:]
-    return flip_and_crop(F.pad(images, (margin,) * 4, mode="replicate"), flips, tops, lefts, (height, width))
-
-
-def _errors(moments: Tensor, layers: StoredStatistics) -> dict[str, list[float]]:
-    """Return the mean squared error of each statistic at every layer."""
-    deviations = spread_of(variance_of(moments), "std") - spread_of(layers.variance, "std")
-    errors = {"mean": moments[0] - layers.mean, "standard deviation": deviations}
-    return {name: [part.mean().item() for part in layers.per_layer(error.square())] for name, error in errors.items()}
-
-
-def feature_map(
-    profile: str,
-    model: str,
-    budget: str = "quick",
-    *,
-    sources: Sequence[str],
-    student: str | None = None,
-    save: str | None = None,
-) -> tuple[Figure, pd.DataFrame]:
-    """Return the features of sets of images in a plane, and a table of how sets differ in the whole space.
-
-    The plane is that of the two directions in which the features of all sets together vary most. With `student`, a
-    network, there is a set that DeepInversion makes in competition with it. With `save`, a name, the figure is written
-    to NAME.svg and the points to NAME.csv.
-    """
-    workshop, spend, float_model = Workshop(results_dir(), progress=True), budget_for(budget), load_model(model)
-    sets = {}
-    for source in sources:
-        images, _ = calibration_images(workshop, profile, model, source, spend)
-        sets[TITLES[source]] = features_of(float_model, images)
-    if student:
-        images = competing_images(workshop.cache, float_model, load_model(student), spend)
-        sets["DeepInversion against a student"] = features_of(float_model, images)
-    points = principal_plane(torch.cat([features for features, _ in sets.values()]))
-    data = pd.DataFrame(points.numpy(), columns=["first", "second"])
-    data["images"] = [title for title, (features, _) in sets.items() for _ in range(len(features))]
-    figure, axis = plt.subplots(figsize=(5.2, 4.2), layout="constrained")
-    sns.scatterplot(data, x="first", y="second", hue="images", style="images", s=22, alpha=0.8, ax=axis)
-    axis.set(title=short_name(model), xlabel="first principal component", ylabel="second principal component")
-    axis.legend(fontsize="small", title=None)
-    return saved(figure, data, save), spreads(sets, TITLES[REAL])
-
-
-def competing_images(cache: Path, model: FloatModel, student: FloatModel, spend: Budget) -> Tensor:
-    """Return DeepInversion's images, seed 0, in competition with a student; once made they are kept in `cache`."""
-    weight = deep_inversion.PRESETS["adi"].competition_weight
-    config = source_config("deep_inversion", spend, seed=0, competition_weight=weight)
-    both = [images_fingerprint(each, "deep_inversion", deep_inversion.VERSION, config) for each in (model, student)]
-    path = cache / f"{fingerprint(both)}.safetensors"
-    if not path.is_file():
-        save_images(path, deep_inversion.generate(model, config, student=student), {"student": student.name})
-    return load_images(path)[0]
-
-
-def features_of(model: FloatModel, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features (N, F) of images, the input of the last linear layer, and their classes (N,) to the network.
-
-    Raises:
-        NotAClassifier, NoFeatures: the network has none.
-    """
-    net = working_copy(model.net, "cpu", model.image_shape)
-    layer = find_head(model, net, "The map of features").layer
-    with torch.no_grad(), recorded_inputs(net, [layer]) as inputs:
-        classes = net(images).argmax(1)
-    return inputs[layer][-1], classes
-
-
-def principal_plane(points: Tensor) -> Tensor:
-    """Return the coordinates (N, 2) of points (N, F) in the two directions in which they vary most."""
-    centred = points - points.mean(0)
-    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    return centred @ directions[:2].T
-
-
-def spreads(sets: Mapping[str, tuple[Tensor, Tensor]], real: str) -> pd.DataFrame:
-    """Return how sets of (features, classes) spread, and how well they can be told from the set called `real`."""
-    rows = {
-        title: {
-            "within a class": _within_class(features, classes),
-            "classes seen": len(classes.unique()),
-            "nearest neighbour of its own set": "" if title == real else f"{_told_apart(features, sets[real][0]):.0%}",
-        }
-        for title, (features, classes) in sets.items()
+def spreads(records: Sequence[Record]) -> pd.DataFrame:
+    """Return how sets of features differ, mean ± standard deviation over repetitions; see `looks.spreads`."""
+    if not records:
+        return nothing()
+    data = observed(records, "spreads")
+    data["of its own set, %"] = 100 * data["nearest neighbour of its own set"]
+    columns = {
+        "within a class": ("within a class", 3),
+        "classes seen": ("classes seen", 1),
+        "of its own set, %": ("nearest neighbour of its own set, %", 0),
     }
-    return pd.DataFrame(rows).T.rename_axis("features of")
+    return _by_set(data, columns).rename_axis(["network", "features of"])
 
 
-def _within_class(features: Tensor, classes: Tensor) -> str:
-    """Return the mean cosine distance of images from the centre of their class, where a class has several."""
-    distances = []
-    for label in classes.unique():
-        members = features[classes == label]
-        if len(members) > 1:
-            distances.append(1 - torch.cosine_similarity(members, members.mean(0, keepdim=True)))
-    return f"{torch.cat(distances).mean():.3f}" if distances else ""
+def _by_set(data: pd.DataFrame, columns: Mapping[str, tuple[str, int]]) -> pd.DataFrame:
+    """Return the mean ± standard deviation of columns (name: title, digits), by network and set of images."""
+    groups = data.groupby(["model", "images"], sort=False)
+    table = pd.DataFrame(index=groups.size().index)
+    for name, (title, digits) in columns.items():
+        numbers = groups[name].agg(["mean", "std"])
+        cells = [cell(mean, spread, digits) for mean, spread in numbers.itertuples(index=False)]
+        table[title] = ["" if pd.isna(mean) else shown for mean, shown in zip(numbers["mean"], cells, strict=True)]
+    return table
 
 
-def _told_apart(features: Tensor, real: Tensor) -> float:
-    """Return for which part of two sets the nearest other image is of the same set: a half if they are alike."""
-    together = torch.cat([features, real])
-    distances = torch.cdist(together, together).fill_diagonal_(torch.inf)
-    ours = torch.arange(len(together)) < len(features)
-    return (ours == ours[distances.argmin(1)]).float().mean().item()
+@if_any
+def layer_errors(records: Sequence[Record], *, save: str | None = None) -> Figure:
+    """Return DGH's Figure 3: by layer, how far real images are from the running statistics, augmented and not."""
+    data = observed(records, "errors")
+    grid = sns.relplot(
+        data,
+        x="layer",
+        y="error",
+        hue="images",
+        row="model",
+        col="statistic",
+        kind="line",
+        errorbar="sd",
+        height=3.2,
+        aspect=1.3,
+        facet_kws={"sharex": False, "sharey": False},
+    )
+    grid.set(yscale="log", xlabel="batch norm, from the image on", ylabel="mean squared error")
+    grid.set_titles("{row_name}, {col_name}")
+    return saved(grid.figure, data, save)
 
 
-def traces(profile: str, model: str, budget: str, *, num_images: int, save: str | None = None) -> Figure:
-    """Return GENIE's Figure A5: how the distance from the statistics falls, for three ways to make images.
+def nearer(records: Sequence[Record]) -> pd.DataFrame:
+    """Return at how many of its layers a network's statistics are nearer to augmented images than to those as they are.
 
-    Of ZeroQ, of a generator network that is given fixed noise (GBA), and of GENIE, whose latent vectors learn, too.
-    Each point is a run of its own with so many steps, which for these methods is the beginning of a longer one.
+    Errors are means over repetitions.
     """
-    workshop, spend = Workshop(results_dir(), progress=True), budget_for(budget, num_images)
-    kinds = {"ZeroQ": ("zeroq", {}), "GBA": ("genie_d", {"latent_learning_rate": 0.0}), "GENIE": ("genie_d", {})}
-    rows = []
-    for title, (source, settings) in kinds.items():
-        for steps in sorted({max(1, spend.steps // share) for share in (16, 8, 4, 2, 1)}):
-            shorter = dataclasses.replace(spend, steps=steps)
-            images, _ = calibration_images(workshop, profile, model, source, shorter, **settings)
-            distance = distance_from_statistics(load_model(model), images)
-            rows.append({"images": title, "steps": steps, "distance": distance})
-    data = pd.DataFrame(rows)
-    figure, axis = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
-    sns.lineplot(data, x="steps", y="distance", hue="images", style="images", markers=True, ax=axis)
-    axis.set(title=short_name(model), yscale="log", ylabel="distance from the statistics (DGH, Eq. 4)")
-    axis.set_xscale("log", base=2)
-    axis.legend(fontsize="small", title=None)
+    if not records:
+        return nothing()
+    errors = observed(records, "errors").groupby(["model", "statistic", "layer", "images"], sort=False).error.mean()
+    errors = errors.unstack()
+    wins = (errors["augmented"] < errors["as they are"]).groupby(level=[0, 1], sort=False)
+    ratio = (errors["augmented"] / errors["as they are"]).groupby(level=[0, 1], sort=False).median()
+    table = pd.DataFrame({"layers": wins.size(), "augmented is nearer at": wins.sum()})
+    table["augmented / as they are, median"] = ratio.map("{:.2f}".format)
+    return table.rename_axis(["network", "statistic"])
+
+
+@if_any
+def output_distributions(records: Sequence[Record], *, save: str | None = None) -> Figure:
+    """Return DGH's Figure 4: densities of the networks' outputs, in the first repetition.
+
+    With `save`, a name, the figure is written to NAME.svg and the quantiles of all repetitions to NAME.csv.
+    """
+    data = observed(records, "densities")
+    data = data[data.seed == data.seed.min()]
+    models = list(dict.fromkeys(data.model))
+    figure, axes = plt.subplots(1, len(models), figsize=(4 * len(models), 3.2), squeeze=False, layout="constrained")
+    for axis, model in zip(axes[0], models, strict=True):
+        for images, curve in data[data.model == model].groupby("images", sort=False):
+            (line,) = axis.plot(curve.output, curve.density, label=images)
+            if images == REAL_SET:
+                axis.fill_between(curve.output, curve.density, color=line.get_color(), alpha=0.2)
+        axis.set(title=model, xlabel="output (logit)", ylabel="density" if axis is axes[0, 0] else "", yscale="log")
+    axes[0, 0].legend(fontsize="small")
+    return saved(figure, observed(records, "quantiles"), save)
+
+
+def output_ends(records: Sequence[Record]) -> pd.DataFrame:
+    """Return how far outputs reach, mean ± standard deviation over repetitions."""
+    if not records:
+        return nothing()
+    titles = {"q0.0": "the smallest", "q0.001": "0.1 % are below", "q0.999": "0.1 % are above", "q1.0": "the largest"}
+    columns = {name: (title, 1) for name, title in titles.items()}
+    return _by_set(observed(records, "quantiles"), columns).rename_axis(["network", "outputs for"])
+
+
+@if_any
+def traces(records: Sequence[Record], *, save: str | None = None) -> Figure:
+    """Return GENIE's Figure A5: how the distance from the statistics falls, for three ways to make images."""
+    data = observed(records, "distances")
+    data[["images", "steps"]] = data.images.str.rsplit(n=1, expand=True)
+    data["steps"] = data.steps.astype(int)
+    models = list(dict.fromkeys(data.model))
+    figure, axes = plt.subplots(1, len(models), figsize=(5.2 * len(models), 3.4), squeeze=False, layout="constrained")
+    for axis, model in zip(axes[0], models, strict=True):
+        here, looks = data[data.model == model], {"hue": "images", "style": "images", "markers": True}
+        sns.lineplot(here, x="steps", y="distance", errorbar="sd", ax=axis, **looks)
+        axis.set(title=model, yscale="log", ylabel="distance from the statistics (DGH, Eq. 4)")
+        axis.set_xscale("log", base=2)
+        axis.legend(fontsize="small", title=None)
     return saved(figure, data, save)
 
 
@@ -214,7 +163,7 @@ def long_runs(
     facts = []
     for line, steps in zip(axes, counts, strict=True):
         images, seconds = calibration_images(workshop, profile, model, "dgh", dataclasses.replace(spend, steps=steps))
-        distance = distance_from_statistics(load_model(model), images)
-        facts.append({"iterations": steps, "distance from the statistics": distance, "seconds": seconds})
+        far = distance(load_model(model), images)
+        facts.append({"iterations": steps, "distance from the statistics": far, "seconds": seconds})
         show_images(line, images, load_model(model), f"{steps}")
     return saved(figure, pd.DataFrame(facts), save)

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from scipy.stats import t
 
 from dghlib import models
-from dghlib.experiments import tables
+from dghlib.experiments import looks, tables
 from dghlib.experiments.figures import saved
 from dghlib.experiments.plans import FLOAT, REAL
-from dghlib.experiments.run import PUBLISHED, Record
+from dghlib.experiments.run import OBSERVATIONS, PUBLISHED, Record
 from dghlib.experiments.tables import POLICY_TITLES, QUANTIZER_TITLES, TITLES
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
@@ -36,13 +36,23 @@ def all_records() -> Iterator[Record]:
             yield record
 
 
+def all_observations() -> Iterator[Record]:
+    """Yield the record of every observation in the repository's `results/`, in the order of their names."""
+    for path in sorted(PUBLISHED.glob(f"*/{OBSERVATIONS}/*.json")):
+        if record := read_record(path):
+            yield record
+
+
 def is_current(record: Record) -> bool:
     """Return whether today's code would compute a record again under the same name: same versions, same weights."""
     inputs = record["inputs"]
     if inputs["model"]["weights"] != models.weights_sha256(inputs["model"]["name"]):
         return False
-    quantizer, images = inputs["quantizer"], inputs.get("images", {})
-    made_by = [(QUANTIZERS.get(quantizer["method"]), quantizer), (GENERATORS.get(images.get("source")), images)]
+    if inputs.get("look", {}).get("version", looks.VERSION) != looks.VERSION:
+        return False
+    made_by = [(GENERATORS.get(images["source"]), images) for images in tables.image_sets(inputs)]
+    if quantizer := inputs.get("quantizer"):
+        made_by.append((QUANTIZERS.get(quantizer["method"]), quantizer))
     return all(
         made["version"] == method.VERSION and _settings_of_today(method.Config, made["config"])
         for method, made in made_by
@@ -76,6 +86,24 @@ def overview(records: list[Record]) -> pd.DataFrame:
         "seconds",
     ]
     return rows[[*columns, "commit", "state"]].astype(object).fillna("").rename(columns={"policy": "quantized"})
+
+
+def overview_of_observations(records: list[Record]) -> pd.DataFrame:
+    """Return one line per record of what was looked at in images, without quantizing anything."""
+    rows = [
+        {
+            "profile": record["inputs"]["profile"],
+            "model": record["inputs"]["model"]["name"],
+            "look": record["inputs"]["look"]["name"],
+            "images": ", ".join(record["inputs"]["sets"]),
+            "seed": record["inputs"]["seed"],
+            "seconds": record["provenance"]["seconds"],
+            "commit": record["provenance"]["commit"][:10],
+            "state": "current" if is_current(record) else "stale",
+        }
+        for record in records
+    ]
+    return pd.DataFrame(rows) if rows else tables.nothing()
 
 
 def runs(records: list[Record]) -> pd.DataFrame:

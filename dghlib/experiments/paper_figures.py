@@ -1,7 +1,6 @@
 """Figures of the papers that are curves: accuracy against one setting, with the spread over seeds."""
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -9,30 +8,15 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dghlib.experiments.figures import saved
+from dghlib.experiments.figures import if_any, saved
 from dghlib.experiments.paper_plans import FILTERS
 from dghlib.experiments.paper_tables import labelled, settings_of
 from dghlib.experiments.plans import FLOAT, REAL
 from dghlib.experiments.run import Record
-from dghlib.experiments.tables import QUANTIZER_TITLES, TITLES, nothing, short_name
+from dghlib.experiments.tables import QUANTIZER_TITLES, TITLES, short_name
 
 
-def _if_any(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Let a figure say so where there are no records to draw."""
-
-    @wraps(draw)
-    def drawn(records: Sequence[Record], *, save: str | None = None, **settings: str) -> Figure:
-        if records:
-            return draw(records, save=save, **settings)
-        figure, axis = plt.subplots(figsize=(5.2, 0.8))
-        axis.set_axis_off()
-        axis.text(0.5, 0.5, "no records of these settings and versions", ha="center", va="center")
-        return saved(figure, nothing(), save)
-
-    return drawn
-
-
-@_if_any
+@if_any
 def scope_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return DGH's Figures 1 and 5: accuracy against the number of images that are matched together.
 
@@ -65,7 +49,7 @@ def _scope(record: Record) -> float | None:
     return settings.get("scope") or settings["num_images"]
 
 
-@_if_any
+@if_any
 def width_curves(records: Sequence[Record], *, vary: str, save: str | None = None) -> Figure:
     """Return DGH's Figures 6 and 7: accuracy against the width of "activations" or of "weights"."""
     place = {"weights": 0, "activations": 1}[vary]
@@ -74,14 +58,14 @@ def width_curves(records: Sequence[Record], *, vary: str, save: str | None = Non
     return _curves(rows[rows.bits != FLOAT], rows, "width", f"bits of {vary}", save)
 
 
-@_if_any
+@if_any
 def amount_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return GENIE's Figure A4, or GenQ's 5: accuracy against the number of calibration images."""
     rows = labelled(records, lambda record: TITLES[record["inputs"]["images"]["source"]])
     return _curves(rows[rows.bits != FLOAT], rows, "num_images", "calibration images", save, log=True)
 
 
-@_if_any
+@if_any
 def filter_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return GenQ's Figure 6: accuracy against the part of the images made that its filters discard."""
     rows = labelled(records, _filter_of)
@@ -103,7 +87,7 @@ def _discarded(record: Record) -> int | None:
 POWERS = {"l1": 1.0, "l2": 2.0, "shrink_100": 2.4, "l3": 3.0, "l4": 4.0}
 
 
-@_if_any
+@if_any
 def step_size_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return GENIE's Figure A2: accuracy against the power p of the error by which weights' first steps are found."""
     rows = labelled(records, lambda record: QUANTIZER_TITLES[record["inputs"]["quantizer"]["method"]])

@@ -1,7 +1,7 @@
 """Plans: which runs a table or a figure is made of.
 
-A plan is a function that returns a list of experiments. An experiment is data; `run.run` computes those that have no
-record yet. Plans overlap freely: an experiment that two plans share is computed once.
+A plan is a function that returns a list of experiments, or of observations. Both are data; `run.run` computes those
+that have no record yet. Plans overlap freely: a run that two plans share is computed once.
 """
 
 import dataclasses
@@ -36,6 +36,20 @@ class RealImages:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """The images of one source.
+
+    Attributes:
+        source: "real" or the name of a generator; `config` is its Config.
+        student: a network that DeepInversion's images compete with, None for none.
+    """
+
+    source: str
+    config: Any
+    student: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One network, calibrated with one set of images, quantized one way and tested; or tested as it is.
 
@@ -62,6 +76,11 @@ class Experiment:
         return self.images_of or self.model
 
     @property
+    def images(self) -> ImageSet:
+        """Return the images that the network is calibrated with."""
+        return ImageSet(source=self.source or "", config=self.source_config)
+
+    @property
     def title(self) -> str:
         """Name the experiment in a few words, for progress bars and errors."""
         if self.quantizer == FLOAT:
@@ -70,6 +89,39 @@ class Experiment:
         bits = f"W{config.weight_bits}A{config.activation_bits} {config.bits}"
         of_another = f" of {self.images_of}" if self.images_of else ""
         return f"{self.model} {self.quantizer} {bits} {self.source}{of_another} seed {self.source_config.seed}"
+
+    @property
+    def seed(self) -> int:
+        """Say which repetition it belongs to."""
+        return self.source_config.seed if self.source else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What one network shows of some sets of images, which are made from it, too.
+
+    Attributes:
+        profile, model: names in `PROFILES` and of one of its networks.
+        look: what is measured, a name in `looks.LOOKS`.
+        sets: (title, images), in order.
+        seed: which repetition it is; the images have seeds of their own.
+        settings: (name, value) of the look's own, in order.
+    """
+
+    profile: str
+    model: str
+    look: str
+    sets: tuple[tuple[str, ImageSet], ...]
+    seed: int = 0
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Name the observation in a few words, for progress bars and errors."""
+        return f"{self.model} {self.look} of {len(self.sets)} sets of images seed {self.seed}"
+
+
+Run = Experiment | Observation  # what has a record
 
 
 def table2(

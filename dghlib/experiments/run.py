@@ -1,9 +1,9 @@
-"""Run the experiments that have no record yet, and keep what they yield.
+"""Run the experiments and observations that have no record yet, and keep what they yield.
 
-Everything is found by the fingerprint of what it depends on: records in `results/<profile>/<fingerprint>.json`,
-images in a cache beside. Both are written atomically under a lock, so processes that share the folders divide the
-work between them; a run that is killed loses the experiment it was in and no other, and the generation it was in
-continues from its checkpoint.
+Everything is found by the fingerprint of what it depends on: records in `results/<profile>/<fingerprint>.json`, those
+of observations in `results/<profile>/observations`, images in a cache beside. All are written atomically under a lock,
+so processes that share the folders divide the work between them; a run that is killed loses the experiment it was in
+and no other, and the generation it was in continues from its checkpoint.
 """
 
 import contextlib
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dghlib import checkpoints, models
-from dghlib.experiments.plans import FLOAT, REAL, Experiment
+from dghlib.experiments import looks
+from dghlib.experiments.plans import FLOAT, REAL, Experiment, ImageSet, Observation, Run
 from dghlib.experiments.recorded import NotRecorded, only_recorded, show_missing
 from dghlib.experiments.scoring import quality, real_images
 from dghlib.generators import GENERATORS
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 RESULTS_VARIABLE = "DGHLIB_RESULTS"
+OBSERVATIONS = "observations"  # where their records are, among those of a profile
 PUBLISHED = Path(__file__).parents[2] / "results"
 
 
@@ -48,7 +50,7 @@ def results_dir() -> Path:
 
 
 def run(
-    experiments: Sequence[Experiment],
+    experiments: Sequence[Run],
     *,
     results: Path | None = None,
     device: torch.device | str = "cpu",
@@ -82,7 +84,7 @@ def run(
     return [record for experiment in experiments if (record := found[experiment])]
 
 
-def published(experiments: Sequence[Experiment]) -> list[Record]:
+def published(experiments: Sequence[Run]) -> list[Record]:
     """Return those records of `experiments` that are in the repository's own `results/`; nothing is computed.
 
     The page of a notebook names those that are not there. Networks as they are do not count: without any quantized
@@ -90,7 +92,7 @@ def published(experiments: Sequence[Experiment]) -> list[Record]:
     """
     found = {experiment: Workshop(PUBLISHED).find(experiment) for experiment in experiments}
     show_missing([experiment.title for experiment, record in found.items() if record is None], len(found))
-    if all(experiment.quantizer == FLOAT for experiment, record in found.items() if record):
+    if all(isinstance(each, Experiment) and each.quantizer == FLOAT for each, record in found.items() if record):
         return []
     return [record for experiment in experiments if (record := found[experiment])]
 
@@ -117,11 +119,11 @@ class Workshop:
         self.cache = results.parent / "images"
         self._images: tuple[str, Tensor, float] | None = None
 
-    def find(self, experiment: Experiment) -> Record | None:
+    def find(self, experiment: Run) -> Record | None:
         """Return an experiment's record, or None."""
         return read_record(self._record_path(experiment))
 
-    def compute(self, experiment: Experiment, *, wait: bool) -> Record:
+    def compute(self, experiment: Run, *, wait: bool) -> Record:
         """Return an experiment's record; make it if, once we hold its lock, it still is not there.
 
         Raises:
@@ -143,42 +145,62 @@ class Workshop:
             self.keep(experiment, record)
             return record
 
-    def keep(self, experiment: Experiment, record: Record) -> None:
+    def keep(self, experiment: Run, record: Record) -> None:
         """Write an experiment's record."""
         write_json(self._record_path(experiment), record)
 
     def images(self, experiment: Experiment, *, wait: bool = True) -> tuple[Tensor, float]:
-        """Return an experiment's calibration images (N, C, H, W), and the seconds they took to make.
+        """Return an experiment's calibration images, see `image_set`."""
+        return self.image_set(experiment.profile, experiment.maker, experiment.images, wait=wait)
 
-        They are normalised as the network that they are made from wants them.
+    def image_set(self, profile: str, maker: str, wanted: ImageSet, *, wait: bool = True) -> tuple[Tensor, float]:
+        """Return images (N, C, H, W), normalised as the network `maker` wants them, and the seconds they took to make.
+
+        They are made from that network, or, if they are to be real, drawn from the training images of the profile.
         """
-        model, config = load_model(experiment.maker), experiment.source_config
-        if experiment.source == REAL:
-            return real_images(experiment.profile, model, config.num_images, config.seed), 0.0
-        name = _images_name(experiment)
+        if wanted.source == REAL:
+            return real_images(profile, load_model(maker), wanted.config.num_images, wanted.config.seed), 0.0
+        name = _images_name(maker, wanted)
         if self._images is None or self._images[0] != name:
             path = self.cache / f"{name}.safetensors"
             with _lock(path, wait):
-                self._images = (name, *(_read_images(path) or self._generate(experiment, model, path)))
+                self._images = (name, *(_read_images(path) or self._generate(maker, wanted, path)))
         return self._images[1], self._images[2]
 
     def lay_out(self, experiment: Experiment, images: Tensor, seconds: float) -> None:
         """Take an experiment's images as given: they were made elsewhere, in so many seconds."""
-        self._images = (_images_name(experiment), images, seconds)
+        self._images = (_images_name(experiment.maker, experiment.images), images, seconds)
 
-    def _generate(self, experiment: Experiment, model: FloatModel, path: Path) -> tuple[Tensor, float]:
-        method = GENERATORS[experiment.source or ""]
+    def _generate(self, maker: str, wanted: ImageSet, path: Path) -> tuple[Tensor, float]:
+        how = {"student": load_model(wanted.student)} if wanted.student else {}
         checkpoint = path.with_suffix(".checkpoint")
         start = time.perf_counter()
-        images = method.generate(
-            model, experiment.source_config, device=self.device, progress=self.progress, checkpoint=checkpoint
+        images = GENERATORS[wanted.source].generate(
+            load_model(maker), wanted.config, device=self.device, progress=self.progress, checkpoint=checkpoint, **how
         )
         seconds = time.perf_counter() - start
-        save_images(path, images, {"seconds": f"{seconds:.3f}", "title": experiment.title})
+        save_images(path, images, {"seconds": f"{seconds:.3f}", "title": f"{maker} {wanted.source}"})
         checkpoints.remove(checkpoint)
         return images, seconds
 
-    def _outputs(self, experiment: Experiment, wait: bool) -> dict[str, Any]:
+    def _outputs(self, experiment: Run, wait: bool) -> dict[str, Any]:
+        return self._seen(experiment, wait) if isinstance(experiment, Observation) else self._tested(experiment, wait)
+
+    def _seen(self, observation: Observation, wait: bool) -> dict[str, Any]:
+        """Return what is seen of an observation's images, and the seconds that each of its sets took to make."""
+        found = {
+            title: self.image_set(observation.profile, observation.model, wanted, wait=wait)
+            for title, wanted in observation.sets
+        }
+        images = {title: images for title, (images, _) in found.items()}
+        model, look = load_model(observation.model), looks.LOOKS[observation.look]
+        return {
+            "generation_seconds": {title: round(seconds, 3) for title, (_, seconds) in found.items()},
+            "tables": look(model, images, **dict(observation.settings)),
+        }
+
+    def _tested(self, experiment: Experiment, wait: bool) -> dict[str, Any]:
+        """Return what a network reaches, quantized or as it is, and the seconds of what comes before."""
         model = load_model(experiment.model)
         if experiment.quantizer == FLOAT:
             return self._quality(experiment, model, model.net)
@@ -206,34 +228,42 @@ class Workshop:
         profile, test_images = experiment.profile, experiment.test_images
         return quality(profile, test_images, model, net, device=self.device, progress=self.progress)
 
-    def _record_path(self, experiment: Experiment) -> Path:
-        return self.results / experiment.profile / f"{fingerprint(inputs_of(experiment))}.json"
+    def _record_path(self, experiment: Run) -> Path:
+        folder = self.results / experiment.profile
+        if isinstance(experiment, Observation):
+            folder /= OBSERVATIONS
+        return folder / f"{fingerprint(inputs_of(experiment))}.json"
 
 
-def inputs_of(experiment: Experiment) -> dict[str, Any]:
+def inputs_of(experiment: Run) -> dict[str, Any]:
     """Return all that an experiment's outcome depends on: its settings, the weights, the versions of the methods.
 
     Nothing is loaded for it, so records of networks that are not on this machine are found as well.
     """
-    inputs: dict[str, Any] = {
-        "profile": experiment.profile,
-        "model": {"name": experiment.model, "weights": models.weights_sha256(experiment.model)},
-        "test_images": experiment.test_images,
-        "quantizer": {"method": experiment.quantizer},
-    }
+    inputs: dict[str, Any] = {"profile": experiment.profile, "model": _weights(experiment.model)}
+    if isinstance(experiment, Observation):
+        inputs["look"] = {"name": experiment.look, "version": looks.VERSION, "settings": dict(experiment.settings)}
+        inputs["seed"] = experiment.seed
+        inputs["sets"] = {title: _inputs_of_images(wanted) for title, wanted in experiment.sets}
+        return plain(inputs)
+    inputs |= {"test_images": experiment.test_images, "quantizer": {"method": experiment.quantizer}}
     if experiment.quantizer != FLOAT:
         version = QUANTIZERS[experiment.quantizer].VERSION
         inputs["quantizer"] |= {"version": version, "config": experiment.quantizer_config}
-        method = GENERATORS.get(experiment.source or "")
-        inputs["images"] = {
-            "source": experiment.source,
-            "version": method.VERSION if method else 1,
-            "config": experiment.source_config,
-        }
+        inputs["images"] = _inputs_of_images(experiment.images)
         if experiment.images_of:
-            weights = models.weights_sha256(experiment.images_of)
-            inputs["images"]["model"] = {"name": experiment.images_of, "weights": weights}
+            inputs["images"]["model"] = _weights(experiment.images_of)
     return plain(inputs)
+
+
+def _weights(model: str) -> dict[str, str]:
+    return {"name": model, "weights": models.weights_sha256(model)}
+
+
+def _inputs_of_images(wanted: ImageSet) -> dict[str, Any]:
+    method = GENERATORS.get(wanted.source)
+    inputs = {"source": wanted.source, "version": method.VERSION if method else 1, "config": wanted.config}
+    return inputs | ({"student": _weights(wanted.student)} if wanted.student else {})
 
 
 def _in_space_of(model: FloatModel, images: Tensor, maker: FloatModel) -> Tensor:
@@ -250,11 +280,12 @@ def _in_space_of(model: FloatModel, images: Tensor, maker: FloatModel) -> Tensor
     return (pixels - per_channel(model.mean, images)) / per_channel(model.std, images)
 
 
-def _images_name(experiment: Experiment) -> str:
-    """Return the fingerprint of an experiment's generated images."""
-    method = GENERATORS[experiment.source or ""]
-    model = load_model(experiment.maker)
-    return images_fingerprint(model, experiment.source or "", method.VERSION, experiment.source_config)
+def _images_name(maker: str, wanted: ImageSet) -> str:
+    """Return the fingerprint of generated images."""
+    version = GENERATORS[wanted.source].VERSION
+    networks = [maker, *([wanted.student] if wanted.student else [])]
+    names = [images_fingerprint(load_model(name), wanted.source, version, wanted.config) for name in networks]
+    return fingerprint(names) if wanted.student else names[0]
 
 
 def load_model(name: str) -> FloatModel:

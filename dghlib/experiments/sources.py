@@ -1,32 +1,21 @@
 """Calibration images of one network from every source, and what they cost."""
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 
 import pandas as pd
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from dghlib.batchnorm import stored_statistics, working_copy
-from dghlib.choices import look_up
-from dghlib.experiments.plans import REAL, Experiment, every_source, source_config
-from dghlib.experiments.profiles import BUDGETS, Budget
-from dghlib.experiments.run import Workshop, load_model, results_dir
-from dghlib.experiments.tables import TITLES
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
+from dghlib.experiments.image_plans import budget_for
+from dghlib.experiments.plans import REAL, ImageSet, every_source, source_config
+from dghlib.experiments.profiles import Budget
+from dghlib.experiments.run import Record, Workshop, load_model, results_dir
+from dghlib.experiments.tables import TITLES, nothing
 from dghlib.images import to_pixels
-from dghlib.models import FloatModel
 
-
-def budget_for(name: str, num_images: int | None = None) -> Budget:
-    """Return a budget by name; with `num_images`, as much of it as so many images need."""
-    spend = look_up(BUDGETS, name, "budget")
-    if num_images is None:
-        return spend
-    return dataclasses.replace(spend, num_images=num_images, batch_size=min(num_images, spend.batch_size))
+COST = {"passes per image": "{:.0f}", "seconds per image": "{:.3f}", "distance from the statistics": "{:.3g}"}
 
 
 def calibration_images(
@@ -34,44 +23,41 @@ def calibration_images(
 ) -> tuple[Tensor, float]:
     """Return the images of a source at a budget, seed 0, and the seconds they took; `settings` are of its Config."""
     config = dataclasses.replace(source_config(source, spend, seed=0), **settings)
-    return workshop.images(Experiment(profile=profile, model=model, source=source, source_config=config))
+    return workshop.image_set(profile, model, ImageSet(source=source, config=config))
 
 
 def cost(
-    profile: str,
-    model: str,
-    budget: str = "quick",
-    *,
-    num_images: int | None = None,
-    sources: Sequence[str] | None = None,
-    save: str | None = None,
+    records: Sequence[Record], *, sources: Collection[str] = tuple(TITLES), save: str | None = None
 ) -> pd.DataFrame:
-    """Return what the images of each source take on this machine, and how near they come to the network's statistics.
+    """Return what the images of each source cost and how near they come to the statistics, from `image_costs`.
 
     A pass is once forward and once backward through the network. The distance is that of Eq. 4 of the DGH paper,
-    over the whole set, as a mean over channels and layers. With `save`, a name, the numbers go to NAME.csv, and for
-    the pages of the methods, a line each, to cost_SOURCE.csv beside it.
+    over the whole set, as a mean over channels and layers. Numbers are means over repetitions. With `save`, a name,
+    they go to NAME.csv.
     """
-    workshop, spend = Workshop(results_dir(), progress=True), budget_for(budget, num_images)
-    rows, sources = [], sources or every_source(profile)
-    for source in sources:
-        images, seconds = calibration_images(workshop, profile, model, source, spend)
-        made = source != REAL
-        rows.append(
-            {
-                "calibrated with": TITLES[source],
-                "passes per image": getattr(source_config(source, spend, seed=0), "steps", 0) if made else "",
-                "seconds per image": f"{seconds / len(images):.3f}" if made else "",
-                "distance from the statistics": f"{distance_from_statistics(load_model(model), images):.3g}",
-            }
-        )
-    table = pd.DataFrame(rows).set_index("calibrated with")
+    if not records:
+        return nothing()
+    rows = []
+    for record in records:
+        found, sets = record["outputs"]["tables"]["distances"], record["inputs"]["sets"]
+        for source, distance in zip(found["images"], found["distance"], strict=True):
+            config, seconds = sets[source]["config"], record["outputs"]["generation_seconds"][source]
+            rows.append((source, config.get("steps", 0), seconds / config["num_images"], distance))
+    numbers = pd.DataFrame(rows, columns=["source", *COST]).groupby("source").mean()
+    chosen = [source for source in TITLES if source in numbers.index and source in sources]
+    table = pd.DataFrame({name: numbers.loc[chosen, name].map(form.format) for name, form in COST.items()})
+    if REAL in chosen:
+        table.loc[REAL, list(COST)[:2]] = ""
+    table = table.rename(index=TITLES).rename_axis("calibrated with")
     if save:
         table.to_csv(f"{save}.csv")
-        for row, source in enumerate(sources):
-            line = table.iloc[[row]].reset_index(drop=True)
-            line.to_csv(Path(save).with_name(f"cost_{source}.csv"), index=False)
     return table
+
+
+def save_lines(records: Sequence[Record]) -> None:
+    """Write the line of `cost` of each source to cost_SOURCE.csv, for the pages of the methods."""
+    for source in records[0]["inputs"]["sets"] if records else ():
+        cost(records, sources=[source]).to_csv(f"cost_{source}.csv", index=False)
 
 
 def save_strips(
@@ -90,13 +76,3 @@ def save_strips(
         pixels = to_pixels(images, float_model.mean, float_model.std)
         grid = make_grid(pixels, nrow=8, padding=2, pad_value=255)
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(f"images_{source}.png")
-
-
-def distance_from_statistics(model: FloatModel, images: Tensor) -> float:
-    """Return how far a set of images is from a network's statistics: DGH's Eq. 4, mean over channels and layers."""
-    net = working_copy(model.net, "cpu", model.image_shape)
-    layers = stored_statistics(net, model.image_shape)
-    weights = channel_weights(layers.sizes, "mean", layers.mean.device)
-    with torch.no_grad():
-        measured = measure(net, images, layers)
-    return batch_norm_distance(measured.moments, layers, weights, "std").item()

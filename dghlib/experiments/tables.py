@@ -84,6 +84,17 @@ def _row(record: Record) -> dict[str, Any]:
     return row | record["outputs"]
 
 
+def observed(records: Sequence[Record], name: str) -> pd.DataFrame:
+    """Return a table of observations, with the network and the repetition in each row."""
+    parts = [
+        pd.DataFrame(record["outputs"]["tables"][name]).assign(
+            model=short_name(record["inputs"]["model"]["name"]), seed=record["inputs"]["seed"]
+        )
+        for record in records
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
 def summary(records: Sequence[Record], measure: str = "top1") -> pd.DataFrame:
     """Return mean, standard deviation over seeds and number of seeds of a measure, by network, bits and source."""
     groups = frame(records).groupby(["model", "bits", "source"], sort=False)[measure]
@@ -127,8 +138,9 @@ def _paper_last(column: tuple[str, str]) -> bool:
     return column[0].startswith(PAPER)
 
 
-def cell(mean: float, spread: float | None) -> str:
-    return f"{mean:.2f}" if spread is None or pd.isna(spread) else f"{mean:.2f} ± {spread:.2f}"
+def cell(mean: float, spread: float | None, digits: int = 2) -> str:
+    one_value = spread is None or pd.isna(spread)
+    return f"{mean:.{digits}f}" if one_value else f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 
 def short_name(model: str) -> str:
@@ -262,18 +274,22 @@ def provenance(records: Sequence[Record], budget: str | None = None) -> HTML:
     """Return the foot line of a page: what made its numbers, where, and in how long."""
     if not records:
         return HTML(f"{PROVENANCE}records: none</p>")
-    made = [record["provenance"] for record in records]
-    inputs = frame(records)
-    images = sorted({int(count) for count in inputs.get("num_images", pd.Series(dtype=float)).dropna()})
-    tests = sorted({"all" if pd.isna(count) else str(int(count)) for count in inputs.test_images})
+    made, inputs = [record["provenance"] for record in records], [record["inputs"] for record in records]
+    images = sorted({images["config"]["num_images"] for each in inputs for images in image_sets(each)})
+    tests = sorted({str(each["test_images"] or "all") for each in inputs if "test_images" in each})
     parts = {
         "records": str(len(records)),
-        "profile": ", ".join(sorted(set(inputs.profile))),
+        "profile": ", ".join(sorted({each["profile"] for each in inputs})),
         "budget": budget,
         "calibration images": ", ".join(map(str, images)),
         "test images": ", ".join(tests),
     }
     return HTML(foot_line(parts, made))
+
+
+def image_sets(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the sets of images that a record depends on."""
+    return [*inputs.get("sets", {}).values(), *([inputs["images"]] if "images" in inputs else [])]
 
 
 def foot_line(parts: Mapping[str, str | None], made: Sequence[Mapping[str, Any]]) -> str:

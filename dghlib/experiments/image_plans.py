@@ -1,0 +1,168 @@
+"""Plans of what is looked at in images, without quantizing anything: figures and tables of several papers.
+
+DGH is Dikstein et al., "Data Generation for Hardware-Friendly Post-Training Quantization"; GENIE is Jeon, Lee, Kim,
+"GENIE: Show Me the Data for Quantization"; IntraQ is Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class
+Heterogeneity for Zero-Shot Network Quantization"; GenQ is Li et al., "GenQ: Quantization in Low Data Regimes with
+Generative Synthetic Data".
+
+All take a profile and a budget; `seeds` and `models` default to the budget's and to all of the profile.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dghlib.choices import look_up
+from dghlib.experiments.looks import REAL_SET
+from dghlib.experiments.plans import REAL, ImageSet, Observation, every_source, source_config
+from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
+from dghlib.generators import deep_inversion
+
+# By how many pixels images were moved while the networks of a profile were trained.
+MARGINS = {"shapes": 3, "cifar10": 4}
+MARGIN = 4  # elsewhere
+SMALL_SET = 16  # images, where many sets are compared
+
+# Sets of images by title: where they come from, and what differs from the published settings.
+Kinds = Mapping[str, tuple[str, Mapping[str, Any]]]
+
+
+def budget_for(name: str, num_images: int | None = None) -> Budget:
+    """Return a budget by name; with `num_images`, as much of it as so many images need."""
+    spend = look_up(BUDGETS, name, "budget")
+    if num_images is None:
+        return spend
+    return dataclasses.replace(spend, num_images=num_images, batch_size=min(num_images, spend.batch_size))
+
+
+def figure2(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Observation]:
+    """Return DGH's Figure 2: features of real images, of DGH's and of ZeroQ's."""
+    kinds: Kinds = {REAL_SET: (REAL, {}), "DGH": ("dgh", {}), "ZeroQ": ("zeroq", {})}
+    return _observations("features", profile, budget_for(budget), kinds, seeds, models)
+
+
+def figure3(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    num_images: int = 512,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Observation]:
+    """Return DGH's Figure 3: layer by layer, real images against the statistics, augmented and not.
+
+    The paper takes 1024 images.
+    """
+    spend, margin = budget_for(budget, num_images), MARGINS.get(profile, MARGIN)
+    observations = _observations("errors", profile, spend, {REAL_SET: (REAL, {})}, seeds, models)
+    return [dataclasses.replace(each, settings=(("margin", margin), ("seed", each.seed))) for each in observations]
+
+
+def figure4(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Observation]:
+    """Return DGH's Figure 4: outputs for real images, and for DGH's with and without the output-stretching loss."""
+    kinds: Kinds = {
+        REAL_SET: (REAL, {}),
+        "DGH, batch-norm loss only": ("dgh", {"output_stretching": False}),
+        "DGH": ("dgh", {}),
+    }
+    return _observations("outputs", profile, budget_for(budget), kinds, seeds, models)
+
+
+def intraq_figure1(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Observation]:
+    """Return Figure 1 of IntraQ's supplement: features of its images and DeepInversion's, alone and with competition.
+
+    The student is another network of the profile, the one after; without one there is no competition.
+    """
+    kinds: Kinds = {REAL_SET: (REAL, {}), "IntraQ": ("intraq", {}), "DeepInversion": ("deep_inversion", {})}
+    observations = _observations("features", profile, budget_for(budget), kinds, seeds, models)
+    names = list(look_up(PROFILES, profile, "profile").models)
+    weight = deep_inversion.PRESETS["adi"].competition_weight
+    competing = []
+    for each in observations:
+        student = names[(names.index(each.model) + 1) % len(names)]
+        alone = dict(each.sets)["DeepInversion"]
+        against = ImageSet(
+            source=alone.source,
+            config=dataclasses.replace(alone.config, competition_weight=weight),
+            student=student,
+        )
+        more = (("DeepInversion against a student", against),) if student != each.model else ()
+        competing.append(dataclasses.replace(each, sets=each.sets + more))
+    return competing
+
+
+def genie_figure_a5(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    num_images: int = SMALL_SET,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Observation]:
+    """Return GENIE's Figure A5: the distance from the statistics against steps, for three ways to make images.
+
+    Of ZeroQ, of a generator network that is given fixed noise (GBA), and of GENIE, whose latent vectors learn, too.
+    Each number of steps is a run of its own, which for these methods is the beginning of a longer one.
+    """
+    spend = budget_for(budget, num_images)
+    ways: Kinds = {
+        "ZeroQ": ("zeroq", {}),
+        "GBA": ("genie_d", {"latent_learning_rate": 0.0}),
+        "GENIE": ("genie_d", {}),
+    }
+    counts = sorted({max(1, spend.steps // share) for share in (16, 8, 4, 2, 1)})
+    kinds: Kinds = {
+        f"{title} {steps}": (source, {**settings, "steps": steps})
+        for (title, (source, settings)), steps in itertools.product(ways.items(), counts)
+    }
+    return _observations("distances", profile, spend, kinds, seeds, models)
+
+
+def image_costs(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    num_images: int = SMALL_SET,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Observation]:
+    """Return a small set of every source: its distance from the statistics, and the seconds that it takes.
+
+    GenQ's Table 1 compares four of the sources.
+    """
+    kinds: Kinds = {source: (source, {}) for source in every_source(profile)}
+    return _observations("distances", profile, budget_for(budget, num_images), kinds, seeds, models)
+
+
+def _observations(
+    look: str, profile: str, spend: Budget, kinds: Kinds, seeds: int | None, models: Sequence[str] | None
+) -> list[Observation]:
+    """Return one observation of sets of each kind for each repetition and each network."""
+    names = list(models or look_up(PROFILES, profile, "profile").models)
+    observations = []
+    for seed, model in itertools.product(range(spend.seeds if seeds is None else seeds), names):
+        sets = {
+            title: ImageSet(source=source, config=dataclasses.replace(source_config(source, spend, seed), **settings))
+            for title, (source, settings) in kinds.items()
+        }
+        observations.append(Observation(profile=profile, model=model, look=look, seed=seed, sets=tuple(sets.items())))
+    return observations

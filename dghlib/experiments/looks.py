@@ -1,0 +1,206 @@
+"""What a network shows of sets of images: tables of numbers, which the figures of the papers are drawn from.
+
+A look is a function of a classifier, of images (N, C, H, W) in its normalised space by the title of their set, and of
+settings of its own; it returns tables by name, each as columns by name. `run.run` computes it for an `Observation`, and
+keeps the tables.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dghlib.batchnorm import StoredStatistics, stored_statistics, variance_of, working_copy
+from dghlib.generators.classes import find_head
+from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, spread_of
+from dghlib.hooks import recorded_inputs
+from dghlib.images import flip_and_crop
+from dghlib.models import FloatModel
+from dghlib.seeds import stream
+
+VERSION = 1
+
+Images = Mapping[str, Tensor]
+Columns = dict[str, list[Any]]
+Tables = dict[str, Columns]
+
+REAL_SET = "Real data"  # the title of the set that others are compared with
+POINTS_OF_A_CURVE = 200
+QUANTILES = (0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0)
+NEIGHBOURS = 30  # that t-SNE looks at (its perplexity), in sets that have three times as many images
+
+
+def errors(model: FloatModel, sets: Images, *, margin: int, seed: int) -> Tables:
+    """Return by layer how far images are from the running statistics, augmented and as they are (DGH's Figure 3).
+
+    Augmented images are mirrored half the time and moved at random by up to `margin` pixels. The table `errors` has the
+    mean over channels of the squared difference of each statistic.
+    """
+    net = working_copy(model.net, "cpu", model.image_shape)
+    layers = stored_statistics(net, model.image_shape)
+    rows = []
+    for images in sets.values():
+        kinds = {"augmented": augmented(images, margin, stream(seed, "figure 3")), "as they are": images}
+        for kind, shown in kinds.items():
+            with torch.no_grad():
+                moments = measure(net, shown, layers).moments[0]
+            for statistic, by_layer in _errors(moments, layers).items():
+                rows += [
+                    {"layer": place, "images": kind, "statistic": statistic, "error": error}
+                    for place, error in enumerate(by_layer, start=1)
+                ]
+    return {"errors": _columns(rows)}
+
+
+def augmented(images: Tensor, margin: int, draws: torch.Generator) -> Tensor:
+    """Return images (N, C, H, W), half of them mirrored, each moved at random by up to `margin` pixels."""
+    flips = torch.rand(len(images), generator=draws) < 0.5
+    tops, lefts = torch.randint(2 * margin + 1, (2, len(images)), generator=draws)
+    height, width = images.shape[2:]
+    return flip_and_crop(F.pad(images, (margin,) * 4, mode="replicate"), flips, tops, lefts, (height, width))
+
+
+def _errors(moments: Tensor, layers: StoredStatistics) -> dict[str, list[float]]:
+    """Return the mean squared error of each statistic at every layer."""
+    deviations = spread_of(variance_of(moments), "std") - spread_of(layers.variance, "std")
+    differences = {"mean": moments[0] - layers.mean, "standard deviation": deviations}
+    return {
+        name: [part.mean().item() for part in layers.per_layer(difference.square())]
+        for name, difference in differences.items()
+    }
+
+
+def features(model: FloatModel, sets: Images) -> Tables:
+    """Return the features of all sets in two planes, and how sets differ in the whole space (DGH's Figure 2).
+
+    The table `points` has the coordinates of every image: in the map of t-SNE, which places neighbours near each other
+    and leaves all other distances open, and in the plane of the two directions in which all sets together vary most.
+    The table `spreads` is described at `spreads`.
+
+    Raises:
+        NotAClassifier, NoFeatures: the network has no features.
+    """
+    found = {title: features_of(model, images) for title, images in sets.items()}
+    together = torch.cat([points for points, _ in found.values()])
+    maps = {"t-SNE": neighbour_map(together), "principal components": principal_plane(together)}
+    titles = [title for title, images in sets.items() for _ in range(len(images))]
+    points = [
+        {"map": name, "images": title, "x": x, "y": y}
+        for name, plane in maps.items()
+        for title, (x, y) in zip(titles, plane.tolist(), strict=True)
+    ]
+    return {"points": _columns(points), "spreads": spreads(found)}
+
+
+def features_of(model: FloatModel, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features (N, F) of images, the input of the last linear layer, and their classes (N,) to the network.
+
+    Raises:
+        NotAClassifier, NoFeatures: the network has none.
+    """
+    net = working_copy(model.net, "cpu", model.image_shape)
+    layer = find_head(model, net, "The map of features").layer
+    with torch.no_grad(), recorded_inputs(net, [layer]) as inputs:
+        classes = net(images).argmax(1)
+    return inputs[layer][-1], classes
+
+
+def neighbour_map(points: Tensor) -> Tensor:
+    """Return the coordinates (N, 2) of points (N, F) in the map of t-SNE."""
+    from sklearn.manifold import TSNE  # takes seconds to import
+
+    perplexity = min(NEIGHBOURS, (len(points) - 1) / 3)
+    return torch.from_numpy(TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(points.numpy()))
+
+
+def principal_plane(points: Tensor) -> Tensor:
+    """Return the coordinates (N, 2) of points (N, F) in the two directions in which they vary most."""
+    centred = points - points.mean(0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    return centred @ directions[:2].T
+
+
+def spreads(sets: Mapping[str, tuple[Tensor, Tensor]]) -> Columns:
+    """Return how sets of (features, classes) spread, and for which part of images the nearest is of the same set.
+
+    `within a class` is the mean cosine distance of images from the centre of their class, where a class has several;
+    `nearest neighbour of its own set` compares each set with `REAL_SET`.
+    """
+    rows = [
+        {
+            "images": title,
+            "within a class": _within_class(points, classes),
+            "classes seen": len(classes.unique()),
+            "nearest neighbour of its own set": None if title == REAL_SET else _told_apart(points, sets[REAL_SET][0]),
+        }
+        for title, (points, classes) in sets.items()
+    ]
+    return _columns(rows)
+
+
+def _within_class(points: Tensor, classes: Tensor) -> float | None:
+    """Return the mean cosine distance of images from the centre of their class, None if no class has several."""
+    distances = []
+    for label in classes.unique():
+        members = points[classes == label]
+        if len(members) > 1:
+            distances.append(1 - torch.cosine_similarity(members, members.mean(0, keepdim=True)))
+    return torch.cat(distances).mean().item() if distances else None
+
+
+def _told_apart(points: Tensor, real: Tensor) -> float:
+    """Return for which part of two sets the nearest other image is of the same set: a half if they are alike."""
+    together = torch.cat([points, real])
+    distances = torch.cdist(together, together).fill_diagonal_(torch.inf)
+    ours = torch.arange(len(together)) < len(points)
+    return (ours == ours[distances.argmin(1)]).float().mean().item()
+
+
+def outputs(model: FloatModel, sets: Images) -> Tables:
+    """Return the distribution of the network's outputs for each set (DGH's Figure 4): `densities` and `quantiles`."""
+    from scipy.stats import gaussian_kde
+
+    densities, quantiles = [], []
+    for title, images in sets.items():
+        with torch.inference_mode():
+            values = model.net(images).flatten().double()
+        places = np.linspace(values.min().item(), values.max().item(), POINTS_OF_A_CURVE)
+        curve = zip(places.tolist(), gaussian_kde(values.numpy())(places).tolist(), strict=True)
+        densities += [{"images": title, "output": place, "density": density} for place, density in curve]
+        quantiles.append({"images": title} | {f"q{level}": values.quantile(level).item() for level in QUANTILES})
+    return {"densities": _columns(densities), "quantiles": _columns(quantiles)}
+
+
+def distances(model: FloatModel, sets: Images) -> Tables:
+    """Return how far each set is from the network's statistics, see `distance`."""
+    rows = [{"images": title, "distance": distance(model, images)} for title, images in sets.items()]
+    return {"distances": _columns(rows)}
+
+
+def distance(model: FloatModel, images: Tensor) -> float:
+    """Return how far images are from a network's statistics: DGH's Eq. 4, mean over channels and layers."""
+    net = working_copy(model.net, "cpu", model.image_shape)
+    layers = stored_statistics(net, model.image_shape)
+    weights = channel_weights(layers.sizes, "mean", layers.mean.device)
+    with torch.no_grad():
+        measured = measure(net, images, layers)
+    return batch_norm_distance(measured.moments, layers, weights, "std").item()
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
+    """Return rows as columns, numbers to six digits: more would be noise, and records are read by people, too."""
+    return {
+        name: [float(f"{row[name]:.6g}") if isinstance(row[name], float) else row[name] for row in rows]
+        for name in rows[0]
+    }
+
+
+LOOKS: dict[str, Callable[..., Tables]] = {
+    "errors": errors,
+    "features": features,
+    "outputs": outputs,
+    "distances": distances,
+}

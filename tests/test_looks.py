@@ -1,0 +1,165 @@
+"""What is looked at in images: each look against what it must see, and the records and figures made of them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_tiny_model
+from matplotlib.figure import Figure
+
+from dghlib.experiments import image_figures, image_plans, looks, run, sources, tables
+from dghlib.experiments.plans import Observation
+from dghlib.experiments.run import Workshop
+from dghlib.generators import deep_inversion
+from dghlib.images import load_images, save_images
+
+PLANS: dict[str, Callable[..., list[Observation]]] = {
+    "figure2": image_plans.figure2,
+    "figure3": image_plans.figure3,
+    "figure4": image_plans.figure4,
+    "intraq_figure1": image_plans.intraq_figure1,
+    "genie_figureA5": image_plans.genie_figure_a5,
+}
+DRAWN: dict[str, Callable[..., Figure]] = {
+    "figure2": image_figures.feature_maps,
+    "figure3": image_figures.layer_errors,
+    "figure4": image_figures.output_distributions,
+    "intraq_figure1": image_figures.feature_maps,
+    "genie_figureA5": image_figures.traces,
+}
+
+
+def test_sets_that_lie_apart_are_told_apart_and_equal_ones_are_not() -> None:
+    draws = torch.Generator().manual_seed(0)
+    real, alike = torch.randn(2, 400, 5, generator=draws)
+    assert looks._told_apart(real + 100, real) == 1
+    assert looks._told_apart(alike, real) == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_plane_is_the_one_in_which_points_vary() -> None:
+    points = torch.zeros(50, 6)
+    points[:, 1], points[:, 4] = torch.linspace(-5, 5, 50), torch.linspace(-1, 1, 50).square()
+    plane = looks.principal_plane(points)
+    assert torch.allclose(plane[:, 0].abs(), points[:, 1].abs(), atol=1e-4)
+    assert torch.allclose(torch.cdist(plane, plane), torch.cdist(points, points), atol=1e-3)
+
+
+def test_the_map_of_neighbours_keeps_clusters_apart() -> None:
+    clusters = torch.randn(2, 30, 8, generator=torch.Generator().manual_seed(0))
+    clusters[1] += 50
+    coordinates = looks.neighbour_map(clusters.flatten(0, 1))
+    assert coordinates.shape == (60, 2)
+    assert looks._told_apart(coordinates[:30], coordinates[30:]) == 1
+    assert torch.equal(coordinates, looks.neighbour_map(clusters.flatten(0, 1)))
+
+
+def test_spread_within_a_class_is_a_cosine_distance() -> None:
+    features, classes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]), torch.tensor([0, 0, 1])
+    table = looks.spreads({looks.REAL_SET: (features, classes)})
+    assert table["within a class"] == [pytest.approx(1 - 2**-0.5)]
+    assert table["classes seen"] == [2]
+    assert table["nearest neighbour of its own set"] == [None]
+
+
+def test_augmented_images_are_moved_by_the_margin_at_most() -> None:
+    images = torch.zeros(64, 1, 9, 9)
+    images[:, :, 4, 4] = 1
+    moved = looks.augmented(images, 2, torch.Generator().manual_seed(0))
+    assert moved[:, :, 2:7, 2:7].sum() == 64
+    assert (moved == images).flatten(1).all(1).sum() < 32
+
+
+def test_densities_are_those_of_the_outputs() -> None:
+    model = make_tiny_model()
+    images = torch.randn(64, *model.image_shape, generator=torch.Generator().manual_seed(0))
+    found = looks.outputs(model, {"some": images})
+    with torch.inference_mode():
+        values = model.net(images)
+    (quantiles,) = zip(*(found["quantiles"][name] for name in ("q0.0", "q0.5", "q1.0")), strict=True)
+    assert quantiles == pytest.approx([values.min().item(), values.median().item(), values.max().item()], abs=0.05)
+    places, density = (torch.tensor(found["densities"][name]) for name in ("output", "density"))
+    assert 0.8 < torch.trapezoid(density, places) <= 1  # the tails beyond the ends are not drawn
+    middle = (density * places).sum() / density.sum()
+    assert middle == pytest.approx(values.mean().item(), abs=0.2 * values.std().item())
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[run.Record]]:
+    """Return the records of every plan, two repetitions of two networks."""
+    results = tmp_path_factory.mktemp("looks") / "results"
+    chosen = {"seeds": 2, "models": ["shapes_residual", "shapes_inverted"]}
+    return {
+        name: run.run(plan("shapes", "smoke", **chosen), results=results, progress=False)
+        for name, plan in PLANS.items()
+    }
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_has_its_networks_and_its_numbers_beside_it(
+    name: str, observed: dict[str, list[run.Record]], tmp_path: Path
+) -> None:
+    figure = DRAWN[name](observed[name], save=str(tmp_path / name))
+    titles = " ".join(axis.get_title() for axis in figure.axes)
+    assert "residual" in titles
+    assert "inverted" in titles
+    assert (tmp_path / f"{name}.svg").stat().st_size > 0
+    assert (tmp_path / f"{name}.csv").read_text().count("\n") > 8
+    DRAWN[name]([])  # says so
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("figure2", image_figures.spreads),
+        ("figure3", image_figures.nearer),
+        ("figure4", image_figures.output_ends),
+    ],
+)
+def test_tables_have_a_row_for_every_network_and_set(
+    name: str, table: Callable[[Sequence[run.Record]], object], observed: dict[str, list[run.Record]]
+) -> None:
+    shown = str(table(observed[name]))
+    assert "residual" in shown
+    assert "inverted" in shown
+    assert ("±" in shown) == (name != "figure3")
+    assert "no records" in str(table([]))
+
+
+def test_an_observation_is_found_again_and_named_in_the_foot_line(
+    observed: dict[str, list[run.Record]], tmp_path: Path
+) -> None:
+    (plan,) = image_plans.figure3("shapes", "smoke", num_images=8, seeds=1, models=["shapes_residual"])
+    (record,) = run.run([plan], results=tmp_path / "results", progress=False)
+    assert Workshop(tmp_path / "results").find(plan) == record
+    assert [path.parent.name for path in (tmp_path / "results").rglob("*.json")] == [run.OBSERVATIONS]
+    assert "calibration images: 8 ·" in tables.provenance([record]).data
+    assert tables.provenance(observed["figure2"]).data.count("records: 4") == 1
+
+
+def test_the_cost_of_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = image_plans.image_costs("shapes", "smoke", num_images=4, seeds=1, models=["shapes_bottleneck"])
+    records = run.run(plan, results=tmp_path / "results", progress=False)
+    chosen = ["zeroq", "genie_d", "noise"]
+    table = sources.cost(records, sources=chosen, save=str(tmp_path / "cost"))
+    assert list(table.index) == ["Gaussian noise", "ZeroQ", "GENIE"]
+    assert list(table["passes per image"]) == ["0", "3", "3"]
+    assert float(table["seconds per image"]["GENIE"]) > 0
+    assert (tmp_path / "cost.csv").read_text().count("\n") == 4
+    monkeypatch.chdir(tmp_path)
+    sources.save_lines(records)
+    assert (tmp_path / "cost_zeroq.csv").read_text().startswith("passes per image,")
+    sources.save_lines([])  # says nothing
+
+
+def test_images_against_a_student_are_made_once_and_are_not_those_without(tmp_path: Path) -> None:
+    (plan,) = image_plans.intraq_figure1("shapes", "smoke", seeds=1, models=["shapes_residual"])
+    by_itself, wanted = (dict(plan.sets)[title] for title in ("DeepInversion", "DeepInversion against a student"))
+    assert wanted.student == "shapes_bottleneck"
+    workshop = Workshop(tmp_path / "results")
+    images, _ = workshop.image_set("shapes", "shapes_residual", wanted)
+    alone = deep_inversion.generate(run.load_model("shapes_residual"), by_itself.config, progress=False)
+    assert not torch.equal(images, alone)
+    (kept,) = workshop.cache.glob("*.safetensors")
+    save_images(kept, torch.zeros_like(images), load_images(kept)[1])
+    assert not Workshop(tmp_path / "results").image_set("shapes", "shapes_residual", wanted)[0].any()
