@@ -70,6 +70,16 @@ def test_augmented_images_are_moved_by_the_margin_at_most() -> None:
     assert (moved == images).flatten(1).all(1).sum() < 32
 
 
+def test_what_comes_into_sight_is_the_border() -> None:
+    images = torch.full((64, 2, 5, 5), 3.0)
+    assert (looks.augmented(images, 2, torch.Generator().manual_seed(0)) == 3).all()
+    border = torch.tensor([-1.0, -2.0]).reshape(1, 2, 1, 1)
+    moved = looks.augmented(images, 2, torch.Generator().manual_seed(0), border)
+    assert set(moved[:, 0].unique().tolist()) == {3.0, -1.0}
+    assert set(moved[:, 1].unique().tolist()) == {3.0, -2.0}
+    assert (moved[:, :, 2, 2] == 3).all()
+
+
 def test_densities_are_those_of_the_outputs() -> None:
     model = make_tiny_model()
     images = torch.randn(64, *model.image_shape, generator=torch.Generator().manual_seed(0))

@@ -14,14 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dghlib.choices import look_up
-from dghlib.experiments.looks import REAL_SET
+from dghlib.experiments.looks import REAL_SET, Border
 from dghlib.experiments.plans import REAL, ImageSet, Observation, every_source, source_config
 from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
 from dghlib.generators import deep_inversion
 
-# By how many pixels images were moved while the networks of a profile were trained.
-MARGINS = {"shapes": 3, "cifar10": 4}
-MARGIN = 4  # elsewhere
+# By how many pixels images were moved while the networks of a profile were trained, and what then came into sight: for
+# `shapes` the image's edge, repeated; elsewhere torchvision's RandomCrop leaves black.
+MOVED: dict[str, tuple[int, Border]] = {"shapes": (3, "edge")}
+MOVED_ELSEWHERE: tuple[int, Border] = (4, "black")
 SMALL_SET = 16  # images, where many sets are compared
 
 # Sets of images by title: where they come from, and what differs from the published settings.
@@ -60,9 +61,12 @@ def figure3(
 
     The paper takes 1024 images.
     """
-    spend, margin = budget_for(budget, num_images), MARGINS.get(profile, MARGIN)
+    spend, (margin, border) = budget_for(budget, num_images), MOVED.get(profile, MOVED_ELSEWHERE)
     observations = _observations("errors", profile, spend, {REAL_SET: (REAL, {})}, seeds, models)
-    return [dataclasses.replace(each, settings=(("margin", margin), ("seed", each.seed))) for each in observations]
+    return [
+        dataclasses.replace(each, settings=(("margin", margin), ("border", border), ("seed", each.seed)))
+        for each in observations
+    ]
 
 
 def figure4(

@@ -6,7 +6,7 @@ keeps the tables.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,12 +17,13 @@ from dghlib.batchnorm import StoredStatistics, stored_statistics, variance_of, w
 from dghlib.generators.classes import find_head
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, spread_of
 from dghlib.hooks import recorded_inputs
-from dghlib.images import flip_and_crop
+from dghlib.images import flip_and_crop, per_channel
 from dghlib.models import FloatModel
 from dghlib.seeds import stream
 
 VERSION = 1
 
+Border = Literal["edge", "black"]
 Images = Mapping[str, Tensor]
 Columns = dict[str, list[Any]]
 Tables = dict[str, Columns]
@@ -33,17 +34,18 @@ QUANTILES = (0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0)
 NEIGHBOURS = 30  # that t-SNE looks at (its perplexity), in sets that have three times as many images
 
 
-def errors(model: FloatModel, sets: Images, *, margin: int, seed: int) -> Tables:
+def errors(model: FloatModel, sets: Images, *, margin: int, border: Border, seed: int) -> Tables:
     """Return by layer how far images are from the running statistics, augmented and as they are (DGH's Figure 3).
 
-    Augmented images are mirrored half the time and moved at random by up to `margin` pixels. The table `errors` has the
-    mean over channels of the squared difference of each statistic.
+    See `augmented`. The table `errors` has the mean over channels of the squared difference of each statistic.
     """
     net = working_copy(model.net, "cpu", model.image_shape)
     layers = stored_statistics(net, model.image_shape)
     rows = []
     for images in sets.values():
-        kinds = {"augmented": augmented(images, margin, stream(seed, "figure 3")), "as they are": images}
+        black = -per_channel(model.mean, images) / per_channel(model.std, images)
+        moved = augmented(images, margin, stream(seed, "figure 3"), black if border == "black" else None)
+        kinds = {"augmented": moved, "as they are": images}
         for kind, shown in kinds.items():
             with torch.no_grad():
                 moments = measure(net, shown, layers).moments[0]
@@ -55,12 +57,17 @@ def errors(model: FloatModel, sets: Images, *, margin: int, seed: int) -> Tables
     return {"errors": _columns(rows)}
 
 
-def augmented(images: Tensor, margin: int, draws: torch.Generator) -> Tensor:
-    """Return images (N, C, H, W), half of them mirrored, each moved at random by up to `margin` pixels."""
+def augmented(images: Tensor, margin: int, draws: torch.Generator, border: Tensor | None = None) -> Tensor:
+    """Return images (N, C, H, W), half of them mirrored, each moved at random by up to `margin` pixels.
+
+    What was outside of an image has the colour `border`, (1, C, 1, 1), or without one that of its nearest pixel.
+    """
     flips = torch.rand(len(images), generator=draws) < 0.5
     tops, lefts = torch.randint(2 * margin + 1, (2, len(images)), generator=draws)
     height, width = images.shape[2:]
-    return flip_and_crop(F.pad(images, (margin,) * 4, mode="replicate"), flips, tops, lefts, (height, width))
+    around = (margin,) * 4
+    larger = F.pad(images, around, mode="replicate") if border is None else F.pad(images - border, around) + border
+    return flip_and_crop(larger, flips, tops, lefts, (height, width))
 
 
 def _errors(moments: Tensor, layers: StoredStatistics) -> dict[str, list[float]]:
