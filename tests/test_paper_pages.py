@@ -36,6 +36,7 @@ def test_table4_has_a_row_for_every_choice_of_parts_beside_the_papers() -> None:
     table = paper_tables.table4(made_up(experiments))
     assert len(table) == 9
     assert table.loc[("✓", "✓", "✓"), ("paper: ResNet-18", "W4A4")] == "65.64"
+    assert tables.unmerged(table).data.count("✓") == 3 * 4  # each part is on in half of the eight rows
     for place, experiment in enumerate(experiments[1:], start=1):
         dgh = experiment.source_config
         on = (dgh.scope is None, dgh.preprocessing, dgh.output_stretching)

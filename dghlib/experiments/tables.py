@@ -129,6 +129,11 @@ def accuracy(
     return table
 
 
+def unmerged(table: pd.DataFrame) -> HTML:
+    """Return a table whose rows are named in full: equal names below each other are not merged into one cell."""
+    return HTML(table.style.set_table_attributes('class="dataframe"').to_html(sparse_index=False))
+
+
 def nothing() -> pd.DataFrame:
     """Return what a page shows whose records are of earlier versions of the methods, or were never made."""
     return pd.DataFrame({"no records": ["of these settings and versions"]}, index=[""])
