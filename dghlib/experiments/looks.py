@@ -31,7 +31,7 @@ Tables = dict[str, Columns]
 REAL_SET = "Real data"  # the title of the set that others are compared with
 POINTS_OF_A_CURVE = 200
 QUANTILES = (0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0)
-NEIGHBOURS = 30  # that t-SNE looks at (its perplexity), in sets that have three times as many images
+NEIGHBOURS = 30  # that t-SNE looks at (its perplexity); a third of the images where those are few
 
 
 def errors(model: FloatModel, sets: Images, *, margin: int, border: Border, seed: int) -> Tables:
