@@ -95,3 +95,9 @@ def test_a_filter_discards_what_the_page_says() -> None:
     tenths = [10, 30, 50, 70, 90]
     filters = [(name, share) for name in ("energy", "batch-norm sensitivity") for share in tenths]
     assert shown == [("no filter", 0), *filters]
+
+
+def test_the_widths_of_a_network_stand_together_where_some_are_missing() -> None:
+    found = [("a", "W2A4"), ("b", "W2A4"), (f"{tables.PAPER}a", "W4A4"), ("b", "W4A4"), ("a", "W4A4"), ("a", "W2A4")]
+    wanted = [("a", "W2A4"), ("a", "W4A4"), ("b", "W2A4"), ("b", "W4A4"), (f"{tables.PAPER}a", "W4A4")]
+    assert tables.in_order(found) == wanted

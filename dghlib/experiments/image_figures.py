@@ -51,7 +51,7 @@ def spreads(records: Sequence[Record]) -> pd.DataFrame:
     data["of its own set, %"] = 100 * data["nearest neighbour of its own set"]
     columns = {
         "within a class": ("within a class", 3),
-        "classes seen": ("classes seen", 1),
+        "classes seen": ("classes seen", 0),
         "of its own set, %": ("nearest neighbour of its own set, %", 0),
     }
     return _by_set(data, columns).rename_axis(["network", "features of"])
@@ -80,13 +80,13 @@ def layer_errors(records: Sequence[Record], *, save: str | None = None) -> Figur
         row="model",
         col="statistic",
         kind="line",
-        errorbar="sd",
+        errorbar=("pi", 100),
         height=3.2,
         aspect=1.3,
         facet_kws={"sharex": False, "sharey": False},
     )
     grid.set(yscale="log", xlabel="batch norm, from the image on", ylabel="mean squared error")
-    grid.set_titles("{row_name}, {col_name}")
+    grid.set_titles("{row_name}, {col_name}").tight_layout()
     return saved(grid.figure, data, save)
 
 

@@ -32,11 +32,10 @@ def by_row(
     widths = list(dict.fromkeys(quantized.bits))
     for line in numbers[numbers.bits == FLOAT].itertuples(index=False):
         cells |= {(short_name(str(line.model)), width, TITLES[FLOAT]): cell(float(line.top1), None) for width in widths}
-    columns = list(dict.fromkeys((model, bits) for model, bits, _ in cells))
     if paper:
         for line in paper_table(paper).itertuples(index=False):
             cells[PAPER + str(line.network), str(line.setting), str(line.method)] = cell(line.mean, line.spread)
-        columns = list(dict.fromkeys([*columns, *((model, bits) for model, bits, _ in cells)]))
+    columns = tables.in_order([(model, bits) for model, bits, _ in cells])
     lines = [*(rows or dict.fromkeys(quantized.row)), TITLES[FLOAT]]
     table = pd.DataFrame([[cells.get((*column, row), "") for column in columns] for row in lines])
     table.index = pd.Index(lines, name=title)

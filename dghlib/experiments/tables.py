@@ -122,7 +122,7 @@ def accuracy(
     if paper:
         cells |= _paper_cells(paper)
     rows = [source for source in TITLES if any(source == cell[2] for cell in cells)]
-    columns = sorted(dict.fromkeys((model, width) for model, width, _ in cells), key=_paper_last)
+    columns = in_order([(model, width) for model, width, _ in cells])
     table = pd.DataFrame([[cells.get((*column, source), "") for column in columns] for source in rows])
     table.index = pd.Index([TITLES[source] for source in rows], name="calibrated with")
     table.columns = pd.MultiIndex.from_tuples(columns, names=[MEASURES[measure], ""])
@@ -139,8 +139,16 @@ def nothing() -> pd.DataFrame:
     return pd.DataFrame({"no records": ["of these settings and versions"]}, index=[""])
 
 
-def _paper_last(column: tuple[str, str]) -> bool:
-    return column[0].startswith(PAPER)
+def in_order(columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return columns (network, width), each once: ours before the paper's, and the widths of a network together.
+
+    Networks and widths stay in the order in which they come first, also where some of a network's are missing.
+    """
+    networks, widths = ([column[place] for column in columns] for place in (0, 1))
+    return sorted(
+        dict.fromkeys(columns),
+        key=lambda column: (column[0].startswith(PAPER), networks.index(column[0]), widths.index(column[1])),
+    )
 
 
 def cell(mean: float, spread: float | None, digits: int = 2) -> str:
