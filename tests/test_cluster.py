@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dghlib import cli
-from dghlib.experiments import cluster, plans, run
+from dghlib.experiments import cluster, image_plans, plans, run
 
 pytest.importorskip("distributed")
 
@@ -67,12 +67,13 @@ def workers(tmp_path: Path) -> Iterator[Cluster]:
     started.close()
 
 
-def _comparable(records: list[run.Record]) -> list[tuple[Any, float]]:
-    return [(record["inputs"], record["outputs"]["top1"]) for record in records]
+def _comparable(records: list[run.Record]) -> list[tuple[Any, float | list[str]]]:
+    return [(record["inputs"], record["outputs"].get("top1", list(record["outputs"]))) for record in records]
 
 
 def test_a_killed_worker_loses_nothing_and_records_are_the_same(workers, tmp_path):
-    experiments = plans.table2(**SMOKE, sources=["noise", "dgh"])
+    experiments: list[plans.Run] = [*plans.table2(**SMOKE, sources=["noise", "dgh"])]
+    experiments += image_plans.figure3(**SMOKE, num_images=8)
     found: list[run.Record] = []
 
     def compute() -> None:

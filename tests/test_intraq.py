@@ -105,7 +105,7 @@ def test_images_are_recognised_as_their_class_to_the_degree_asked_for():
     residual = models.load("shapes_residual")
 
     def probabilities(soft_target: float) -> torch.Tensor:
-        config = replace(SMALL, num_images=12, batch_size=12, steps=80, soft_target=soft_target)
+        config = replace(SMALL, num_images=48, batch_size=48, steps=80, soft_target=soft_target)
         images = intraq.generate(residual, config, progress=False)
         with torch.no_grad():
             probability = residual.net(images).softmax(1)
