@@ -81,3 +81,12 @@ def test_the_runs_of_a_notebook_are_those_it_asks_for() -> None:
     assert forecast._runs(folder / "table2.ipynb", {"profile": "shapes", "budget": "quick", "seeds": 2}) == expected
     one = forecast._runs(folder / "table1.ipynb", {"profile": "shapes", "budget": "quick", "seeds": 1, "networks": 1})
     assert {run.model for run in one} == {shapes}
+
+
+def test_a_page_about_one_network_lacks_the_runs_of_that_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGHLIB_RESULTS", str(tmp_path / "results"))
+    page = Path(__file__).parents[1] / "notebooks" / "genq_table1.ipynb"
+    values = {name: parameter.default for name, parameter in parameters_of(page).items()} | {"budget": "smoke"}
+    for named, model in (("", "shapes_residual"), ("shapes_inverted", "shapes_inverted")):
+        (lacking,) = forecast.lacking_runs({page: values | {"network": named}}).values()
+        assert [run.model for run in lacking] == [model]
