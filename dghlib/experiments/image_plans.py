@@ -32,9 +32,7 @@ Kinds = Mapping[str, tuple[str, Mapping[str, Any]]]
 def budget_for(name: str, num_images: int | None = None) -> Budget:
     """Return a budget by name; with `num_images`, as much of it as so many images need."""
     spend = look_up(BUDGETS, name, "budget")
-    if num_images is None:
-        return spend
-    return dataclasses.replace(spend, num_images=num_images, batch_size=min(num_images, spend.batch_size))
+    return spend if num_images is None else spend.for_images(num_images)
 
 
 def figure2(

@@ -145,9 +145,8 @@ def samples(
     experiments = []
     for share in (8, 4, 2, 1):
         count = spend.num_images // share
-        smaller = dataclasses.replace(spend, num_images=count, batch_size=min(count, spend.batch_size))
         variants: list[tuple[str, dict[str, Any]]] = [(source, {}) for source in sources]
-        experiments += of_variants(profile, smaller, variants, bits, seeds, models, quantizer, policy)
+        experiments += of_variants(profile, spend.for_images(count), variants, bits, seeds, models, quantizer, policy)
     return list(dict.fromkeys(experiments))
 
 

@@ -1,5 +1,6 @@
 """Profiles (a data set with its networks) and budgets (how much compute a plan may spend)."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from dghlib.choices import look_up
@@ -39,6 +40,10 @@ class Budget:
     test_images: int | None
     batch_size: int
     iterations: int
+
+    def for_images(self, count: int) -> "Budget":
+        """Return as much of the budget as `count` images need."""
+        return dataclasses.replace(self, num_images=count, batch_size=min(count, self.batch_size))
 
 
 PROFILES = {
