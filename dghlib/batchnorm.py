@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from dghlib import processes
+from dghlib.copies import output_for, private_copy, to_channels_last
 from dghlib.hooks import recorded_inputs
 from dghlib.stems import Stem
 from dghlib.winograd import Winograd
@@ -46,14 +47,18 @@ class NoBatchNorm(ValueError):
 
 
 def working_copy(net: nn.Module, device: torch.device | str, image_shape: tuple[int, int, int]) -> nn.Module:
-    """Return a copy of `net` on `device` in eval mode with frozen weights; `net` itself is left as it was.
+    """Return a copy of `net` on `device` in eval mode, in float32 with frozen weights; `net` itself is left as it was.
 
     Frozen, so that a backward pass computes gradients of images only. It runs channels_last, in which the channels of
     a moment lie together, unless the network cannot: one that calls `view` on a feature map needs the usual layout.
     There, `MeasuringNorm` stands for its batch norms, `Stem` and `Winograd` for convolutions where that pays.
+
+    Raises:
+        ValueError: the network cannot be copied.
     """
-    usual = copy.deepcopy(net).to(device).eval().requires_grad_(False)
-    fast = copy.deepcopy(usual).to(memory_format=torch.channels_last)
+    usual = private_copy(net).to(device)
+    fast = copy.deepcopy(usual)
+    to_channels_last(fast)
     for module in fast.modules():
         MeasuringNorm.replace(module)
         Stem.replace(module)
@@ -94,7 +99,8 @@ def stored_statistics(net: nn.Module, image_shape: tuple[int, int, int]) -> Stor
 
     Raises:
         NoBatchNorm: there is no batch norm with running statistics, or the image reaches none.
-        ValueError: weights or running statistics are not finite, or a running variance is negative.
+        ValueError: weights or running statistics are not finite, or a running variance is negative; the network takes
+            images of another shape.
     """
     layers = {name: layer for name, module in net.named_modules() if (layer := _Layer.of(module))}
     if not layers:
@@ -106,7 +112,7 @@ def stored_statistics(net: nn.Module, image_shape: tuple[int, int, int]) -> Stor
     check_finite(net)
     device = next(iter(layers.values())).mean.device
     with torch.no_grad(), recorded_inputs(net, layers) as inputs:
-        net(torch.zeros(2, *image_shape, device=device))
+        output_for(net, torch.zeros(2, *image_shape, device=device))
     if not inputs:
         raise NoBatchNorm(f"an image of shape {image_shape} reaches none of {', '.join(layers)}")
     if missed := [name for name in layers if name not in inputs]:

@@ -16,6 +16,7 @@ FLOORS = (
         "assets",
         "checkpoints",
         "choices",
+        "copies",
         "hooks",
         "images",
         "large_sets",

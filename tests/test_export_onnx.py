@@ -194,6 +194,83 @@ def test_every_operation_in_float_and_quantized(tmp_path: Path) -> None:
         assert np.isfinite(by_runtime(path, noise(5), optimized=True)).all()
 
 
+class Around(nn.Module):
+    """One operation on eight maps of a convolution."""
+
+    def __init__(self, operation: Any) -> None:
+        super().__init__()
+        self.conv, self.operation = nn.Conv2d(3, 8, 3, padding=1), operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation(self.conv(x)).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        nn.Softplus(beta=2.0),
+        nn.Conv2d(8, 8, 3, padding="same", dilation=2),
+        nn.AvgPool2d(3, 2, ceil_mode=True),
+        lambda x: F.interpolate(x, scale_factor=1.7),
+        lambda x: F.interpolate(x, size=(13, 11)),
+        lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"),
+        lambda x: torch.cat([x, x * 2], axis=1),  # type: ignore[call-arg]
+        lambda x: x - x.mean(axis=(2, 3), keepdims=True),
+        lambda x: x.permute(dims=(0, 1, 3, 2)),
+        lambda x: torch.split(x, split_size_or_sections=4, dim=1)[1],
+    ],
+)
+@pytest.mark.parametrize("optimized", [False, True])
+def test_settings_of_operations(operation: Any, optimized: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, path = as_model(Around(operation)), tmp_path / "net.onnx"
+    export_onnx(path, model)
+    np.testing.assert_allclose(
+        by_runtime(path, noise(5), optimized), outputs(model.net, noise(5)), rtol=1e-4, atol=1e-5
+    )
+    quantized = hptq.quantize(model, noise(16), hptq.Config())
+    export_onnx(path, model, quantized)
+    step = max(grid.scale.item() for grid in quantized.activation_quantizers().values())
+    assert np.abs(by_runtime(path, noise(5), optimized) - outputs(quantized, noise(5))).max() <= step
+
+
+def test_arguments_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedOperation, match="cannot be written to ONNX with the arguments"):
+        export_onnx(tmp_path / "net.onnx", as_model(Around(lambda x: x * x.mean())))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-7])
+def test_channels_without_weights_keep_their_bias(scale: float, tmp_path: Path) -> None:
+    """Folding a batch norm of a pruned channel leaves a bias and no weight, whose product is below any 32-bit grid."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)]
+    for layer in layers:
+        layer.state_dict()["weight"][0] *= scale
+        layer.state_dict()["bias"][0] = 1.0
+    net = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Flatten(), nn.Linear(128, 5))
+    model, path = as_model(net), tmp_path / "net.onnx"
+    quantized = hptq.quantize(model, noise(16), hptq.Config())
+    export_onnx(path, model, quantized)
+    step = max(grid.scale.item() for grid in quantized.activation_quantizers().values())
+    assert np.abs(by_runtime(path, noise(20), optimized=True) - outputs(quantized, noise(20))).max() <= 2 * step
+
+
+def test_a_network_with_two_outputs(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.conv(x)
+            return x.mean((2, 3)), x
+
+    model = as_model(Two())
+    export_onnx(tmp_path / "net.onnx", model)
+    for found, wanted in zip(OnnxNetwork(tmp_path / "net.onnx")(noise(4)), model.net(noise(4)), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet"])
 def test_networks_of_torchvision(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -247,6 +247,16 @@ def test_copies_and_files_compute_the_same(tiny_model: FloatModel, tmp_path: Pat
     assert hptq.Config(**loaded.about["config"]) == config
 
 
+def test_files_keep_the_bias_that_correction_adds(tmp_path: Path) -> None:
+    model = as_model(
+        nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5, bias=False))
+    )
+    quantized = hptq.quantize(model, noise(8), hptq.Config(weight_bits=4))
+    quantized.save(tmp_path / "model.safetensors")
+    loaded = QuantizedModel.load(tmp_path / "model.safetensors", model)
+    assert torch.equal(outputs(loaded, noise(4)), outputs(quantized, noise(4)))
+
+
 def test_files_of_other_networks_and_other_files_are_refused(tiny_model: FloatModel, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     hptq.quantize(tiny_model, noise(4), hptq.Config()).save(path)

@@ -288,7 +288,7 @@ def test_the_network_is_left_as_it_is() -> None:
     random_state = torch.get_rng_state()
     graph = folded_graph(as_model(net))
 
-    assert seen == []
+    assert seen == ["hook"]  # once: a hook may compute a weight
     assert not any(module.training for module in graph.modules())
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     assert torch.equal(net.a.weight.grad, torch.ones_like(net.a.weight))

@@ -67,7 +67,7 @@ def export_onnx(path: Path, model: FloatModel, quantized: QuantizedModel | None 
             value = graph.value(read, "")
             graph.values[node] = graph.quantize(value, grid, read.name, four_bits=not pooled, signed_bytes=not moved)
         elif "shape" in node.meta or does(traced, node, SPLITS):  # else a size, which is constant in the file
-            graph.values[node] = translation_of(graph, node)(graph, node)
+            graph.values[node] = _translated(graph, node)
 
     outputs = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, fx.Node)]
     shapes = {graph.value(node, ""): (BATCH, *shape_of(node)[1:]) for node in outputs}
@@ -75,11 +75,25 @@ def export_onnx(path: Path, model: FloatModel, quantized: QuantizedModel | None 
     facts = {"dghlib": importlib.metadata.version("dghlib"), "model": model.name, "mean": model.mean, "std": model.std}
     about = facts | (quantized.about if quantized is not None else {})
     if isinstance(answer, dict):
-        about[_OUTPUTS] = {key: graph.value(node, "") for key, node in answer.items()}
+        if nested := [key for key, leaf in answer.items() if tree_leaves(leaf) != [leaf]]:
+            raise UnsupportedOperation(
+                f"of the network's outputs, {nested} hold several tensors: return each by itself"
+            )
+        about[_OUTPUTS] = {key: graph.value(node, "") for key, node in answer.items() if isinstance(node, fx.Node)}
     onnx.helper.set_model_props(finished, {key: json.dumps(value) for key, value in about.items()})
     onnx.checker.check_model(finished, full_check=True)
     write_atomically(path, lambda temporary: onnx.save(finished, temporary))
     return finished
+
+
+def _translated(graph: OnnxGraph, node: fx.Node) -> str | list[str]:
+    try:
+        return translation_of(graph, node)(graph, node)
+    except (KeyError, TypeError, IndexError) as error:
+        given = ", ".join([*map(repr, node.args), *(f"{name}={value!r}" for name, value in node.kwargs.items())])
+        raise UnsupportedOperation(
+            f"{node.name} cannot be written to ONNX with the arguments ({given}): {type(error).__name__} {error}"
+        ) from error
 
 
 def open_session(path: Path, *, optimized: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
@@ -100,7 +114,7 @@ def open_session(path: Path, *, optimized: bool = True, threads: int = 0) -> onn
 class OnnxNetwork(nn.Module):
     """An ONNX file in the place of a network: normalised images (N, C, H, W) in, logits out, by onnxruntime.
 
-    Of a detector's file, the tensors of its head come out, by name.
+    Of a detector's file, the tensors of its head come out, by name; of a file with several outputs, a tuple.
     """
 
     def __init__(self, path: Path, threads: int = 0):
@@ -110,7 +124,9 @@ class OnnxNetwork(nn.Module):
         about = self.session.get_modelmeta().custom_metadata_map
         self.outputs: dict[str, str] = json.loads(about.get(_OUTPUTS, "{}"))
 
-    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...] | dict[str, Tensor]:
         wanted = list(self.outputs.values()) or None
         found = [torch.from_numpy(value) for value in self.session.run(wanted, {self.input_name: images.numpy()})]
-        return dict(zip(self.outputs, found, strict=True)) if self.outputs else found[0]
+        if self.outputs:
+            return dict(zip(self.outputs, found, strict=True))
+        return found[0] if len(found) == 1 else tuple(found)

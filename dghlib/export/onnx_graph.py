@@ -66,10 +66,19 @@ class OnnxGraph:
         return self.traced.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def settings(self, node: fx.Node, *names: str) -> dict[str, Any]:
-        """Return the settings of an operation by name, be it a module or a call with arguments behind the tensor."""
+        """Return the settings of an operation by name, be it a module or a call with arguments behind the tensor.
+
+        Raises:
+            UnsupportedOperation: the call has settings besides `names`.
+        """
         if (module := self.module(node)) is not None:
             return {name: getattr(module, name) for name in names if hasattr(module, name)}
-        return dict(zip(names, node.args[1:], strict=False)) | {k: v for k, v in node.kwargs.items() if k in names}
+        given = {_ALIASES.get(name, name): value for name, value in node.kwargs.items() if name not in _NO_SETTINGS}
+        if strange := {
+            name: value for name, value in given.items() if name not in names and value not in (None, False)
+        }:
+            raise UnsupportedOperation(f"{node.name} has settings that its translation does not know: {strange}")
+        return dict(zip(names, node.args[1:], strict=False)) | given
 
     def quantize(
         self, value: str, quantizer: UniformQuantizer, name: str, *, four_bits: bool = True, signed_bytes: bool = True
@@ -100,8 +109,12 @@ class OnnxGraph:
         """Store a weight as integers; append what makes them real again; return the name of the result."""
         width = next(width for width in (4, 8, 16) if quantizer.bits <= width)
         kind = _TYPES[width, quantizer.signed]
-        codes = self.integers(f"{name}.codes", quantizer.to_codes(weight), kind)
-        scale = self.constant(f"{name}.scale", quantizer.scale.flatten())
+        integers = quantizer.to_codes(weight)
+        scales = quantizer.scale.flatten()
+        # a channel without weights has the finest of grids, on which onnxruntime cannot write its bias
+        empty = (integers == quantizer.zero_point).transpose(0, axis).flatten(1).all(1)
+        scale = self.constant(f"{name}.scale", torch.where(empty, scales.max(), scales))
+        codes = self.integers(f"{name}.codes", integers, kind)
         zero_point = self.integers(f"{name}.zero_point", quantizer.zero_point.flatten(), kind)
         return self.add("DequantizeLinear", [codes, scale, zero_point], f"{name}.quantized", axis=axis)
 
@@ -122,6 +135,13 @@ class OnnxGraph:
         return helper.make_model(graph, opset_imports=opset, ir_version=_IR_VERSION, producer_name="dghlib")
 
 
+# One thing by several names, and arguments that are no settings.
+_ALIASES = {
+    "axis": "dim",
+    "keepdims": "keepdim",
+    **dict.fromkeys(("chunks", "split_size", "split_size_or_sections"), "size"),
+}
+_NO_SETTINGS = ("input", "tensors", "inplace", "_stacklevel")
 _TYPES = {
     (4, True): TensorProto.INT4,
     (4, False): TensorProto.UINT4,

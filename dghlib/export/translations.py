@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from dghlib.export.onnx_graph import OnnxGraph, UnsupportedOperation, batched, both_sides, pair
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.layers import QuantizedLayer, channel_axis
-from dghlib.quantizers.operations import RESHAPES, is_batch_norm
+from dghlib.quantizers.operations import MOVEMENTS, RESHAPES, does, is_batch_norm
 
 Translation = Callable[[OnnxGraph, fx.Node], str | list[str]]
 
@@ -44,7 +44,25 @@ def quantized_layer(graph: OnnxGraph, node: fx.Node) -> str:
     path = str(node.target)
     name = f"{path}.weight" if f"{path}.weight.codes" not in graph.constants else f"{node.name}.weight"
     weight = graph.quantized_weight(module.layer.weight, module.weight_quantizer, channel_axis(module.layer), name)
-    return _sum_of_products(graph, node, module.layer, weight)
+    return _sum_of_products(graph, node, module.layer, weight, bias_apart=_bias_overflows(graph, node, module))
+
+
+def _bias_overflows(graph: OnnxGraph, node: fx.Node, module: Any) -> bool:
+    """Say whether a bias is too large for 32 bits on the grid of the products.
+
+    That is how onnxruntime rewrites it, without a look at its size: an addition of its own is left alone.
+    """
+    read = node.all_input_nodes[0]
+    while does(graph.traced, read, MOVEMENTS):
+        read = read.all_input_nodes[0]
+    grid = graph.module(read)
+    bias = module.layer.bias
+    if bias is None or not isinstance(grid, UniformQuantizer):
+        return False
+    steps = grid.scale * module.weight_quantizer.scale.flatten()
+    return bool(
+        (bias.abs() >= 2**31 * steps.repeat(len(bias) // len(steps))).any()
+    )  # one for each group, if transposed
 
 
 def float_layer(graph: OnnxGraph, node: fx.Node) -> str:
@@ -53,34 +71,49 @@ def float_layer(graph: OnnxGraph, node: fx.Node) -> str:
     return _sum_of_products(graph, node, layer, graph.constant(f"{node.target}.weight", layer.weight))
 
 
-def _sum_of_products(graph: OnnxGraph, node: fx.Node, layer: Any, weight: str) -> str:
+def _sum_of_products(graph: OnnxGraph, node: fx.Node, layer: Any, weight: str, bias_apart: bool = False) -> str:
     inputs = [source(graph, node), weight]
-    bias = None if layer.bias is None else graph.constant(f"{node.target}.bias", layer.bias)
+    if layer.bias is None or not bias_apart:
+        bias = None if layer.bias is None else graph.constant(f"{node.target}.bias", layer.bias)
+        return _product(graph, node, layer, inputs, bias, node.name)
+    column = layer.bias if isinstance(layer, nn.Linear) else layer.bias.reshape(-1, *[1] * (layer.weight.ndim - 2))
+    product = _product(graph, node, layer, inputs, None, f"{node.name}.product")
+    return graph.add("Add", [product, graph.constant(f"{node.target}.bias", column)], node.name)
+
+
+def _product(graph: OnnxGraph, node: fx.Node, layer: Any, inputs: list[str], bias: str | None, name: str) -> str:
     if isinstance(layer, nn.Linear):
-        return _linear(graph, node, inputs, bias)
+        return _linear(graph, node, inputs, bias, name)
     if layer.padding_mode != "zeros":
         raise UnsupportedOperation(
             f"convolution {node.target} pads with mode {layer.padding_mode!r}, only zeros can be"
         )
     attributes = {"strides": list(layer.stride), "dilations": list(layer.dilation), "group": layer.groups}
-    if isinstance(layer.padding, str):
-        attributes["auto_pad"] = {"same": "SAME_UPPER", "valid": "VALID"}[layer.padding]
-    else:
-        attributes["pads"] = list(layer.padding) * 2
+    attributes["pads"] = _pads(layer)
     operation = "Conv"
     if isinstance(layer, nn.ConvTranspose2d):
         operation = "ConvTranspose"
         attributes["output_padding"] = list(layer.output_padding)
-    return graph.add(operation, inputs + ([bias] if bias else []), node.name, **attributes)
+    return graph.add(operation, inputs + ([bias] if bias else []), name, **attributes)
 
 
-def _linear(graph: OnnxGraph, node: fx.Node, inputs: list[str], bias: str | None) -> str:
+def _pads(layer: Any) -> list[int]:
+    """Return the zeros around a convolution's input: all beginnings, then all ends, which get the odd ones."""
+    if layer.padding == "valid":
+        return [0] * 2 * len(layer.kernel_size)
+    if layer.padding != "same":
+        return list(layer.padding) * 2
+    totals = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+    return [total // 2 for total in totals] + [total - total // 2 for total in totals]
+
+
+def _linear(graph: OnnxGraph, node: fx.Node, inputs: list[str], bias: str | None, name: str) -> str:
     """Gemm takes matrices; of more axes the last is multiplied, by a transposed weight."""
     if len(shape_of(node)) == 2:
-        return graph.add("Gemm", inputs + ([bias] if bias else []), node.name, transB=1)
+        return graph.add("Gemm", inputs + ([bias] if bias else []), name, transB=1)
     transposed = graph.add("Transpose", [inputs[1]], f"{node.name}.weight_t", perm=[1, 0])
-    product = graph.add("MatMul", [inputs[0], transposed], f"{node.name}.product" if bias else node.name)
-    return graph.add("Add", [product, bias], node.name) if bias else product
+    product = graph.add("MatMul", [inputs[0], transposed], f"{node.name}.products" if bias else name)
+    return graph.add("Add", [product, bias], name) if bias else product
 
 
 def batch_norm(graph: OnnxGraph, node: fx.Node) -> str:
@@ -151,6 +184,16 @@ def silu(graph: OnnxGraph, node: fx.Node) -> str:
     return graph.add("Mul", [value, graph.add("Sigmoid", [value], f"{node.name}.sigmoid")], node.name)
 
 
+def softplus(graph: OnnxGraph, node: fx.Node) -> str:
+    """The logarithm of 1 + exp(beta x), divided by beta."""
+    value, beta = source(graph, node), float(graph.settings(node, "beta", "threshold").get("beta", 1))
+    if beta == 1:
+        return graph.add("Softplus", [value], node.name)
+    steepness = graph.constant(f"{node.name}.beta", beta)
+    steep = graph.add("Mul", [value, steepness], f"{node.name}.steep")
+    return graph.add("Div", [graph.add("Softplus", [steep], f"{node.name}.soft"), steepness], node.name)
+
+
 def gelu(graph: OnnxGraph, node: fx.Node) -> str:
     """Gelu, exact or by tanh."""
     how = graph.settings(node, "approximate").get("approximate", "none")
@@ -199,7 +242,9 @@ def pooling(operation: str) -> Translation:
             "ceil_mode": int(found.get("ceil_mode", False)),
         }
         if operation == "AveragePool":
-            attributes["count_include_pad"] = int(found.get("count_include_pad", True))
+            # without padding both mean the same, but onnxruntime would count what overhangs with ceil_mode
+            counts = found.get("count_include_pad", True) and any(attributes["pads"])
+            attributes["count_include_pad"] = int(counts)
         else:
             attributes["dilations"] = pair(found.get("dilation", 1))
         return graph.add(operation, [source(graph, node)], node.name, **attributes)
@@ -248,7 +293,7 @@ def reshape(graph: OnnxGraph, node: fx.Node) -> str:
 
 def permute(graph: OnnxGraph, node: fx.Node) -> str:
     """A new order of the axes."""
-    order = arguments(node)[1:]
+    order: Any = node.kwargs.get("dims") or arguments(node)[1:]
     order = order[0] if isinstance(order[0], list | tuple) else order
     axes = [axis % len(order) for axis in order]
     return graph.add("Transpose", [source(graph, node)], node.name, perm=axes)
@@ -273,9 +318,9 @@ def concatenate(graph: OnnxGraph, node: fx.Node) -> str:
 
 def split(graph: OnnxGraph, node: fx.Node) -> list[str]:
     """One tensor in several parts, whose sizes are those of the parts that are read."""
-    axis = int(graph.settings(node, "size", "dim").get("dim", 0))
+    found = graph.settings(node, "size", "dim")
+    axis, amount = int(found.get("dim", 0)), found["size"]
     whole = shape_of(node.all_input_nodes[0])[axis]
-    amount: Any = graph.settings(node, "size").get("size", node.kwargs.get("chunks", node.kwargs.get("split_size")))
     if node.target in (torch.chunk, "chunk"):
         amount = -(-whole // amount)
     sizes = list(amount) if isinstance(amount, list | tuple) else [amount] * (whole // amount)
@@ -316,16 +361,21 @@ def pad(graph: OnnxGraph, node: fx.Node) -> str:
     names = [source(graph, node), graph.constant(f"{node.name}.pads", pads, dtype="int64")]
     if mode == "constant":
         names.append(graph.constant(f"{node.name}.value", float(found.get("value") or 0.0)))
-    return graph.add("Pad", names, node.name, mode="edge" if mode == "replicate" else mode)
+    return graph.add("Pad", names, node.name, mode={"replicate": "edge", "circular": "wrap"}.get(mode, mode))
 
 
 def nearest_upsampling(graph: OnnxGraph, node: fx.Node) -> str:
-    """Nearest-neighbour upsampling to the size that was seen in tracing."""
-    mode = graph.settings(node, "size", "scale_factor", "mode").get("mode", "nearest")
-    if mode != "nearest":
+    """Nearest-neighbour upsampling, by the factors that are given or to the size that was seen in tracing."""
+    found = graph.settings(node, "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
+    if (mode := found.get("mode", "nearest")) != "nearest":
         raise UnsupportedOperation(f"{node.name} interpolates with mode {mode!r}, only 'nearest' can be")
     before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
-    factors = [1.0, *(new / old for new, old in zip(after[1:], before[1:], strict=True))]
+    factors = [new / old for new, old in zip(after[2:], before[2:], strict=True)]
+    if (given := found.get("scale_factor")) and not found.get("recompute_scale_factor"):
+        factors = (
+            [float(factor) for factor in given] if isinstance(given, list | tuple) else [float(given)] * len(factors)
+        )
+    factors = [1.0, 1.0, *factors]
     names = [source(graph, node), "", graph.constant(f"{node.name}.scales", factors)]
     settings = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     return graph.add("Resize", names, node.name, mode="nearest", **settings)
@@ -354,7 +404,6 @@ _SIMPLE_ACTIVATIONS = {
     "HardSwish": (nn.Hardswish, F.hardswish),
     "Mish": (nn.Mish, F.mish),
     "Selu": (nn.SELU, F.selu),
-    "Softplus": (nn.Softplus, F.softplus),
 }
 _TRANSLATIONS: dict[Translation, tuple[Any, ...]] = {
     **{simple(operation): names for operation, names in _SIMPLE_ACTIVATIONS.items()},
@@ -362,6 +411,7 @@ _TRANSLATIONS: dict[Translation, tuple[Any, ...]] = {
     clip(0.0, 6.0): (nn.ReLU6, F.relu6),
     clip(-1.0, 1.0): (nn.Hardtanh, F.hardtanh),
     silu: (nn.SiLU, F.silu),
+    softplus: (nn.Softplus, F.softplus),
     gelu: (nn.GELU, F.gelu),
     prelu: (nn.PReLU, F.prelu),
     with_setting("LeakyRelu", "alpha", "negative_slope", 0.01): (nn.LeakyReLU, F.leaky_relu),

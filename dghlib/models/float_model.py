@@ -1,6 +1,7 @@
 """A trained network with what is needed to feed it: the type that all rooms share."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +28,18 @@ class FloatModel:
     task: str = "classification"
 
     def __post_init__(self) -> None:
+        if len(self.image_shape) != 3 or not all(isinstance(size, int) and size > 0 for size in self.image_shape):
+            raise ValueError(
+                f"{self.name}: image_shape must be (C, H, W), three positive numbers, got {self.image_shape}"
+            )
         channels = self.image_shape[0]
         if not len(self.mean) == len(self.std) == channels:
             raise ValueError(
                 f"{self.name}: images have {channels} channels, but mean has {len(self.mean)} entries "
                 f"and std {len(self.std)}"
             )
+        if not all(0 < spread < math.inf for spread in self.std):
+            raise ValueError(f"{self.name}: std, of pixels from 0 to 1, must be above 0, got {self.std}")
 
     def sha256(self) -> str:
         """Return a hash of all parameters and buffers: their names, types, shapes and values."""

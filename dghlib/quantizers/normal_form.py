@@ -108,9 +108,19 @@ _ARGUMENTS: dict[Any, tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
     F.conv1d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    F.conv3d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    F.conv_transpose2d: ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
 }
+_CONVOLUTIONS: dict[Any, Any] = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
 _UNKNOWN = object()  # a value that depends on the images
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    """Of vectors, sequences, maps and volumes alike, as the function is."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
 
 
 def _turn_functions_into_layers(graph: fx.GraphModule) -> None:
@@ -152,14 +162,17 @@ def _layer(function: Callable, values: dict[str, Any]) -> nn.Module:
     module: nn.Module
     if function is F.batch_norm:
         mean, variance = values["running_mean"], values["running_var"]
-        module = nn.BatchNorm2d(len(mean), eps=values.get("eps", 1e-5), affine=weight is not None)
+        module = _BatchNorm(len(mean), eps=values.get("eps", 1e-5), affine=weight is not None)
         module.running_mean, module.running_var = mean.clone(), variance.clone()
     elif function is F.linear:
         module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    elif function is F.conv_transpose2d:
+        outputs = weight.shape[1] * values.get("groups", 1)
+        module = nn.ConvTranspose2d(weight.shape[0], outputs, tuple(weight.shape[2:]), bias=bias is not None, **values)
     else:
-        kind: Any = nn.Conv2d if function is F.conv2d else nn.Conv1d
         inputs = weight.shape[1] * values.get("groups", 1)
-        module = kind(inputs, weight.shape[0], tuple(weight.shape[2:]), bias=bias is not None, **values)
+        kernel = tuple(weight.shape[2:])
+        module = _CONVOLUTIONS[function](inputs, weight.shape[0], kernel, bias=bias is not None, **values)
     if weight is not None:
         module.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:

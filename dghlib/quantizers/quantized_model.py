@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from dghlib.models import FloatModel
 from dghlib.quantizers.graph import device_of, folded_graph
 from dghlib.quantizers.grid import UniformQuantizer
-from dghlib.quantizers.layers import QuantizedLayer, channel_axis
+from dghlib.quantizers.layers import QuantizedLayer, channel_axis, frozen
 from dghlib.quantizers.operations import Layer, layer_at
 from dghlib.quantizers.sites import site_of
 from dghlib.records import write_atomically
@@ -117,6 +117,8 @@ class QuantizedModel(nn.Module):
         header, tensors = _read(path)
         graph = folded_graph(model)
         try:
+            for name in header["weights"]:
+                _make_room_for_bias(layer_at(graph, name), tensors.get(f"graph.{name}.layer.bias"))
             weights = {name: _empty_like(layer_at(graph, name), *grid) for name, grid in header["weights"].items()}
             activations = {
                 name: UniformQuantizer(torch.ones(()), torch.zeros(()), bits=grid[0], signed=grid[1])
@@ -169,6 +171,12 @@ def _empty_like(layer: Layer, bits: int, signed: bool) -> UniformQuantizer:
     shape = [1] * layer.weight.ndim
     shape[channel_axis(layer)] = layer.weight.shape[channel_axis(layer)]
     return UniformQuantizer(torch.ones(shape), torch.zeros(shape), bits=bits, signed=signed)
+
+
+def _make_room_for_bias(layer: Layer, saved: Tensor | None) -> None:
+    """Give a layer the bias that bias correction gave it, if it has none of its own."""
+    if layer.bias is None and saved is not None:
+        layer.bias = frozen(torch.zeros_like(saved))
 
 
 def _insert_after(graph: fx.Graph, node: fx.Node) -> None:

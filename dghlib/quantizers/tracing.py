@@ -3,7 +3,6 @@
 The graph is that of a private copy in eval mode, in float32, without hooks, and computes the same values.
 """
 
-import copy
 import inspect
 import linecache
 import traceback
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from dghlib.quantizers.operations import is_batch_norm
+from dghlib.quantizers.layers import frozen
+from dghlib.quantizers.operations import LAYERS, is_batch_norm
 
 _PREFIX = "net."  # of all names inside _OneInput
 _TORCH = str(Path(torch.__file__).parent)
@@ -31,41 +31,47 @@ def trace(net: nn.Module) -> fx.GraphModule:
 
     Raises:
         UntraceableNetwork: with the place in the network's code that torch.fx cannot follow.
-        ValueError: the network takes several inputs.
     """
-    _check_one_input(net)
+    wrapped = _OneInput(net)
     try:
-        recorded = _Tracer().trace(_OneInput(net))
+        recorded = _Tracer().trace(wrapped)
     except Exception as error:
         raise UntraceableNetwork(_explanation(error, net)) from error
     for node in recorded.nodes:
         if node.op == "get_attr":
-            node.target = str(node.target).removeprefix(_PREFIX)
+            node.target = _kept_by(net, wrapped, str(node.target))
         stack = node.meta.get("nn_module_stack", {})
         node.meta["nn_module_stack"] = {key: value for key, value in stack.items() if key}
     return fx.GraphModule(net, recorded, class_name=type(net).__name__)
 
 
-def private_copy(net: nn.Module) -> nn.Module:
-    """Return a copy in eval mode, float32, without hooks, gradients and reparametrized weights.
+def _kept_by(net: nn.Module, wrapped: nn.Module, name: str) -> str:
+    """Return the path in `net` of a tensor that the tracer found in the wrapped network.
 
-    Raises:
-        ValueError: the network cannot be copied.
+    What `forward` computed from constants (a view of a buffer, `torch.tensor(...)`) the tracer keeps on the wrapper;
+    it becomes a buffer of the network.
     """
-    try:
-        net = copy.deepcopy(net)
-    except Exception as error:
-        raise ValueError(
-            f"the network cannot be copied ({error}). Pruning and weight norm in the old style leave tensors "
-            "that torch cannot copy: make them permanent first (prune.remove, remove_weight_norm)"
-        ) from error
-    net.eval().float().requires_grad_(False)
+    if name.startswith(_PREFIX):
+        return name.removeprefix(_PREFIX)
+    path = f"traced{name}"
+    while hasattr(net, path):
+        path += "_"
+    net.register_buffer(path, getattr(wrapped, name))
+    return path
+
+
+def make_weights_plain(net: nn.Module) -> None:
+    """Make weights that are computed anew for each pass parameters of the values they have; remove all hooks.
+
+    A hook that computes a weight, as spectral norm's in the old style does, must have run.
+    """
     for module in list(net.modules()):
         if parametrize.is_parametrized(module):
             _make_parametrized_permanent(module)
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
             hooks.clear()
-    return net
+        if isinstance(module, LAYERS) and isinstance(weight := vars(module).get("weight"), Tensor):
+            module.weight = frozen(weight)
 
 
 def _make_parametrized_permanent(module: Any) -> None:
@@ -101,7 +107,8 @@ class _Tracer(fx.Tracer):
         return module_qualified_name != "" and (of_torch or is_batch_norm(m))
 
 
-def _check_one_input(net: nn.Module) -> None:
+def check_one_input(net: nn.Module) -> None:
+    """Raise ValueError if a network wants more than images."""
     parameters = inspect.signature(net.forward).parameters.values()
     named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p.name for p in parameters if p.kind in named and p.default is p.empty]
