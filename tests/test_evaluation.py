@@ -74,6 +74,20 @@ def test_logits_for_every_pixel_are_refused() -> None:
         top1(nn.Identity(), [(logits_of([[1, 2, 3]]), torch.tensor([0]))])
 
 
+def test_labels_in_columns_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"got \(2, 1\)"):
+        top1(nn.Flatten(), [(logits_of([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0], [1]]))])
+
+
+def test_networks_that_return_no_tensor_are_refused() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    with pytest.raises(TypeError, match="one that returns a tuple"):
+        top1(Two(), [(logits_of([[1.0, 0.0]]), torch.tensor([0]))])
+
+
 def test_no_images_are_refused() -> None:
     used_up: Iterator[tuple[Tensor, Tensor]] = iter([])
     with pytest.raises(ValueError, match="at least one image"):

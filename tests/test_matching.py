@@ -66,6 +66,13 @@ def test_output_range_of_any_shape():
     assert output_range(torch.arange(16.0).view(2, 2, 2, 2)).tolist() == [7, 7]
 
 
+def test_output_range_of_what_is_beside_logits():
+    logits = torch.tensor([[1.0, -2.0, 4.0], [0.0, 0.0, 0.0]])
+    assert output_range({"logits": logits, "loss": None, "classes": logits.argmax(1)}).tolist() == [6, 0]
+    with pytest.raises(ValueError, match="it returned torch.int64"):
+        output_range(logits.argmax(1))
+
+
 def test_measured_moments_are_those_at_the_batch_norms(tiny_model):
     net = tiny_model.net
     layers = with_pixels(stored_statistics(net, tiny_model.image_shape), 3)

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from dghlib.models import FloatModel
 from dghlib.quantizers.graph import folded_graph
-from dghlib.quantizers.units import Unit, piece_of, units_of
+from dghlib.quantizers.units import KINDS_OF_UNIT, Unit, piece_of, units_of
 
 
 def graph_of(net: nn.Module, size: int = 32) -> fx.GraphModule:
@@ -84,6 +84,24 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Tensor:
         self.values[n.name] = super().run_node(n)
         return self.values[n.name]
+
+
+def test_layers_inside_windows_are_learned_with_what_is_around_them() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 4), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            count, channels, height, width = x.shape
+            x = x.reshape(count, channels, 2, height // 2, 2, width // 2).permute(0, 2, 4, 3, 5, 1)
+            x = self.b(x.reshape(count * 4, -1, channels)).relu()
+            return self.c(x.reshape(count, -1, channels).mean(1))
+
+    graph = graph_of(Windows(), 8)
+    for kind in KINDS_OF_UNIT:
+        assert [unit.layers for unit in units_of(graph, kind)] == [("a",), ("b",), ("c",)]
 
 
 def test_a_piece_shares_the_modules_of_its_graph() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +29,16 @@ def top1(
         progress: whether to show the bar.
 
     Raises:
-        ValueError: no images, labels outside of the logits, or logits that are NaN or infinite.
+        TypeError: the network returns something else than a tensor.
+        ValueError: no images, shapes that do not fit, labels outside of the logits, or logits that are NaN or infinite.
     """
     device = next(chain(net.parameters(), net.buffers()), torch.empty(0)).device
     correct = seen = 0
     with _eval_mode(net), torch.inference_mode():
         for images, labels in tqdm(batches, desc="top-1", total=total, unit="batch", disable=not progress, leave=False):
-            logits = net(images.to(device)).cpu()
+            logits = net(images.to(device))
             _check(logits, labels)
+            logits = logits.cpu()
             correct += int((logits.argmax(dim=1) == labels).sum())
             seen += len(labels)
     if seen == 0:
@@ -43,7 +46,13 @@ def top1(
     return 100 * correct / seen
 
 
-def _check(logits: Tensor, labels: Tensor) -> None:
+def _check(logits: Any, labels: Tensor) -> None:
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"expected a network that returns logits (n, K), got one that returns a {type(logits).__name__}"
+        )
+    if labels.ndim != 1:
+        raise ValueError(f"expected labels of shape (n,), the number of each image's class, got {tuple(labels.shape)}")
     if logits.ndim != 2 or len(logits) != len(labels):
         raise ValueError(f"expected logits of shape ({len(labels)}, K), got {tuple(logits.shape)}")
     if wrong := int((~logits.isfinite()).any(dim=1).sum()):

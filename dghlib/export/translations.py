@@ -31,7 +31,7 @@ def arguments(node: fx.Node) -> Any:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Return the shape, for two images, of the tensor that a node holds; a quantizer's is that of what it reads."""
+    """Return the shape, for some images, of the tensor that a node holds; a quantizer's is that of what it reads."""
     return node.meta["shape"] if "shape" in node.meta else shape_of(node.all_input_nodes[0])
 
 

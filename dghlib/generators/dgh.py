@@ -24,9 +24,11 @@ Differences from the paper:
 Differences from the toolkit: statistics of an unequal last batch are weighted by its size; flips and crops are
 drawn per image, not per batch (`augmentation`); lambda weighs the mean over all images (Eq. 7), not over the batch,
 so the toolkit's value is to be multiplied by its number of batches; the slack terms of Eq. 7 exist; the pixel layer
-weighs as much as any other layer; weights are frozen; no half precision.
+weighs as much as any other layer; the moments before a batch has moved are those of augmented images, as later ones;
+images are larger by a seventh (32 pixels at 224), not by 64 pixels; weights are frozen; no half precision.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +45,7 @@ from tqdm import tqdm
 from dghlib import processes
 from dghlib.batchnorm import MomentBank, stored_statistics, working_copy
 from dghlib.checkpoints import Checkpoint, folder_beside
-from dghlib.choices import check_at_least, check_choice
+from dghlib.choices import check_at_least, check_between, check_choice
 from dghlib.generators import radam
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import (
@@ -107,6 +109,10 @@ class Config:
             "output_power": (1, 2),
         }.items():
             check_choice(name, getattr(self, name), choices)
+        for name in ("learning_rate", "output_weight"):
+            check_between(0, math.inf, name, getattr(self, name))
+        if self.slack is not None:
+            check_between(0, math.inf, "slack", self.slack)
         if self.extra_pixels is not None:
             check_at_least(0, "extra_pixels", self.extra_pixels)
         if self.scope is not None:

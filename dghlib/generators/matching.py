@@ -92,8 +92,20 @@ def output_range(output: Any) -> Tensor:
     """Return the difference between the largest and the smallest output value of every image, (N,): DGH, Eq. 6.
 
     Of a network with several outputs, such as a detector, (T, N): that of each tensor, in the order of the outputs.
+    What is no number for each image (None, indices, a loss) does not count.
+
+    Raises:
+        ValueError: nothing is left.
     """
-    flat = [tensor.flatten(1) for tensor in tree_leaves(output)]
+    leaves = tree_leaves(output)
+    flat = [
+        leaf.flatten(1) for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 1
+    ]
+    if not flat:
+        found = ", ".join(
+            f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else str(leaf) for leaf in leaves
+        )
+        raise ValueError(f"the network must return logits (N, K) or several tensors (N, ...), it returned {found}")
     ranges = [values.amax(1) - values.amin(1) for values in flat]
     return ranges[0] if len(ranges) == 1 else torch.stack(ranges)
 

@@ -11,6 +11,7 @@ Differences from the authors' code:
  3. The paper speaks of Gaussian noise; as in the code, images begin as uniform noise of standard deviation 0.0136.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dghlib.batchnorm import stored_statistics, working_copy
 from dghlib.checkpoints import Checkpoint
-from dghlib.choices import check_at_least
+from dghlib.choices import check_at_least, check_between
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, with_pixels
 from dghlib.generators.tasks import ImageTask, run_tasks
@@ -43,6 +44,7 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("num_images", "batch_size", "steps"):
             check_at_least(1, name, getattr(self, name))
+        check_between(0, math.inf, "learning_rate", self.learning_rate)
 
 
 PRESETS = {"default": Config()}

@@ -10,7 +10,8 @@ Differences:
 2. The first layer is learned at every width; the released code leaves it rounded to the nearest at 8 bits.
 3. At "academic" bits, the tensor that enters the last layer has 8 bits in every network. In the released code it has
    so in MobileNetV2 alone: on ResNets the flag is set on a quantizer that is switched off.
-4. The grids of activations are found again after the first sweep, from all images, instead of from 64.
+4. The grids of activations are found again after the first sweep, from all images, instead of from 64, and all at
+   once: each from tensors that no other grid has rounded.
 5. For networks with depthwise convolutions the authors give `penalty=0.1`.
 """
 

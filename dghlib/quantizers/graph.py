@@ -26,6 +26,7 @@ from dghlib.quantizers.sizes import read_batch_size_nearby
 from dghlib.quantizers.tracing import UntraceableNetwork, check_one_input, make_weights_plain, trace
 
 log = logging.getLogger(__name__)
+_IMAGES = 3  # seldom a size that a network has of its own
 _TOLERANCE = 1e-3  # of the largest output; folding costs about 1e-6
 
 
@@ -33,7 +34,7 @@ def folded_graph(model: FloatModel) -> fx.GraphModule:
     """Return a graph that computes what `model.net` computes in eval mode, without the batch norms that fold.
 
     A private copy: the model is left as it is. A node that holds a floating-point tensor has its shape, for
-    two images, in `node.meta["shape"]`; sites are marked (see `sites`). Checked against the network on two images
+    three images, in `node.meta["shape"]`; sites are marked (see `sites`). Checked against the network on three images
     of noise, for which hooks of the network are called once: they may compute its weights.
 
     Raises:
@@ -44,7 +45,7 @@ def folded_graph(model: FloatModel) -> fx.GraphModule:
     check_finite(model.net)
     check_one_input(model.net)
     net = private_copy(model.net)
-    noise = torch.randn(2, *model.image_shape, generator=torch.Generator().manual_seed(0)).to(device_of(net))
+    noise = torch.randn(_IMAGES, *model.image_shape, generator=torch.Generator().manual_seed(0)).to(device_of(net))
     with torch.no_grad():
         expected = output_for(net, noise.clone())  # which a network may write to
         make_weights_plain(net)

@@ -27,21 +27,6 @@ def code_limits(bits: int, signed: bool) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
-class _RoundSTE(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """Round to the nearest integer, halves to even; the gradient passes as if nothing was rounded."""
-    return _RoundSTE.apply(x)
-
-
 class _FakeQuantize(torch.autograd.Function):
     """One node in the autograd graph, and float arithmetic only: masks cost processors ten times as much.
 

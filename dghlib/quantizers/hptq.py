@@ -15,7 +15,8 @@ Differences from the paper:
    to the graph.
 3. MCT now gives weights free thresholds per channel; the paper has powers of two, and so does the DGH paper's
    footnote on its settings, so those are the default here.
-4. What differs in the threshold search is listed in `ranges`.
+4. The threshold of a bounded activation (sigmoid, softmax) is searched for like any other; MCT never clips it.
+5. What differs in the threshold search is listed in `ranges`.
 """
 
 from collections.abc import Mapping

@@ -9,6 +9,9 @@ in any network, without knowing its name (BRECQ):
 2. Neighbours are joined that come from the same block of the network's code: a module of a class that adds
    somewhere. So an inverted residual without a shortcut is one unit, as one with a shortcut is.
 3. An activation function belongs to the unit before it. Pieces without a layer (pooling, reshapes) belong to none.
+
+What enters and leaves a unit has one entry for each image. A layer between tensors that have more (windows of an
+image, frames) is learned with the block around it.
 """
 
 from collections.abc import Iterator
@@ -44,8 +47,15 @@ def units_of(graph: fx.GraphModule, kind: str) -> list[Unit]:
     A layer that several units call belongs to the first. Layers of no block, as those behind the last tensor that all
     outputs of a detector depend on, are units of their own.
     """
-    units = _layers(graph) if kind == "layer" else chain(_blocks(graph), _layers(graph))
-    return list(_without_repeated_layers(units))
+    found = [_layers(graph), _blocks(graph)] if kind == "layer" else [_blocks(graph), _layers(graph)]
+    position = {node.name: index for index, node in enumerate(graph.graph.nodes)}
+    return sorted(_without_repeated_layers(chain(*found)), key=lambda unit: position[unit.exit])
+
+
+def _has_images(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether a node holds a tensor with one entry for each image."""
+    image = next(iter(graph.graph.nodes))
+    return "shape" in node.meta and node.meta["shape"][:1] == image.meta["shape"][:1]
 
 
 def _without_repeated_layers(units: Iterator[Unit]) -> Iterator[Unit]:
@@ -62,6 +72,8 @@ def _layers(graph: fx.GraphModule) -> Iterator[Unit]:
         reader = next(iter(node.users))
         with_activation = len(node.users) == 1 and kind_of(graph, reader) is Kind.ACTIVATION
         end = reader if with_activation else node
+        if not (_has_images(graph, node.all_input_nodes[0]) and _has_images(graph, end)):
+            continue
         yield Unit(str(node.target), node.all_input_nodes[0].name, end.name, (str(node.target),))
 
 
@@ -110,7 +122,7 @@ def _pieces(graph: fx.GraphModule) -> Iterator[_Piece]:
         if index == 0:
             continue
         inside.append(node)
-        if alive == {node} and "shape" in node.meta:
+        if alive == {node} and _has_images(graph, node):
             yield _Piece(entry, inside, _common(blocks.get(inner) for inner in inside))
             entry, inside = node, []
 
