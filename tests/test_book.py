@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -159,6 +160,17 @@ def test_a_killed_kernel_is_told(tmp_path: Path) -> None:
     notebook = write_notebook(tmp_path / "a.ipynb", "import os\nos.kill(os.getpid(), 9)")
     with pytest.raises(NotebookError, match="killed or out of memory"):
         run_notebook(notebook, {}, tmp_path / "out" / "a.ipynb", progress=False)
+
+
+def test_a_kernel_that_does_not_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Kernel died before replying to kernel_info")
+
+    monkeypatch.setattr(notebooks.papermill, "execute_notebook", refused)
+    notebook = write_notebook(tmp_path / "a.ipynb", "print('never')")
+    with pytest.raises(NotebookError, match=r"a\.ipynb could not be started: Kernel died") as caught:
+        run_notebook(notebook, {}, tmp_path / "out" / "a.ipynb", progress=False)
+    assert "never" in caught.value.partial.read_text()
 
 
 def test_the_table_of_contents_gives_the_notebooks_in_order(tmp_path: Path) -> None:

@@ -101,6 +101,12 @@ def test_counts_below_one_are_refused(name, value):
         _config(name, num_images=2.5)
 
 
+@pytest.mark.parametrize("name", ["dgh", "zeroq", "genie_d", "intraq", "deep_inversion", "qimera"])
+def test_rates_below_zero_are_refused(name):
+    with pytest.raises(ValueError, match=r"learning_rate must be from 0 to inf, got -1\.0"):
+        _config(name, learning_rate=-1.0)
+
+
 RUN = """
 import sys
 from pathlib import Path

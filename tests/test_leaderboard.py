@@ -57,6 +57,23 @@ def test_only_a_difference_that_excludes_zero_counts() -> None:
     assert leaderboard.wins(leaderboard.runs(clear)).loc["Real data", "better"] == 1
 
 
+def test_seeds_that_agree_within_one_image_are_not_told_apart() -> None:
+    equal = [_record("real", top1, seed) for seed, top1 in enumerate([61.0, 62.0, 63.0])]  # one of 96 images: 1.04
+    assert leaderboard.wins(leaderboard.runs(RECORDS[:3] + equal)).loc["Real data", "not told apart"] == 1
+
+
+def test_small_sets_have_rows_of_their_own_and_no_part_in_medians() -> None:
+    small = copy.deepcopy(RECORDS[:3])
+    for record in small:
+        record["inputs"]["images"]["config"]["num_images"] = 4
+        record["outputs"]["top1"] = 20.0
+    rows = leaderboard.runs([*RECORDS, *small])
+    assert list(leaderboard.standings(rows).index.get_level_values("images")) == [4, 8]
+    floating = copy.deepcopy(RECORDS[0]) | {"outputs": {"top1": 64.0}}
+    floating["inputs"] = inputs_of(Experiment(profile="shapes", model="shapes_residual", test_images=96))
+    assert leaderboard.lost([*RECORDS, *small, floating])["HPTQ"].item() == "3.0 (0 min, 1)"
+
+
 def test_what_is_lost_is_lost_from_float() -> None:
     floating = copy.deepcopy(RECORDS[0]) | {"outputs": {"top1": 64.0}}
     floating["inputs"] = inputs_of(Experiment(profile="shapes", model="shapes_residual", test_images=96))
@@ -71,8 +88,13 @@ def test_ablations_and_stale_records_are_left_out(monkeypatch: pytest.MonkeyPatc
     older["inputs"]["images"]["version"] -= 1
     other = copy.deepcopy(RECORDS[0])
     other["inputs"]["model"]["weights"] = "0" * 64
-    states = leaderboard.overview([RECORDS[0], older, other]).state
-    assert list(states) == ["current", "stale", "stale"]
+    of_another = copy.deepcopy(RECORDS[0])
+    of_another["inputs"]["images"]["model"] = {"name": "shapes_inverted", "weights": "0" * 64}
+    gone = [copy.deepcopy(RECORDS[0]) for _ in range(3)]
+    gone[0]["inputs"]["model"]["name"] = gone[1]["inputs"]["images"]["source"] = "of old"
+    gone[2]["inputs"]["quantizer"]["method"] = "of old"
+    states = leaderboard.overview([RECORDS[0], older, other, of_another, *gone]).state
+    assert list(states) == ["current"] + 6 * ["stale"]
     monkeypatch.setattr(hptq, "VERSION", 99)
     assert leaderboard.runs(RECORDS).empty
 

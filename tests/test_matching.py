@@ -69,7 +69,7 @@ def test_output_range_of_any_shape():
 def test_output_range_of_what_is_beside_logits():
     logits = torch.tensor([[1.0, -2.0, 4.0], [0.0, 0.0, 0.0]])
     assert output_range({"logits": logits, "loss": None, "classes": logits.argmax(1)}).tolist() == [6, 0]
-    with pytest.raises(ValueError, match="it returned torch.int64"):
+    with pytest.raises(ValueError, match=r"it returned torch\.int64"):
         output_range(logits.argmax(1))
 
 

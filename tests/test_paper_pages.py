@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from dghlib.experiments import paper_figures, paper_plans, paper_tables, run, tables
 from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.plans import FLOAT, Run
+from dghlib.experiments.profiles import first_models
 
 ONE: dict[str, Any] = {"seeds": 2, "models": ["shapes_residual"]}
 
@@ -29,6 +30,20 @@ def test_a_plan_asks_for_nothing_twice_and_is_the_same_each_time(name: str) -> N
     experiments = PLANS[name](profile, "quick", seeds=2)
     assert len(set(experiments)) == len(experiments)
     assert experiments == PLANS[name](profile, "quick", seeds=2)
+
+
+@pytest.mark.parametrize("name", [name for name in PLANS if name != "table3"])
+def test_what_a_plan_cannot_have_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="seeds must be at least 0, got -1"):
+        PLANS[name]("shapes", "smoke", seeds=-1)
+    with pytest.raises(ValueError, match=r"model must be one of 'shapes_residual', .*, got 'cifar10_resnet20'"):
+        PLANS[name]("shapes", "smoke", models=["cifar10_resnet20"])
+
+
+def test_counts_of_networks_below_zero_are_refused() -> None:
+    assert first_models("shapes", 2) == ["shapes_residual", "shapes_bottleneck"]
+    with pytest.raises(ValueError, match="networks must be at least 0, got -1"):
+        first_models("shapes", -1)
 
 
 def test_table4_has_a_row_for_every_choice_of_parts_beside_the_papers() -> None:

@@ -15,7 +15,15 @@ from typing import Any
 
 from dghlib.choices import look_up
 from dghlib.experiments.looks import REAL_SET, Border
-from dghlib.experiments.plans import REAL, ImageSet, Observation, every_source, source_config
+from dghlib.experiments.plans import (
+    REAL,
+    ImageSet,
+    Observation,
+    every_source,
+    networks_of,
+    repetitions,
+    source_config,
+)
 from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
 from dghlib.generators import deep_inversion
 
@@ -159,9 +167,9 @@ def _observations(
     look: str, profile: str, spend: Budget, kinds: Kinds, seeds: int | None, models: Sequence[str] | None
 ) -> list[Observation]:
     """Return one observation of sets of each kind for each repetition and each network."""
-    names = list(models or look_up(PROFILES, profile, "profile").models)
+    names = networks_of(profile, models)
     observations = []
-    for seed, model in itertools.product(range(spend.seeds if seeds is None else seeds), names):
+    for seed, model in itertools.product(repetitions(spend, seeds), names):
         sets = {
             title: ImageSet(source=source, config=dataclasses.replace(source_config(source, spend, seed), **settings))
             for title, (source, settings) in kinds.items()

@@ -19,7 +19,7 @@ from dghlib.experiments.run import OBSERVATIONS, PUBLISHED, Record
 from dghlib.experiments.tables import POLICY_TITLES, QUANTIZER_TITLES, TITLES
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
-from dghlib.records import plain, read_record
+from dghlib.records import fingerprint, plain, read_record
 
 CELL = ["profile", "model", "quantizer", "policy", "bits", "num_images", "test_images"]
 CONFIDENCE = 0.95
@@ -46,18 +46,24 @@ def all_observations() -> Iterator[Record]:
 def is_current(record: Record) -> bool:
     """Return whether today's code would compute a record again under the same name: same versions, same weights."""
     inputs = record["inputs"]
-    if inputs["model"]["weights"] != models.weights_sha256(inputs["model"]["name"]):
+    sets = tables.image_sets(inputs)
+    networks = [inputs["model"], *(images[role] for images in sets for role in ("model", "student") if role in images)]
+    if any(not _weights_of_today(network) for network in networks):
         return False
     if inputs.get("look", {}).get("version", looks.VERSION) != looks.VERSION:
         return False
-    made_by = [(GENERATORS.get(images["source"]), images) for images in tables.image_sets(inputs)]
-    if quantizer := inputs.get("quantizer"):
-        made_by.append((QUANTIZERS.get(quantizer["method"]), quantizer))
+    made_by = [(GENERATORS.get(images["source"]), images) for images in sets if images["source"] != REAL]
+    if inputs.get("quantizer", {}).get("method", FLOAT) != FLOAT:
+        made_by.append((QUANTIZERS.get(inputs["quantizer"]["method"]), inputs["quantizer"]))
     return all(
-        made["version"] == method.VERSION and _settings_of_today(method.Config, made["config"])
+        method and made["version"] == method.VERSION and _settings_of_today(method.Config, made["config"])
         for method, made in made_by
-        if method is not None
     )
+
+
+def _weights_of_today(network: Mapping[str, str]) -> bool:
+    name = network["name"]
+    return name in models.MODELS and network["weights"] == models.weights_sha256(name)
 
 
 def _settings_of_today(config: type[Any], recorded: Mapping[str, Any]) -> bool:
@@ -73,11 +79,14 @@ def overview(records: list[Record]) -> pd.DataFrame:
     rows["commit"] = [record["provenance"]["commit"][:10] for record in records]
     rows["seconds"] = [record["provenance"]["seconds"] for record in records]
     rows["state"] = ["current" if is_current(record) else "stale" for record in records]
+    rows["images"] = rows.num_images.astype("Int64")
+    rows["file"] = [fingerprint(record["inputs"]) for record in records]
     rows["top-1 or mAP in %"] = rows.top1.fillna(rows["map"]) if "map" in rows else rows.top1
     columns = [
         "profile",
         "model",
         "calibrated with",
+        "images",
         "method",
         "bits",
         "policy",
@@ -85,7 +94,7 @@ def overview(records: list[Record]) -> pd.DataFrame:
         "top-1 or mAP in %",
         "seconds",
     ]
-    return rows[[*columns, "commit", "state"]].astype(object).fillna("").rename(columns={"policy": "quantized"})
+    return rows[[*columns, "commit", "state", "file"]].astype(object).fillna("").rename(columns={"policy": "quantized"})
 
 
 def overview_of_observations(records: list[Record]) -> pd.DataFrame:
@@ -135,15 +144,18 @@ def standings(rows: pd.DataFrame) -> pd.DataFrame:
 def lost(records: list[Record], source: str = "dgh") -> pd.DataFrame:
     """Return the points of top-1 that networks lose to quantization with images of `source`, and the minutes it takes.
 
-    Rows are widths and what is quantized, columns the quantizers; a cell is the median over the networks that have it,
-    with their number.
+    Rows are widths and what is quantized, columns the quantizers. A cell is the median over the networks, whose number
+    it gives, that a quantizer has at this width both with everything quantized and with the ends spared, if any has
+    both: so what sparing the ends is worth can be read from it. Of a network, the largest sets of images count.
     """
-    rows = runs(records)
+    rows = _largest_sets(runs(records))
     everything = tables.frame(records).fillna({"test_images": -1})
     whole = everything[everything.source == FLOAT].groupby(["model", "test_images"]).top1.mean().rename("float")
     rows = rows[rows.source == source].join(whole, on=["model", "test_images"])
     rows = rows.assign(lost=rows.float - rows.top1, minutes=(rows.generation_seconds + rows.quantization_seconds) / 60)
     networks = rows.groupby(["bits", "policy", "quantizer", "model"])[["lost", "minutes"]].mean()
+    policies = networks.groupby(["bits", "quantizer", "model"]).lost.transform("size")
+    networks = networks[policies == policies.groupby(["bits", "quantizer"]).transform("max")]
     medians = networks.groupby(["bits", "policy", "quantizer"]).agg(
         lost=("lost", "median"), minutes=("minutes", "median"), networks=("lost", "size")
     )
@@ -152,6 +164,11 @@ def lost(records: list[Record], source: str = "dgh") -> pd.DataFrame:
     table = table[[name for name in QUANTIZER_TITLES if name in table.columns]].rename(columns=QUANTIZER_TITLES)
     table = table.rename(index=POLICY_TITLES, level="policy").sort_index(ascending=[False, False])
     return table.rename_axis(index=["points lost (minutes, networks)", "quantized"], columns=None)
+
+
+def _largest_sets(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each network with the largest number of images that was tried with it."""
+    return rows[rows.num_images == rows.groupby("model").num_images.transform("max")]
 
 
 def paired_differences(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFrame:
@@ -163,10 +180,18 @@ def paired_differences(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFram
 
 
 def wins(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFrame:
-    """Return in how many settings each source is better or worse than `baseline`, or not told apart with confidence."""
+    """Return in how many settings each source is better or worse than `baseline`, or not told apart with confidence.
+
+    A difference of one test image or less is none, however alike the seeds are.
+    """
     cells = _pairs(rows, baseline).groupby([*CELL, "source"]).difference.agg(["mean", "std", "count"])
     cells = cells[cells["count"] > 1]
-    half = [_half_width(spread, count) for spread, count in zip(cells["std"], cells["count"], strict=True)]
+    half = [
+        max(_half_width(spread, count), 100 / size if size > 0 else 0.0)
+        for spread, count, size in zip(
+            cells["std"], cells["count"], cells.index.get_level_values("test_images"), strict=True
+        )
+    ]
     verdict = [
         "not told apart" if abs(mean) <= width else "better" if mean > 0 else "worse"
         for mean, width in zip(cells["mean"], half, strict=True)
@@ -194,9 +219,10 @@ def _by_source(groups: Any, sign: str) -> pd.DataFrame:
     ]
     table = pd.Series(cells, index=numbers.index).unstack("source", fill_value="")
     table = table[[source for source in TITLES if source in table.columns]].rename(columns=TITLES)
-    table = table.reset_index().drop(columns=["profile", "num_images", "test_images"])
+    table = table.reset_index().drop(columns=["profile", "test_images"]).rename(columns={"num_images": "images"})
+    table["images"] = table.images.astype(int)
     table["policy"], table["quantizer"] = table.policy.map(POLICY_TITLES), table.quantizer.map(QUANTIZER_TITLES)
-    return table.set_index(["model", "bits", "policy", "quantizer"]).rename_axis(columns=None).sort_index()
+    return table.set_index(["model", "bits", "policy", "quantizer", "images"]).rename_axis(columns=None).sort_index()
 
 
 def _half_width(spread: float, count: int) -> float:
@@ -207,10 +233,11 @@ def _half_width(spread: float, count: int) -> float:
 def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str | None = None) -> Figure:
     """Return a picture of top-1 over the seconds that images and quantization took together, for each network.
 
-    Nothing that was measured is both cheaper and better than what the line joins. With `save`, a name, the figure is
+    Nothing that was measured is both cheaper and better than what the line joins. Of a network, the largest sets of
+    images count. With `save`, a name, the figure is
     written to NAME.svg and the numbers to NAME.csv. Real images cost nothing here: they are at hand or they are not.
     """
-    chosen = rows[(rows.bits == bits) & (rows.policy == policy)]
+    chosen = _largest_sets(rows[(rows.bits == bits) & (rows.policy == policy)])
     chosen = chosen.assign(seconds=chosen.generation_seconds + chosen.quantization_seconds)
     points = chosen.groupby(["model", "quantizer", "source"], sort=False)[["seconds", "top1"]].mean().reset_index()
     points["calibrated with"], points["method"] = points.source.map(TITLES), points.quantizer.map(QUANTIZER_TITLES)

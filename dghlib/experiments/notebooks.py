@@ -7,6 +7,7 @@ tagged `parameters`: `weight_bits: int = 4  # weight bit width, 2 to 8`.
 
 import ast
 import logging
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -185,10 +186,12 @@ def _execute(notebook: Path, values: dict[str, object], partial: Path, progress:
             progress_bar=False,
             stderr_file=sys.stderr if progress else None,
         )
-    except (PapermillExecutionError, DeadKernelError) as error:
+    except (PapermillExecutionError, RuntimeError) as error:  # the latter from kernels that end, or never start
         stopped = only_recorded() and isinstance(error, PapermillExecutionError)
         if stopped and (shown := with_notes(nbformat.read(partial, as_version=4))):
             return shown
+        if not partial.exists():
+            shutil.copyfile(notebook, partial)
         message = f"{notebook.name} {_reason(error)}\nWhat was computed until then: {partial}"
         raise NotebookError(message, partial) from error
 
@@ -202,10 +205,12 @@ def _say_what_made(executed: nbformat.NotebookNode) -> None:
         executed.cells.append(new_markdown_cell(line))
 
 
-def _reason(error: PapermillExecutionError | DeadKernelError) -> str:
+def _reason(error: PapermillExecutionError | RuntimeError) -> str:
     if isinstance(error, PapermillExecutionError):
         return f"failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}"
-    return "was stopped: its Python process ended, killed or out of memory"
+    if isinstance(error, DeadKernelError):
+        return "was stopped: its Python process ended, killed or out of memory"
+    return f"could not be started: {error}"
 
 
 def _publishable(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:

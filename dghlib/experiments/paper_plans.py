@@ -19,11 +19,13 @@ from dghlib.experiments.plans import (
     Experiment,
     calibrated,
     drawn_sources,
+    networks_of,
     of_variants,
     quantizers,
+    repetitions,
     source_config,
 )
-from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
+from dghlib.experiments.profiles import BUDGETS, Budget
 
 # The parts of DGH's Table 4: statistics of the whole set, image preprocessing, output-stretching loss.
 PARTS = ("scope", "preprocessing", "stretching")
@@ -238,10 +240,10 @@ def transfer(
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return Table 5 of GenQ's paper: GENIE-M on images of each network, for each network."""
-    chosen, spend = look_up(PROFILES, profile, "profile"), look_up(BUDGETS, budget, "budget")
-    names, sources = list(models or chosen.models), sources or (*drawn_sources(profile), "zeroq", "dgh")
+    spend = look_up(BUDGETS, budget, "budget")
+    names, sources = networks_of(profile, models), sources or (*drawn_sources(profile), "zeroq", "dgh")
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
-    every = itertools.product(range(spend.seeds if seeds is None else seeds), sources, names, names, bits)
+    every = itertools.product(repetitions(spend, seeds), sources, names, names, bits)
     for seed, source, maker, model, width in every:
         config = source_config(source, spend, seed)
         quantized = calibrated(profile, model, source, config, width, spend, "genie_m", bits="academic")

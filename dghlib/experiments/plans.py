@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from dghlib.choices import check_choice, look_up
+from dghlib.choices import check_at_least, check_choice, look_up
 from dghlib.datasets import ANNOTATED
 from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
@@ -138,13 +138,11 @@ def table2(
     The paper prints W8A8; lower widths tell the sources further apart. `seeds` and `models` default to the budget's
     and to all of the profile.
     """
-    chosen = look_up(PROFILES, profile, "profile")
     spend = look_up(BUDGETS, budget, "budget")
     experiments = []
-    for model in models or chosen.models:
-        check_choice("model", model, chosen.models)
+    for model in networks_of(profile, models):
         experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
-        for seed in range(spend.seeds if seeds is None else seeds):
+        for seed in repetitions(spend, seeds):
             for source in sources:
                 config = source_config(source, spend, seed)
                 experiments += [calibrated(profile, model, source, config, width, spend) for width in bits]
@@ -181,13 +179,33 @@ def table3(
     """
     look_up(ANNOTATED, profile, "profile with detectors")
     spend = detection_budget(budget)
-    names = list(models or look_up(PROFILES, profile, "profile").models)
+    names = networks_of(profile, models)
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
-    for seed, (method, width) in itertools.product(range(spend.seeds if seeds is None else seeds), quantized.items()):
+    for seed, (method, width) in itertools.product(repetitions(spend, seeds), quantized.items()):
         for model, source in itertools.product(names, sources):
             config = source_config(source, spend, seed)
             experiments.append(calibrated(profile, model, source, config, width, spend, method))
     return experiments
+
+
+def networks_of(profile: str, chosen: Sequence[str] | None) -> list[str]:
+    """Return the chosen networks of a profile, all of them for None.
+
+    Raises:
+        UnknownName: there is no such profile.
+        ValueError: one of them is none of its networks.
+    """
+    known = look_up(PROFILES, profile, "profile").models
+    for name in chosen or ():
+        check_choice("model", name, known)
+    return list(chosen or known)
+
+
+def repetitions(budget: Budget, seeds: int | None) -> range:
+    """Return the seeds of so many repetitions, those of the budget for None."""
+    if seeds is not None:
+        check_at_least(0, "seeds", seeds)
+    return range(budget.seeds if seeds is None else seeds)
 
 
 def detection_budget(name: str) -> Budget:
@@ -323,8 +341,8 @@ def dgh_settings(
     """
     spend = look_up(BUDGETS, budget, "budget")
     experiments = table2(profile, budget, bits=bits, sources=[REAL], seeds=seeds, models=models)
-    for model in models or look_up(PROFILES, profile, "profile").models:
-        for seed in range(spend.seeds if seeds is None else seeds):
+    for model in networks_of(profile, models):
+        for seed in repetitions(spend, seeds):
             for settings in DGH_VARIANTS:
                 config = source_config("dgh", spend, seed, **(DGH_BEFORE | settings))
                 experiments += [calibrated(profile, model, "dgh", config, width, spend) for width in bits]
@@ -370,9 +388,9 @@ def of_variants(
     **settings: Any,
 ) -> list[Experiment]:
     """Return one quantizer on images of (source, its settings), and the networks as they are."""
-    names = list(models or look_up(PROFILES, profile, "profile").models)
+    names = networks_of(profile, models)
     experiments = [Experiment(profile=profile, model=model, test_images=budget.test_images) for model in names]
-    every = itertools.product(range(budget.seeds if seeds is None else seeds), names, variants, bits)
+    every = itertools.product(repetitions(budget, seeds), names, variants, bits)
     for seed, model, (source, changed), width in every:
         config = source_config(source, budget, seed, **changed)
         experiments.append(
@@ -398,11 +416,10 @@ def quantizers(
     Seeds come first, so that a run that is stopped has whole repetitions. `settings` are of the quantizers' Configs,
     for instance `placement="every_tensor"`.
     """
-    chosen = look_up(PROFILES, profile, "profile")
     spend = look_up(BUDGETS, budget, "budget")
-    names = list(models or chosen.models)
+    names = networks_of(profile, models)
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
-    for seed, model, source in itertools.product(range(spend.seeds if seeds is None else seeds), names, sources):
+    for seed, model, source in itertools.product(repetitions(spend, seeds), names, sources):
         config = source_config(source, spend, seed)
         for width, policy, method in itertools.product(bits, policies, methods):
             own = {} if method == "hptq" else settings

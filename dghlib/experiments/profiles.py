@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from dghlib.choices import look_up
+from dghlib.choices import check_at_least, look_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,5 +97,6 @@ BUDGETS = {
 
 
 def first_models(profile: str, count: int) -> list[str]:
-    """Return the names of the first `count` networks of a profile, or of all if it is 0."""
+    """Return the names of the first `count` networks of a profile, or of all if it is 0 or more than there are."""
+    check_at_least(0, "networks", count)
     return list(look_up(PROFILES, profile, "profile").models)[: count or None]
