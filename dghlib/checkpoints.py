@@ -57,7 +57,7 @@ class Checkpoint:
         try:
             content = torch.load(self.path, weights_only=True)
             key, states = content["key"], content["states"]
-        except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        except (RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
             set_aside(self.path, f"not a checkpoint ({type(error).__name__})")
             return None
         if key != self.key:

@@ -19,7 +19,8 @@ import torch
 
 from dghlib import assets, commands, models
 from dghlib.allocator import keep_freed_memory
-from dghlib.experiments import plans, run
+from dghlib.choices import check_at_least
+from dghlib.experiments import run
 from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.profiles import BUDGETS, PROFILES
 from dghlib.generators import GENERATORS
@@ -36,14 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     if options.data_dir:
         assets.use_data_dir(options.data_dir)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     try:
+        if options.threads is not None:
+            check_at_least(1, "--threads", options.threads)
+            torch.set_num_threads(options.threads)
         options.command(options)
     except KeyboardInterrupt:
-        print("dgh: stopped; the same command continues where it was", file=sys.stderr)
+        print("dgh: stopped; what is finished, or lies in a checkpoint, is not computed again", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         if options.traceback:
             raise
         print(f"dgh: {error}", file=sys.stderr)
@@ -66,6 +68,7 @@ def _generate(subparsers: _Subparsers) -> None:
         commands.generate,
         "Make calibration images from a network, without any data.",
         "dgh generate shapes_residual --out images.safetensors --set num_images=256 --set steps=300",
+        on_device=True,
     )
     _add_model(sub)
     sub.add_argument(
@@ -92,6 +95,7 @@ def _quantize(subparsers: _Subparsers) -> None:
         commands.quantize,
         "Quantize a network, calibrated with generated or real images.",
         "dgh quantize shapes_residual --images images.safetensors --bits W4A8 --out model.safetensors",
+        on_device=True,
     )
     _add_model(sub)
     _add_images(sub, num_images=256)
@@ -140,6 +144,7 @@ def _evaluate(subparsers: _Subparsers) -> None:
         commands.evaluate,
         "Measure the top-1 accuracy of a classifier, or the mAP of a detector, float or quantized.",
         "dgh evaluate shapes_residual --quantized model.safetensors",
+        on_device=True,
     )
     _add_model(sub)
     sub.add_argument(
@@ -158,14 +163,17 @@ def _run(subparsers: _Subparsers) -> None:
         commands.run_plan,
         "Compute the runs of a table that have no record yet, and print the table.",
         "dgh run table2 --profile cifar10 --budget quick --seeds 1 --models cifar10_resnet20",
+        on_device=True,
     )
     sub.add_argument("plan", help=f"one of: {', '.join(PLANS)}")
     _add_profile(sub)
     sub.add_argument("--seeds", type=int, help="repetitions (default: the budget's)")
     sub.add_argument("--models", nargs="+", help="networks (default: all of the profile)")
-    sub.add_argument("--sources", nargs="+", help=f"of images (default: {', '.join(plans.SOURCES)})")
+    sub.add_argument(
+        "--sources", nargs="+", help=f"of images, out of: {', '.join(GENERATORS)}, real (default: the plan's)"
+    )
     sub.add_argument("--bits", nargs="+", help="such as W8A8 W4A4")
-    sub.add_argument("--methods", nargs="+", help=f"quantizers (default: {', '.join(QUANTIZERS)})")
+    sub.add_argument("--methods", nargs="+", help=f"out of: {', '.join(QUANTIZERS)} (default: the plan's)")
     sub.add_argument(
         "--results", type=Path, help=f"folder of records (default: {run.RESULTS_VARIABLE} or _build/results)"
     )
@@ -180,6 +188,7 @@ def _results(subparsers: _Subparsers) -> None:
         "Compute the runs that the published book shows and the repository's results/ lacks: first repetitions first. "
         "It takes hours, may be stopped at any time, and may run in several processes at once, which divide the work.",
         "dgh results --profile cifar10 --threads 1",
+        on_device=True,
     )
     sub.add_argument("--profile", help=f"of this profile only, one of: {', '.join(PROFILES)} (default: all)")
     sub.add_argument(
@@ -217,12 +226,15 @@ def _book(subparsers: _Subparsers) -> None:
     sub.add_argument("--recorded", action="store_true", help="compute nothing, show the records of results/ alone")
 
 
-def _command(subparsers: _Subparsers, name: str, action: _Action, about: str, example: str) -> argparse.ArgumentParser:
+def _command(
+    subparsers: _Subparsers, name: str, action: _Action, about: str, example: str, *, on_device: bool = False
+) -> argparse.ArgumentParser:
     text = f"{about}\n\nexample:\n  {example}"
     sub = subparsers.add_parser(name, help=about, description=text, formatter_class=_Formatter)
     sub.set_defaults(command=action)
     sub.add_argument("--data-dir", type=Path, help=f"where data and public weights lie ({assets.DATA_DIR_VARIABLE})")
-    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    if on_device:
+        sub.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     sub.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     sub.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     return sub
@@ -249,7 +261,7 @@ def _add_cluster(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--cluster",
         metavar="ADDRESS",
-        help="compute on a Dask cluster: tcp://HOST:8786, or the file of its scheduler",
+        help="compute on a Dask cluster: tcp://HOST:8786, or the .json file of its scheduler",
     )
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from dghlib import assets, checkpoints, datasets, models, processes
 from dghlib.choices import look_up
+from dghlib.copies import private_copy
 from dghlib.evaluation import top1
 from dghlib.experiments import plans, run
 from dghlib.experiments.catalogue import PLANS
@@ -32,6 +33,7 @@ from dghlib.records import plain
 
 Namespace = argparse.Namespace
 
+EMBEDDED = ("shapes", "shapes_detection")  # profiles
 ENOUGH = 4  # images for every class, with which none should be missing
 
 
@@ -43,7 +45,7 @@ def generate(options: Namespace) -> None:
     config = dataclasses.replace(config, **parse_settings(config, options.set))
     if options.compile and options.method != "dgh":
         raise ValueError(f"--compile works with dgh alone, not with {options.method}")
-    _check_free(options.out, options.force)
+    _check_set(options.out, options.force)
     checkpoint = _checkpoint(options.out)
     with processes.joined(options.device) as device:
         first = processes.rank() == 0
@@ -68,10 +70,10 @@ def generate(options: Namespace) -> None:
 
 def _classes_seen(model: FloatModel, images: torch.Tensor) -> tuple[int, int]:
     """Return how many classes a classifier takes images for, and of how many: what it does not see may be lost."""
-    seen, count = set(), 0
+    seen, count, net = set(), 0, private_copy(model.net)
     with torch.inference_mode():
         for batch in tqdm(images.split(TEST_BATCH), desc="classes", unit="batch", leave=False, delay=3):
-            logits = model.net(batch)
+            logits = net(batch)
             seen |= set(logits.argmax(1).tolist())
             count = logits.shape[1]
     return len(seen), count
@@ -86,6 +88,22 @@ def _save_set(path: Path, images: torch.Tensor, model: FloatModel, about: dict[s
     else:
         save_images(path, images, about)
     return ""
+
+
+def _check_set(path: Path, force: bool) -> None:
+    """Check, before anything is computed, that a set of images can be written to `path`.
+
+    Raises:
+        ValueError: its name has an ending that no form of sets has.
+        FileExistsError: it exists and is not to be replaced, or is a folder that is not empty.
+    """
+    if path.suffix not in ("", ".npz", ".safetensors"):
+        raise ValueError(f"--out must end in .safetensors or .npz, or be a folder without an ending, got {path}")
+    if path.is_dir():
+        if any(path.iterdir()):
+            raise FileExistsError(f"{path} is not empty: choose a new folder")
+        return
+    _check_free(path, force)
 
 
 def _export() -> types.ModuleType:
@@ -127,14 +145,16 @@ def quantize(options: Namespace) -> None:
     config = dataclasses.replace(config, **parse_settings(config, options.set))
     _check_free(options.out, options.force)
     learned = {"checkpoint": _checkpoint(options.out)} if isinstance(config, Settings) else {}
-    quantized = method.quantize(model, images, config, **learned)
+    quantized = method.quantize(model.on(options.device), images, config, **learned)
     quantized.save(options.out)
     counts = f"{len(quantized.weight_quantizers())} weights and {len(quantized.activation_quantizers())} tensors"
-    print(f"{model.name} with {counts} at {options.bits} in {options.out}")
+    print(f"{model.name} with {counts} at W{config.weight_bits}A{config.activation_bits} in {options.out}")
 
 
 def _calibration_images(model: FloatModel, options: Namespace) -> torch.Tensor:
     if options.images:
+        if options.images.is_dir() or options.images.suffix == ".npz":
+            raise ValueError(f"--images takes a .safetensors file, got {options.images}: name it with --real")
         return load_images(options.images)[0]
     if model.task == "detection":
         return real_images(options.real, model, options.num_images, options.seed)
@@ -213,7 +233,10 @@ def _network_to_test(model: FloatModel, path: Path | None) -> torch.nn.Module:
     if path is None:
         return model.net
     if path.suffix == ".onnx":
-        return _export().OnnxNetwork(path, torch.get_num_threads())
+        network = _export().OnnxNetwork(path, torch.get_num_threads())
+        if network.name != model.name:
+            raise ValueError(f"{path} holds {network.name!r}, not {model.name!r}")
+        return network
     return QuantizedModel.load(path, model)
 
 
@@ -284,6 +307,9 @@ def results(options: Namespace) -> None:
 
 def fetch_data(options: Namespace) -> None:
     """Download and verify the files of a profile."""
+    if options.profile in EMBEDDED:
+        print(f"{options.profile} needs no data: its images are drawn, its networks are part of the package")
+        return
     for manifest in assets.of_profile(options.profile):
         path = assets.fetch(manifest, progress=True)
         verified = "verified" if manifest.sha256 else "which nobody can verify: no sum is published"

@@ -1,5 +1,6 @@
 """Checkpoints: saved, found again, and never mistaken for another run's."""
 
+import pytest
 import torch
 
 from dghlib.checkpoints import Checkpoint
@@ -22,8 +23,14 @@ def test_of_another_run_is_set_aside(tmp_path, caplog):
     assert "another run" in caplog.text
 
 
-def test_a_damaged_one_is_set_aside(tmp_path, caplog):
-    (tmp_path / "c").write_bytes(b"PK\x03\x04 torn")
+@pytest.mark.parametrize("size", [20, 500, None])
+def test_a_damaged_one_is_set_aside(size, tmp_path, caplog):
+    """Of a file that was cut off, torch says this or that."""
+    if size is None:
+        (tmp_path / "c").write_bytes(b"PK\x03\x04 torn")
+    else:
+        Checkpoint(tmp_path / "c", "key", seconds=0).save({"values": torch.zeros(1000)})
+        (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:size])
     assert Checkpoint(tmp_path / "c", "key").load() is None
     assert (tmp_path / "c.corrupt").exists()
     assert "not a checkpoint" in caplog.text

@@ -98,6 +98,38 @@ def test_sets_for_other_tools(tmp_path, capsys):
     assert _dgh("generate", "shapes_bottleneck", "--out", str(tmp_path / "set"), *settings) == 0
     assert "% of the values clamped" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+    assert _dgh("generate", "shapes_bottleneck", "--out", str(tmp_path / "set"), *settings, "--force") == 1
+    assert "is not empty: choose a new folder" in capsys.readouterr().err
+    assert _dgh("quantize", "shapes_bottleneck", "--images", str(tmp_path / "set"), "--out", str(tmp_path / "q")) == 1
+    assert "name it with --real" in capsys.readouterr().err
+
+
+def test_an_onnx_file_of_another_network_is_refused(tmp_path, capsys):
+    path = tmp_path / "net.onnx"
+    assert _dgh("evaluate", "shapes_bottleneck", "--quantized", str(path)) == 1
+    assert "there is no ONNX file at" in capsys.readouterr().err
+    assert _dgh("export", "shapes_residual", "--out", str(path)) == 0
+    assert _dgh("evaluate", "shapes_bottleneck", "--quantized", str(path)) == 1
+    assert "holds 'shapes_residual', not 'shapes_bottleneck'" in capsys.readouterr().err
+    path.write_bytes(path.read_bytes()[:1000])
+    assert _dgh("evaluate", "shapes_residual", "--quantized", str(path)) == 1
+    assert "onnxruntime cannot run" in capsys.readouterr().err
+
+
+def test_profiles_of_the_package_need_no_data(capsys):
+    assert _dgh("data", "shapes") == 0
+    assert "needs no data" in capsys.readouterr().out
+
+
+def test_threads_are_counted_from_one(capsys):
+    assert cli.main(["evaluate", "shapes_bottleneck", "--threads", "-3"]) == 1
+    assert "--threads must be at least 1, got -3" in capsys.readouterr().err
+
+
+def test_quantizing_happens_on_the_device_that_is_named(tmp_path, capsys):
+    arguments = ["--real", "shapes", "--num-images", "4", "--out", str(tmp_path / "q"), "--device", "nonsense"]
+    assert _dgh("quantize", "shapes_bottleneck", *arguments) == 1
+    assert "nonsense" in capsys.readouterr().err
 
 
 def test_calibration_with_real_images(tmp_path):
@@ -147,6 +179,7 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):
         (["generate", "shapes_residual", "--out", "x", "--set", "steps"], "write name=value"),
         (["generate", "shapes_residual", "--out", "x", "--set", "steps=0"], "steps must be at least 1, got 0"),
         (["quantize", "shapes_residual", "--images", "absent", "--out", "x"], "no image set at absent"),
+        (["generate", "shapes_residual", "--out", "x.png"], "must end in .safetensors or .npz"),
         (["evaluate", "shapes_residual", "--quantized", "absent"], "absent"),
         (["evaluate", "shapes_residual", "--boxes", "x"], "only a detector finds boxes"),
         (["data", "cifar"], "did you mean 'cifar10'"),
@@ -198,7 +231,7 @@ def test_ctrl_c_is_told(monkeypatch, capsys):
 
     monkeypatch.setattr(dgh, "generate", interrupted)
     assert _dgh("generate", "shapes_bottleneck", "--out", "unused") == 130
-    assert "continues where it was" in capsys.readouterr().err
+    assert "is not computed again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["generate", "quantize", "evaluate", "run", "data", "notebook", "book"])

@@ -4,6 +4,7 @@ Whatever is wrong with them is told with the file's name and the way to put it r
 """
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +30,7 @@ def npz(path: Path, num_images: int | None = None) -> LabelledImages:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in ("images", "labels", "classes") if name in arrays}
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not an .npz file of plain arrays: {error}") from error
     if missing := {"images", "labels"} - found.keys():
         raise ValueError(f"{path} has no array {' and no array '.join(sorted(missing))}")

@@ -105,7 +105,7 @@ def _compute_all(client: Any, experiments: list[Run], workshop: Workshop, device
                 workshop.keep(experiment, future.result())
             else:
                 failures.append(f"{experiment.title}: {future.exception()}")
-            bar.set_postfix_str(f"{experiment.title}, {len(client.scheduler_info(n_workers=0)['workers'])} workers")
+            bar.set_postfix_str(f"{experiment.title}, {client.scheduler_info(n_workers=0)['n_workers']} workers")
             bar.update()
     if failures:
         listed = "\n  ".join(failures)

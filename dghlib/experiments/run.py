@@ -7,8 +7,6 @@ and no other, and the generation it was in continues from its checkpoint.
 """
 
 import contextlib
-import copy
-import dataclasses
 import logging
 import os
 import time
@@ -217,8 +215,7 @@ class Workshop:
 
     def _quantize(self, experiment: Experiment, model: FloatModel, images: Tensor) -> QuantizedModel:
         method, config = QUANTIZERS[experiment.quantizer], experiment.quantizer_config
-        if torch.device(self.device).type != "cpu":
-            model = dataclasses.replace(model, net=copy.deepcopy(model.net).to(self.device))
+        model = model.on(self.device)
         if not isinstance(config, Settings):
             return method.quantize(model, images, config)
         checkpoint = self.cache / f"{self._record_path(experiment).stem}.checkpoint"

@@ -102,13 +102,22 @@ def open_session(path: Path, *, optimized: bool = True, threads: int = 0) -> onn
     On x86 processors without VNNI, onnxruntime's fast products of 8-bit integers overflow 16 bits without a word, and
     logits come out wrong by many steps. One option forbids that, and is set here; set it wherever you run such a file:
     `session.x64quantprecision`. `optimized=False` computes node by node, as the simulation does.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no ONNX file.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no ONNX file at {path}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own kinds, which share no other class
+        raise ValueError(f"onnxruntime cannot run {path}: {error}") from error
 
 
 class OnnxNetwork(nn.Module):
@@ -122,6 +131,7 @@ class OnnxNetwork(nn.Module):
         self.session = open_session(path, threads=threads)
         self.input_name = self.session.get_inputs()[0].name
         about = self.session.get_modelmeta().custom_metadata_map
+        self.name: str = json.loads(about.get("model", '""'))  # of the float network
         self.outputs: dict[str, str] = json.loads(about.get(_OUTPUTS, "{}"))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...] | dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """A trained network with what is needed to feed it: the type that all rooms share."""
 
+import copy
+import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ class FloatModel:
         net: maps normalised images (N, C, H, W) to logits; in eval mode.
         image_shape: (C, H, W).
         mean, std: of every channel, of pixels from 0 to 1; normalised is (pixel - mean) / std.
-        task: what the outputs are, "classification" so far.
+        task: what the outputs are, "classification" or "detection".
     """
 
     name: str
@@ -40,6 +42,12 @@ class FloatModel:
             )
         if not all(0 < spread < math.inf for spread in self.std):
             raise ValueError(f"{self.name}: std, of pixels from 0 to 1, must be above 0, got {self.std}")
+
+    def on(self, device: torch.device | str) -> "FloatModel":
+        """Return the model with its network on a device: itself on the CPU, else with a copy of the network."""
+        if torch.device(device).type == "cpu":
+            return self
+        return dataclasses.replace(self, net=copy.deepcopy(self.net).to(device))
 
     def sha256(self) -> str:
         """Return a hash of all parameters and buffers: their names, types, shapes and values."""
