@@ -60,9 +60,8 @@ def _bias_overflows(graph: OnnxGraph, node: fx.Node, module: Any) -> bool:
     if bias is None or not isinstance(grid, UniformQuantizer):
         return False
     steps = grid.scale * module.weight_quantizer.scale.flatten()
-    return bool(
-        (bias.abs() >= 2**31 * steps.repeat(len(bias) // len(steps))).any()
-    )  # one for each group, if transposed
+    steps = steps.repeat(len(bias) // len(steps))  # a transposed convolution has those of one group
+    return bool((bias.abs() >= 2**31 * steps).any())
 
 
 def float_layer(graph: OnnxGraph, node: fx.Node) -> str:
