@@ -64,6 +64,7 @@ def test_the_time_left_is_scaled_by_what_this_machine_has_shown() -> None:
     left.done("slow", 310.0)  # of which 300 for the runs
     assert left.seconds == pytest.approx(400 * (300 + TRUST) / (100 + TRUST) + (2 + BUILDING) * 10)
     assert str(left) == "about 16 min left"
+    assert str(Forecast({"paper": 4 * 3600.0})) == "about 4 h left"
     left.done("slower", 900.0)
     left.done("last", 10.0)
     assert left.seconds == pytest.approx(BUILDING * 10)

@@ -50,7 +50,8 @@ class Forecast:
         return scale * sum(left) + page * (len(left) + BUILDING)
 
     def __str__(self) -> str:
-        return f"about {max(1, round(self.seconds / 60))} min left"
+        minutes = max(1, round(self.seconds / 60))
+        return f"about {minutes} min left" if minutes <= 120 else f"about {round(minutes / 60)} h left"
 
 
 def lacking_runs(values: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Run]]:
