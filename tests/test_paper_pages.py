@@ -46,6 +46,12 @@ def test_counts_of_networks_below_zero_are_refused() -> None:
         first_models("shapes", -1)
 
 
+@pytest.mark.parametrize("name", PLANS)
+def test_every_run_of_a_plan_has_a_title_of_its_own(name: str) -> None:
+    planned = PLANS[name]("shapes_detection" if name == "table3" else "shapes", "smoke")
+    assert len({run.title for run in planned}) == len(planned)
+
+
 def test_table4_has_a_row_for_every_choice_of_parts_beside_the_papers() -> None:
     experiments = paper_plans.table4("shapes", "quick", **(ONE | {"seeds": 1}))
     table = paper_tables.table4(made_up(experiments))

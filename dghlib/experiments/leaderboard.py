@@ -14,7 +14,7 @@ from scipy.stats import t
 from dghlib import models
 from dghlib.experiments import looks, tables
 from dghlib.experiments.figures import saved
-from dghlib.experiments.plans import FLOAT, REAL
+from dghlib.experiments.plans import FLOAT, REAL, changed_settings
 from dghlib.experiments.run import OBSERVATIONS, PUBLISHED, Record
 from dghlib.experiments.tables import POLICY_TITLES, QUANTIZER_TITLES, TITLES
 from dghlib.generators import GENERATORS
@@ -23,10 +23,6 @@ from dghlib.records import fingerprint, plain, read_record
 
 CELL = ["profile", "model", "quantizer", "policy", "bits", "num_images", "test_images"]
 CONFIDENCE = 0.95
-# What a budget sets, and a repetition; other settings make a record one of an ablation.
-_BUDGET = {"num_images", "batch_size", "steps", "seed"}
-_WIDTHS = {"weight_bits", "activation_bits", "bits", "seed", "batch_size"}
-_SHORTENED = {"iterations", "step_iterations", "rounding_rate", "scale_rate", "step_rate"}
 
 
 def all_records() -> Iterator[Record]:
@@ -126,14 +122,10 @@ def _by_default(record: Record) -> bool:
     quantizer, images = record["inputs"]["quantizer"], record["inputs"].get("images")
     if quantizer["method"] == FLOAT or images is None or "model" in images:  # images of another network
         return False
-    changed = _changed(plain(QUANTIZERS[quantizer["method"]].Config()), quantizer["config"]) - _WIDTHS - _SHORTENED
-    if images["source"] != REAL:
-        changed |= _changed(plain(GENERATORS[images["source"]].PRESETS["default"]), images["config"]) - _BUDGET
-    return not changed
-
-
-def _changed(default: dict[str, object], config: dict[str, object]) -> set[str]:
-    return {name for name, value in config.items() if default.get(name) != value}
+    return not (
+        changed_settings(quantizer["method"], quantizer["config"])
+        or changed_settings(images["source"], images["config"])
+    )
 
 
 def standings(rows: pd.DataFrame) -> pd.DataFrame:

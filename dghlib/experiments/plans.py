@@ -19,6 +19,7 @@ from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 from dghlib.generators.pipelines import EMBEDDED as PIPELINES
 from dghlib.quantizers import QUANTIZERS
 from dghlib.quantizers.reconstruction import Settings
+from dghlib.records import plain
 
 REAL = "real"
 FLOAT = "float"
@@ -85,10 +86,14 @@ class Experiment:
         """Name the experiment in a few words, for progress bars and errors."""
         if self.quantizer == FLOAT:
             return f"{self.model} float"
-        config = self.quantizer_config
-        bits = f"W{config.weight_bits}A{config.activation_bits} {config.bits}"
+        config, images = self.quantizer_config, self.source_config
+        changed = changed_settings(self.quantizer, plain(config)) | changed_settings(self.source or "", plain(images))
+        settings = "".join(f", {name} = {value}" for name, value in changed.items())
         of_another = f" of {self.images_of}" if self.images_of else ""
-        return f"{self.model} {self.quantizer} {bits} {self.source}{of_another} seed {self.source_config.seed}"
+        return (
+            f"{self.model} {self.quantizer} W{config.weight_bits}A{config.activation_bits} {config.bits}, "
+            f"{images.num_images} {self.source}{of_another}{settings}, seed {images.seed}"
+        )
 
     @property
     def seed(self) -> int:
@@ -122,6 +127,22 @@ class Observation:
 
 
 Run = Experiment | Observation  # what has a record
+
+# What a budget, a width and a repetition set; other settings make a run one of an ablation.
+_SET_BY_BUDGET = {"num_images", "batch_size", "steps", "seed"}
+_SET_BY_WIDTH = {"weight_bits", "activation_bits", "bits", "seed", "batch_size"}
+_SHORTENED = {"iterations", "step_iterations", "rounding_rate", "scale_rate", "step_rate"}
+
+
+def changed_settings(method: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a generator or quantizer that differ from its published ones: of real images, none."""
+    if method in GENERATORS:
+        default, usual = plain(GENERATORS[method].PRESETS["default"]), _SET_BY_BUDGET
+    elif method in QUANTIZERS:
+        default, usual = plain(QUANTIZERS[method].Config()), _SET_BY_WIDTH | _SHORTENED
+    else:
+        return {}
+    return {name: value for name, value in config.items() if name not in usual and default.get(name) != value}
 
 
 def table2(

@@ -11,13 +11,11 @@ import pandas as pd
 from IPython.display import HTML
 from torch import Tensor
 
-from dghlib.experiments.plans import FLOAT, REAL
+from dghlib.experiments.plans import FLOAT, REAL, changed_settings
 from dghlib.experiments.profiles import PROFILES
 from dghlib.experiments.run import Record
-from dghlib.generators import GENERATORS
 from dghlib.models import FloatModel
 from dghlib.quantizers import QuantizedModel, noise_report, unit_errors
-from dghlib.records import plain
 
 PROVENANCE = '<p class="provenance">'  # begins a foot line
 
@@ -272,9 +270,7 @@ def _changed_settings(record: Record) -> str:
     images = record["inputs"].get("images")
     if images is None or images["source"] == REAL:
         return TITLES[REAL]
-    default = plain(GENERATORS[images["source"]].PRESETS["default"])
-    ignored = {"num_images", "batch_size", "steps", "seed"}
-    changed = {k: v for k, v in images["config"].items() if k not in ignored and v != default[k]}
+    changed = changed_settings(images["source"], images["config"])
     return ", ".join(f"{name} = {value}" for name, value in changed.items()) or "default"
 
 
