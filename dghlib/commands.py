@@ -154,7 +154,10 @@ def quantize(options: Namespace) -> None:
 def _calibration_images(model: FloatModel, options: Namespace) -> torch.Tensor:
     if options.images:
         if options.images.is_dir() or options.images.suffix == ".npz":
-            raise ValueError(f"--images takes a .safetensors file, got {options.images}: name it with --real")
+            raise ValueError(
+                f"--images reads the .safetensors form that `dgh generate` writes, got {options.images}; "
+                "photographs with labels, as .npz or in folders, go with --real"
+            )
         return load_images(options.images)[0]
     if model.task == "detection":
         return real_images(options.real, model, options.num_images, options.seed)

@@ -101,7 +101,7 @@ def test_sets_for_other_tools(tmp_path, capsys):
     assert _dgh("generate", "shapes_bottleneck", "--out", str(tmp_path / "set"), *settings, "--force") == 1
     assert "is not empty: choose a new folder" in capsys.readouterr().err
     assert _dgh("quantize", "shapes_bottleneck", "--images", str(tmp_path / "set"), "--out", str(tmp_path / "q")) == 1
-    assert "name it with --real" in capsys.readouterr().err
+    assert "reads the .safetensors form" in capsys.readouterr().err
 
 
 def test_an_onnx_file_of_another_network_is_refused(tmp_path, capsys):

@@ -212,9 +212,37 @@ def views(net: Any, x: Tensor) -> Tensor:
     return x.view(x.size(0), -1)
 
 
+def constants(net: Any, x: Tensor) -> Tensor:
+    x = (x - net.mean.view(1, 3, 1, 1)) / net.mean[None, :, None, None]
+    return net.bn(net.a(x)) * torch.tensor([1.0, 2.0, 3.0, 4.0]).view(4, 1, 1)
+
+
+def writes_to_its_images(net: Any, x: Tensor) -> Tensor:
+    return net.bn(net.a(x.mul_(2).sub_(1)))
+
+
+def batch_norm_of_vectors(net: Any, x: Tensor) -> Tensor:
+    x = net.linear(net.bn(net.a(x)).mean((2, 3)))
+    return F.batch_norm(x, torch.arange(5.0), torch.arange(1.0, 6.0))
+
+
+def transposed_by_a_function(net: Any, x: Tensor) -> Tensor:
+    x = F.conv_transpose2d(x, net.up, None, 2)
+    return F.batch_norm(x, net.bn.running_mean, net.bn.running_var, net.bn.weight)
+
+
+def volumes(net: Any, x: Tensor) -> Tensor:
+    return F.conv3d(net.bn3(net.conv3(x.unsqueeze(1))), net.conv3.weight.transpose(0, 1)).mean((2, 3, 4))
+
+
 @pytest.mark.parametrize(
     "forward",
     [
+        constants,
+        writes_to_its_images,
+        batch_norm_of_vectors,
+        transposed_by_a_function,
+        volumes,
         overwritten_by_a_function,
         overwritten_by_a_method,
         overwritten_by_a_module,
@@ -224,11 +252,14 @@ def views(net: Any, x: Tensor) -> Tensor:
     ],
 )
 def test_ways_to_write_a_network(forward: Callable) -> None:
-    graph = check_equal(Written(forward, in_place=nn.ReLU(inplace=True)))
+    net = Written(forward, in_place=nn.ReLU(inplace=True), conv3=nn.Conv3d(1, 4, 3, padding=1), bn3=nn.BatchNorm3d(4))
+    net.register_buffer("mean", torch.tensor([0.1, 0.2, 0.3]))
+    net.up = nn.Parameter(torch.randn(3, 4, 2, 2))
+    graph = check_equal(net)
     assert not batch_norms(graph)
     for node in graph.graph.nodes:
         assert not str(node.target).endswith("_")
-        assert node.target not in (F.conv2d, F.linear, F.batch_norm, F.dropout)
+        assert node.target not in (F.conv2d, F.conv3d, F.conv_transpose2d, F.linear, F.batch_norm, F.dropout)
 
 
 def test_classes_that_inherit_from_torch() -> None:
@@ -264,6 +295,27 @@ def test_reparametrized_and_half_precision_weights() -> None:
     half = copy.deepcopy(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).half().eval()
     assert next(folded_graph(as_model(half)).parameters()).dtype == torch.float32
     assert next(half.parameters()).dtype == torch.float16
+
+
+def test_weights_that_hooks_compute() -> None:
+    """Spectral norm in the old style divides the weight before each pass; what is loaded has not passed yet."""
+    trained, loaded = (nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 4, 3)), nn.ReLU()) for _ in range(2))
+    for _ in range(5):
+        trained(torch.randn(2, 3, 8, 8))  # its power iteration
+    loaded.load_state_dict(trained.state_dict())
+    check_equal(loaded)
+
+
+def test_hooks_that_change_outputs_are_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    net.get_submodule("0").register_forward_hook(lambda module, inputs, output: output * 0.1)
+    with pytest.raises(UntraceableNetwork, match="a hook"):
+        folded_graph(as_model(net))
+
+
+def test_images_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Sequential cannot take images of the shape \(3, 8, 8\)"):
+        folded_graph(as_model(nn.Sequential(nn.Flatten(), nn.Linear(10, 5)).eval()))
 
 
 def test_blocks_are_found_by_path() -> None:
@@ -364,3 +416,10 @@ def test_weights_that_stay_in_float_are_told(caplog: pytest.LogCaptureFixture) -
     net = Written(lambda net, x: net.attention(*[x.flatten(2)] * 3)[0], attention=nn.MultiheadAttention(64, 1)).eval()
     folded_graph(as_model(net))
     assert "attention (MultiheadAttention)" in caplog.text
+
+
+def test_parameters_that_no_layer_reads_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    net = Written(lambda net, x: net.a(x).mean((2, 3)) @ net.weight).eval()
+    net.weight = nn.Parameter(torch.zeros(4, 5))
+    folded_graph(as_model(net))
+    assert "weight (read as it is)" in caplog.text

@@ -86,6 +86,21 @@ class _Recorder(fx.Interpreter):
         return self.values[n.name]
 
 
+def test_a_batch_size_read_at_the_beginning_joins_nothing() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3), nn.Linear(144, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            count = x.shape[0]
+            return self.c(self.b(self.a(x)).reshape(count, -1))
+
+    graph = graph_of(Counted(), 8)
+    assert [unit.layers for unit in units_of(graph, "block")] == [("a",), ("b",), ("c",)]
+    assert graph(torch.zeros(7, 3, 8, 8)).shape == (7, 5)
+
+
 def test_layers_inside_windows_are_learned_with_what_is_around_them() -> None:
     class Windows(nn.Module):
         def __init__(self) -> None:
