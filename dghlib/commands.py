@@ -20,8 +20,10 @@ from dghlib import assets, checkpoints, datasets, models, processes
 from dghlib.choices import look_up
 from dghlib.copies import private_copy
 from dghlib.evaluation import top1
-from dghlib.experiments import plans, run
+from dghlib.experiments import run
 from dghlib.experiments.catalogue import PLANS
+from dghlib.experiments.experiment import Run
+from dghlib.experiments.plan_parts import parse_bits
 from dghlib.experiments.profiles import PROFILES
 from dghlib.experiments.scoring import TEST_BATCH, quality, real_images
 from dghlib.generators import GENERATORS
@@ -138,7 +140,7 @@ def _checkpoint(path: Path) -> Path:
 def quantize(options: Namespace) -> None:
     """Quantize a network and write it."""
     method = look_up(QUANTIZERS, options.method, "quantizer")
-    weight_bits, activation_bits = plans.parse_bits(options.bits)
+    weight_bits, activation_bits = parse_bits(options.bits)
     model = _model(options.model)
     images = _calibration_images(model, options)
     config = method.Config(weight_bits=weight_bits, activation_bits=activation_bits)
@@ -190,9 +192,10 @@ def report(options: Namespace) -> None:
         print(units.head(options.worst).to_string(float_format="%.2g"))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        figures.noise_profile(quantized, noise, save=str(options.out / "noise"))
+        title = f"{model.name}, {quantized.about['method']}"
+        figures.noise_profile(noise, title=title, save=str(options.out / "noise"))
         if len(units):
-            figures.unit_profile(quantized, save=str(options.out / "units"))
+            figures.unit_profile(units, title=title, save=str(options.out / "units"))
         print(f"\nAll of it, as tables and pictures, in {options.out}")
 
 
@@ -252,7 +255,7 @@ def run_plan(options: Namespace) -> None:
         look_up(known, name, f"option of plan {options.plan}")
     experiments = plan(options.profile, options.budget, **chosen)
     # pandas takes a second to import, which --help need not wait for
-    from dghlib.experiments import image_figures, paper_tables, sources, tables
+    from dghlib.experiments import deployment, image_figures, paper_tables, sources, tables
 
     records = _records(experiments, options, options.results)
     of_plan: dict[str, Callable[..., Any]] = {
@@ -277,12 +280,19 @@ def run_plan(options: Namespace) -> None:
         "figure4": image_figures.output_ends,
         "intraq_figure1": image_figures.spreads,
         "genie_figureA5": partial(tables.observed, name="distances"),
+        "figure8": image_figures.described,
+        "figure9": image_figures.described,
+        "gallery": image_figures.described,
         "image_costs": sources.cost,
+        "layers": partial(tables.observed, name="noise"),
+        "boxes": partial(tables.observed, name="boxes"),
+        "files": deployment.files,
+        "onnxruntime": deployment.onnxruntime_alone,
     }
     print(of_plan.get(options.plan, tables.accuracy)(records).to_string())
 
 
-def _records(experiments: Sequence[plans.Run], options: Namespace, results: Path | None = None) -> list[run.Record]:
+def _records(experiments: Sequence[Run], options: Namespace, results: Path | None = None) -> list[run.Record]:
     """Return the records of experiments; compute those that are missing, here or on the cluster that was named."""
     if options.cluster:
         from dghlib.experiments.cluster import run_on_cluster

@@ -14,6 +14,7 @@ import pytest
 
 from dghlib import cli
 from dghlib.experiments import cluster, image_plans, plans, run
+from dghlib.experiments.experiment import Run
 
 pytest.importorskip("distributed")
 
@@ -72,7 +73,7 @@ def _comparable(records: list[run.Record]) -> list[tuple[Any, float | list[str]]
 
 
 def test_a_killed_worker_loses_nothing_and_records_are_the_same(workers, tmp_path):
-    experiments: list[plans.Run] = [*plans.table2(**SMOKE, sources=["noise", "dgh"])]
+    experiments: list[Run] = [*plans.table2(**SMOKE, sources=["noise", "dgh"])]
     experiments += image_plans.figure3(**SMOKE, num_images=8)
     found: list[run.Record] = []
 

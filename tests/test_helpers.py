@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dghlib.experiments import helpers, plans
+from dghlib.experiments.experiment import Experiment
 from dghlib.experiments.run import RESULTS_VARIABLE, Workshop
 
 RUNS = plans.table2("shapes", "smoke", sources=["noise"], bits=["W8A8"], seeds=1, models=["shapes_residual"])
@@ -16,7 +17,7 @@ def test_helpers_begin_with_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(helpers, "_cores", lambda: 2)
     monkeypatch.setenv(RESULTS_VARIABLE, str(tmp_path / "results"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    broken = plans.Experiment(profile="shapes", model="no such network")
+    broken = Experiment(profile="shapes", model="no such network")
     workshop, deadline = Workshop(tmp_path / "results"), time.monotonic() + 120
     with helpers.helped([*RUNS, broken]):
         assert os.environ["OMP_NUM_THREADS"] == "1"

@@ -8,8 +8,8 @@ import pytest
 from dghlib import cli
 from dghlib.choices import UnknownName
 from dghlib.experiments import holdings, run
+from dghlib.experiments.experiment import Experiment
 from dghlib.experiments.holdings import HOLDINGS, Holding, held
-from dghlib.experiments.plans import Experiment
 from dghlib.experiments.profiles import BUDGETS, PROFILES
 
 Folders = tuple[run.Workshop, run.Workshop]

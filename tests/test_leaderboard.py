@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dghlib.experiments import image_plans, leaderboard, looks
-from dghlib.experiments.plans import Experiment, RealImages
+from dghlib.experiments.experiment import Experiment, RealImages
 from dghlib.experiments.run import Record, inputs_of
 from dghlib.generators import dgh
 from dghlib.quantizers import hptq

@@ -1,23 +1,28 @@
 """What is looked at in images: each look against what it must see, and the records and figures made of them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_tiny_model
 from matplotlib.figure import Figure
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from dghlib.experiments import image_figures, image_plans, looks, run, sources, tables
-from dghlib.experiments.plans import Observation
+from dghlib.experiments.experiment import Observation
 from dghlib.experiments.run import Workshop
 from dghlib.generators import deep_inversion
-from dghlib.images import load_images, save_images
+from dghlib.images import load_images, save_images, to_pixels
 
 PLANS: dict[str, Callable[..., list[Observation]]] = {
     "figure2": image_plans.figure2,
     "figure3": image_plans.figure3,
     "figure4": image_plans.figure4,
+    "figure8": image_plans.figure8,
+    "figure9": partial(image_plans.figure9, iterations=5, num_images=8),
     "intraq_figure1": image_plans.intraq_figure1,
     "genie_figureA5": image_plans.genie_figure_a5,
 }
@@ -25,6 +30,8 @@ DRAWN: dict[str, Callable[..., Figure]] = {
     "figure2": image_figures.feature_maps,
     "figure3": image_figures.layer_errors,
     "figure4": image_figures.output_distributions,
+    "figure8": image_figures.pictures,
+    "figure9": image_figures.pictures,
     "intraq_figure1": image_figures.feature_maps,
     "genie_figureA5": image_figures.traces,
 }
@@ -110,7 +117,7 @@ def test_a_figure_has_its_networks_and_its_numbers_beside_it(
     name: str, observed: dict[str, list[run.Record]], tmp_path: Path
 ) -> None:
     figure = DRAWN[name](observed[name], save=str(tmp_path / name))
-    titles = " ".join(axis.get_title() for axis in figure.axes)
+    titles = " ".join(axis.get_title() + axis.get_title(loc="left") for axis in figure.axes)
     assert "residual" in titles
     assert "inverted" in titles
     assert (tmp_path / f"{name}.svg").stat().st_size > 0
@@ -124,6 +131,7 @@ def test_a_figure_has_its_networks_and_its_numbers_beside_it(
         ("figure2", image_figures.spreads),
         ("figure3", image_figures.nearer),
         ("figure4", image_figures.output_ends),
+        ("figure9", image_figures.described),
     ],
 )
 def test_tables_have_a_row_for_every_network_and_set(
@@ -134,6 +142,35 @@ def test_tables_have_a_row_for_every_network_and_set(
     assert "inverted" in shown
     assert ("±" in shown) == (name != "figure3")
     assert "no records" in str(table([]))
+
+
+def test_pictures_are_the_first_images_of_their_sets() -> None:
+    model = make_tiny_model()
+    images = torch.rand(5, *model.image_shape, generator=torch.Generator().manual_seed(0))
+    found = looks.pictures(model, {"some": images, "others": -images}, count=3)
+    shown = looks.pictures_in(found)
+    assert {title: len(pictures) for title, pictures in shown.items()} == {"some": 3, "others": 3}
+    for picture, wanted in zip(shown["some"], to_pixels(images, model.mean, model.std), strict=False):
+        assert torch.equal(pil_to_tensor(picture), wanted)
+    assert found["sets"]["mean"] == pytest.approx([images.mean().item(), -images.mean().item()], rel=1e-5)
+    assert found["sets"]["distance"][0] == pytest.approx(looks.distance(model, images), rel=1e-5)
+
+
+def test_real_images_of_other_people_are_in_no_record() -> None:
+    (drawn,) = image_plans.figure8("shapes", "smoke", models=["shapes_residual"])
+    (foreign,) = image_plans.figure8("cifar10", "smoke", models=["cifar10_resnet20"])
+    assert [title for title, _ in drawn.sets] == [*(title for title, _ in foreign.sets), "real"]
+
+
+def test_strips_of_images_for_the_pages_of_methods(
+    observed: dict[str, list[run.Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image_figures.save_strips(observed["figure8"])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"images_{source}.png" for source in ("noise", "zeroq", "genie_d", "dgh", "real")}
+    with Image.open(tmp_path / "images_dgh.png") as strip:
+        assert strip.size == (image_plans.PICTURES * 34 + 2, 36)
 
 
 def test_an_observation_is_found_again_and_named_in_the_foot_line(

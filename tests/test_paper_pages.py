@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from dghlib.experiments import paper_figures, paper_plans, paper_tables, run, tables
 from dghlib.experiments.catalogue import PLANS
-from dghlib.experiments.plans import FLOAT, Run
+from dghlib.experiments.experiment import FLOAT, Run
 from dghlib.experiments.profiles import first_models
 
 ONE: dict[str, Any] = {"seeds": 2, "models": ["shapes_residual"]}
+OF_DETECTORS = ("table3", "boxes")
 
 
 def made_up(experiments: Sequence[Run]) -> list[run.Record]:
@@ -26,13 +27,13 @@ def made_up(experiments: Sequence[Run]) -> list[run.Record]:
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_plan_asks_for_nothing_twice_and_is_the_same_each_time(name: str) -> None:
-    profile = "shapes_detection" if name == "table3" else "shapes"
+    profile = "shapes_detection" if name in OF_DETECTORS else "shapes"
     experiments = PLANS[name](profile, "quick", seeds=2)
     assert len(set(experiments)) == len(experiments)
     assert experiments == PLANS[name](profile, "quick", seeds=2)
 
 
-@pytest.mark.parametrize("name", [name for name in PLANS if name != "table3"])
+@pytest.mark.parametrize("name", [name for name in PLANS if name not in OF_DETECTORS])
 def test_what_a_plan_cannot_have_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="seeds must be at least 0, got -1"):
         PLANS[name]("shapes", "smoke", seeds=-1)
@@ -48,7 +49,7 @@ def test_counts_of_networks_below_zero_are_refused() -> None:
 
 @pytest.mark.parametrize("name", PLANS)
 def test_every_run_of_a_plan_has_a_title_of_its_own(name: str) -> None:
-    planned = PLANS[name]("shapes_detection" if name == "table3" else "shapes", "smoke")
+    planned = PLANS[name]("shapes_detection" if name in OF_DETECTORS else "shapes", "smoke")
     assert len({run.title for run in planned}) == len(planned)
 
 

@@ -17,7 +17,10 @@ import torch
 from dghlib.choices import UnknownName
 from dghlib.experiments import plans, run, tables
 from dghlib.experiments.paper_plans import transfer
+from dghlib.experiments.plan_parts import parse_bits, quantizer_config
+from dghlib.experiments.profiles import BUDGETS
 from dghlib.images import normalise
+from dghlib.quantizers import QUANTIZERS
 from dghlib.records import fingerprint
 
 SMOKE: dict[str, Any] = {"profile": "shapes", "budget": "smoke", "models": ["shapes_bottleneck"]}
@@ -146,7 +149,7 @@ def test_unknown_names_are_answered_with_the_nearest(arguments, message):
 @pytest.mark.parametrize("bits", ["48", "W4", "4A8", "WxA8"])
 def test_bits_that_cannot_be_read_are_refused(bits):
     with pytest.raises(ValueError, match=f"bits must look like W8A8 or W4A8, got '{bits}'"):
-        plans.parse_bits(bits)
+        parse_bits(bits)
 
 
 def test_every_quantizer_runs_in_a_plan(tmp_path):
@@ -160,9 +163,9 @@ def test_every_quantizer_runs_in_a_plan(tmp_path):
 
 def test_short_runs_have_rates_to_match():
     """A rounding's way is rate times steps; published: 0.001 times 20 000."""
-    paper, short = plans.BUDGETS["paper"], plans.BUDGETS["standard"]
-    assert plans.quantizer_config("brecq", "W4A4", paper) == plans.QUANTIZERS["brecq"].Config()
-    config = plans.quantizer_config("brecq", "W2A4", short, bits="academic")
+    paper, short = BUDGETS["paper"], BUDGETS["standard"]
+    assert quantizer_config("brecq", "W4A4", paper) == QUANTIZERS["brecq"].Config()
+    config = quantizer_config("brecq", "W2A4", short, bits="academic")
     assert (config.weight_bits, config.activation_bits, config.bits) == (2, 4, "academic")
     assert config.rounding_rate * config.iterations == pytest.approx(20)
     assert config.step_iterations == config.iterations / 4

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from dghlib.experiments import image_plans, paper_plans, plans
-from dghlib.experiments.plans import Run
+from dghlib.experiments import image_plans, paper_plans, plans, quantized_plans
+from dghlib.experiments.experiment import Run
 
 PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "table1": paper_plans.table1,
@@ -18,6 +18,8 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "figure5": paper_plans.figure5,
     "figure6": paper_plans.figure6,
     "figure7": paper_plans.figure7,
+    "figure8": image_plans.figure8,
+    "figure9": image_plans.figure9,
     "samples": paper_plans.samples,
     "step_sizes": paper_plans.step_sizes,
     "genie_figureA5": image_plans.genie_figure_a5,
@@ -34,4 +36,9 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "placements": plans.placements,
     "sources": plans.sources,
     "image_costs": image_plans.image_costs,
+    "gallery": image_plans.gallery,
+    "layers": quantized_plans.layers,
+    "boxes": quantized_plans.boxes,
+    "files": quantized_plans.files,
+    "onnxruntime": quantized_plans.onnxruntime,
 }

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from dghlib.experiments.plans import REAL, Experiment, Run
+from dghlib.experiments.experiment import REAL, Experiment, Run
 from dghlib.experiments.run import Record, Workshop, results_dir
 from dghlib.records import fingerprint, plain, provenance
 

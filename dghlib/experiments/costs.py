@@ -13,7 +13,7 @@ import pandas as pd
 
 from dghlib.choices import look_up
 from dghlib.experiments.catalogue import PLANS
-from dghlib.experiments.plans import FLOAT, REAL, ImageSet, Observation, Run
+from dghlib.experiments.experiment import FLOAT, REAL, ImageSet, Observation, Run
 from dghlib.experiments.run import Record
 from dghlib.records import fingerprint, plain
 
@@ -99,12 +99,14 @@ def _parts(experiments: Sequence[Run], made: set[str]) -> Iterator[tuple[str, Un
     """Yield (method, unit, work) of every quantization, and of every set of images that is not in `made`."""
     for experiment in dict.fromkeys(experiments):
         if isinstance(experiment, Observation):
-            for _, wanted in experiment.sets:
-                yield from _making(experiment.model, wanted, made)
-        elif experiment.quantizer != FLOAT:
-            yield from _making(experiment.maker, experiment.images, made)
-            work = _quantization_units(asdict(experiment.quantizer_config), asdict(experiment.source_config))
-            yield experiment.quantizer, (experiment.model, experiment.quantizer), work
+            sets, maker = [wanted for _, wanted in experiment.sets], experiment.model
+        else:
+            sets, maker = [experiment.images] if experiment.source else [], experiment.maker
+        for wanted in sets:
+            yield from _making(maker, wanted, made)
+            if experiment.quantizer != FLOAT:
+                work = _quantization_units(asdict(experiment.quantizer_config), asdict(wanted.config))
+                yield experiment.quantizer, (experiment.model, experiment.quantizer), work
 
 
 def _making(maker: str, wanted: ImageSet, made: set[str]) -> Iterator[tuple[str, Unit, int]]:

@@ -12,8 +12,8 @@ from typing import Any
 import nbformat
 
 from dghlib.experiments import costs, image_plans, paper_plans, plans
+from dghlib.experiments.experiment import Run
 from dghlib.experiments.leaderboard import all_records
-from dghlib.experiments.plans import Run
 from dghlib.experiments.profiles import first_models
 from dghlib.experiments.run import Workshop, results_dir
 

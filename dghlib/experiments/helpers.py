@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 
-from dghlib.experiments.plans import Run
+from dghlib.experiments.experiment import Run
 from dghlib.experiments.run import Workshop, results_dir
 
 MOST = 7  # helpers; each takes one to two GB of memory

@@ -14,8 +14,8 @@ import pandas as pd
 from dghlib.choices import look_up
 from dghlib.experiments import costs, run
 from dghlib.experiments.catalogue import PLANS
+from dghlib.experiments.experiment import Run
 from dghlib.experiments.leaderboard import all_records
-from dghlib.experiments.plans import Run
 from dghlib.experiments.profiles import PROFILES
 
 log = logging.getLogger(__name__)
@@ -45,15 +45,22 @@ class Holding:
 
 _SMALL = ("cifar10_resnet20", "cifar10_mobilenetv2")
 _FIGURES = tuple(f"figure{number}" for number in range(1, 8))
-_FEWER = ("table3", "dgh_settings", "image_costs")  # are not held for all networks and seeds of shapes
+_PICTURES = ("figure8", "figure9")
+_OUTSIDE = ("files", "onnxruntime")
+# Are not held for all networks and seeds of shapes.
+_FEWER = ("table3", "boxes", "dgh_settings", "layers", "image_costs", "gallery", *_PICTURES, *_OUTSIDE)
 HOLDINGS = (
     Holding("shapes", "quick", tuple(name for name in PLANS if name not in _FEWER)),
-    Holding("shapes", "quick", ("dgh_settings",), ("shapes_inverted",), seeds=1),
+    Holding("shapes", "quick", _PICTURES, seeds=1),
+    Holding("shapes", "quick", ("dgh_settings", "layers"), ("shapes_inverted",), seeds=1),
     Holding("shapes", "quick", ("image_costs",), ("shapes_residual",)),
+    Holding("shapes", "quick", ("gallery", *_OUTSIDE), ("shapes_residual",), seeds=1),
     Holding("shapes_detection", "quick", ("table3",)),
+    Holding("shapes_detection", "quick", ("figure8", "boxes"), ("shapes_ssdlite",), seeds=1),
     Holding(
         "cifar10", "standard", ("table1", "table2", "table4", "table5", *_FIGURES, "sources", "output_weights"), _SMALL
     ),
+    Holding("cifar10", "standard", _PICTURES, _SMALL, seeds=1),
     Holding("cifar10", "standard", ("table1", "table2"), ("cifar10_resnet56",), seeds=1),
     Holding("cifar10", "standard", ("quantizers",)),
     Holding("cifar10", "standard", ("placements",), ("cifar10_resnet20",), seeds=1),

@@ -1,19 +1,17 @@
-"""Figures of what sets of images look like to a network, from the records of observations."""
+"""Figures of sets of images, and of what they look like to a network, from the records of observations."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from PIL import Image
 
-from dghlib.experiments.figures import if_any, saved, show_images
-from dghlib.experiments.image_plans import budget_for
-from dghlib.experiments.looks import REAL_SET, distance
-from dghlib.experiments.run import Record, Workshop, load_model, results_dir
-from dghlib.experiments.sources import calibration_images
-from dghlib.experiments.tables import cell, nothing, observed
+from dghlib.experiments.figures import if_any, saved
+from dghlib.experiments.looks import REAL_SET, pictures_in
+from dghlib.experiments.run import Record
+from dghlib.experiments.tables import TITLES, cell, nothing, observed, short_name
 
 
 @if_any
@@ -152,18 +150,49 @@ def traces(records: Sequence[Record], *, save: str | None = None) -> Figure:
     return saved(figure, data, save)
 
 
-def long_runs(
-    profile: str, model: str, budget: str, *, iterations: int, num_images: int, save: str | None = None
-) -> Figure:
-    """Return DGH's Figures 8 and 9 side by side: images after a budget's iterations, and after more of them."""
-    workshop, spend, columns = Workshop(results_dir(), progress=True), budget_for(budget, num_images), 10
-    counts = sorted({spend.steps, iterations})
-    size = (columns * 0.85, len(counts) * 0.95)
-    figure, axes = plt.subplots(len(counts), columns, figsize=size, squeeze=False, layout="constrained")
-    facts = []
-    for line, steps in zip(axes, counts, strict=True):
-        images, seconds = calibration_images(workshop, profile, model, "dgh", dataclasses.replace(spend, steps=steps))
-        far = distance(load_model(model), images)
-        facts.append({"iterations": steps, "distance from the statistics": far, "seconds": seconds})
-        show_images(line, images, load_model(model), f"{steps}")
-    return saved(figure, pd.DataFrame(facts), save)
+@if_any
+def pictures(records: Sequence[Record], *, save: str | None = None) -> Figure:
+    """Return the images that observations kept, a row for each set: DGH's Figures 8 and 9.
+
+    With `save`, a name, the figure is written to NAME.svg and the numbers of the sets to NAME.csv.
+    """
+    rows = [
+        (short_name(record["inputs"]["model"]["name"]) if first else "", TITLES.get(title, title), images)
+        for record in records
+        for first, title, images in _sets(record)
+    ]
+    columns = max(len(images) for _, _, images in rows)
+    size = (columns * 0.85, len(rows) * 0.85)
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    for line, (model, title, images) in zip(axes, rows, strict=True):
+        for axis in line:
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        for axis, image in zip(line, images, strict=False):
+            axis.imshow(image)
+        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize="small")
+        line[0].set_title(model, loc="left", fontsize="small")
+    return saved(figure, observed(records, "sets"), save)
+
+
+def _sets(record: Record) -> list[tuple[bool, str, list[Image.Image]]]:
+    found = pictures_in(record["outputs"]["tables"])
+    return [(place == 0, title, images) for place, (title, images) in enumerate(found.items())]
+
+
+def described(records: Sequence[Record]) -> pd.DataFrame:
+    """Return the numbers of the sets whose images `pictures` shows."""
+    if not records:
+        return nothing()
+    columns = {"mean": ("mean", 2), "standard deviation": ("standard deviation", 2)}
+    distances = {"distance": ("distance from the statistics", 3)}
+    return _by_set(observed(records, "sets"), columns | distances).rename_axis(["network", "images"])
+
+
+def save_strips(records: Sequence[Record]) -> None:
+    """Write the images of each set side by side to images_SET.png, for the pages of the methods."""
+    for title, images in (each for record in records for each in pictures_in(record["outputs"]["tables"]).items()):
+        width, height, gap = *images[0].size, 2
+        strip = Image.new("RGB", (len(images) * (width + gap) + gap, height + 2 * gap), "white")
+        for place, image in enumerate(images):
+            strip.paste(image, (gap + place * (width + gap), gap))
+        strip.save(f"images_{title}.png")

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dghlib.choices import look_up
+from dghlib.datasets import ANNOTATED
+from dghlib.experiments.experiment import REAL, ImageSet, Observation
 from dghlib.experiments.looks import REAL_SET, Border
-from dghlib.experiments.plans import (
-    REAL,
-    ImageSet,
-    Observation,
+from dghlib.experiments.plan_parts import (
+    DETECTION_SOURCES,
+    detection_budget,
     every_source,
     networks_of,
     repetitions,
@@ -32,6 +33,9 @@ from dghlib.generators import deep_inversion
 MOVED: dict[str, tuple[int, Border]] = {"shapes": (3, "edge")}
 MOVED_ELSEWHERE: tuple[int, Border] = (4, "black")
 SMALL_SET = 16  # images, where many sets are compared
+PICTURES = 8  # of a set, where images are to be looked at
+# Whose real images this package draws itself. Records are published, so they show no others.
+DRAWN = ("shapes", "shapes_detection")
 
 # Sets of images by title: where they come from, and what differs from the published settings.
 Kinds = Mapping[str, tuple[str, Mapping[str, Any]]]
@@ -89,6 +93,62 @@ def figure4(
         "DGH": ("dgh", {}),
     }
     return _observations("outputs", profile, budget_for(budget), kinds, seeds, models)
+
+
+def figure8(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    sources: Sequence[str] = DETECTION_SOURCES,
+    num_images: int | None = None,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Observation]:
+    """Return DGH's Figure 8: the first images of several sources, of one repetition unless told otherwise.
+
+    Real ones are among them where they are ours to show. `num_images`, the size of the sets, defaults to the budget's.
+    """
+    spend = detection_budget(budget) if profile in ANNOTATED else budget_for(budget, num_images)
+    kinds: Kinds = {source: (source, {}) for source in sources if source != REAL or profile in DRAWN}
+    return _pictures(profile, spend, kinds, seeds, models)
+
+
+def figure9(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    iterations: int = 800,
+    num_images: int = SMALL_SET,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Observation]:
+    """Return DGH's Figures 8 and 9 side by side: its images after the budget's iterations, and after more of them.
+
+    Of one repetition unless told otherwise. The paper's are 1 000 and 40 000.
+    """
+    spend = budget_for(budget, num_images)
+    kinds: Kinds = {str(steps): ("dgh", {"steps": steps}) for steps in sorted({spend.steps, iterations})}
+    return _pictures(profile, spend, kinds, seeds, models)
+
+
+def gallery(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    num_images: int = SMALL_SET,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Observation]:
+    """Return `figure8` with a small set of every source that there is for the profile, those of `image_costs`."""
+    sources = every_source(profile)
+    return figure8(profile, budget, sources=sources, num_images=num_images, seeds=seeds, models=models)
+
+
+def _pictures(
+    profile: str, spend: Budget, kinds: Kinds, seeds: int | None, models: Sequence[str] | None
+) -> list[Observation]:
+    observations = _observations("pictures", profile, spend, kinds, 1 if seeds is None else seeds, models)
+    return [dataclasses.replace(each, settings=(("count", PICTURES),)) for each in observations]
 
 
 def intraq_figure1(

@@ -13,8 +13,8 @@ from scipy.stats import t
 
 from dghlib import models
 from dghlib.experiments import looks, tables
+from dghlib.experiments.experiment import FLOAT, REAL, changed_settings
 from dghlib.experiments.figures import saved
-from dghlib.experiments.plans import FLOAT, REAL, changed_settings
 from dghlib.experiments.run import OBSERVATIONS, PUBLISHED, Record
 from dghlib.experiments.tables import POLICY_TITLES, QUANTIZER_TITLES, TITLES
 from dghlib.generators import GENERATORS
@@ -94,7 +94,7 @@ def overview(records: list[Record]) -> pd.DataFrame:
 
 
 def overview_of_observations(records: list[Record]) -> pd.DataFrame:
-    """Return one line per record of what was looked at in images, without quantizing anything."""
+    """Return one line per record of what was looked at in images and in quantized copies."""
     rows = [
         {
             "profile": record["inputs"]["profile"],

@@ -5,19 +5,27 @@ settings of its own; it returns tables by name, each as columns by name. `run.ru
 keeps the tables.
 """
 
+import base64
+import math
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from dghlib.batchnorm import StoredStatistics, stored_statistics, variance_of, working_copy
+from dghlib.experiments.experiment import FLOAT
+from dghlib.experiments.scoring import quality
 from dghlib.generators.classes import find_head
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, spread_of
 from dghlib.hooks import recorded_inputs
-from dghlib.images import flip_and_crop, per_channel
+from dghlib.images import flip_and_crop, per_channel, to_pixels
 from dghlib.models import FloatModel
 from dghlib.seeds import stream
 
@@ -54,7 +62,7 @@ def errors(model: FloatModel, sets: Images, *, margin: int, border: Border, seed
                     {"layer": place, "images": kind, "statistic": statistic, "error": error}
                     for place, error in enumerate(by_layer, start=1)
                 ]
-    return {"errors": _columns(rows)}
+    return {"errors": columns(rows)}
 
 
 def augmented(images: Tensor, margin: int, draws: torch.Generator, border: Tensor | None = None) -> Tensor:
@@ -99,7 +107,7 @@ def features(model: FloatModel, sets: Images) -> Tables:
         for name, plane in maps.items()
         for title, (x, y) in zip(titles, plane.tolist(), strict=True)
     ]
-    return {"points": _columns(points), "spreads": spreads(found)}
+    return {"points": columns(points), "spreads": spreads(found)}
 
 
 def features_of(model: FloatModel, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +153,7 @@ def spreads(sets: Mapping[str, tuple[Tensor, Tensor]]) -> Columns:
         }
         for title, (points, classes) in sets.items()
     ]
-    return _columns(rows)
+    return columns(rows)
 
 
 def _within_class(points: Tensor, classes: Tensor) -> float | None:
@@ -178,13 +186,13 @@ def outputs(model: FloatModel, sets: Images) -> Tables:
         curve = zip(places.tolist(), gaussian_kde(values.numpy())(places).tolist(), strict=True)
         densities += [{"images": title, "output": place, "density": density} for place, density in curve]
         quantiles.append({"images": title} | {f"q{level}": values.quantile(level).item() for level in QUANTILES})
-    return {"densities": _columns(densities), "quantiles": _columns(quantiles)}
+    return {"densities": columns(densities), "quantiles": columns(quantiles)}
 
 
 def distances(model: FloatModel, sets: Images) -> Tables:
     """Return how far each set is from the network's statistics, see `distance`."""
     rows = [{"images": title, "distance": distance(model, images)} for title, images in sets.items()]
-    return {"distances": _columns(rows)}
+    return {"distances": columns(rows)}
 
 
 def distance(model: FloatModel, images: Tensor) -> float:
@@ -197,12 +205,73 @@ def distance(model: FloatModel, images: Tensor) -> float:
     return batch_norm_distance(measured.moments, layers, weights, "std").item()
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
-    """Return rows as columns, numbers to six digits: more would be noise, and records are read by people, too."""
-    return {
-        name: [float(f"{row[name]:.6g}") if isinstance(row[name], float) else row[name] for row in rows]
-        for name in rows[0]
-    }
+def pictures(model: FloatModel, sets: Images, *, count: int) -> Tables:
+    """Return the first `count` images of each set, to look at (DGH's Figures 8 and 9), and numbers of the whole set.
+
+    The table `pictures` has them as PNG files in base64, `sets` their mean, standard deviation and distance from the
+    network's statistics.
+    """
+    shown, numbers = [], []
+    for title, images in sets.items():
+        pixels = to_pixels(images[:count], model.mean, model.std)
+        shown += [{"images": title, "png": _png(each)} for each in pixels]
+        spread = {"mean": images.mean().item(), "standard deviation": images.std().item()}
+        numbers.append({"images": title, **spread, "distance": distance(model, images)})
+    return {"pictures": columns(shown), "sets": columns(numbers)}
+
+
+def _png(pixels: Tensor) -> str:
+    """Return uint8 pixels (3, H, W) as a PNG file in base64."""
+    file = BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def pictures_in(tables: Tables) -> dict[str, list[Image.Image]]:
+    """Return the images that `pictures` kept, by the title of their set."""
+    found: dict[str, list[Image.Image]] = {}
+    for title, text in zip(tables["pictures"]["images"], tables["pictures"]["png"], strict=True):
+        found.setdefault(title, []).append(Image.open(BytesIO(base64.b64decode(text))))
+    return found
+
+
+def onnxruntime(model: FloatModel, sets: Images, *, profile: str, test_images: int | None) -> Tables:
+    """Return `top1` of a network that onnxruntime's own `quantize_static` quantized to 8 bits with each set.
+
+    Nothing of our quantizers takes part: the float network is exported, the images go in through a calibration reader.
+    The last row is the network as it is.
+    """
+    from onnxruntime.quantization import QuantType, quantize_static  # an extra, and seconds to import
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    from dghlib.export import ImageReader, OnnxNetwork, export_onnx
+
+    kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
+    reached = {}
+    with TemporaryDirectory() as folder:
+        exported, prepared, quantized = (Path(folder) / f"{name}.onnx" for name in ("float", "prepared", "int8"))
+        export_onnx(exported, model)
+        quant_pre_process(exported, prepared, skip_symbolic_shape=True)
+        for title, images in sets.items():
+            quantize_static(prepared, quantized, ImageReader(images), **kinds)
+            reached[title] = quality(profile, test_images, model, OnnxNetwork(quantized, threads=1))["top1"]
+    reached[FLOAT] = quality(profile, test_images, model, model.net)["top1"]
+    return {"top1": columns([{"images": title, "top1": percent} for title, percent in reached.items()])}
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
+    """Return rows as columns, numbers to six digits: more would be noise, and records are read by people, too.
+
+    What is infinite, or no number, is None, which JSON can hold.
+    """
+    names = rows[0] if rows else ()
+    return {name: [_short(row[name]) for row in rows] for name in names}
+
+
+def _short(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 LOOKS: dict[str, Callable[..., Tables]] = {
@@ -210,4 +279,6 @@ LOOKS: dict[str, Callable[..., Tables]] = {
     "features": features,
     "outputs": outputs,
     "distances": distances,
+    "pictures": pictures,
+    "onnxruntime": onnxruntime,
 }

@@ -8,10 +8,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dghlib.experiments.experiment import FLOAT, REAL
 from dghlib.experiments.figures import if_any, saved
 from dghlib.experiments.paper_plans import FILTERS
 from dghlib.experiments.paper_tables import labelled, settings_of
-from dghlib.experiments.plans import FLOAT, REAL
 from dghlib.experiments.run import Record
 from dghlib.experiments.tables import QUANTIZER_TITLES, TITLES, short_name
 

@@ -13,18 +13,17 @@ from functools import partial
 from typing import Any
 
 from dghlib.choices import look_up
-from dghlib.experiments.plans import (
+from dghlib.experiments.experiment import REAL, Experiment
+from dghlib.experiments.plan_parts import (
     PAPER_SOURCES,
-    REAL,
-    Experiment,
     calibrated,
     drawn_sources,
     networks_of,
     of_variants,
-    quantizers,
     repetitions,
     source_config,
 )
+from dghlib.experiments.plans import quantizers
 from dghlib.experiments.profiles import BUDGETS, Budget
 
 # The parts of DGH's Table 4: statistics of the whole set, image preprocessing, output-stretching loss.

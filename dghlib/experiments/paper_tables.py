@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from dghlib.experiments import tables
+from dghlib.experiments.experiment import FLOAT
 from dghlib.experiments.paper_plans import INTRAQ_PARTS, PARTS
-from dghlib.experiments.plans import FLOAT
 from dghlib.experiments.run import Record
 from dghlib.experiments.tables import PAPER, QUANTIZER_TITLES, TITLES, cell, nothing, paper_table, short_name
 

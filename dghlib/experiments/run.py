@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dghlib import checkpoints, models
-from dghlib.experiments import looks
-from dghlib.experiments.plans import FLOAT, REAL, Experiment, ImageSet, Observation, Run
+from dghlib.experiments import looks, quantized_looks
+from dghlib.experiments.experiment import FLOAT, REAL, Experiment, ImageSet, Observation, Run
 from dghlib.experiments.recorded import NotRecorded, only_recorded, show_missing
 from dghlib.experiments.scoring import quality, real_images
 from dghlib.generators import GENERATORS
@@ -93,14 +93,6 @@ def published(experiments: Sequence[Run]) -> list[Record]:
     if all(isinstance(each, Experiment) and each.quantizer == FLOAT for each, record in found.items() if record):
         return []
     return [record for experiment in experiments if (record := found[experiment])]
-
-
-def quantized(experiment: Experiment) -> tuple[FloatModel, QuantizedModel, Tensor]:
-    """Return an experiment's network, its quantized copy, and the images it was calibrated with."""
-    workshop = Workshop(results_dir(), progress=True)
-    model, (images, _) = load_model(experiment.model), workshop.images(experiment)
-    images = _in_space_of(model, images, load_model(experiment.maker))
-    return model, QUANTIZERS[experiment.quantizer].quantize(model, images, experiment.quantizer_config), images
 
 
 class Workshop:
@@ -191,11 +183,14 @@ class Workshop:
             for title, wanted in observation.sets
         }
         images = {title: images for title, (images, _) in found.items()}
-        model, look = load_model(observation.model), looks.LOOKS[observation.look]
-        return {
-            "generation_seconds": {title: round(seconds, 3) for title, (_, seconds) in found.items()},
-            "tables": look(model, images, **dict(observation.settings)),
-        }
+        model, settings = load_model(observation.model), dict(observation.settings)
+        if observation.quantizer == FLOAT:
+            tables = looks.LOOKS[observation.look](model, images, **settings)
+        else:
+            copies = {title: self._quantize(observation, model, each) for title, each in images.items()}
+            tables = quantized_looks.LOOKS[observation.look](model, copies, images, **settings)
+        seconds = {title: round(seconds, 3) for title, (_, seconds) in found.items()}
+        return {"generation_seconds": seconds, "tables": tables}
 
     def _tested(self, experiment: Experiment, wait: bool) -> dict[str, Any]:
         """Return what a network reaches, quantized or as it is, and the seconds of what comes before."""
@@ -213,7 +208,7 @@ class Workshop:
             "quantization_seconds": round(quantization_seconds, 2),
         }
 
-    def _quantize(self, experiment: Experiment, model: FloatModel, images: Tensor) -> QuantizedModel:
+    def _quantize(self, experiment: Run, model: FloatModel, images: Tensor) -> QuantizedModel:
         method, config = QUANTIZERS[experiment.quantizer], experiment.quantizer_config
         model = model.on(self.device)
         if not isinstance(config, Settings):
@@ -242,11 +237,11 @@ def inputs_of(experiment: Run) -> dict[str, Any]:
         inputs["look"] = {"name": experiment.look, "version": looks.VERSION, "settings": dict(experiment.settings)}
         inputs["seed"] = experiment.seed
         inputs["sets"] = {title: _inputs_of_images(wanted) for title, wanted in experiment.sets}
+        if experiment.quantizer != FLOAT:
+            inputs["quantizer"] = _inputs_of_quantizer(experiment)
         return plain(inputs)
-    inputs |= {"test_images": experiment.test_images, "quantizer": {"method": experiment.quantizer}}
+    inputs |= {"test_images": experiment.test_images, "quantizer": _inputs_of_quantizer(experiment)}
     if experiment.quantizer != FLOAT:
-        version = QUANTIZERS[experiment.quantizer].VERSION
-        inputs["quantizer"] |= {"version": version, "config": experiment.quantizer_config}
         inputs["images"] = _inputs_of_images(experiment.images)
         if experiment.images_of:
             inputs["images"]["model"] = _weights(experiment.images_of)
@@ -255,6 +250,13 @@ def inputs_of(experiment: Run) -> dict[str, Any]:
 
 def _weights(model: str) -> dict[str, str]:
     return {"name": model, "weights": models.weights_sha256(model)}
+
+
+def _inputs_of_quantizer(experiment: Run) -> dict[str, Any]:
+    method = experiment.quantizer
+    if method == FLOAT:
+        return {"method": method}
+    return {"method": method, "version": QUANTIZERS[method].VERSION, "config": experiment.quantizer_config}
 
 
 def _inputs_of_images(wanted: ImageSet) -> dict[str, Any]:

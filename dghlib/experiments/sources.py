@@ -1,29 +1,14 @@
-"""Calibration images of one network from every source, and what they cost."""
+"""What calibration images of one network cost, from the records of observations."""
 
-import dataclasses
 from collections.abc import Collection, Sequence
 
 import pandas as pd
-from PIL import Image
-from torch import Tensor
-from torchvision.utils import make_grid
 
-from dghlib.experiments.image_plans import budget_for
-from dghlib.experiments.plans import REAL, ImageSet, every_source, source_config
-from dghlib.experiments.profiles import Budget
-from dghlib.experiments.run import Record, Workshop, load_model, results_dir
+from dghlib.experiments.experiment import REAL
+from dghlib.experiments.run import Record
 from dghlib.experiments.tables import TITLES, nothing
-from dghlib.images import to_pixels
 
 COST = {"passes per image": "{:.0f}", "seconds per image": "{:.3f}", "distance from the statistics": "{:.3g}"}
-
-
-def calibration_images(
-    workshop: Workshop, profile: str, model: str, source: str, spend: Budget, **settings: object
-) -> tuple[Tensor, float]:
-    """Return the images of a source at a budget, seed 0, and the seconds they took; `settings` are of its Config."""
-    config = dataclasses.replace(source_config(source, spend, seed=0), **settings)
-    return workshop.image_set(profile, model, ImageSet(source=source, config=config))
 
 
 def cost(
@@ -58,21 +43,3 @@ def save_lines(records: Sequence[Record]) -> None:
     """Write the line of `cost` of each source to cost_SOURCE.csv, for the pages of the methods."""
     for source in records[0]["inputs"]["sets"] if records else ():
         cost(records, sources=[source]).to_csv(f"cost_{source}.csv", index=False)
-
-
-def save_strips(
-    profile: str,
-    model: str,
-    budget: str = "quick",
-    *,
-    num_images: int | None = None,
-    sources: Sequence[str] | None = None,
-) -> None:
-    """Write the images of each source side by side to images_SOURCE.png, for the pages of the methods."""
-    workshop, spend = Workshop(results_dir(), progress=True), budget_for(budget, num_images)
-    float_model = load_model(model)
-    for source in sources or every_source(profile):
-        images, _ = calibration_images(workshop, profile, model, source, spend)
-        pixels = to_pixels(images, float_model.mean, float_model.std)
-        grid = make_grid(pixels, nrow=8, padding=2, pad_value=255)
-        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(f"images_{source}.png")

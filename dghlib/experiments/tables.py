@@ -1,6 +1,5 @@
 """Tables of records: ours beside the paper's, as data frames, CSV files and foot lines."""
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -11,11 +10,12 @@ import pandas as pd
 from IPython.display import HTML
 from torch import Tensor
 
-from dghlib.experiments.plans import FLOAT, REAL, changed_settings
+from dghlib.experiments.experiment import FLOAT, REAL, changed_settings
 from dghlib.experiments.profiles import PROFILES
+from dghlib.experiments.quantized_looks import noise_rows, unit_rows
 from dghlib.experiments.run import Record
 from dghlib.models import FloatModel
-from dghlib.quantizers import QuantizedModel, noise_report, unit_errors
+from dghlib.quantizers import QuantizedModel
 
 PROVENANCE = '<p class="provenance">'  # begins a foot line
 
@@ -83,7 +83,9 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def observed(records: Sequence[Record], name: str) -> pd.DataFrame:
-    """Return a table of observations, with the network and the repetition in each row."""
+    """Return a table of observations, with the network and the repetition in each row; of none, an empty one."""
+    if not records:
+        return pd.DataFrame()
     parts = [
         pd.DataFrame(record["outputs"]["tables"][name]).assign(
             model=short_name(record["inputs"]["model"]["name"]), seed=record["inputs"]["seed"]
@@ -91,6 +93,13 @@ def observed(records: Sequence[Record], name: str) -> pd.DataFrame:
         for record in records
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def worst(records: Sequence[Record], name: str, count: int = 8) -> pd.DataFrame:
+    """Return the first rows of a table of observations that has the worst first: "noise" or "units"."""
+    if not records:
+        return nothing()
+    return observed(records, name).drop(columns=["images", "model", "seed", "place"]).head(count)
 
 
 def summary(records: Sequence[Record], measure: str = "top1") -> pd.DataFrame:
@@ -239,12 +248,12 @@ def quantizer_costs(records: Sequence[Record]) -> pd.DataFrame:
 
 def noise(model: FloatModel, quantized: QuantizedModel, images: Tensor) -> pd.DataFrame:
     """Return the noise of a quantized network's weights and tensors, the worst first; see `quantizers.report`."""
-    return pd.DataFrame([dataclasses.asdict(row) for row in noise_report(model, quantized, images)])
+    return pd.DataFrame(noise_rows(model, quantized, images))
 
 
 def units(quantized: QuantizedModel) -> pd.DataFrame:
     """Return the errors of a network's learned units, the worst first; see `quantizers.report`."""
-    return pd.DataFrame([dataclasses.asdict(row) for row in unit_errors(quantized)])
+    return pd.DataFrame(unit_rows(quantized))
 
 
 def settings(records: Sequence[Record]) -> pd.DataFrame:

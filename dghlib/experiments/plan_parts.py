@@ -1,0 +1,160 @@
+"""What plans are built of: networks, repetitions, and the Configs of sources and quantizers at a budget."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dghlib.choices import check_at_least, check_choice, look_up
+from dghlib.experiments.experiment import REAL, Experiment, RealImages
+from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
+from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
+from dghlib.generators.pipelines import EMBEDDED as PIPELINES
+from dghlib.quantizers import QUANTIZERS
+from dghlib.quantizers.reconstruction import Settings
+
+SOURCES = ("noise", "zeroq", "dgh", REAL)
+PAPER_SOURCES = ("zeroq", "intraq", "genie_d", "dgh", REAL)  # the rows of DGH's tables
+DETECTION_SOURCES = ("noise", "zeroq", "genie_d", "dgh", REAL)  # those that need no classes
+
+
+def networks_of(profile: str, chosen: Sequence[str] | None) -> list[str]:
+    """Return the chosen networks of a profile, all of them for None.
+
+    Raises:
+        UnknownName: there is no such profile.
+        ValueError: one of them is none of its networks.
+    """
+    known = look_up(PROFILES, profile, "profile").models
+    for name in chosen or ():
+        check_choice("model", name, known)
+    return list(chosen or known)
+
+
+def repetitions(budget: Budget, seeds: int | None) -> range:
+    """Return the seeds of so many repetitions, those of the budget for None."""
+    if seeds is not None:
+        check_at_least(0, "seeds", seeds)
+    return range(budget.seeds if seeds is None else seeds)
+
+
+def detection_budget(name: str) -> Budget:
+    """Return a budget for detectors: at most 32 images to calibrate with, as in the paper; tests take a few hundred."""
+    spend = look_up(BUDGETS, name, "budget")
+    test_images = None if spend.test_images is None else min(spend.test_images, 256)
+    return dataclasses.replace(spend, num_images=min(spend.num_images, 32), test_images=test_images)
+
+
+def calibrated(
+    profile: str,
+    model: str,
+    source: str,
+    config: Any,
+    width: str,
+    budget: Budget,
+    quantizer: str = "hptq",
+    **settings: Any,
+) -> Experiment:
+    """Return a network quantized to a width such as "W4A8" with images of a source, by HPTQ or another method.
+
+    A method that learns draws its batches with the seed of the images.
+    """
+    chosen = quantizer_config(quantizer, width, budget, **settings)
+    if isinstance(chosen, Settings):
+        chosen = dataclasses.replace(chosen, seed=config.seed)
+    return Experiment(
+        profile=profile,
+        model=model,
+        source=source,
+        source_config=config,
+        quantizer=quantizer,
+        quantizer_config=chosen,
+        test_images=budget.test_images,
+    )
+
+
+def every_source(profile: str) -> tuple[str, ...]:
+    """Return all sources of images for the networks of a profile, which have batch norm.
+
+    GenQ is one of them where a pipeline for the classes of the profile ships with the package.
+    """
+    unfit = FOR_TRANSFORMERS if drawn_sources(profile) else (*FOR_TRANSFORMERS, "genq")
+    return (*(name for name in GENERATORS if name not in unfit), REAL)
+
+
+def drawn_sources(profile: str) -> tuple[str, ...]:
+    """Return ("genq",) for a profile whose diffusion pipeline ships with the package, else nothing."""
+    return ("genq",) if profile in PIPELINES and PIPELINES[profile].is_dir() else ()
+
+
+def source_config(source: str, budget: Budget, seed: int, **settings: Any) -> Any:
+    """Return the Config of a source at a budget: its published settings with the budget's images and steps."""
+    if source == REAL:
+        return RealImages(num_images=budget.num_images, seed=seed)
+    default = look_up(GENERATORS, source, "source of images").PRESETS["default"]
+    names = {field.name for field in dataclasses.fields(default)}
+    batch_size = budget.batch_size
+    if source == "intraq":  # keeps images away from those of earlier batches: a set needs several
+        batch_size = min(batch_size, max(1, budget.num_images // 4))
+    spend = {"num_images": budget.num_images, "steps": budget.steps, "batch_size": batch_size}
+    if source == "genq":  # its steps are those of the pipeline, whose number the pipeline asks for
+        spend["denoising_steps"] = min(default.denoising_steps, budget.steps)
+    wanted = {name: value for name, value in spend.items() if name in names}
+    return dataclasses.replace(default, **wanted, seed=seed, **settings)
+
+
+def quantizer_config(method: str, width: str, budget: Budget, **settings: Any) -> Any:
+    """Return the Config of a quantizer for a width such as "W4A8": its published settings with the budget's steps.
+
+    Fewer steps get larger rates: a rounding has the same way to go, so its rate grows as the steps become fewer; the
+    rates of grids' steps, which have less far to go, grow by the square root of that.
+    """
+    weight_bits, activation_bits = parse_bits(width)
+    config = look_up(QUANTIZERS, method, "quantizer").Config(weight_bits=weight_bits, activation_bits=activation_bits)
+    if isinstance(config, Settings):
+        shortening = config.iterations / budget.iterations
+        config = dataclasses.replace(
+            config,
+            iterations=budget.iterations,
+            step_iterations=math.ceil(config.step_iterations / shortening),
+            rounding_rate=config.rounding_rate * shortening,
+            scale_rate=config.scale_rate * math.sqrt(shortening),
+            step_rate=config.step_rate * math.sqrt(shortening),
+        )
+    return dataclasses.replace(config, **settings)
+
+
+def parse_bits(bits: str) -> tuple[int, int]:
+    """Return (weight bits, activation bits) of "W4A8".
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    weights, _, activations = bits.upper().removeprefix("W").partition("A")
+    if not (bits.upper().startswith("W") and weights.isdecimal() and activations.isdecimal()):
+        raise ValueError(f"bits must look like W8A8 or W4A8, got {bits!r}")
+    return int(weights), int(activations)
+
+
+def of_variants(
+    profile: str,
+    budget: Budget,
+    variants: Iterable[tuple[str, dict[str, Any]]],
+    bits: Sequence[str],
+    seeds: int | None,
+    models: Sequence[str] | None,
+    quantizer: str = "brecq",
+    policy: str = "full",
+    **settings: Any,
+) -> list[Experiment]:
+    """Return one quantizer on images of (source, its settings), and the networks as they are."""
+    names = networks_of(profile, models)
+    experiments = [Experiment(profile=profile, model=model, test_images=budget.test_images) for model in names]
+    every = itertools.product(repetitions(budget, seeds), names, variants, bits)
+    for seed, model, (source, changed), width in every:
+        config = source_config(source, budget, seed, **changed)
+        experiments.append(
+            calibrated(profile, model, source, config, width, budget, quantizer, bits=policy, **settings)
+        )
+    return experiments

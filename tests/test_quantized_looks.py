@@ -1,0 +1,92 @@
+"""What is looked at in quantized copies: each look against what it must see, and what pages make of the records."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import make_tiny_model
+
+from dghlib.experiments import deployment, figures, leaderboard, quantized_looks, quantized_plans, run, tables
+from dghlib.experiments.detections import detections
+from dghlib.experiments.experiment import FLOAT, Observation
+from dghlib.generators import noise
+from dghlib.quantizers import QUANTIZERS, hptq, noise_report
+
+SMALL: dict[str, Any] = {"seeds": 1, "models": ["shapes_residual"]}
+
+
+def observe(plan: list[Observation], folder: Path) -> list[run.Record]:
+    return run.run(plan, results=folder / "results", progress=False)
+
+
+def test_noise_is_that_of_the_report_and_knows_its_place() -> None:
+    model = make_tiny_model()
+    images = noise.generate(model, noise.Config(num_images=8))
+    copy = hptq.quantize(model, images, hptq.Config(weight_bits=4, activation_bits=4))
+    found = quantized_looks.layers(model, {"noise": copy}, {"noise": images})
+    report = noise_report(model, copy, images)
+    assert found["noise"]["name"] == [row.name for row in report]
+    assert found["noise"]["own"] == pytest.approx([row.own for row in report], rel=1e-4)
+    rows = pd.DataFrame(found["noise"])
+    tensors = rows[rows.kind == "tensor"].sort_values("place")
+    assert list(tensors.name) == list(copy.activation_quantizers())
+    assert not found["units"]
+
+
+def test_which_layer_hurts(tmp_path: Path) -> None:
+    records = observe(quantized_plans.layers("shapes", "smoke", **SMALL), tmp_path)
+    worst = tables.worst(records, "noise")
+    assert list(worst.columns) == ["kind", "name", "bits", "own", "accumulated"]
+    assert list(worst.accumulated) == sorted(worst.accumulated)
+    units = tables.observed(records, "units")
+    assert sorted(units.place) == list(range(len(units)))
+    for draw, name in ((figures.noise_profile, "noise"), (figures.unit_profile, "units")):
+        draw(tables.observed(records, name), title="a network", save=str(tmp_path / name))
+        assert (tmp_path / f"{name}.svg").stat().st_size > 0
+        draw(tables.observed([], name), title="none")  # says so
+    assert "no records" in str(tables.worst([], "noise"))
+
+
+def test_what_detectors_find(tmp_path: Path) -> None:
+    records = observe(quantized_plans.boxes("shapes_detection", "smoke", models=["shapes_ssdlite"]), tmp_path)
+    boxes = tables.observed(records, "boxes")
+    assert FLOAT in set(boxes.network)
+    assert (boxes.score >= quantized_looks.SURE).all()
+    assert (boxes.right > boxes.left).all()
+    assert boxes.scene.between(0, quantized_plans.SCENES - 1).all()
+    figure = detections(records, save=str(tmp_path / "boxes"))
+    drawn = sum(len(axis.patches) for axis in figure.axes)
+    assert drawn == len(boxes)
+    assert "no records" in detections([]).axes[0].texts[0].get_text()
+
+
+def test_files_do_what_the_simulation_does(tmp_path: Path) -> None:
+    records = observe(quantized_plans.files("shapes", "smoke", **SMALL), tmp_path)
+    table = deployment.files(records)
+    assert [title for _, title in table.index] == [FLOAT, "HPTQ W8A8", "HPTQ W4A4"]
+    sizes = list(table["file, kB"])
+    assert sizes == sorted(sizes, reverse=True)
+    gaps = table["top-1 of the file"].astype(float) - table["of the simulation"].astype(float)
+    assert gaps.abs().max() <= 100 * 2 / 96  # two of the test images
+    assert "no records" in str(deployment.files([]))
+
+
+def test_other_peoples_quantizer(tmp_path: Path) -> None:
+    records = observe(quantized_plans.onnxruntime("shapes", "smoke", **SMALL), tmp_path)
+    table = deployment.onnxruntime_alone(records)
+    assert list(table.index) == ["Gaussian noise", "ZeroQ", "DGH", "Real data", "Float"]
+    reached = table.iloc[:, 0].astype(float)
+    assert reached["Float"] - 10 < reached["Real data"] <= 100
+    assert "no records" in str(deployment.onnxruntime_alone([]))
+
+
+def test_a_copy_of_another_version_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plan,) = quantized_plans.files("shapes", "smoke", bits=["W8A8"], **SMALL)
+    assert "hptq W8A8" in plan.title
+    (record,) = observe([plan], tmp_path)
+    assert record["inputs"]["quantizer"]["version"] == hptq.VERSION
+    assert leaderboard.is_current(record)
+    monkeypatch.setattr(QUANTIZERS["hptq"], "VERSION", hptq.VERSION + 1)
+    assert not leaderboard.is_current(record)
+    assert run.Workshop(tmp_path / "results").find(plan) is None
