@@ -177,6 +177,7 @@ def _run(subparsers: _Subparsers) -> None:
     sub.add_argument(
         "--results", type=Path, help=f"folder of records (default: {run.RESULTS_VARIABLE} or _build/results)"
     )
+    _add_anew(sub)
     _add_cluster(sub)
 
 
@@ -216,11 +217,16 @@ def _notebook(subparsers: _Subparsers) -> None:
     )
     sub.add_argument("name", help="a file of notebooks/, without its ending")
     sub.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="a wrong one lists those that there are")
+    _add_anew(sub)
 
 
 def _book(subparsers: _Subparsers) -> None:
     sub = _command(
-        subparsers, "book", commands.build, "Execute all notebooks and build the book.", "dgh book --budget quick"
+        subparsers,
+        "book",
+        commands.build,
+        "Execute all notebooks, computing anew what this machine has not computed before, and build the book.",
+        "dgh book --budget quick",
     )
     _add_profile(sub)
     sub.add_argument("--recorded", action="store_true", help="compute nothing, show the records of results/ alone")
@@ -263,6 +269,10 @@ def _add_cluster(sub: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="compute on a Dask cluster: tcp://HOST:8786, or the .json file of its scheduler",
     )
+
+
+def _add_anew(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--anew", action="store_true", help="compute what the repository's results/ has records of, too")
 
 
 def _add_force(sub: argparse.ArgumentParser) -> None:

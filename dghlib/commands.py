@@ -250,6 +250,7 @@ def run_plan(options: Namespace) -> None:
     """Compute the missing runs of a plan and print its table."""
     plan = look_up(PLANS, options.plan, "plan")
     chosen = _chosen(options, "seeds", "models", "sources", "bits", "methods")
+    _compute_anew(options.anew)
     known = inspect.signature(plan).parameters
     for name in chosen:
         look_up(known, name, f"option of plan {options.plan}")
@@ -333,10 +334,19 @@ def execute_notebook(options: Namespace) -> None:
     """Execute one notebook with other parameters."""
     from dghlib.experiments import notebooks
 
+    _compute_anew(options.anew)
     path = Path("notebooks") / f"{options.name}.ipynb"
     output = Path("_build/notebooks") / "own" / path.name
     notebooks.run_notebook(path, notebooks.parse_assignments(options.parameters), output)
     print(f"executed: {output}")
+
+
+def _compute_anew(wanted: bool) -> None:
+    """Take no notice of the repository's records, here and in the kernels of notebooks."""
+    from dghlib.experiments.recorded import ANEW_VARIABLE
+
+    if wanted:
+        os.environ[ANEW_VARIABLE] = "1"
 
 
 def build(options: Namespace) -> None:
@@ -346,7 +356,7 @@ def build(options: Namespace) -> None:
 
     if options.recorded:
         os.environ[RECORDED_VARIABLE] = "1"  # for the kernels of the notebooks, too
-
+    _compute_anew(not options.recorded)
     page = build_book(Path(), {"profile": options.profile, "budget": options.budget})
     print(f"the book: {page}")
 

@@ -10,7 +10,9 @@ from dghlib.choices import UnknownName
 from dghlib.experiments import holdings, run
 from dghlib.experiments.experiment import Experiment
 from dghlib.experiments.holdings import HOLDINGS, Holding, held
+from dghlib.experiments.plans import table2
 from dghlib.experiments.profiles import BUDGETS, PROFILES
+from dghlib.experiments.recorded import ANEW_VARIABLE
 
 Folders = tuple[run.Workshop, run.Workshop]
 
@@ -68,6 +70,22 @@ def test_records_are_published_once_and_only_from_code_as_it_is_committed(
     assert holdings.lacking() == [modified, *others]
     assert "modified" in caplog.text
     assert holdings.publish() == 0
+
+
+def test_records_of_the_repository_count_unless_all_is_to_be_computed_anew(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, published = folders
+    *_, wanted = table2("shapes", "smoke", sources=["noise"], bits=["W8A8"], seeds=1, models=["shapes_residual"])
+    published.keep(wanted, {"inputs": run.inputs_of(wanted), "outputs": {"top1": -1.0}, "provenance": {}})
+    (record,) = run.run([wanted], progress=False)
+    assert record["outputs"] == {"top1": -1.0}
+    assert made.find(wanted) is None
+    monkeypatch.setenv(ANEW_VARIABLE, "1")
+    (record,) = run.run([wanted], progress=False)
+    assert record["outputs"]["top1"] >= 0
+    monkeypatch.delenv(ANEW_VARIABLE)
+    assert run.run([wanted], progress=False) == [record]
 
 
 def test_the_command_computes_what_is_missing_and_says_what_there_is(

@@ -53,11 +53,11 @@ def run_on_cluster(
         ClusterError: see there. Experiments that did not fail are computed and kept.
     """
     workshop = Workshop(results or results_dir())
-    missing = [experiment for experiment in dict.fromkeys(experiments) if workshop.find(experiment) is None]
+    missing = [experiment for experiment in dict.fromkeys(experiments) if workshop.known(experiment) is None]
     if missing:
         with _connect(address) as client:
             _compute_all(client, missing, workshop, device, progress)
-    return [record for experiment in experiments if (record := workshop.find(experiment))]
+    return [record for experiment in experiments if (record := workshop.known(experiment))]
 
 
 def _connect(address: str) -> Any:

@@ -180,12 +180,14 @@ def _sets(record: Record) -> list[tuple[bool, str, list[Image.Image]]]:
 
 
 def described(records: Sequence[Record]) -> pd.DataFrame:
-    """Return the numbers of the sets whose images `pictures` shows."""
+    """Return the numbers of the sets whose images `pictures` shows, means over repetitions; Eq. 4 is the distance."""
     if not records:
         return nothing()
-    columns = {"mean": ("mean", 2), "standard deviation": ("standard deviation", 2)}
-    distances = {"distance": ("distance from the statistics", 3)}
-    return _by_set(observed(records, "sets"), columns | distances).rename_axis(["network", "images"])
+    numbers = observed(records, "sets").groupby(["model", "images"], sort=False)
+    columns = {"mean": "{:.2f}", "standard deviation": "{:.2f}", "distance": "{:.2g}"}
+    table = pd.DataFrame({name: numbers[name].mean().map(form.format) for name, form in columns.items()})
+    table = table.rename(columns={"distance": "distance from the statistics"}, index=TITLES)
+    return table.rename_axis(["network", "images"])
 
 
 def save_strips(records: Sequence[Record]) -> None:

@@ -1,8 +1,10 @@
-"""The book from committed records alone: nothing is computed, and pages say what they lack.
+"""The book from committed records alone: nothing is computed, and pages say what they lack. And the opposite.
 
-In this mode, which an environment variable turns on, no network is loaded (`run.load_model`), so nothing can be
+In the former mode, which an environment variable turns on, no network is loaded (`run.load_model`), so nothing can be
 computed by mistake: plans find their records and name the runs that have none, and a cell that needs a network stops
 with `NotRecorded`. The cells after it run all the same, and a note takes the place of its error.
+
+In the opposite one, `anew`, which `dgh book` is in, committed records do not count.
 """
 
 import html
@@ -16,6 +18,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_output
 
 RECORDED_VARIABLE = "DGHLIB_RECORDED"
+ANEW_VARIABLE = "DGHLIB_ANEW"
 PAPERMILL_MARKER = "papermill-error-cell-tag"
 _NOTE = "Not in this book, which was made from records alone: <code>make book</code> computes it."
 # A link to a file beside the page, in either way that notebooks write it.
@@ -31,6 +34,11 @@ class NotRecorded(RuntimeError):
 def only_recorded() -> bool:
     """Return whether nothing is to be computed: the environment variable DGHLIB_RECORDED."""
     return bool(os.environ.get(RECORDED_VARIABLE))
+
+
+def anew() -> bool:
+    """Return whether this machine is to compute what the repository has records of, too: the variable DGHLIB_ANEW."""
+    return bool(os.environ.get(ANEW_VARIABLE))
 
 
 def show_missing(titles: Sequence[str], wanted: int) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from dghlib import checkpoints, models
 from dghlib.experiments import looks, quantized_looks
 from dghlib.experiments.experiment import FLOAT, REAL, Experiment, ImageSet, Observation, Run
-from dghlib.experiments.recorded import NotRecorded, only_recorded, show_missing
+from dghlib.experiments.recorded import NotRecorded, anew, only_recorded, show_missing
 from dghlib.experiments.scoring import quality, real_images
 from dghlib.generators import GENERATORS
 from dghlib.generators.identity import images_fingerprint
@@ -54,7 +54,7 @@ def run(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> list[Record]:
-    """Return the records of `experiments`, in their order; compute those that are missing.
+    """Return the records of `experiments`, in their order; compute those that are missing (see `Workshop.known`).
 
     Where nothing is to be computed (`dghlib.experiments.recorded`), it is what `published` returns. Experiments that
     another process is computing are left to the end; by then its records are there. Ctrl-C and kill -9 lose the
@@ -63,7 +63,7 @@ def run(
     if only_recorded():
         return published(experiments)
     workshop = Workshop(results or results_dir(), device, progress)
-    found = {experiment: workshop.find(experiment) for experiment in experiments}
+    found = {experiment: workshop.known(experiment) for experiment in experiments}
     missing = [experiment for experiment, record in found.items() if record is None]
     with tqdm(total=len(missing), desc="experiments", disable=not progress or not missing) as bar:
         busy = []
@@ -112,6 +112,10 @@ class Workshop:
     def find(self, experiment: Run) -> Record | None:
         """Return an experiment's record, or None."""
         return read_record(self._record_path(experiment))
+
+    def known(self, experiment: Run) -> Record | None:
+        """Return an experiment's record, made here or, unless all is to be computed anew, come with the repository."""
+        return self.find(experiment) or (None if anew() else Workshop(PUBLISHED).find(experiment))
 
     def compute(self, experiment: Run, *, wait: bool) -> Record:
         """Return an experiment's record; make it if, once we hold its lock, it still is not there.
