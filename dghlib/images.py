@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from dghlib.records import write_atomically
+from dghlib.records import set_aside, write_atomically
 
 
 def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
@@ -209,3 +209,18 @@ def load_images(path: Path) -> tuple[Tensor, dict[str, str]]:
             return file.get_tensor("images"), file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is not an image set written by dghlib: {error}") from error
+
+
+def load_timed_images(path: Path) -> tuple[Tensor, float] | None:
+    """Return the images at `path` and the seconds they took to make, which `save_images` was told as "seconds".
+
+    None if there are none, or they are damaged: then they are set aside, to be made again.
+    """
+    try:
+        images, about = load_images(path)
+        return images, float(about["seconds"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError) as error:
+        set_aside(path, str(error))
+        return None

@@ -58,6 +58,30 @@ def test_images_are_pixels_of_the_pipeline_in_normalised_space(kind, request, ti
     assert len(images.flatten(1).unique(dim=0)) == 6
 
 
+def test_kept_candidates_are_found_by_other_filters_with_what_they_took(of_classes, tiny_model, tmp_path, monkeypatch):
+    config = small(of_classes)
+    images = genq.generate(tiny_model, config, progress=False, candidates=genq.Candidates(tmp_path))
+    assert torch.equal(images, generate(tiny_model, config))
+    others = small(of_classes, oversampling=4 / 3, energy_share=1)  # two batches of the former's three
+    wanted = generate(tiny_model, others)
+    monkeypatch.setattr(genq, "make_images", None)
+    kept = genq.Candidates(tmp_path)
+    assert torch.equal(genq.generate(tiny_model, others, progress=False, candidates=kept), wanted)
+    assert kept.seconds > 0
+    for changed in ({"seed": 1}, {"denoising_steps": 3}, {"guidance": 1.5}):
+        with pytest.raises(TypeError):
+            genq.generate(tiny_model, small(of_classes, **changed), progress=False, candidates=kept)
+
+
+def test_damaged_candidates_are_made_again(of_classes, tiny_model, tmp_path):
+    images = genq.generate(tiny_model, small(of_classes), progress=False, candidates=genq.Candidates(tmp_path))
+    damaged = next(tmp_path.iterdir())
+    damaged.write_bytes(b"damaged")
+    again = genq.generate(tiny_model, small(of_classes), progress=False, candidates=genq.Candidates(tmp_path))
+    assert torch.equal(images, again)
+    assert damaged.with_name(f"{damaged.name}.corrupt").exists()
+
+
 def test_the_kept_are_those_that_the_filters_select(of_classes, tiny_model, monkeypatch):
     seen: dict[str, Any] = {}
 

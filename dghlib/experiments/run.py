@@ -25,13 +25,13 @@ from dghlib.experiments import looks, quantized_looks
 from dghlib.experiments.experiment import FLOAT, REAL, Experiment, ImageSet, Observation, Run
 from dghlib.experiments.recorded import NotRecorded, anew, only_recorded, show_missing
 from dghlib.experiments.scoring import quality, real_images
-from dghlib.generators import GENERATORS
+from dghlib.generators import GENERATORS, genq
 from dghlib.generators.identity import images_fingerprint
-from dghlib.images import load_images, per_channel, save_images
+from dghlib.images import load_timed_images, per_channel, save_images
 from dghlib.models import FloatModel
 from dghlib.quantizers import QUANTIZERS, QuantizedModel
 from dghlib.quantizers.reconstruction import Settings
-from dghlib.records import fingerprint, plain, provenance, read_record, set_aside, write_json
+from dghlib.records import fingerprint, plain, provenance, read_record, write_json
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class Workshop:
         if self._images is None or self._images[0] != name:
             path = self.cache / f"{name}.safetensors"
             with _lock(path, wait):
-                self._images = (name, *(_read_images(path) or self._generate(maker, wanted, path)))
+                self._images = (name, *(load_timed_images(path) or self._generate(maker, wanted, path)))
         return self._images[1], self._images[2]
 
     def lay_out(self, experiment: Experiment, images: Tensor, seconds: float) -> None:
@@ -166,13 +166,16 @@ class Workshop:
         self._images = (_images_name(experiment.maker, experiment.images), images, seconds)
 
     def _generate(self, maker: str, wanted: ImageSet, path: Path) -> tuple[Tensor, float]:
-        how = {"student": load_model(wanted.student)} if wanted.student else {}
+        how: dict[str, Any] = {"student": load_model(wanted.student)} if wanted.student else {}
+        candidates = genq.Candidates(self.cache / "candidates")
+        if wanted.source == "genq":
+            how["candidates"] = candidates
         checkpoint = path.with_suffix(".checkpoint")
         start = time.perf_counter()
         images = GENERATORS[wanted.source].generate(
             load_model(maker), wanted.config, device=self.device, progress=self.progress, checkpoint=checkpoint, **how
         )
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start + candidates.seconds
         save_images(path, images, {"seconds": f"{seconds:.3f}", "title": f"{maker} {wanted.source}"})
         checkpoints.remove(checkpoint)
         return images, seconds
@@ -305,18 +308,6 @@ def load_model(name: str) -> FloatModel:
 @cache
 def _loaded(name: str) -> FloatModel:
     return models.load(name)
-
-
-def _read_images(path: Path) -> tuple[Tensor, float] | None:
-    """Return the images at `path` and the seconds they took, or None if there are none or they are damaged."""
-    try:
-        images, about = load_images(path)
-        return images, float(about["seconds"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError) as error:
-        set_aside(path, str(error))
-        return None
 
 
 @contextlib.contextmanager

@@ -18,7 +18,10 @@ Differences from the paper:
 """
 
 import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from string import Formatter
 
@@ -46,8 +49,9 @@ from dghlib.generators.pipelines import (
     takes_prompts,
 )
 from dghlib.generators.textual_inversion import PLACEHOLDER, insert_token, load_token
-from dghlib.images import normalise
+from dghlib.images import load_timed_images, normalise, save_images
 from dghlib.models import FloatModel
+from dghlib.records import fingerprint
 from dghlib.seeds import derived_seed, stream
 
 VERSION = 1
@@ -130,6 +134,31 @@ PRESETS = {
 }
 
 
+class Candidates:
+    """Batches that a pipeline made, kept in a folder: other networks and other filters choose from the same ones.
+
+    Args:
+        folder: of their files.
+
+    Attributes:
+        seconds: what those that were found had taken, when they were made.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.seconds = folder, 0.0
+
+    def batch(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return the batch of this name, uint8 (N, C, H, W); make and keep it if it is not there."""
+        path = self.folder / f"{key}.safetensors"
+        if found := load_timed_images(path):
+            self.seconds += found[1]
+            return found[0]
+        start = time.perf_counter()
+        images = make()
+        save_images(path, images, {"seconds": f"{time.perf_counter() - start:.3f}"})
+        return images
+
+
 def generate(
     model: FloatModel,
     config: Config,
@@ -137,11 +166,13 @@ def generate(
     device: torch.device | str = "cpu",
     progress: bool = True,
     checkpoint: Path | None = None,
+    candidates: Candidates | None = None,
 ) -> Tensor:
     """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
 
     The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images:
-    it loses a batch, or what the last twenty seconds made.
+    it loses a batch, or what the last twenty seconds made. With `candidates`, what the pipeline makes is kept there,
+    and what is there is not made again; the images are the same.
 
     Raises:
         MissingExtra, NotAPipeline: see `dghlib.generators.pipelines.load_pipeline`.
@@ -154,8 +185,8 @@ def generate(
     blank = torch.zeros(2, *model.image_shape)
     select(model, blank, 1, energy_share=0, second_stage=config.second_stage)  # raise now, not after hours
     saved = Checkpoint(checkpoint, images_fingerprint(model, "genq", VERSION, config))
-    candidates = _candidates(model, config, num_classes, device, saved, progress)
-    images = normalise(candidates, model.mean, model.std)
+    made = _make_candidates(model, config, num_classes, device, saved, candidates, progress)
+    images = normalise(made, model.mean, model.std)
     kept = select(
         model,
         images,
@@ -168,12 +199,13 @@ def generate(
     return images[kept]
 
 
-def _candidates(
+def _make_candidates(
     model: FloatModel,
     config: Config,
     num_classes: int,
     device: torch.device | str,
     saved: Checkpoint,
+    candidates: Candidates | None,
     progress: bool,
 ) -> Tensor:
     """Return what the pipeline makes, uint8 (M, C, H, W)."""
@@ -192,22 +224,35 @@ def _candidates(
     made: list[Tensor] = (saved.load() or {"batches": []})["batches"]
     with tqdm(total=len(starts), initial=len(made), desc=f"GenQ {model.name}", disable=not progress) as bar:
         for start in starts[len(made) :]:
-            images = make_images(
-                pipeline,
-                subjects[start : start + config.batch_size],
-                steps=config.denoising_steps,
-                guidance=config.guidance,
-                seed=derived_seed(config.seed, "genq", "batch", start),
-                size=config.size,
-            )
-            if images.shape[1] != model.image_shape[0]:
-                raise ValueError(
-                    f"images of the pipeline have {images.shape[1]} channels, {model.name} takes {model.image_shape[0]}"
-                )
-            made.append(fit(images, model.image_shape[1:]))
+            wanted = subjects[start : start + config.batch_size]
+            seed = derived_seed(config.seed, "genq", "batch", start)
+            make = partial(_batch, pipeline, wanted, config, seed, model)
+            made.append(candidates.batch(_batch_name(config, wanted, seed, model), make) if candidates else make())
             bar.update()
             saved.save_when_due(lambda: {"batches": made})
     return torch.cat(made)
+
+
+def _batch(
+    pipeline: Pipeline, subjects: Sequence[str] | Sequence[int], config: Config, seed: int, model: FloatModel
+) -> Tensor:
+    """Return the pipeline's images of these subjects, uint8, of the network's size."""
+    steps, guidance = config.denoising_steps, config.guidance
+    images = make_images(pipeline, subjects, steps=steps, guidance=guidance, seed=seed, size=config.size)
+    if images.shape[1] != model.image_shape[0]:
+        raise ValueError(
+            f"images of the pipeline have {images.shape[1]} channels, {model.name} takes {model.image_shape[0]}"
+        )
+    return fit(images, model.image_shape[1:])
+
+
+# What of the settings is not in a batch's subjects and seed, and not of the filters.
+_OF_A_BATCH = ("pipeline", "revision", "weights", "denoising_steps", "guidance", "scheduler", "size", "precision")
+
+
+def _batch_name(config: Config, subjects: Sequence[str] | Sequence[int], seed: int, model: FloatModel) -> str:
+    settings = {name: getattr(config, name) for name in _OF_A_BATCH}
+    return fingerprint([VERSION, settings, list(subjects), seed, model.image_shape])
 
 
 def subjects_of(config: Config, pipeline: Pipeline, num_classes: int) -> list[str] | list[int]:
