@@ -92,7 +92,8 @@ def source_config(source: str, budget: Budget, seed: int, **settings: Any) -> An
     """Return the Config of a source at a budget: its published settings with the budget's images and steps."""
     if source == REAL:
         return RealImages(num_images=budget.num_images, seed=seed)
-    default = look_up(GENERATORS, source, "source of images").PRESETS["default"]
+    known: dict[str, Any] = {**GENERATORS, REAL: None}  # all that there are, should this one be unknown
+    default = look_up(known, source, "source of images").PRESETS["default"]
     names = {field.name for field in dataclasses.fields(default)}
     batch_size = budget.batch_size
     if source == "intraq":  # keeps images away from those of earlier batches: a set needs several
