@@ -8,8 +8,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from dghlib.experiments import run
 from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.experiment import Run
 from dghlib.experiments.plan_parts import parse_bits
-from dghlib.experiments.profiles import PROFILES
+from dghlib.experiments.profiles import EMBEDDED, PROFILES
 from dghlib.experiments.scoring import TEST_BATCH, quality, real_images
 from dghlib.generators import GENERATORS
 from dghlib.images import load_images, normalise, save_images
@@ -35,7 +34,6 @@ from dghlib.records import plain
 
 Namespace = argparse.Namespace
 
-EMBEDDED = ("shapes", "shapes_detection")  # profiles
 ENOUGH = 4  # images for every class, with which none should be missing
 
 
@@ -255,42 +253,21 @@ def run_plan(options: Namespace) -> None:
     for name in chosen:
         look_up(known, name, f"option of plan {options.plan}")
     experiments = plan(options.profile, options.budget, **chosen)
-    # pandas takes a second to import, which --help need not wait for
-    from dghlib.experiments import deployment, image_figures, paper_tables, sources, tables
-
+    if came := sum(_came_with_the_repository(experiments, options)):
+        print(
+            f"{came} of {len(experiments)} records came with the repository; --anew computes them here", file=sys.stderr
+        )
     records = _records(experiments, options, options.results)
-    of_plan: dict[str, Callable[..., Any]] = {
-        "quantizers": tables.quantizers,
-        "placements": tables.placements,
-        "dgh_settings": tables.settings,
-        "output_weights": tables.settings,
-        "figure1": tables.settings,
-        "figure5": tables.settings,
-        "table4": paper_tables.table4,
-        "samples": paper_tables.by_amount,
-        "step_sizes": paper_tables.step_sizes,
-        "intraq_amounts": paper_tables.by_amount,
-        "intraq_parts": paper_tables.intraq_parts,
-        "genq_table2": tables.quantizers,
-        "genq_amounts": paper_tables.by_amount,
-        "genq_filters": tables.settings,
-        "transfer": paper_tables.transfers,
-        "table3": partial(tables.accuracy, measure="map"),
-        "figure2": image_figures.spreads,
-        "figure3": image_figures.nearer,
-        "figure4": image_figures.output_ends,
-        "intraq_figure1": image_figures.spreads,
-        "genie_figureA5": partial(tables.observed, name="distances"),
-        "figure8": image_figures.described,
-        "figure9": image_figures.described,
-        "gallery": image_figures.described,
-        "image_costs": sources.cost,
-        "layers": partial(tables.observed, name="noise"),
-        "boxes": partial(tables.observed, name="boxes"),
-        "files": deployment.files,
-        "onnxruntime": deployment.onnxruntime_alone,
-    }
-    print(of_plan.get(options.plan, tables.accuracy)(records).to_string())
+    # pandas takes a second to import, which --help need not wait for
+    from dghlib.experiments.plan_tables import table_of
+
+    print(table_of(options.plan, records).to_string())
+
+
+def _came_with_the_repository(experiments: Sequence[Run], options: Namespace) -> Iterator[bool]:
+    """Tell for each experiment whether its record is not of this machine."""
+    workshop = run.Workshop(options.results or run.results_dir())
+    yield from (workshop.known(each) is not None and workshop.find(each) is None for each in experiments)
 
 
 def _records(experiments: Sequence[Run], options: Namespace, results: Path | None = None) -> list[run.Record]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dghlib.experiments import paper_figures, paper_plans, paper_tables, run, tables
+from dghlib.experiments import paper_figures, paper_plans, paper_tables, plan_tables, run, tables
 from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.experiment import FLOAT, Run
 from dghlib.experiments.profiles import first_models
@@ -123,3 +123,9 @@ def test_the_widths_of_a_network_stand_together_where_some_are_missing() -> None
     found = [("a", "W2A4"), ("b", "W2A4"), (f"{tables.PAPER}a", "W4A4"), ("b", "W4A4"), ("a", "W4A4"), ("a", "W2A4")]
     wanted = [("a", "W2A4"), ("a", "W4A4"), ("b", "W2A4"), ("b", "W4A4"), (f"{tables.PAPER}a", "W4A4")]
     assert tables.in_order(found) == wanted
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_records_that_came_with_the_repository_make_the_table_of_their_plan(name: str) -> None:
+    profile = "shapes_detection" if name in OF_DETECTORS else "shapes"
+    assert len(plan_tables.table_of(name, run.published(PLANS[name](profile, "quick")))) > 0

@@ -25,7 +25,7 @@ from dghlib.experiments.plan_parts import (
     repetitions,
     source_config,
 )
-from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
+from dghlib.experiments.profiles import BUDGETS, EMBEDDED, PROFILES, Budget
 from dghlib.generators import deep_inversion
 
 # By how many pixels images were moved while the networks of a profile were trained, and what then came into sight: for
@@ -34,8 +34,6 @@ MOVED: dict[str, tuple[int, Border]] = {"shapes": (3, "edge")}
 MOVED_ELSEWHERE: tuple[int, Border] = (4, "black")
 SMALL_SET = 16  # images, where many sets are compared
 PICTURES = 8  # of a set, where images are to be looked at
-# Whose real images this package draws itself. Records are published, so they show no others.
-DRAWN = ("shapes", "shapes_detection")
 
 # Sets of images by title: where they come from, and what differs from the published settings.
 Kinds = Mapping[str, tuple[str, Mapping[str, Any]]]
@@ -106,10 +104,11 @@ def figure8(
 ) -> list[Observation]:
     """Return DGH's Figure 8: the first images of several sources, of one repetition unless told otherwise.
 
-    Real ones are among them where they are ours to show. `num_images`, the size of the sets, defaults to the budget's.
+    Real ones are among them where they are ours to show: records are published. `num_images`, the size of the sets,
+    defaults to the budget's.
     """
     spend = detection_budget(budget) if profile in ANNOTATED else budget_for(budget, num_images)
-    kinds: Kinds = {source: (source, {}) for source in sources if source != REAL or profile in DRAWN}
+    kinds: Kinds = {source: (source, {}) for source in sources if source != REAL or profile in EMBEDDED}
     return _pictures(profile, spend, kinds, seeds, models)
 
 

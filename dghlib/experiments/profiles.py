@@ -88,6 +88,8 @@ PROFILES = {
     ),
 }
 
+EMBEDDED = ("shapes", "shapes_detection")  # whose data and networks are part of the package
+
 BUDGETS = {
     "smoke": Budget(num_images=16, steps=3, seeds=2, test_images=96, batch_size=16, iterations=3),
     "quick": Budget(num_images=128, steps=80, seeds=3, test_images=1536, batch_size=128, iterations=100),
