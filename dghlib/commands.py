@@ -184,10 +184,10 @@ def report(options: Namespace) -> None:
     quantized = QuantizedModel.load(options.quantized, model)
     images = _calibration_images(model, options)[: options.num_images]
     noise, units = tables.noise(model, quantized, images), tables.units(quantized)
-    print(noise.head(options.worst).to_string(float_format="%.1f"))
+    print(noise.drop(columns="place").head(options.worst).to_string(float_format="%.1f"))
     if len(units):
         print("\nErrors of units, over the energy of the float output, before and after they learned:")
-        print(units.head(options.worst).to_string(float_format="%.2g"))
+        print(units.drop(columns="place").head(options.worst).to_string(float_format="%.2g"))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         title = f"{model.name}, {quantized.about['method']}"

@@ -194,7 +194,7 @@ class Workshop:
         if observation.quantizer == FLOAT:
             tables = looks.LOOKS[observation.look](model, images, **settings)
         else:
-            copies = {title: self._quantize(observation, model, each) for title, each in images.items()}
+            copies = {title: self._quantize(observation, model, each).to("cpu") for title, each in images.items()}
             tables = quantized_looks.LOOKS[observation.look](model, copies, images, **settings)
         seconds = {title: round(seconds, 3) for title, (_, seconds) in found.items()}
         return {"generation_seconds": seconds, "tables": tables}
