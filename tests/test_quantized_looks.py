@@ -64,10 +64,10 @@ def test_what_detectors_find(tmp_path: Path) -> None:
 def test_files_do_what_the_simulation_does(tmp_path: Path) -> None:
     records = observe(quantized_plans.files("shapes", "smoke", **SMALL), tmp_path)
     table = deployment.files(records)
-    assert [title for _, title in table.index] == [FLOAT, "HPTQ W8A8", "HPTQ W4A4"]
+    assert list(table.index) == ["residual, float", "residual, HPTQ W8A8", "residual, HPTQ W4A4"]
     sizes = list(table["file, kB"])
     assert sizes == sorted(sizes, reverse=True)
-    gaps = table["top-1 of the file"].astype(float) - table["of the simulation"].astype(float)
+    gaps = table["top-1 of file"].astype(float) - table["simulated"].astype(float)
     assert gaps.abs().max() <= 100 * 2 / 96  # two of the test images
     assert "no records" in str(deployment.files([]))
 

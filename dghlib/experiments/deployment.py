@@ -14,20 +14,20 @@ def files(records: Sequence[Record]) -> pd.DataFrame:
     """Return what the ONNX files of a network are like, in float and quantized; see `quantized_looks.files`."""
     if not records:
         return nothing()
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for record in records:
         quantizer = record["inputs"]["quantizer"]
         width = f"W{quantizer['config']['weight_bits']}A{quantizer['config']['activation_bits']}"
         for row in observed([record], "files").to_dict("records"):
             title = FLOAT if row["network"] == FLOAT else f"{QUANTIZER_TITLES[quantizer['method']]} {width}"
-            rows.setdefault((row["model"], title), row)
+            rows.setdefault(f"{row['model']}, {title}", row)
     return pd.DataFrame.from_dict(
         {
             network: {
                 "file, kB": round(row["bytes"] / 1000),
                 "ms per image": f"{1000 * row['seconds']:.2f}",
-                "top-1 of the file": f"{row['top1 of the file']:.2f}",
-                "of the simulation": f"{row['top1']:.2f}",
+                "top-1 of file": f"{row['top1 of the file']:.2f}",
+                "simulated": f"{row['top1']:.2f}",
                 "logits equal": f"{100 * row['equal']:.0f} %",
             }
             for network, row in rows.items()
