@@ -38,7 +38,8 @@ def test_which_layer_hurts(tmp_path: Path) -> None:
     records = observe(quantized_plans.layers("shapes", "smoke", **SMALL), tmp_path)
     worst = tables.worst(records, "noise")
     assert list(worst.columns) == ["kind", "name", "bits", "own", "accumulated"]
-    assert list(worst.accumulated) == sorted(worst.accumulated)
+    assert list(worst.accumulated.astype(float)) == sorted(worst.accumulated.astype(float))
+    assert list(tables.worst(records, "units").columns) == ["unit", "learned", "before", "after"]
     units = tables.observed(records, "units")
     assert sorted(units.place) == list(range(len(units)))
     for draw, name in ((figures.noise_profile, "noise"), (figures.unit_profile, "units")):

@@ -43,6 +43,8 @@ QUANTIZER_TITLES = {
 POLICY_TITLES = {"full": "everything", "academic": "all but the ends"}
 PAPER = "paper: "
 MEASURES = {"top1": "top-1 in %", "map": "mAP in %", "map50": "mAP50 in %"}
+# What `worst` shows of each table, in order.
+_WORST = {"noise": ["kind", "name", "bits", "own", "accumulated"], "units": ["unit", "learned", "before", "after"]}
 # Rows of the paper's tables that we call otherwise.
 _PAPER_ROWS = {
     "Float": FLOAT,
@@ -99,7 +101,8 @@ def worst(records: Sequence[Record], name: str, count: int = 8) -> pd.DataFrame:
     """Return the first rows of a table of observations that has the worst first: "noise" or "units"."""
     if not records:
         return nothing()
-    return observed(records, name).drop(columns=["images", "model", "seed", "place"]).head(count)
+    rows = observed(records, name)[_WORST[name]].head(count)
+    return rows.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
 
 
 def summary(records: Sequence[Record], measure: str = "top1") -> pd.DataFrame:
