@@ -8,7 +8,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -253,21 +253,14 @@ def run_plan(options: Namespace) -> None:
     for name in chosen:
         look_up(known, name, f"option of plan {options.plan}")
     experiments = plan(options.profile, options.budget, **chosen)
-    if came := sum(_came_with_the_repository(experiments, options)):
-        print(
-            f"{came} of {len(experiments)} records came with the repository; --anew computes them here", file=sys.stderr
-        )
     records = _records(experiments, options, options.results)
     # pandas takes a second to import, which --help need not wait for
     from dghlib.experiments.plan_tables import table_of
 
     print(table_of(options.plan, records).to_string())
-
-
-def _came_with_the_repository(experiments: Sequence[Run], options: Namespace) -> Iterator[bool]:
-    """Tell for each experiment whether its record is not of this machine."""
     workshop = run.Workshop(options.results or run.results_dir())
-    yield from (workshop.known(each) is not None and workshop.find(each) is None for each in experiments)
+    if came := sum(workshop.find(each) is None for each in experiments):
+        print(f"{came} of {len(experiments)} records came with the repository; --anew computes them here")
 
 
 def _records(experiments: Sequence[Run], options: Namespace, results: Path | None = None) -> list[run.Record]:

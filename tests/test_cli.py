@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from dghlib import cli, commands, models, processes
-from dghlib.experiments import scoring
+from dghlib.experiments import run, scoring
+from dghlib.experiments.plans import table2
+from dghlib.experiments.recorded import ANEW_VARIABLE
 from dghlib.generators import dgh, genq
 from dghlib.images import load_images
 
@@ -192,6 +194,23 @@ def test_what_is_wrong_is_told_in_one_line(arguments, message, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("dgh: ")
     assert message in error
+
+
+def test_a_plan_is_told_whose_records_it_shows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "PUBLISHED", tmp_path / "published")
+    for wanted in table2("shapes", "smoke", sources=["noise"], bits=["W8A8"], seeds=1, models=["shapes_residual"]):
+        record = {"inputs": run.inputs_of(wanted), "outputs": {"top1": 12.34}, "provenance": {}}
+        run.Workshop(run.PUBLISHED).keep(wanted, record)
+    words = ["--budget", "smoke", "--sources", "noise", "--bits", "W8A8", "--seeds", "1", "--models", "shapes_residual"]
+    assert _dgh("run", "table2", *words, "--results", str(tmp_path / "own")) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 2 records came with the repository" in shown
+    assert "12.34" in shown
+    monkeypatch.setenv(ANEW_VARIABLE, "")  # restored afterwards: the command sets it
+    assert _dgh("run", "table2", *words, "--results", str(tmp_path / "own"), "--anew") == 0
+    shown = capsys.readouterr().out
+    assert "came with the repository" not in shown
+    assert "12.34" not in shown
 
 
 def test_settings_are_read_in_the_types_of_their_fields():

@@ -156,6 +156,12 @@ def test_pictures_are_the_first_images_of_their_sets() -> None:
     assert found["sets"]["distance"][0] == pytest.approx(looks.distance(model, images), rel=1e-5)
 
 
+def test_sets_have_the_size_that_is_asked_for_of_detectors_too() -> None:
+    for profile, model in (("shapes", "shapes_residual"), ("shapes_detection", "shapes_ssdlite")):
+        (plan,) = image_plans.figure8(profile, "quick", num_images=4, models=[model])
+        assert {wanted.config.num_images for _, wanted in plan.sets} == {4}
+
+
 def test_real_images_of_other_people_are_in_no_record() -> None:
     (drawn,) = image_plans.figure8("shapes", "smoke", models=["shapes_residual"])
     (foreign,) = image_plans.figure8("cifar10", "smoke", models=["cifar10_resnet20"])

@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 from conftest import make_tiny_model
 
-from dghlib.experiments import deployment, figures, leaderboard, quantized_looks, quantized_plans, run, tables
+from dghlib.experiments import (
+    deployment,
+    figures,
+    image_plans,
+    leaderboard,
+    quantized_looks,
+    quantized_plans,
+    run,
+    tables,
+)
 from dghlib.experiments.detections import detections
 from dghlib.experiments.experiment import FLOAT, Observation
 from dghlib.generators import noise
@@ -74,7 +83,7 @@ def test_files_do_what_the_simulation_does(tmp_path: Path) -> None:
 
 
 def test_other_peoples_quantizer(tmp_path: Path) -> None:
-    records = observe(quantized_plans.onnxruntime("shapes", "smoke", **SMALL), tmp_path)
+    records = observe(image_plans.onnxruntime("shapes", "smoke", **SMALL), tmp_path)
     table = deployment.onnxruntime_alone(records)
     assert list(table.index) == ["Gaussian noise", "ZeroQ", "DGH", "Real data", "Float"]
     reached = table.iloc[:, 0].astype(float)

@@ -40,5 +40,5 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "layers": quantized_plans.layers,
     "boxes": quantized_plans.boxes,
     "files": quantized_plans.files,
-    "onnxruntime": quantized_plans.onnxruntime,
+    "onnxruntime": image_plans.onnxruntime,
 }

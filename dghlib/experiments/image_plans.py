@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dghlib.choices import look_up
-from dghlib.datasets import ANNOTATED
 from dghlib.experiments.experiment import REAL, ImageSet, Observation
 from dghlib.experiments.looks import REAL_SET, Border
 from dghlib.experiments.plan_parts import (
     DETECTION_SOURCES,
-    detection_budget,
+    SOURCES,
+    budget_of,
     every_source,
     networks_of,
     repetitions,
@@ -107,7 +107,9 @@ def figure8(
     Real ones are among them where they are ours to show: records are published. `num_images`, the size of the sets,
     defaults to the budget's.
     """
-    spend = detection_budget(budget) if profile in ANNOTATED else budget_for(budget, num_images)
+    spend = budget_of(profile, budget)
+    if num_images is not None:
+        spend = spend.for_images(num_images)
     kinds: Kinds = {source: (source, {}) for source in sources if source != REAL or profile in EMBEDDED}
     return _pictures(profile, spend, kinds, seeds, models)
 
@@ -146,8 +148,8 @@ def gallery(
 def _pictures(
     profile: str, spend: Budget, kinds: Kinds, seeds: int | None, models: Sequence[str] | None
 ) -> list[Observation]:
-    observations = _observations("pictures", profile, spend, kinds, 1 if seeds is None else seeds, models)
-    return [dataclasses.replace(each, settings=(("count", PICTURES),)) for each in observations]
+    seeds = 1 if seeds is None else seeds
+    return _observations("pictures", profile, spend, kinds, seeds, models, settings=(("count", PICTURES),))
 
 
 def intraq_figure1(
@@ -222,8 +224,31 @@ def image_costs(
     return _observations("distances", profile, budget_for(budget, num_images), kinds, seeds, models)
 
 
+def onnxruntime(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Observation]:
+    """Return what onnxruntime's own quantizer makes of networks with images of several sources.
+
+    Of one repetition unless told otherwise.
+    """
+    spend = budget_for(budget)
+    kinds: Kinds = {source: (source, {}) for source in SOURCES}
+    tested = (("profile", profile), ("test_images", spend.test_images))
+    return _observations("onnxruntime", profile, spend, kinds, 1 if seeds is None else seeds, models, settings=tested)
+
+
 def _observations(
-    look: str, profile: str, spend: Budget, kinds: Kinds, seeds: int | None, models: Sequence[str] | None
+    look: str,
+    profile: str,
+    spend: Budget,
+    kinds: Kinds,
+    seeds: int | None,
+    models: Sequence[str] | None,
+    settings: tuple[tuple[str, Any], ...] = (),
 ) -> list[Observation]:
     """Return one observation of sets of each kind for each repetition and each network."""
     names = networks_of(profile, models)
@@ -233,5 +258,7 @@ def _observations(
             title: ImageSet(source=source, config=dataclasses.replace(source_config(source, spend, seed), **settings))
             for title, (source, settings) in kinds.items()
         }
-        observations.append(Observation(profile=profile, model=model, look=look, seed=seed, sets=tuple(sets.items())))
+        observations.append(
+            Observation(profile=profile, model=model, look=look, seed=seed, sets=tuple(sets.items()), settings=settings)
+        )
     return observations

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dghlib.choices import check_at_least, check_choice, look_up
+from dghlib.datasets import ANNOTATED
 from dghlib.experiments.experiment import REAL, Experiment, RealImages
 from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
@@ -44,6 +45,11 @@ def detection_budget(name: str) -> Budget:
     spend = look_up(BUDGETS, name, "budget")
     test_images = None if spend.test_images is None else min(spend.test_images, 256)
     return dataclasses.replace(spend, num_images=min(spend.num_images, 32), test_images=test_images)
+
+
+def budget_of(profile: str, name: str) -> Budget:
+    """Return a budget by name, as it is for the networks of a profile: classifiers or detectors."""
+    return detection_budget(name) if profile in ANNOTATED else look_up(BUDGETS, name, "budget")
 
 
 def calibrated(

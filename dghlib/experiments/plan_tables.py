@@ -44,5 +44,7 @@ _TABLES: dict[str, Callable[..., Any]] = {
 
 
 def table_of(plan: str, records: Sequence[Record]) -> pd.DataFrame:
-    """Return the table of a plan, a key of `catalogue.PLANS`, from its records."""
+    """Return the table of a plan, a key of `catalogue.PLANS`, from its records; of none, one that says so."""
+    if not records:
+        return tables.nothing()
     return _TABLES.get(plan, tables.accuracy)(records)

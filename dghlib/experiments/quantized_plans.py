@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 from dghlib.choices import look_up
 from dghlib.datasets import ANNOTATED
-from dghlib.experiments.experiment import ImageSet, Observation
+from dghlib.experiments.experiment import Observation
 from dghlib.experiments.plan_parts import (
     DETECTION_SOURCES,
-    SOURCES,
+    budget_of,
     calibrated,
-    detection_budget,
     networks_of,
     repetitions,
     source_config,
@@ -62,36 +61,8 @@ def files(
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
     """Return the ONNX files of networks that HPTQ quantized with DGH images, one observation for each width."""
-    return _copies("files", profile, budget, "hptq", bits, ["dgh"], seeds, models, _tested(profile, budget))
-
-
-def onnxruntime(
-    profile: str = "shapes",
-    budget: str = "quick",
-    *,
-    seeds: int | None = None,
-    models: Sequence[str] | None = None,
-) -> list[Observation]:
-    """Return what onnxruntime's own quantizer makes of networks with images of several sources."""
-    spend = look_up(BUDGETS, budget, "budget")
-    every = itertools.product(repetitions(spend, 1 if seeds is None else seeds), networks_of(profile, models))
-    return [
-        Observation(
-            profile=profile,
-            model=model,
-            look="onnxruntime",
-            sets=tuple(
-                (source, ImageSet(source=source, config=source_config(source, spend, seed))) for source in SOURCES
-            ),
-            seed=seed,
-            settings=_tested(profile, budget),
-        )
-        for seed, model in every
-    ]
-
-
-def _tested(profile: str, budget: str) -> tuple[tuple[str, object], ...]:
-    return (("profile", profile), ("test_images", look_up(BUDGETS, budget, "budget").test_images))
+    settings = (("profile", profile), ("test_images", look_up(BUDGETS, budget, "budget").test_images))
+    return _copies("files", profile, budget, "hptq", bits, ["dgh"], seeds, models, settings)
 
 
 def _copies(
@@ -106,7 +77,7 @@ def _copies(
     settings: tuple[tuple[str, object], ...] = (),
 ) -> list[Observation]:
     """Return an observation of copies, one for each source, for each repetition, network and width."""
-    spend = detection_budget(budget) if profile in ANNOTATED else look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     observations = []
     every = itertools.product(repetitions(spend, 1 if seeds is None else seeds), networks_of(profile, models), bits)
     for seed, model, width in every:

@@ -1,10 +1,10 @@
-"""The book from committed records alone: nothing is computed, and pages say what they lack. And the opposite.
+"""Two ways to make the book: from committed records alone, and without them.
 
-In the former mode, which an environment variable turns on, no network is loaded (`run.load_model`), so nothing can be
+In the former, which an environment variable turns on, no network is loaded (`run.load_model`), so nothing can be
 computed by mistake: plans find their records and name the runs that have none, and a cell that needs a network stops
 with `NotRecorded`. The cells after it run all the same, and a note takes the place of its error.
 
-In the opposite one, `anew`, which `dgh book` is in, committed records do not count.
+In the latter, `anew`, which `dgh book` turns on, committed records do not count: this machine computes its own.
 """
 
 import html
