@@ -177,6 +177,7 @@ def test_strips_of_images_for_the_pages_of_methods(
     assert names == {f"images_{source}.png" for source in ("noise", "zeroq", "genie_d", "dgh", "real")}
     with Image.open(tmp_path / "images_dgh.png") as strip:
         assert strip.size == (image_plans.PICTURES * 34 + 2, 36)
+        assert (pil_to_tensor(strip)[..., ::34] == 255).all(), "images touch"
 
 
 def test_an_observation_is_found_again_and_named_in_the_foot_line(
