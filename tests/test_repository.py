@@ -17,11 +17,12 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 from torch import nn
 
 import dghlib
 from dghlib.cli import _parser
-from dghlib.experiments import plans, run, tables
+from dghlib.experiments import image_figures, plans, run, tables
 from dghlib.experiments.book import notebook_names
 from dghlib.experiments.holdings import held
 from dghlib.experiments.notebooks import parameters_of
@@ -116,6 +117,16 @@ def test_the_readmes_table_is_what_was_recorded() -> None:
     assert len(printed) == len(table) == 7
     for line, row in zip(printed, table.itertuples(index=False), strict=True):
         assert line == [pytest.approx(float(mean.split()[0]), abs=0.051) for mean in row]
+
+
+def test_the_readmes_pictures_are_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    image_figures.save_strips(run.published(held("gallery", "shapes")))
+    shown = re.findall(r'src="(book/_static/(images_\w+\.png))"', README)
+    assert len(shown) == 4
+    for path, name in shown:
+        with Image.open(ROOT / path) as committed, Image.open(tmp_path / name) as recorded:
+            assert committed.tobytes() == recorded.tobytes(), path
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "book/index.md", ".ci/run"])

@@ -24,7 +24,7 @@ _NOTE = "Not in this book, which was made from records alone: <code>make book</c
 # A link to a file beside the page, in either way that notebooks write it.
 _LINK = re.compile(r"\[([^\]]+)\]\((\w+\.(?:csv|svg))\)|\{download\}`([^<`]+) <(\w+\.(?:csv|svg))>`")
 _DIRECTIVE = re.compile(r"^```\{(?:figure|csv-table)\}.*?^```$", flags=re.MULTILINE | re.DOTALL)
-_BESIDE = re.compile(r"\.\./notebooks/(\S+)")
+_BESIDE = re.compile(r"\bnotebooks/(\S+)")
 
 
 class NotRecorded(RuntimeError):
