@@ -39,15 +39,15 @@ RECORDS = [_record("dgh", top1, seed) for seed, top1 in enumerate([60.0, 61.0, 6
 def test_means_have_intervals_of_student() -> None:
     table = leaderboard.standings(leaderboard.runs(RECORDS))
     half = 4.302652729911275 / math.sqrt(3)  # the 97.5 % quantile of two degrees of freedom, a deviation of one
-    assert table["DGH"].item() == f"61.00 ± {half:.2f}"
+    assert table["DGH"].item() == f"61.0 ± {half:.1f}"
 
 
 def test_differences_are_of_the_same_seed() -> None:
     # 1, 2 and 3 points: mean 2, deviation 1, though each source alone spreads by 1 and 2
     table = leaderboard.paired_differences(leaderboard.runs(RECORDS))
-    assert table["Real data"].item() == f"+2.00 ± {4.302652729911275 / math.sqrt(3):.2f}"
+    assert table["Real data"].item() == f"+2.0 ± {4.302652729911275 / math.sqrt(3):.1f}"
     without = [record for record in RECORDS if record["inputs"]["images"]["config"]["seed"] == 1]
-    assert leaderboard.paired_differences(leaderboard.runs(without))["Real data"].item() == "+2.00"
+    assert leaderboard.paired_differences(leaderboard.runs(without))["Real data"].item() == "+2.0"
 
 
 def test_only_a_difference_that_excludes_zero_counts() -> None:
@@ -62,13 +62,29 @@ def test_seeds_that_agree_within_one_image_are_not_told_apart() -> None:
     assert leaderboard.wins(leaderboard.runs(RECORDS[:3] + equal)).loc["Real data", "not told apart"] == 1
 
 
-def test_small_sets_have_rows_of_their_own_and_no_part_in_medians() -> None:
+def test_the_picture_of_differences_has_a_dot_for_each_setting(tmp_path: Path) -> None:
+    name = str(tmp_path / "picture")
+    leaderboard.differences(leaderboard.runs(RECORDS), save=name)
+    (dot,) = pd.read_csv(f"{name}.csv").itertuples()
+    assert (dot.source, dot.weights, dot.difference) == ("real", 4, 2.0)
+
+
+def test_the_fullest_column_comes_first() -> None:
+    other = copy.deepcopy(RECORDS[0])
+    other["inputs"]["quantizer"]["config"]["activation_bits"] = 8
+    assert list(leaderboard.standings(leaderboard.runs([*RECORDS, other])).columns) == ["DGH", "Real data"]
+    for record in (more := copy.deepcopy(RECORDS[3:])):
+        record["inputs"]["quantizer"]["config"]["activation_bits"] = 6
+    assert list(leaderboard.standings(leaderboard.runs([*RECORDS, *more])).columns) == ["Real data", "DGH"]
+
+
+def test_only_the_largest_sets_count() -> None:
     small = copy.deepcopy(RECORDS[:3])
     for record in small:
         record["inputs"]["images"]["config"]["num_images"] = 4
         record["outputs"]["top1"] = 20.0
     rows = leaderboard.runs([*RECORDS, *small])
-    assert list(leaderboard.standings(rows).index.get_level_values("images")) == [4, 8]
+    assert set(rows.num_images) == {8}
     floating = copy.deepcopy(RECORDS[0]) | {"outputs": {"top1": 64.0}}
     floating["inputs"] = inputs_of(Experiment(profile="shapes", model="shapes_residual", test_images=96))
     assert leaderboard.lost([*RECORDS, *small, floating])["HPTQ"].item() == "3.0 (0 min, 1)"

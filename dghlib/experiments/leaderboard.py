@@ -112,10 +112,16 @@ def overview_of_observations(records: list[Record]) -> pd.DataFrame:
 
 
 def runs(records: list[Record]) -> pd.DataFrame:
-    """Return one row per current record of a quantized network with default settings, ablations left out."""
+    """Return one row per current record of a quantized network with default settings, ablations left out.
+
+    Of a network, the largest sets of images count.
+    """
     classified = [record for record in records if "top1" in record["outputs"]]
     kept = [record for record in classified if is_current(record) and _by_default(record)]
-    return tables.frame(kept).fillna({"test_images": -1})  # -1 for all, so that groups do not lose them
+    if not kept:
+        return pd.DataFrame()
+    rows = tables.frame(kept).fillna({"test_images": -1})  # -1 for all, so that groups do not lose them
+    return rows[rows.num_images == rows.groupby("model").num_images.transform("max")]
 
 
 def _by_default(record: Record) -> bool:
@@ -138,9 +144,9 @@ def lost(records: list[Record], source: str = "dgh") -> pd.DataFrame:
 
     Rows are widths and what is quantized, columns the quantizers. A cell is the median over the networks, whose number
     it gives, that a quantizer has at this width both with everything quantized and with the ends spared, if any has
-    both: so what sparing the ends is worth can be read from it. Of a network, the largest sets of images count.
+    both: so what sparing the ends is worth can be read from it.
     """
-    rows = _largest_sets(runs(records))
+    rows = runs(records)
     everything = tables.frame(records).fillna({"test_images": -1})
     whole = everything[everything.source == FLOAT].groupby(["model", "test_images"]).top1.mean().rename("float")
     rows = rows[rows.source == source].join(whole, on=["model", "test_images"])
@@ -158,17 +164,38 @@ def lost(records: list[Record], source: str = "dgh") -> pd.DataFrame:
     return table.rename_axis(index=["points lost (minutes, networks)", "quantized"], columns=None)
 
 
-def _largest_sets(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of each network with the largest number of images that was tried with it."""
-    return rows[rows.num_images == rows.groupby("model").num_images.transform("max")]
-
-
 def paired_differences(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFrame:
     """Return how far each source lies above or below `baseline`, in points of top-1, seed by seed.
 
     A pair has the same network, quantizer, width, number of images and seed.
     """
     return _by_source(_pairs(rows, baseline).groupby([*CELL, "source"], sort=False).difference, sign="+")
+
+
+def differences(rows: pd.DataFrame, baseline: str = "dgh", *, save: str | None = None) -> Figure:
+    """Return a picture of `paired_differences`: a dot for each setting, a part for each width of weights.
+
+    With `save`, a name, the figure is written to NAME.svg and the numbers to NAME.csv.
+    """
+    settings = _pairs(rows, baseline).groupby([*CELL, "source"], sort=False).difference.mean().reset_index()
+    settings["weights"] = settings.bits.str.extract(r"W(\d+)", expand=False).astype(int)
+    settings["images"], settings["method"] = settings.source.map(TITLES), settings.quantizer.map(QUANTIZER_TITLES)
+    grid = sns.catplot(
+        settings,
+        x="difference",
+        y="images",
+        col="weights",
+        hue="method",
+        kind="strip",
+        order=[title for title in TITLES.values() if title in set(settings.images)],
+        hue_order=[title for title in QUANTIZER_TITLES.values() if title in set(settings.method)],
+        alpha=0.6,
+        height=3.6,
+        aspect=0.75,
+    )
+    grid.refline(x=0, color="grey", linewidth=0.8, zorder=0)
+    grid.set_titles("{col_name}-bit weights").set_axis_labels("points of top-1", "")
+    return saved(grid.figure, settings, save)
 
 
 def wins(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFrame:
@@ -203,18 +230,19 @@ def _pairs(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 
 def _by_source(groups: Any, sign: str) -> pd.DataFrame:
-    """Return the means of groups of [*CELL, source] with their confidence intervals: sources in columns."""
+    """Return the means of groups of [*CELL, source] with confidence intervals: sources in columns, fullest first."""
     numbers = groups.agg(["mean", "std", "count"])
     cells = [
-        f"{mean:{sign}.2f}" + (f" ± {_half_width(spread, count):.2f}" if count > 1 else "")
+        f"{mean:{sign}.1f}" + (f" ± {_half_width(spread, count):.1f}" if count > 1 else "")
         for mean, spread, count in numbers.itertuples(index=False)
     ]
     table = pd.Series(cells, index=numbers.index).unstack("source", fill_value="")
-    table = table[[source for source in TITLES if source in table.columns]].rename(columns=TITLES)
-    table = table.reset_index().drop(columns=["profile", "test_images"]).rename(columns={"num_images": "images"})
-    table["images"] = table.images.astype(int)
+    named = [source for source in TITLES if source in table.columns]
+    fullest = sorted(named, key=lambda source: (table[source] == "").sum())
+    table = table[fullest].rename(columns=TITLES).reset_index()
     table["policy"], table["quantizer"] = table.policy.map(POLICY_TITLES), table.quantizer.map(QUANTIZER_TITLES)
-    return table.set_index(["model", "bits", "policy", "quantizer", "images"]).rename_axis(columns=None).sort_index()
+    table = table.drop(columns=["profile", "num_images", "test_images"])
+    return table.set_index(["model", "bits", "policy", "quantizer"]).rename_axis(columns=None).sort_index()
 
 
 def _half_width(spread: float, count: int) -> float:
@@ -225,11 +253,10 @@ def _half_width(spread: float, count: int) -> float:
 def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str | None = None) -> Figure:
     """Return a picture of top-1 over the seconds that images and quantization took together, for each network.
 
-    Nothing that was measured is both cheaper and better than what the line joins. Of a network, the largest sets of
-    images count. With `save`, a name, the figure is
+    Nothing that was measured is both cheaper and better than what the line joins. With `save`, a name, the figure is
     written to NAME.svg and the numbers to NAME.csv. Real images cost nothing here: they are at hand or they are not.
     """
-    chosen = _largest_sets(rows[(rows.bits == bits) & (rows.policy == policy)])
+    chosen = rows[(rows.bits == bits) & (rows.policy == policy)]
     chosen = chosen.assign(seconds=chosen.generation_seconds + chosen.quantization_seconds)
     points = chosen.groupby(["model", "quantizer", "source"], sort=False)[["seconds", "top1"]].mean().reset_index()
     points["calibrated with"], points["method"] = points.source.map(TITLES), points.quantizer.map(QUANTIZER_TITLES)
