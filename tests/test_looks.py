@@ -1,8 +1,11 @@
 """What is looked at in images: each look against what it must see, and the records and figures made of them."""
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from dghlib.experiments import image_figures, image_plans, looks, run, sources, tables
+from dghlib.experiments import (
+    image_figures,
+    image_plans,
+    looks,
+    paper_plans,
+    paper_tables,
+    run,
+    sources,
+    tables,
+)
 from dghlib.experiments.experiment import Observation
 from dghlib.experiments.run import Workshop
 from dghlib.generators import deep_inversion
@@ -67,6 +79,31 @@ def test_spread_within_a_class_is_a_cosine_distance() -> None:
     assert table["within a class"] == [pytest.approx(1 - 2**-0.5)]
     assert table["classes seen"] == [2]
     assert table["nearest neighbour of its own set"] == [None]
+
+
+def test_classes_are_counted_and_how_evenly_they_come() -> None:
+    model = make_tiny_model()
+    images = torch.randn(64, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, *model.image_shape)
+    with torch.no_grad():
+        shares = [times / 64 for times in Counter(model.net(images).argmax(1).tolist()).values()]
+    assert len(shares) > 1
+    found = looks.classes(model, {"some": images})["classes"]
+    assert found["classes"] == [len(shares)]
+    assert found["as if evenly"] == [pytest.approx(math.prod(share**-share for share in shares), rel=1e-5)]
+
+
+def test_classes_by_filter() -> None:
+    def record(seed: int, model: str, left: int) -> dict[str, Any]:
+        counts = {"images": ["no filter, 0%", "energy, 90%"], "classes": [41, left], "as if evenly": [36.0, 10.0]}
+        inputs = {"model": {"name": model}, "seed": seed}
+        return {"inputs": inputs, "outputs": {"tables": {"classes": counts}}, "provenance": {}}
+
+    table = paper_tables.filtered_classes([record(0, "shapes_residual", 12), record(1, "shapes_residual", 14)])
+    assert table["residual"].to_dict() == {"no filter, 0%": "41", "energy, 90%": "13"}
+    (plan,) = image_plans.genq_classes("shapes", "smoke", seeds=1, models=["shapes_residual"])
+    filtered = paper_plans.genq_filters("shapes", "smoke", seeds=1, models=["shapes_residual"])[1:]
+    assert [wanted.config for _, wanted in plan.sets] == [each.source_config for each in filtered]
+    assert [title for title, _ in plan.sets[:2]] == ["no filter, 0%", "energy, 10%"]
 
 
 def test_augmented_images_are_moved_by_the_margin_at_most() -> None:

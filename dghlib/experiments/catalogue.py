@@ -29,6 +29,7 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "genq_table2": paper_plans.genq_table2,
     "genq_amounts": paper_plans.genq_amounts,
     "genq_filters": paper_plans.genq_filters,
+    "genq_classes": image_plans.genq_classes,
     "transfer": paper_plans.transfer,
     "dgh_settings": plans.dgh_settings,
     "output_weights": plans.output_weights,

@@ -16,6 +16,7 @@ from typing import Any
 from dghlib.choices import look_up
 from dghlib.experiments.experiment import REAL, ImageSet, Observation
 from dghlib.experiments.looks import REAL_SET, Border
+from dghlib.experiments.paper_plans import filter_settings
 from dghlib.experiments.plan_parts import (
     DETECTION_SOURCES,
     SOURCES,
@@ -179,6 +180,20 @@ def intraq_figure1(
         more = (("DeepInversion against a student", against),) if student != each.model else ()
         competing.append(dataclasses.replace(each, sets=each.sets + more))
     return competing
+
+
+def genq_classes(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Observation]:
+    """Return how many classes a network finds in the images that the filters of GenQ's Figure 6 leave."""
+    kinds: Kinds = {
+        f"{name}, {discarded:.0%}": ("genq", settings) for (name, discarded), settings in filter_settings().items()
+    }
+    return _observations("classes", profile, budget_for(budget), kinds, seeds, models)
 
 
 def genie_figure_a5(

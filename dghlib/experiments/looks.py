@@ -174,6 +174,20 @@ def _told_apart(points: Tensor, real: Tensor) -> float:
     return (ours == ours[distances.argmin(1)]).float().mean().item()
 
 
+def classes(model: FloatModel, sets: Images) -> Tables:
+    """Return how many classes the network finds in each set, and how many they would be if all were as frequent.
+
+    The latter is the exponential of the entropy of their frequencies.
+    """
+    rows = []
+    for title, images in sets.items():
+        with torch.inference_mode():
+            counts = model.net(images).argmax(1).bincount().double()
+        evenly = torch.special.entr(counts / counts.sum()).sum().exp().item()
+        rows.append({"images": title, "classes": int(counts.count_nonzero()), "as if evenly": evenly})
+    return {"classes": columns(rows)}
+
+
 def outputs(model: FloatModel, sets: Images) -> Tables:
     """Return the distribution of the network's outputs for each set (DGH's Figure 4): `densities` and `quantiles`."""
     from scipy.stats import gaussian_kde
@@ -277,6 +291,7 @@ def _short(value: Any) -> Any:
 LOOKS: dict[str, Callable[..., Tables]] = {
     "errors": errors,
     "features": features,
+    "classes": classes,
     "outputs": outputs,
     "distances": distances,
     "pictures": pictures,

@@ -180,6 +180,16 @@ FILTERS = {"energy": 1.0, "batch-norm sensitivity": 0.0}
 DISCARDED = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
+def filter_settings() -> dict[tuple[str, float], dict[str, float]]:
+    """Return GenQ's settings by (filter, what it discards): none at first, then one filter after the other."""
+    filtered = {
+        (name, discarded): {"oversampling": round(1 / (1 - discarded), 3), "energy_share": energy_share}
+        for name, energy_share in FILTERS.items()
+        for discarded in DISCARDED
+    }
+    return {("no filter", 0.0): {"oversampling": 1.0}, **filtered}
+
+
 def genq_filters(
     profile: str = "shapes",
     budget: str = "quick",
@@ -189,12 +199,7 @@ def genq_filters(
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return Figure 6 of GenQ's paper: GENIE-M on images of which one filter, or none, has discarded more and more."""
-    filtered = [
-        {"oversampling": round(1 / (1 - discarded), 3), "energy_share": energy_share}
-        for energy_share in FILTERS.values()
-        for discarded in DISCARDED
-    ]
-    variants = [("genq", settings) for settings in [{"oversampling": 1.0}, *filtered]]
+    variants = [("genq", settings) for settings in filter_settings().values()]
     return of_variants(
         profile, look_up(BUDGETS, budget, "budget"), variants, bits, seeds, models, "genie_m", "academic"
     )

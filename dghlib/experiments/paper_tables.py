@@ -115,6 +115,15 @@ def paper_amounts(name: str) -> pd.DataFrame:
     return table.map("{:.2f}".format).rename_axis(columns=["paper: top-1 in %", ""])
 
 
+def filtered_classes(records: Sequence[Record]) -> pd.DataFrame:
+    """Return how many classes networks (columns) find in what GenQ's filters leave: the mean over repetitions."""
+    if not records:
+        return nothing()
+    rows = tables.observed(records, "classes")
+    means = rows.groupby(["images", "model"], sort=False).classes.mean().map("{:.0f}".format)
+    return means.unstack().rename_axis(index="filter, discarded", columns="classes found")
+
+
 def transfers(records: Sequence[Record]) -> pd.DataFrame:
     """Return GenQ's Table 5: top-1 of networks (columns) quantized with images made from each network (rows)."""
     if not records:

@@ -25,6 +25,7 @@ _TABLES: dict[str, Callable[..., Any]] = {
     "genq_table2": tables.quantizers,
     "genq_amounts": paper_tables.by_amount,
     "genq_filters": tables.settings,
+    "genq_classes": paper_tables.filtered_classes,
     "transfer": paper_tables.transfers,
     "table3": partial(tables.accuracy, measure="map"),
     "figure2": image_figures.spreads,
