@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -185,13 +184,14 @@ def differences(rows: pd.DataFrame, baseline: str = "dgh", *, save: str | None =
         x="difference",
         y="images",
         col="weights",
+        col_wrap=2,
         hue="method",
         kind="strip",
-        order=[title for title in TITLES.values() if title in set(settings.images)],
-        hue_order=[title for title in QUANTIZER_TITLES.values() if title in set(settings.method)],
+        order=_named(TITLES, settings.images),
+        hue_order=_named(QUANTIZER_TITLES, settings.method),
         alpha=0.6,
-        height=3.6,
-        aspect=0.75,
+        height=2.6,
+        aspect=1.25,
     )
     grid.refline(x=0, color="grey", linewidth=0.8, zorder=0)
     grid.set_titles("{col_name}-bit weights").set_axis_labels("points of top-1", "")
@@ -245,6 +245,11 @@ def _by_source(groups: Any, sign: str) -> pd.DataFrame:
     return table.set_index(["model", "bits", "policy", "quantizer"]).rename_axis(columns=None).sort_index()
 
 
+def _named(titles: Mapping[str, str], found: pd.Series) -> list[str]:
+    """Return those of the titles that are found, in their order."""
+    return [title for title in titles.values() if title in set(found)]
+
+
 def _half_width(spread: float, count: int) -> float:
     """Return half the width of the confidence interval of a mean of `count` values with a standard deviation."""
     return float(t.ppf((1 + CONFIDENCE) / 2, count - 1) * spread / math.sqrt(count))
@@ -260,16 +265,22 @@ def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str |
     chosen = chosen.assign(seconds=chosen.generation_seconds + chosen.quantization_seconds)
     points = chosen.groupby(["model", "quantizer", "source"], sort=False)[["seconds", "top1"]].mean().reset_index()
     points["calibrated with"], points["method"] = points.source.map(TITLES), points.quantizer.map(QUANTIZER_TITLES)
-    networks = list(dict.fromkeys(points.model))
-    size = (4.2 * len(networks), 3.6)
-    figure, axes = plt.subplots(1, len(networks), figsize=size, squeeze=False, layout="constrained")
-    last = axes[0, -1]
-    for axis, (name, group) in zip(axes[0], points.groupby("model", sort=False), strict=True):
-        looks = {"hue": "calibrated with", "style": "method", "s": 60, "legend": axis is last}
-        sns.scatterplot(group, x="seconds", y="top1", ax=axis, **looks)
-        front = group.sort_values("seconds")
+    grid = sns.relplot(
+        points,
+        x="seconds",
+        y="top1",
+        col="model",
+        col_wrap=3,
+        hue="calibrated with",
+        hue_order=_named(TITLES, points["calibrated with"]),
+        style="method",
+        style_order=_named(QUANTIZER_TITLES, points.method),
+        height=2.6,
+        facet_kws={"sharex": False, "sharey": False},
+    )
+    for name, axis in grid.axes_dict.items():
+        front = points[points.model == name].sort_values("seconds")
         front = front[front.top1 > front.top1.cummax().shift(fill_value=-1)]
         axis.step(front.seconds, front.top1, where="post", color="grey", linewidth=0.8, zorder=0)
-        axis.set(title=str(name), xscale="log", xlabel="seconds", ylabel="top-1 in %" if axis is axes[0, 0] else "")
-    sns.move_legend(last, "upper left", bbox_to_anchor=(1.02, 1), fontsize="x-small", frameon=False)
-    return saved(figure, points, save)
+    grid.set(xscale="log").set_titles("{col_name}").set_axis_labels("seconds", "top-1 in %")
+    return saved(grid.figure, points, save)
