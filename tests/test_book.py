@@ -191,7 +191,8 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ROOT / "book", tmp_path / "book")
-    (tmp_path / "dghlib").symlink_to(ROOT / "dghlib")
+    for included in ("dghlib", "README.md"):
+        (tmp_path / included).symlink_to(ROOT / included)
     profile = 'profile: str = "shapes"  # data'
     for name in notebook_names(ROOT / "book" / "_toc.yml"):
         write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", parameters=profile)
@@ -201,9 +202,10 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     monkeypatch.setattr(book, "run_notebook", run_only({"table2", "figure8"}))
     executed = tmp_path / "_build" / "executed"
     executed.mkdir(parents=True)
-    for method in (ROOT / "book" / "methods").glob("*.md"):  # what the page of all sources writes for these pages
-        (executed / f"cost_{method.stem}.csv").write_text("seconds\n1\n")
-        Image.new("RGB", (8, 8)).save(executed / f"images_{method.stem}.png")
+    methods = [page.stem for page in (ROOT / "book" / "methods").glob("*.md")]
+    for source in [*methods, "dgh", "real"]:  # what the page of all sources writes for other pages
+        (executed / f"cost_{source}.csv").write_text("seconds\n1\n")
+        Image.new("RGB", (8, 8)).save(executed / f"images_{source}.png")
 
     with pytest.raises(BookError) as caught:
         build_book(tmp_path, {"profile": "cifar10"}, progress=False)
