@@ -19,10 +19,21 @@ from dghlib.records import set_aside, write_atomically
 
 log = logging.getLogger(__name__)
 
+# What reading a file may raise that is no checkpoint, or one of an earlier version.
+_UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError)
+
 
 def folder_beside(path: Path) -> Path:
     """Return the folder of what belongs to a checkpoint and is too large for it."""
     return path.with_name(path.name + ".values")
+
+
+def elapsed(path: Path) -> float:
+    """Return the seconds that a run had taken, over all times it was started, when it saved; 0 without a checkpoint."""
+    try:
+        return float(torch.load(path, weights_only=True, mmap=True)["elapsed"])
+    except _UNREADABLE:
+        return 0.0
 
 
 def remove(path: Path) -> None:
@@ -44,7 +55,7 @@ class Checkpoint:
         self.path = path
         self.key = key if processes.count() == 1 else f"{key} of {processes.count()} processes"
         self.seconds = seconds
-        self._saved_at = time.monotonic()
+        self._started_at = self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, or None. A corrupt or foreign file is set aside with a warning."""
@@ -56,20 +67,21 @@ class Checkpoint:
             return None
         try:
             content = torch.load(self.path, weights_only=True)
-            key, states = content["key"], content["states"]
-        except (RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            key, states, earlier = content["key"], content["states"], content["elapsed"]
+        except _UNREADABLE as error:
             set_aside(self.path, f"not a checkpoint ({type(error).__name__})")
             return None
         if key != self.key:
             set_aside(self.path, "a checkpoint of another run (other settings or another network)")
             return None
+        self._started_at -= earlier
         return states
 
     def save(self, state: dict[str, Any]) -> None:
         """Write `state` (tensors, numbers, strings, lists and dicts of them), atomically."""
         states = processes.gathered(state) if self.path is not None else []
         if self.path is not None and processes.rank() == 0:
-            content = {"key": self.key, "states": states}
+            content = {"key": self.key, "states": states, "elapsed": time.monotonic() - self._started_at}
             write_atomically(self.path, lambda temporary: torch.save(content, temporary))
         self._saved_at = time.monotonic()
 

@@ -189,20 +189,20 @@ def centre_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
     return images[:, :, top : top + size[0], left : left + size[1]]
 
 
-def save_images(path: Path, images: Tensor, about: dict[str, str]) -> None:
+def save_images(path: Path | str, images: Tensor, about: dict[str, str]) -> None:
     """Write a set of images as a safetensors file, atomically, with string facts about it."""
     tensors = {"images": images.contiguous()}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=about))
 
 
-def load_images(path: Path) -> tuple[Tensor, dict[str, str]]:
+def load_images(path: Path | str) -> tuple[Tensor, dict[str, str]]:
     """Return the images of `save_images` and what was said about them.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or is not an image set.
     """
-    if not path.exists():
+    if not Path(path).exists():
         raise FileNotFoundError(f"there is no image set at {path}")
     try:
         with safe_open(path, framework="pt") as file:

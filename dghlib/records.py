@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import Field, field, fields, is_dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,13 @@ def fingerprint(inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: readers see the old or the new one.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the message names `path`, nothing is left behind.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
@@ -124,8 +126,7 @@ def provenance(seconds: float) -> dict[str, Any]:
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
-        "commit": _git("rev-parse", "HEAD") or "unknown",
-        "modified": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "dghlib")),
+        **code_version(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0].endswith("dgh") else "library",
         "versions": {name: metadata.version(name) for name in ("dghlib", "torch", "torchvision", "numpy")}
         | {"python": platform.python_version()},
@@ -134,8 +135,20 @@ def provenance(seconds: float) -> dict[str, Any]:
     }
 
 
+@cache
+def code_version() -> dict[str, Any]:
+    """Return the commit of the code, and whether its files differ from it, as they were when this was first asked.
+
+    Ask before a long run: what changes in the checkout meanwhile is not what has run.
+    """
+    return {
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "modified": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".")),
+    }
+
+
 def _git(*arguments: str) -> str:
-    """Return what git prints about the checkout that holds this file, or an empty string outside of one."""
+    """Return what git prints about the folder of this file, or an empty string outside of a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

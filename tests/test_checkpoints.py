@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dghlib.checkpoints import Checkpoint
+from dghlib.checkpoints import Checkpoint, elapsed
 
 
 def test_state_survives(tmp_path):
@@ -51,3 +51,17 @@ def test_without_a_path_nothing_is_written_or_asked_for():
     nowhere = Checkpoint(None, "key", seconds=0)
     nowhere.save_when_due(lambda: 1 / 0)  # type: ignore[return-value, arg-type]
     assert nowhere.load() is None
+
+
+def test_seconds_of_earlier_starts_count(tmp_path):
+    path = tmp_path / "c"
+    assert elapsed(path) == 0
+    first = Checkpoint(path, "key")
+    first._started_at -= 100
+    first.save({"step": 1})
+    assert 100 <= elapsed(path) < 110
+    second = Checkpoint(path, "key")
+    second.load()
+    second._started_at -= 30
+    second.save({"step": 2})
+    assert 130 <= elapsed(path) < 140

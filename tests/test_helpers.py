@@ -5,10 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from dghlib.experiments import helpers, plans
 from dghlib.experiments.experiment import Experiment
 from dghlib.experiments.run import RESULTS_VARIABLE, Workshop
+from dghlib.records import provenance
 
 RUNS = plans.table2("shapes", "smoke", sources=["noise"], bits=["W8A8"], seeds=1, models=["shapes_residual"])
 
@@ -24,7 +26,7 @@ def test_helpers_begin_with_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
         while workshop.find(RUNS[0]) is None and time.monotonic() < deadline:
             time.sleep(0.1)
     assert "OMP_NUM_THREADS" not in os.environ
-    first, last = (workshop._record_path(run).stat().st_mtime_ns for run in RUNS)
+    first, last = (workshop.record_path(run).stat().st_mtime_ns for run in RUNS)
     assert last < first
 
 
@@ -33,3 +35,28 @@ def test_one_core_has_no_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with helpers.helped(RUNS):
         assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_pages_say_one_thread_while_there_are_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with helpers._one_thread():
+        assert "1 threads" in provenance(0.0)["machine"]
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("threads", "count"), [(1, 3), (2, 1), (4, 0)])
+def test_processes_of_several_threads_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, threads: int, count: int
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(helpers, "_cores", lambda: 4)
+    monkeypatch.setattr(helpers.torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", lambda process: started.append(process.name))
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.terminate", lambda process: None)
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.join", lambda process: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    with helpers.helped(RUNS * 3):
+        assert len(started) == count

@@ -8,11 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dghlib.experiments import image_plans, leaderboard, looks
+from dghlib.experiments import image_plans, leaderboard, looks, run
 from dghlib.experiments.experiment import Experiment, RealImages
+from dghlib.experiments.recorded import RECORDED_VARIABLE
 from dghlib.experiments.run import Record, inputs_of
 from dghlib.generators import dgh
-from dghlib.quantizers import hptq
+from dghlib.quantizers import brecq, hptq
+from dghlib.records import fingerprint, plain, write_json
 
 
 def _record(source: str, top1: float, seed: int, **settings: Any) -> Record:
@@ -29,6 +31,11 @@ def _record(source: str, top1: float, seed: int, **settings: Any) -> Record:
     outputs = {"top1": top1, "generation_seconds": 2.0, "quantization_seconds": 1.0}
     provenance = {"commit": "0" * 40, "modified": False, "seconds": 3.0, "machine": "", "versions": {}}
     return {"inputs": inputs_of(experiment), "outputs": outputs, "provenance": provenance}
+
+
+def _float(model: str) -> Record:
+    inputs = inputs_of(Experiment(profile="shapes", model=model, test_images=96))
+    return RECORDS[0] | {"inputs": inputs, "outputs": {"top1": 64.0}}
 
 
 RECORDS = [_record("dgh", top1, seed) for seed, top1 in enumerate([60.0, 61.0, 62.0])] + [
@@ -85,15 +92,11 @@ def test_only_the_largest_sets_count() -> None:
         record["outputs"]["top1"] = 20.0
     rows = leaderboard.runs([*RECORDS, *small])
     assert set(rows.num_images) == {8}
-    floating = copy.deepcopy(RECORDS[0]) | {"outputs": {"top1": 64.0}}
-    floating["inputs"] = inputs_of(Experiment(profile="shapes", model="shapes_residual", test_images=96))
-    assert leaderboard.lost([*RECORDS, *small, floating])["HPTQ"].item() == "3.0 (0 min, 1)"
+    assert leaderboard.lost([*RECORDS, *small, _float("shapes_residual")])["HPTQ"].item() == "3.0 (0 min, 1)"
 
 
 def test_what_is_lost_is_lost_from_float() -> None:
-    floating = copy.deepcopy(RECORDS[0]) | {"outputs": {"top1": 64.0}}
-    floating["inputs"] = inputs_of(Experiment(profile="shapes", model="shapes_residual", test_images=96))
-    table = leaderboard.lost([*RECORDS, floating])
+    table = leaderboard.lost([*RECORDS, _float("shapes_residual")])
     assert table["HPTQ"].item() == "3.0 (0 min, 1)"  # 64 less the mean of 60, 61 and 62, in three seconds
 
 
@@ -122,8 +125,38 @@ def test_detectors_are_listed_with_their_precision() -> None:
     assert list(overview["top-1 or mAP in %"]) == [RECORDS[0]["outputs"]["top1"], 37.5]
 
 
-def test_what_is_committed_is_current() -> None:
-    records = list(leaderboard.all_records())
+def test_records_of_this_machine_count_beside_those_of_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaderboard, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setenv(run.RESULTS_VARIABLE, str(tmp_path / "made"))
+    both, here, _ = RECORDS[:3]
+    for folder, record in (("published", both), ("made", both), ("made", here)):
+        name = fingerprint(record["inputs"])
+        write_json(tmp_path / folder / "shapes" / f"{name}.json", record)
+    assert len(leaderboard.all_records()) == 2
+    files = leaderboard.overview(leaderboard.all_records()).file
+    assert sorted("this machine" in name for name in files) == [False, True]
+    monkeypatch.setenv(RECORDED_VARIABLE, "1")
+    assert len(leaderboard.all_records()) == 1
+
+
+def test_losses_are_compared_on_the_same_networks() -> None:
+    learned, elsewhere = copy.deepcopy(RECORDS[:3]), copy.deepcopy(RECORDS[:3])
+    for record in learned:
+        config = brecq.Config(weight_bits=4, activation_bits=4)
+        record["inputs"]["quantizer"] = plain({"method": "brecq", "version": brecq.VERSION, "config": config})
+    for record in elsewhere:
+        record["inputs"]["model"] = _float("shapes_inverted")["inputs"]["model"]
+        record["outputs"]["top1"] = 0.0
+    floats = [_float("shapes_residual"), _float("shapes_inverted")]
+    table = leaderboard.lost([*RECORDS, *learned, *elsewhere, *floats])
+    assert table["HPTQ"].item() == table["BRECQ"].item() == "3.0 (0 min, 1)"
+
+
+def test_what_is_committed_is_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(run.RESULTS_VARIABLE, str(tmp_path))
+    records = leaderboard.all_records()
     stale = leaderboard.overview(records).query("state == 'stale'")
     assert stale.empty, stale
     assert all(leaderboard.is_current(record) for record in leaderboard.all_observations())

@@ -49,6 +49,17 @@ DRAWN: dict[str, Callable[..., Figure]] = {
 }
 
 
+def test_the_second_row_of_figure9_has_more_iterations_than_the_first() -> None:
+    def rows(budget: str, **wanted: Any) -> list[str]:
+        (plan,) = image_plans.figure9("shapes", budget, models=["shapes_residual"], **wanted)
+        return [title for title, _ in plan.sets]
+
+    assert rows("quick") == ["80", "800"]
+    assert rows("paper") == ["1000", "40000"]
+    with pytest.raises(ValueError, match="iterations, beside those of the budget 'quick', must be at least 81, got 80"):
+        rows("quick", iterations=80)
+
+
 def test_sets_that_lie_apart_are_told_apart_and_equal_ones_are_not() -> None:
     draws = torch.Generator().manual_seed(0)
     real, alike = torch.randn(2, 400, 5, generator=draws)

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from dghlib.experiments import paper_figures, paper_plans, paper_tables, plan_tables, run, tables
 from dghlib.experiments.catalogue import PLANS
-from dghlib.experiments.experiment import FLOAT, Run
+from dghlib.experiments.experiment import FLOAT, Run, width_of
 from dghlib.experiments.profiles import first_models
 
 ONE: dict[str, Any] = {"seeds": 2, "models": ["shapes_residual"]}
@@ -77,19 +79,36 @@ def test_rows_hold_means_over_seeds() -> None:
 
 def test_a_network_with_its_own_images_is_on_the_diagonal() -> None:
     names = ["shapes_residual", "shapes_inverted"]
-    experiments = paper_plans.transfer("shapes", "quick", seeds=1, models=names, sources=["dgh"])
+    wanted: dict[str, Any] = {"models": names, "sources": ["dgh"], "bits": ["W2A4", "W4A4"]}
+    experiments = paper_plans.transfer("shapes", "quick", seeds=1, **wanted)
     table = paper_tables.transfers(made_up(experiments))
     for place, experiment in enumerate(experiments[2:], start=2):
         row, column = (name.removeprefix("shapes_") for name in (experiment.maker, experiment.model))
-        assert table.loc[("DGH", row), column] == f"{place}.00"
+        assert table.loc[("DGH", row, width_of(experiment.quantizer_config)), column] == f"{place}.00"
     assert "65.72" in paper_tables.paper_transfers().to_string()
 
 
 def test_amounts_and_printed_numbers() -> None:
-    table = paper_tables.by_amount(made_up(paper_plans.samples("shapes", "quick", **ONE)))
-    assert list(table.index.get_level_values("images")) == [16, 32, 64, 128]
+    table = paper_tables.by_amount(made_up(paper_plans.samples("shapes", "quick", bits=["W2A4", "W4A4"], **ONE)))
+    assert list(table.index.droplevel("network")) == [(f"W{n}A4", size) for n in (2, 4) for size in (16, 32, 64, 128)]
     assert paper_tables.paper_amounts("genie_tableA1").loc[1024, ("MBV2", "GENIE")] == "49.89"
     assert paper_tables.printed("genq_table1").loc["GENIE", ("batch-norm distance", "MBV2")] == "1.03 ± 0.296"
+
+
+def test_numbers_behind_a_table_are_saved_with_what_tells_them_apart(tmp_path: Path) -> None:
+    records = made_up(paper_plans.intraq_parts("shapes", "quick", **ONE))
+    tables.save_csv(records, str(tmp_path / "t.csv"))
+    saved = pd.read_csv(tmp_path / "t.csv").set_index("settings")
+    assert len(saved) == 1 + len(paper_plans.INTRAQ_PARTS)  # and the network as it is
+    tops = [
+        each["outputs"]["top1"]
+        for each in records
+        if each["inputs"].get("images", {}).get("config", {}).get("flip") is False
+    ]
+    assert saved.loc["flip = False", "mean"] == sum(tops[::2]) / 2
+    assert saved.loc["flip = False", "seeds"] == 2
+    tables.save_csv([], str(tmp_path / "none.csv"))
+    assert "no records" in (tmp_path / "none.csv").read_text()
 
 
 def test_curves_show_every_record() -> None:

@@ -66,8 +66,12 @@ def test_what_detectors_find(tmp_path: Path) -> None:
     assert (boxes.right > boxes.left).all()
     assert boxes.scene.between(0, quantized_plans.SCENES - 1).all()
     figure = detections(records, save=str(tmp_path / "boxes"))
-    drawn = sum(len(axis.patches) for axis in figure.axes)
-    assert drawn == len(boxes)
+    lines = [[patch.get_linestyle() for patch in axis.patches] for axis in figure.axes]
+    assert sum(len(styles) - styles.count(":") for styles in lines) == len(boxes)
+    truths = [styles.count(":") for styles in lines]
+    assert min(truths) > 0
+    assert truths[: quantized_plans.SCENES] == truths[-quantized_plans.SCENES :]  # every row has the same scenes
+    assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()][-1] == "Real data"
     assert "no records" in detections([]).axes[0].texts[0].get_text()
 
 

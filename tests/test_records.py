@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,23 @@ def test_a_corrupt_record_is_kept_aside_and_told(tmp_path, damage, caplog):
     assert not path.exists()
     assert path.with_name(path.name + ".corrupt").exists()
     assert "computed again" in caplog.text
+
+
+def test_a_record_says_of_which_code_it_is_and_whether_that_was_modified(tmp_path, monkeypatch):
+    code = tmp_path / "package" / "records.py"
+    code.parent.mkdir()
+    code.write_text("x = 1\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    monkeypatch.setattr(records, "__file__", str(code))
+    records.code_version.cache_clear()
+    assert not records.provenance(0)["modified"]
+    code.write_text("x = 2\n")
+    assert not records.provenance(0)["modified"]  # what runs is what was there when it was first asked
+    records.code_version.cache_clear()
+    assert records.provenance(0)["modified"]
+    records.code_version.cache_clear()
 
 
 def test_no_record_is_none(tmp_path):

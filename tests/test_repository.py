@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import importlib
 import os
 import re
 import subprocess
@@ -202,6 +203,27 @@ def test_notebooks_explain_their_parameters(path: Path) -> None:
     if "leaderboard.all_records" not in text and "speed.benchmark" not in text:  # pages of whatever there is
         assert parameters.keys() & {"budget", "recorded"}
     assert all(parameter.help for parameter in parameters.values())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_saves_it_links(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    figures = re.findall(r'save="(\w+)"', code)
+    links = re.findall(r"\((\w+\.(?:svg|csv))\)", prose)
+    wanted = {f"{name}.csv" for name in figures} | set(re.findall(r'"(\w+\.csv)"', code))
+    assert wanted <= set(links)
+    tables_alone = {"unit_costs", "genq_table1", "sources_cost"}
+    assert {link for link in links if link.endswith(".svg")} == {f"{name}.svg" for name in {*figures} - tables_alone}
+
+
+@pytest.mark.parametrize("name", ["datasets", "evaluation", "export", "models", "quantizers"])
+def test_the_api_pages_have_all_that_is_public(name: str) -> None:
+    room = importlib.import_module(f"dghlib.{name}")
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "book/library").glob("*.md"))
+    public = {name for name in room.__all__ if callable(getattr(room, name))}
+    assert public <= set(re.findall(r"auto(?:class|function|exception):: dghlib[\w.]*\.(\w+)", pages))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "dghlib/experiments/paper").glob("*.csv")), ids=lambda p: p.stem)

@@ -10,7 +10,6 @@ Dask's operator under Kubernetes. A worker computes one experiment at a time, so
 where there are GPUs, once for each of them.
 """
 
-import dataclasses
 import importlib.util
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from dghlib.experiments.experiment import REAL, Experiment, Run
 from dghlib.experiments.run import Record, Workshop, results_dir
-from dghlib.records import fingerprint, plain, provenance
+from dghlib.records import code_version, fingerprint
 
 SECONDS_TO_CONNECT = 60
 
@@ -114,18 +113,19 @@ def _compute_all(client: Any, experiments: list[Run], workshop: Workshop, device
 
 def _submit(client: Any, experiments: list[Run], device: str) -> dict[Any, Run]:
     """Hand over a task for every set of images and one for every experiment; return the latter."""
-    commit = _commit()
+    code = code_version()
     sets: dict[str, Any] = {}
     tasks = {}
     for experiment in experiments:
         images = None
         if isinstance(experiment, Experiment) and experiment.source not in (None, REAL):
-            key = "images-" + fingerprint([experiment.maker, experiment.source, plain(experiment.source_config)])
+            wanted = [experiment.maker, experiment.source, experiment.source_config]
+            key = "images-" + fingerprint([*wanted, device, code])
             if key not in sets:
-                sets[key] = client.submit(_make_images, experiment, device, commit, key=key)
+                sets[key] = client.submit(_make_images, experiment, device, code, key=key)
             images = sets[key]
-        key = "record-" + fingerprint(dataclasses.asdict(experiment))
-        tasks[client.submit(_compute, experiment, images, device, commit, key=key)] = experiment
+        key = "record-" + fingerprint([experiment, device, code])
+        tasks[client.submit(_compute, experiment, images, device, code, key=key)] = experiment
     return tasks
 
 
@@ -135,28 +135,20 @@ def _workshop(device: str) -> Workshop:
     return Workshop(results_dir(), device)
 
 
-def _make_images(experiment: Experiment, device: str, commit: str) -> tuple[Tensor, float]:
-    _check_commit(commit)
+def _make_images(experiment: Experiment, device: str, code: dict[str, Any]) -> tuple[Tensor, float]:
+    _check_code(code)
     return _workshop(device).images(experiment)
 
 
-def _compute(experiment: Run, images: tuple[Tensor, float] | None, device: str, commit: str) -> Record:
-    _check_commit(commit)
+def _compute(experiment: Run, images: tuple[Tensor, float] | None, device: str, code: dict[str, Any]) -> Record:
+    _check_code(code)
     workshop = _workshop(device)
     if images is not None and isinstance(experiment, Experiment):
         workshop.lay_out(experiment, *images)
     return workshop.compute(experiment, wait=True)
 
 
-def _check_commit(commit: str) -> None:
+def _check_code(code: dict[str, Any]) -> None:
     """Refuse to compute with other code than that of the machine that asked: records would claim to be alike."""
-    if commit != _commit():
-        raise RuntimeError(
-            f"this worker runs commit {_commit()} and the run was started from {commit}; check out the same"
-        )
-
-
-@cache
-def _commit() -> str:
-    """Return the commit that this process was started from."""
-    return str(provenance(0.0)["commit"])
+    if code != code_version():
+        raise RuntimeError(f"this worker runs {code_version()} and the run was started from {code}; check out the same")

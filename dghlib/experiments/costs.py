@@ -32,7 +32,8 @@ def unit_costs(records: Sequence[Record]) -> dict[Unit, float]:
         found.setdefault((model, quantizer["method"]), []).append(outputs["quantization_seconds"] / work)
         if images["source"] != REAL:
             made = outputs["generation_seconds"] / _generation_units(images["config"])
-            found.setdefault((model, images["source"]), []).append(made)
+            maker = images.get("model", inputs["model"])["name"]
+            found.setdefault((maker, images["source"]), []).append(made)
     return {unit: min(seconds) for unit, seconds in found.items()}
 
 

@@ -20,6 +20,7 @@ from dghlib.experiments.tables import TITLES, observed
 def detections(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return test scenes with the boxes that a detector finds, in float and quantized: one record of `boxes`.
 
+    White boxes are found, those with dashes are the true ones.
     With `save`, a name, the figure is written to NAME.svg and the boxes to NAME.csv. What is found again in the data
     set are the scenes: of a public one, they must be on this machine.
     """
@@ -27,13 +28,17 @@ def detections(records: Sequence[Record], *, save: str | None = None) -> Figure:
     profile, columns = record["inputs"]["profile"], record["inputs"]["look"]["settings"]["scenes"]
     scenes = datasets.load_annotated(profile, "test", columns)
     names = {entry["id"]: entry["name"] for entry in scenes.annotations["categories"]}
-    boxes, networks = observed(records, "boxes"), [FLOAT, *record["inputs"]["sets"]]
+    boxes, sets = observed(records, "boxes"), record["inputs"]["sets"]
+    networks = [FLOAT, *(source for source in TITLES if source in sets)]
     size = (1.5 * columns, 1.55 * len(networks))
     figure, axes = plt.subplots(len(networks), columns, figsize=size, squeeze=False, layout="constrained")
     for row, network in zip(axes, networks, strict=True):
         for scene, axis in enumerate(row):
             axis.imshow(scenes.images[scene].permute(1, 2, 0).numpy())
             axis.set(xticks=[], yticks=[])
+            for truth in scenes.annotations["annotations"]:
+                if truth["image_id"] == scenes.image_ids[scene]:
+                    _outline(axis, *truth["bbox"], linestyle=":", linewidth=0.8)
             _draw(axis, boxes[(boxes.network == network) & (boxes.scene == scene)], names)
         row[0].set_ylabel(TITLES[network], fontsize="small")
     return saved(figure, boxes, save)
@@ -41,9 +46,12 @@ def detections(records: Sequence[Record], *, save: str | None = None) -> Figure:
 
 def _draw(axis: Axes, boxes: pd.DataFrame, names: dict[int, str]) -> None:
     for box in boxes.itertuples():
-        width, height = box.right - box.left, box.bottom - box.top
-        axis.add_patch(Rectangle((box.left, box.top), width, height, fill=False, color="white", linewidth=1.2))
+        _outline(axis, box.left, box.top, box.right - box.left, box.bottom - box.top, linewidth=1.2)
         axis.text(box.left, box.top, names[box.label], fontsize=5, color="white", va="bottom")
+
+
+def _outline(axis: Axes, left: float, top: float, width: float, height: float, **line: Any) -> None:
+    axis.add_patch(Rectangle((left, top), width, height, fill=False, color="white", **line))
 
 
 def full_size_costs(record: dict[str, Any]) -> pd.DataFrame:

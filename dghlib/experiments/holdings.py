@@ -48,11 +48,11 @@ _FIGURES = tuple(f"figure{number}" for number in range(1, 8))
 _PICTURES = ("figure8", "figure9")
 _OUTSIDE = ("files", "onnxruntime")
 # Are not held for all networks and seeds of shapes.
-_FEWER = ("table3", "boxes", "dgh_settings", "layers", "image_costs", "gallery", *_PICTURES, *_OUTSIDE)
+_FEWER = ("table3", "boxes", "layers", "image_costs", "gallery", *_PICTURES, *_OUTSIDE)
 HOLDINGS = (
     Holding("shapes", "quick", tuple(name for name in PLANS if name not in _FEWER)),
     Holding("shapes", "quick", _PICTURES, seeds=1),
-    Holding("shapes", "quick", ("dgh_settings", "layers"), ("shapes_inverted",), seeds=1),
+    Holding("shapes", "quick", ("layers",), ("shapes_inverted",), seeds=1),
     Holding("shapes", "quick", ("image_costs",), ("shapes_residual",)),
     Holding("shapes", "quick", ("gallery", *_OUTSIDE), ("shapes_residual",), seeds=1),
     Holding("shapes_detection", "quick", ("table3",)),
@@ -105,7 +105,8 @@ def publish(profile: str | None = None) -> int:
         if (record := made.find(experiment)) is None:
             continue
         if record["provenance"]["modified"]:
-            log.warning("not published, since its code was modified: %s", experiment.title)
+            path = made.record_path(experiment)
+            log.warning("%s: not published, its code was modified; delete %s to compute it again", experiment.title, path)
             continue
         published.keep(experiment, record)
         count += 1
@@ -114,7 +115,7 @@ def publish(profile: str | None = None) -> int:
 
 def coverage(profile: str | None = None) -> pd.DataFrame:
     """Return, for every plan and profile, how many runs `results/` is to hold, holds, and what the rest will cost."""
-    units, rows = costs.unit_costs(list(all_records())), []
+    units, rows = costs.unit_costs(all_records()), []
     for plan, name in _items(profile):
         wanted = held(plan, name)
         missing = _without_record(wanted)

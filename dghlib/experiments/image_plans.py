@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dghlib.choices import look_up
+from dghlib.choices import check_at_least, look_up
 from dghlib.experiments.experiment import REAL, ImageSet, Observation
 from dghlib.experiments.looks import REAL_SET, Border
 from dghlib.experiments.paper_plans import filter_settings
@@ -34,6 +34,7 @@ from dghlib.generators import deep_inversion
 MOVED: dict[str, tuple[int, Border]] = {"shapes": (3, "edge")}
 MOVED_ELSEWHERE: tuple[int, Border] = (4, "black")
 SMALL_SET = 16  # images, where many sets are compared
+MORE_ITERATIONS, PAPER_ITERATIONS = 800, 40_000  # of the second row of `figure9`
 PICTURES = 8  # of a set, where images are to be looked at
 
 # Sets of images by title: where they come from, and what differs from the published settings.
@@ -119,17 +120,23 @@ def figure9(
     profile: str = "shapes",
     budget: str = "quick",
     *,
-    iterations: int = 800,
+    iterations: int | None = None,
     num_images: int = SMALL_SET,
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
     """Return DGH's Figures 8 and 9 side by side: its images after the budget's iterations, and after more of them.
 
-    Of one repetition unless told otherwise. The paper's are 1 000 and 40 000.
+    Of one repetition unless told otherwise. The paper's are 1 000 and 40 000; `iterations` of None means the latter at
+    the budget that has its 1 000, and 800 at the others.
+
+    Raises:
+        ValueError: `iterations` is not above the budget's.
     """
     spend = budget_for(budget, num_images)
-    kinds: Kinds = {str(steps): ("dgh", {"steps": steps}) for steps in sorted({spend.steps, iterations})}
+    more = iterations or (PAPER_ITERATIONS if budget == "paper" else MORE_ITERATIONS)
+    check_at_least(spend.steps + 1, f"iterations, beside those of the budget {budget!r},", more)
+    kinds: Kinds = {str(steps): ("dgh", {"steps": steps}) for steps in (spend.steps, more)}
     return _pictures(profile, spend, kinds, seeds, models)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,8 @@ from dghlib import models
 from dghlib.experiments import looks, tables
 from dghlib.experiments.experiment import FLOAT, REAL, changed_settings
 from dghlib.experiments.figures import saved
-from dghlib.experiments.run import OBSERVATIONS, PUBLISHED, Record
+from dghlib.experiments.recorded import only_recorded
+from dghlib.experiments.run import OBSERVATIONS, PUBLISHED, Record, results_dir
 from dghlib.experiments.tables import POLICY_TITLES, QUANTIZER_TITLES, TITLES
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
@@ -24,18 +25,22 @@ CELL = ["profile", "model", "quantizer", "policy", "bits", "num_images", "test_i
 CONFIDENCE = 0.95
 
 
-def all_records() -> Iterator[Record]:
-    """Yield every record in the repository's `results/`, benchmarks apart, in the order of their names."""
-    for path in sorted(PUBLISHED.glob("*/*.json")):
-        if path.parent.name != "benchmarks" and (record := read_record(path)):
-            yield record
+def all_records() -> list[Record]:
+    """Return every record there is, benchmarks apart: of the repository's `results/`, and others of this machine."""
+    return _found("*/*.json")
 
 
-def all_observations() -> Iterator[Record]:
-    """Yield the record of every observation in the repository's `results/`, in the order of their names."""
-    for path in sorted(PUBLISHED.glob(f"*/{OBSERVATIONS}/*.json")):
-        if record := read_record(path):
-            yield record
+def all_observations() -> list[Record]:
+    """Return the record of every observation there is, as `all_records` does."""
+    return _found(f"*/{OBSERVATIONS}/*.json")
+
+
+def _found(pattern: str) -> list[Record]:
+    """Return the records of files in the order of their names, each once; published ones first."""
+    folders = [PUBLISHED] if only_recorded() else [PUBLISHED, results_dir()]
+    paths = {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob(pattern))}
+    kept = [paths[name] for name in sorted(paths) if paths[name].parent.name != "benchmarks"]
+    return [record for path in kept if (record := read_record(path))]
 
 
 def is_current(record: Record) -> bool:
@@ -75,7 +80,7 @@ def overview(records: list[Record]) -> pd.DataFrame:
     rows["seconds"] = [record["provenance"]["seconds"] for record in records]
     rows["state"] = ["current" if is_current(record) else "stale" for record in records]
     rows["images"] = rows.num_images.astype("Int64")
-    rows["file"] = [fingerprint(record["inputs"]) for record in records]
+    rows["file"] = [_file_of(record) for record in records]
     rows["top-1 or mAP in %"] = rows.top1.fillna(rows["map"]) if "map" in rows else rows.top1
     columns = [
         "profile",
@@ -104,10 +109,18 @@ def overview_of_observations(records: list[Record]) -> pd.DataFrame:
             "seconds": record["provenance"]["seconds"],
             "commit": record["provenance"]["commit"][:10],
             "state": "current" if is_current(record) else "stale",
+            "file": _file_of(record),
         }
         for record in records
     ]
     return pd.DataFrame(rows) if rows else tables.nothing()
+
+
+def _file_of(record: Record) -> str:
+    """Return the name of a record's file, without its ending; of one that is not in `results/`, say so."""
+    name, inputs = fingerprint(record["inputs"]), record["inputs"]
+    folder = PUBLISHED / inputs["profile"] / (OBSERVATIONS if "look" in inputs else "")
+    return name if (folder / f"{name}.json").is_file() else f"{name} (this machine)"
 
 
 def runs(records: list[Record]) -> pd.DataFrame:
@@ -141,9 +154,9 @@ def standings(rows: pd.DataFrame) -> pd.DataFrame:
 def lost(records: list[Record], source: str = "dgh") -> pd.DataFrame:
     """Return the points of top-1 that networks lose to quantization with images of `source`, and the minutes it takes.
 
-    Rows are widths and what is quantized, columns the quantizers. A cell is the median over the networks, whose number
-    it gives, that a quantizer has at this width both with everything quantized and with the ends spared, if any has
-    both: so what sparing the ends is worth can be read from it.
+    Rows are widths and what is quantized, columns the quantizers. A cell is the median over networks, whose number it
+    gives: those that a quantizer has at this width both with everything quantized and with the ends spared, if any has
+    both, and of these the ones that most quantizers of the row have. So rows and columns can be compared.
     """
     rows = runs(records)
     everything = tables.frame(records).fillna({"test_images": -1})
@@ -153,6 +166,8 @@ def lost(records: list[Record], source: str = "dgh") -> pd.DataFrame:
     networks = rows.groupby(["bits", "policy", "quantizer", "model"])[["lost", "minutes"]].mean()
     policies = networks.groupby(["bits", "quantizer", "model"]).lost.transform("size")
     networks = networks[policies == policies.groupby(["bits", "quantizer"]).transform("max")]
+    methods = networks.groupby(["bits", "policy", "model"]).lost.transform("size")
+    networks = networks[methods == methods.groupby(["bits", "policy"]).transform("max")]
     medians = networks.groupby(["bits", "policy", "quantizer"]).agg(
         lost=("lost", "median"), minutes=("minutes", "median"), networks=("lost", "size")
     )

@@ -95,16 +95,16 @@ def _search_of(record: Record) -> str:
 
 
 def by_amount(records: Sequence[Record]) -> pd.DataFrame:
-    """Return top-1 by number of images and source, in the order of the sources."""
+    """Return top-1 by width, number of images and source, in the order of the sources."""
     if not records:
         return nothing()
     numbers = tables.frame(records)
     numbers = numbers[numbers.bits != FLOAT]
-    groups = numbers.groupby(["model", "num_images", "source"]).top1.agg(["mean", "std"])
+    groups = numbers.groupby(["model", "bits", "num_images", "source"]).top1.agg(["mean", "std"])
     table = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1).unstack()
     table = table[[source for source in TITLES if source in table.columns]].rename(columns=TITLES)
-    table.index = table.index.map(lambda key: (short_name(key[0]), int(key[1])))
-    return table.rename_axis(index=["network", "images"], columns="top-1 in %").fillna("")
+    table.index = table.index.map(lambda key: (short_name(key[0]), key[1], int(key[2])))
+    return table.rename_axis(index=["network", "bits", "images"], columns="top-1 in %").fillna("")
 
 
 def paper_amounts(name: str) -> pd.DataFrame:
@@ -129,9 +129,9 @@ def transfers(records: Sequence[Record]) -> pd.DataFrame:
     if not records:
         return nothing()
     rows = labelled(records, _maker_of)
-    groups = rows[rows.bits != FLOAT].groupby(["source", "row", "model"], sort=False).top1.agg(["mean", "std"])
+    groups = rows[rows.bits != FLOAT].groupby(["source", "row", "bits", "model"], sort=False).top1.agg(["mean", "std"])
     table = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1).unstack().rename(columns=short_name)
-    return table.rename(index=TITLES).rename_axis(index=["images", "made from"], columns="top-1 in %")
+    return table.rename(index=TITLES).rename_axis(index=["images", "made from", "bits"], columns="top-1 in %")
 
 
 def _maker_of(record: Record) -> str:

@@ -64,11 +64,14 @@ def sources(
     return table2(profile, budget, sources=every_source(profile), seeds=seeds, models=models)
 
 
+DETECTOR_WIDTHS: Mapping[str, str] = MappingProxyType({"hptq": "W8A8", "adaround": "W4A8"})
+
+
 def table3(
     profile: str = "shapes_detection",
     budget: str = "quick",
     *,
-    quantized: Mapping[str, str] = MappingProxyType({"hptq": "W8A8", "adaround": "W4A8"}),
+    quantized: Mapping[str, str] = DETECTOR_WIDTHS,
     sources: Sequence[str] = DETECTION_SOURCES,
     seeds: int | None = None,
     models: Sequence[str] | None = None,
@@ -92,24 +95,19 @@ def table3(
     return experiments
 
 
-# One change each: what the paper leaves open, and what it prints otherwise than its code. Lambda was settled last
-# (`output_weights`); until then it was ten times what it is now.
-DGH_BEFORE: dict[str, Any] = {"output_weight": 1e-4}
+# One change each: what the paper leaves open, and what it prints otherwise than its code. The sum over channels and
+# layers is larger than their mean by about a hundred, and so is lambda there.
 DGH_VARIANTS: tuple[dict[str, Any], ...] = (
     {},
-    {"output_stretching": False},
-    {"output_weight": 1e-5},
-    {"output_weight": 1e-3},
+    {"second_forward": True},
+    {"spread": "variance"},
+    {"augmentation": "batch"},
     {"output_power": 2, "output_weight": 1e-6},
-    {"output_power": 2, "output_weight": 1e-5},
     {"slack": None},
     {"slack": 0.01},
     {"clip": False},
     {"match_pixels": True},
-    {"augmentation": "batch"},
-    {"second_forward": True},
-    {"spread": "variance"},
-    {"reduction": "sum", "output_weight": 1e-2},
+    {"reduction": "sum", "output_weight": 1e-3},
 )
 
 
@@ -117,22 +115,14 @@ def dgh_settings(
     profile: str = "shapes",
     budget: str = "quick",
     *,
-    bits: Sequence[str] = ("W8A8", "W4A4"),
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return the experiment that settled DGH's defaults but lambda: each of `DGH_VARIANTS`, real images.
+    """Return the experiment behind DGH's defaults but lambda: images of each of `DGH_VARIANTS`, and real ones.
 
-    The sum over channels and layers is larger than their mean by about a hundred, and so is lambda there.
+    Quantized as in `output_weights`.
     """
-    spend = look_up(BUDGETS, budget, "budget")
-    experiments = table2(profile, budget, bits=bits, sources=[REAL], seeds=seeds, models=models)
-    for model in networks_of(profile, models):
-        for seed in repetitions(spend, seeds):
-            for settings in DGH_VARIANTS:
-                config = source_config("dgh", spend, seed, **(DGH_BEFORE | settings))
-                experiments += [calibrated(profile, model, "dgh", config, width, spend) for width in bits]
-    return experiments
+    return _of_settings(profile, budget, DGH_VARIANTS, seeds, models)
 
 
 # Candidates for lambda, from the widest outputs to none that are asked for.
@@ -151,12 +141,23 @@ def output_weights(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return the experiment that settled DGH's lambda: images of each candidate, and real ones, everything quantized.
+    """Return the experiment that settled DGH's lambda: images of each of `OUTPUT_WEIGHTS`, and real ones."""
+    return _of_settings(profile, budget, OUTPUT_WEIGHTS, seeds, models)
+
+
+def _of_settings(
+    profile: str,
+    budget: str,
+    settings: Sequence[dict[str, Any]],
+    seeds: int | None,
+    models: Sequence[str] | None,
+) -> list[Experiment]:
+    """Return experiments on DGH images of each of `settings`, and real ones, everything quantized.
 
     HPTQ at W4A4 chooses ranges alone, BRECQ at W2A4 learns from the images.
     """
     spend = look_up(BUDGETS, budget, "budget")
-    variants = [*(("dgh", settings) for settings in OUTPUT_WEIGHTS), (REAL, {})]
+    variants = [*(("dgh", changed) for changed in settings), (REAL, {})]
     ranged = of_variants(profile, spend, variants, ["W4A4"], seeds, models, "hptq")
     learned = of_variants(profile, spend, variants, ["W2A4"], seeds, models, "brecq")
     return list(dict.fromkeys(ranged + learned))

@@ -31,7 +31,7 @@ from dghlib.images import load_timed_images, per_channel, save_images
 from dghlib.models import FloatModel
 from dghlib.quantizers import QUANTIZERS, QuantizedModel
 from dghlib.quantizers.reconstruction import Settings
-from dghlib.records import fingerprint, plain, provenance, read_record, write_json
+from dghlib.records import code_version, fingerprint, plain, provenance, read_record, write_json
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +105,14 @@ class Workshop:
     """
 
     def __init__(self, results: Path, device: torch.device | str = "cpu", progress: bool = False):
+        code_version()  # that of the code as it is loaded, not as it is when a record is written
         self.results, self.device, self.progress = results, device, progress
         self.cache = results.parent / "images"
         self._images: tuple[str, Tensor, float] | None = None
 
     def find(self, experiment: Run) -> Record | None:
         """Return an experiment's record, or None."""
-        return read_record(self._record_path(experiment))
+        return read_record(self.record_path(experiment))
 
     def known(self, experiment: Run) -> Record | None:
         """Return an experiment's record, made here or, unless all is to be computed anew, come with the repository."""
@@ -123,7 +124,7 @@ class Workshop:
         Raises:
             filelock.Timeout: another process is at it, and `wait` is False.
         """
-        path = self._record_path(experiment)
+        path = self.record_path(experiment)
         with _lock(path, wait):
             if record := read_record(path):
                 return record
@@ -141,7 +142,7 @@ class Workshop:
 
     def keep(self, experiment: Run, record: Record) -> None:
         """Write an experiment's record."""
-        write_json(self._record_path(experiment), record)
+        write_json(self.record_path(experiment), record)
 
     def images(self, experiment: Experiment, *, wait: bool = True) -> tuple[Tensor, float]:
         """Return an experiment's calibration images, see `image_set`."""
@@ -171,7 +172,7 @@ class Workshop:
         if wanted.source == "genq":
             how["candidates"] = candidates
         checkpoint = path.with_suffix(".checkpoint")
-        start = time.perf_counter()
+        start = time.perf_counter() - checkpoints.elapsed(checkpoint)
         images = GENERATORS[wanted.source].generate(
             load_model(maker), wanted.config, device=self.device, progress=self.progress, checkpoint=checkpoint, **how
         )
@@ -203,10 +204,10 @@ class Workshop:
         """Return what a network reaches, quantized or as it is, and the seconds of what comes before."""
         model = load_model(experiment.model)
         if experiment.quantizer == FLOAT:
-            return self._quality(experiment, model, model.net)
+            return self._quality(experiment, model, model.on(self.device).net)
         images, generation_seconds = self.images(experiment, wait=wait)
         images = _in_space_of(model, images, load_model(experiment.maker))
-        start = time.perf_counter()
+        start = time.perf_counter() - checkpoints.elapsed(self._checkpoint(experiment))
         quantized = self._quantize(experiment, model, images)
         quantization_seconds = time.perf_counter() - start
         return {
@@ -220,14 +221,17 @@ class Workshop:
         model = model.on(self.device)
         if not isinstance(config, Settings):
             return method.quantize(model, images, config)
-        checkpoint = self.cache / f"{self._record_path(experiment).stem}.checkpoint"
-        return method.quantize(model, images, config, checkpoint=checkpoint)
+        return method.quantize(model, images, config, checkpoint=self._checkpoint(experiment))
+
+    def _checkpoint(self, experiment: Run) -> Path:
+        return self.cache / f"{self.record_path(experiment).stem}.checkpoint"
 
     def _quality(self, experiment: Experiment, model: FloatModel, net: nn.Module) -> dict[str, float]:
         profile, test_images = experiment.profile, experiment.test_images
         return quality(profile, test_images, model, net, device=self.device, progress=self.progress)
 
-    def _record_path(self, experiment: Run) -> Path:
+    def record_path(self, experiment: Run) -> Path:
+        """Return the file of an experiment's record, which need not be there."""
         folder = self.results / experiment.profile
         if isinstance(experiment, Observation):
             folder /= OBSERVATIONS

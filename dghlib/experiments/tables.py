@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -287,8 +286,27 @@ def _changed_settings(record: Record) -> str:
 
 
 def save_csv(records: Sequence[Record], path: str, measure: str = "top1") -> None:
-    """Write the numbers behind `accuracy`, unrounded, one line per network, bits and source."""
-    (summary(records, measure) if records else nothing()).to_csv(Path(path), index=False)
+    """Write the numbers behind tables, unrounded, one line per setting: mean, standard deviation, number of seeds."""
+    if not records:
+        nothing().to_csv(path, index=False)
+        return
+    rows = frame(records).assign(
+        maker=[record["inputs"].get("images", {}).get("model", {}).get("name") for record in records],
+        settings=[_all_changed_settings(record) for record in records],
+    )
+    named = ["profile", "model", "quantizer", "bits", "policy", "source", "maker", "num_images", "settings"]
+    keys = [name for name in named if name in rows and rows[name].notna().any()]
+    groups = rows.groupby(keys, sort=False, dropna=False)[measure]
+    groups.agg(mean="mean", spread="std", seeds="count").reset_index().to_csv(path, index=False)
+
+
+def _all_changed_settings(record: Record) -> str:
+    """Name what differs from the defaults of the images' method and of the quantizer, apart from size and seed."""
+    inputs = record["inputs"]
+    changed = changed_settings(inputs["quantizer"]["method"], inputs["quantizer"].get("config", {}))
+    if "images" in inputs:
+        changed |= changed_settings(inputs["images"]["source"], inputs["images"]["config"])
+    return ", ".join(f"{name} = {value}" for name, value in changed.items())
 
 
 def provenance(records: Sequence[Record], budget: str | None = None) -> HTML:
@@ -297,12 +315,16 @@ def provenance(records: Sequence[Record], budget: str | None = None) -> HTML:
         return HTML(f"{PROVENANCE}records: none</p>")
     made, inputs = [record["provenance"] for record in records], [record["inputs"] for record in records]
     images = sorted({images["config"]["num_images"] for each in inputs for images in image_sets(each)})
+    steps = sorted(
+        {images["config"]["steps"] for each in inputs for images in image_sets(each) if "steps" in images["config"]}
+    )
     tests = sorted({str(each["test_images"] or "all") for each in inputs if "test_images" in each})
     parts = {
         "records": str(len(records)),
         "profile": ", ".join(sorted({each["profile"] for each in inputs})),
         "budget": budget,
         "calibration images": ", ".join(map(str, images)),
+        "steps to make them": ", ".join(map(str, steps)),
         "test images": ", ".join(tests),
     }
     return HTML(foot_line(parts, made))

@@ -21,7 +21,7 @@ from dghlib.records import write_atomically
 _LEVELS = 255
 
 
-def save_npz(path: Path, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+def save_npz(path: Path | str, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
     """Write normalised images (N, C, H, W) to an `.npz` file, as float32, with their `mean` and `std` (C,)."""
 
     def write(temporary: Path) -> None:

@@ -34,7 +34,7 @@ INPUT, BATCH = "images", "batch"
 _OUTPUTS = "outputs"  # entry of the metadata: which output is which of the network's, by key
 
 
-def export_onnx(path: Path, model: FloatModel, quantized: QuantizedModel | None = None) -> onnx.ModelProto:
+def export_onnx(path: Path | str, model: FloatModel, quantized: QuantizedModel | None = None) -> onnx.ModelProto:
     """Write a network to an ONNX file (opset 21), in float or quantized; return the model.
 
     Input "images": float32 (batch, C, H, W), normalised as the library's images are; the mean and the standard
@@ -96,7 +96,7 @@ def _translated(graph: OnnxGraph, node: fx.Node) -> str | list[str]:
         ) from error
 
 
-def open_session(path: Path, *, optimized: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
+def open_session(path: Path | str, *, optimized: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
     """Return an onnxruntime session on the CPU that runs a file of `export_onnx`; 0 threads means all cores.
 
     On x86 processors without VNNI, onnxruntime's fast products of 8-bit integers overflow 16 bits without a word, and
@@ -107,7 +107,7 @@ def open_session(path: Path, *, optimized: bool = True, threads: int = 0) -> onn
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or no ONNX file.
     """
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"there is no ONNX file at {path}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -126,7 +126,7 @@ class OnnxNetwork(nn.Module):
     Of a detector's file, the tensors of its head come out, by name; of a file with several outputs, a tuple.
     """
 
-    def __init__(self, path: Path, threads: int = 0):
+    def __init__(self, path: Path | str, threads: int = 0):
         super().__init__()
         self.session = open_session(path, threads=threads)
         self.input_name = self.session.get_inputs()[0].name

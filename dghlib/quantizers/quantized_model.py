@@ -88,7 +88,7 @@ class QuantizedModel(nn.Module):
                 graph.erase_node(node)
         return fx.GraphModule(self.graph, graph)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write tensors and grids to one safetensors file.
 
         The architecture is not in it: `load` takes it from the float model.
@@ -107,7 +107,7 @@ class QuantizedModel(nn.Module):
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
     @classmethod
-    def load(cls, path: Path, model: FloatModel) -> "QuantizedModel":
+    def load(cls, path: Path | str, model: FloatModel) -> "QuantizedModel":
         """Return the quantized model that `save` wrote; `model` is the float model that it was made from.
 
         Raises:
@@ -145,7 +145,7 @@ def quantized_node(graph: fx.GraphModule, tensor: str) -> fx.Node:
     return next((user for user in node.users if str(user.target).startswith(f"{_ACTIVATIONS}.")), node)
 
 
-def saved_facts(path: Path) -> dict[str, Any]:
+def saved_facts(path: Path | str) -> dict[str, Any]:
     """Return what a quantized model's file says about itself: model, method, config.
 
     Raises: as `QuantizedModel.load`.
@@ -153,8 +153,8 @@ def saved_facts(path: Path) -> dict[str, Any]:
     return _read(path)[0]["about"]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.exists():
+def _read(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not Path(path).exists():
         raise FileNotFoundError(f"there is no quantized model at {path}")
     try:
         with safe_open(path, framework="pt") as file:
