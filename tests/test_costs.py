@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import nbformat
+import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
-from dghlib.experiments import costs, forecast, plans
+from dghlib.experiments import costs, forecast, image_plans, plans, quantized_plans
+from dghlib.experiments.experiment import Run
 from dghlib.experiments.forecast import BUILDING, PAGE_SECONDS, TRUST, Forecast
 from dghlib.experiments.notebooks import parameters_of
 from dghlib.experiments.profiles import first_models
@@ -42,9 +46,14 @@ def test_shared_images_are_paid_once_and_what_is_not_known_is_told() -> None:
     experiments = plans.table2("shapes", "smoke", models=["shapes_residual"], sources=["dgh", "zeroq"], seeds=1)
     table = costs.estimate(experiments, costs.unit_costs(RECORDS))
     assert table.loc["dgh"].to_dict() == {"runs": 1, "hours": pytest.approx(48 / 3600), "unknown": 0}
-    assert table.loc["zeroq"].to_dict() == {"runs": 1, "hours": 0, "unknown": 1}
+    assert table.loc["zeroq", ["runs", "unknown"]].to_list() == [1, 1]
+    assert pd.isna(table.loc["zeroq", "hours"])
     assert table.loc["hptq"].to_dict() == {"runs": 6, "hours": pytest.approx(6 * 1.6 / 3600), "unknown": 0}
     assert table.loc["all", "runs"] == 8
+    both = costs.estimates({"one": experiments, "other": experiments}, costs.unit_costs(RECORDS))
+    assert both.loc["all together"].to_dict() == both.loc["one"].to_dict()
+    assert both.loc["one", "hours to make images"] == pytest.approx(48 / 3600)
+    assert both.loc["one", "hours to quantize"] == pytest.approx(6 * 1.6 / 3600)
 
 
 def test_what_plans_share_is_paid_by_the_first_and_unknown_networks_cost_what_others_do() -> None:
@@ -70,23 +79,63 @@ def test_the_time_left_is_scaled_by_what_this_machine_has_shown() -> None:
     assert left.seconds == pytest.approx(BUILDING * 10)
 
 
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+def runs_of(name: str, **chosen: object) -> list[Run]:
+    page = NOTEBOOKS / f"{name}.ipynb"
+    values = {name: parameter.default for name, parameter in parameters_of(page).items()}
+    return forecast._runs(page, values | chosen)
+
+
 def test_the_runs_of_a_notebook_are_those_it_asks_for() -> None:
     """The forecast reads them from the notebooks' code, so a change of its form must not leave it behind."""
-    folder = Path(__file__).parents[1] / "notebooks"
-    for notebook in folder.glob("*.ipynb"):
-        values = {name: parameter.default for name, parameter in parameters_of(notebook).items()}
-        asks = "run.run(" in notebook.read_text(encoding="utf-8") and "profile" in values
-        assert bool(forecast._runs(notebook, values)) == asks, notebook.stem
-    (shapes,) = first_models("shapes", 1)
-    expected = plans.table2("shapes", "quick", seeds=2)
-    assert forecast._runs(folder / "table2.ipynb", {"profile": "shapes", "budget": "quick", "seeds": 2}) == expected
-    one = forecast._runs(folder / "table1.ipynb", {"profile": "shapes", "budget": "quick", "seeds": 1, "networks": 1})
-    assert {run.model for run in one} == {shapes}
+    for notebook in NOTEBOOKS.glob("*.ipynb"):
+        runs, asks = runs_of(notebook.stem), "run.run(" in notebook.read_text(encoding="utf-8")
+        if "computed" in parameters_of(notebook):
+            assert runs == [], "by default such a page shows records alone"
+            runs = runs_of(notebook.stem, computed="smoke")
+        assert bool(runs) == asks, notebook.stem
+    assert runs_of("table2", seeds=2) == plans.table2("shapes", "quick", seeds=2)
+    assert {run.model for run in runs_of("table1", networks=1)} == set(first_models("shapes", 1))
+
+
+def test_the_runs_of_a_notebook_are_as_it_chooses_them() -> None:
+    smoke = {"budget": "smoke", "recorded": "smoke"}
+    ours, detector = ["shapes_residual"], ["shapes_ssdlite"]
+    assert runs_of(
+        "which_layer", **smoke, model="shapes_residual", method="qdrop", bits="W2A4"
+    ) == quantized_plans.layers("shapes", "smoke", method="qdrop", bits=["W2A4"], models=ours)
+    assert runs_of("deployment", **smoke) == [
+        *quantized_plans.files("shapes", "smoke", models=ours),
+        *image_plans.onnxruntime("shapes", "smoke", models=ours),
+    ]
+    assert runs_of("sources", **smoke, num_images=8) == [
+        *image_plans.gallery("shapes", "smoke", num_images=8, models=ours),
+        *image_plans.image_costs("shapes", "smoke", num_images=8, seeds=1, models=ours),
+    ]
+    assert runs_of("table3", **smoke) == [
+        *plans.table3("shapes_detection", "smoke", seeds=1, quantized={"hptq": "W8A8"}, models=detector),
+        *quantized_plans.boxes("shapes_detection", "smoke", models=detector),
+        *image_plans.figure8("shapes_detection", "smoke", models=detector),
+    ]
+
+
+def test_a_notebook_that_cannot_be_followed_has_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forecast comes before the pages: what is wrong with one is told there, and none of the others is lost."""
+    monkeypatch.chdir(tmp_path)
+    page = Path("a.ipynb")
+    run = "from dghlib.experiments import plans, run\nrun.run(plans.table2(profile, budget))"
+    cells = [new_code_cell(cell) for cell in ("%matplotlib inline", "open('written', 'w')", "1 / 0", run)]
+    nbformat.write(new_notebook(cells=cells), page)
+    assert forecast._runs(page, {"profile": "nonsense", "budget": "smoke"}) == []
+    assert len(forecast._runs(page, {"profile": "shapes", "budget": "smoke"})) > 0
+    assert not Path("written").exists()
 
 
 def test_a_page_about_one_network_lacks_the_runs_of_that_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGHLIB_RESULTS", str(tmp_path / "results"))
-    page = Path(__file__).parents[1] / "notebooks" / "genq_table1.ipynb"
+    page = NOTEBOOKS / "genq_table1.ipynb"
     values = {name: parameter.default for name, parameter in parameters_of(page).items()} | {"budget": "smoke"}
     for named, model in (("", "shapes_residual"), ("shapes_inverted", "shapes_inverted")):
         (lacking,) = forecast.lacking_runs({page: values | {"network": named}}).values()

@@ -1,4 +1,4 @@
-// Below every table that a notebook computed is a link to it as CSV; cells that span others are repeated in each.
+// Below every table of results is a link to it as CSV; cells that span others are repeated in each.
 function csvOf(table) {
   const lines = [...table.rows].map(() => []);
   [...table.rows].forEach((row, top) => {
@@ -16,7 +16,7 @@ function csvOf(table) {
 
 document.addEventListener("DOMContentLoaded", () => {
   const page = location.pathname.split("/").pop().replace(".html", "");
-  document.querySelectorAll("div.cell_output table").forEach((table, number) => {
+  document.querySelectorAll("div.cell_output table, div.output table, table:has(> caption)").forEach((table, number) => {
     const link = document.createElement("a");
     link.className = "csv";
     link.textContent = "CSV";

@@ -5,16 +5,16 @@ proportion to images. Each proportion is the smallest that a record of the same 
 their machine.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
-from dghlib.choices import look_up
-from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.experiment import FLOAT, REAL, ImageSet, Observation, Run
 from dghlib.experiments.run import Record
+from dghlib.generators import GENERATORS
 from dghlib.records import fingerprint, plain
 
 Unit = tuple[str, str]  # network, method
@@ -50,20 +50,37 @@ def _quantization_units(config: dict[str, Any], images: dict[str, Any]) -> int:
 def estimate(experiments: Sequence[Run], units: dict[Unit, float]) -> pd.DataFrame:
     """Return the hours of one core that a plan takes by method: runs, hours, and runs whose cost no record tells.
 
-    Images that several runs share are made once. The time to test a quantized network is not in it.
+    Images that several runs share are made once. The time to test a quantized network is not in it. Hours are NaN where
+    no record tells any.
     """
     rows = pd.DataFrame(_parts(experiments, set()), columns=["method", "unit", "work"])
-    rows["seconds"] = [units.get(unit, float("nan")) * work for unit, work in zip(rows.unit, rows.work, strict=True)]
-    groups = rows.groupby("method", sort=False).seconds
-    table = groups.agg(runs="size", hours=lambda seconds: seconds.sum() / 3600, unknown=lambda s: int(s.isna().sum()))
+    rows["hours"] = [units.get(unit, math.nan) * work / 3600 for unit, work in zip(rows.unit, rows.work, strict=True)]
+    groups = rows.groupby("method", sort=False).hours
+    table = groups.agg(runs="size", hours=lambda hours: hours.sum(min_count=1), unknown=lambda s: int(s.isna().sum()))
     table.loc["all"] = table.sum()
     return table.astype({"runs": int, "unknown": int}).rename_axis(index=None)
 
 
-def estimates(profile: str, budget: str, names: Sequence[str], units: dict[Unit, float]) -> pd.DataFrame:
-    """Return `estimate` of the plans `names` for a profile at a budget, one below the other."""
-    tables = {name: estimate(look_up(PLANS, name, "plan")(profile, budget), units) for name in names}
-    return pd.concat(tables).round(2)
+def estimates(plans: Mapping[str, Sequence[Run]], units: dict[Unit, float]) -> pd.DataFrame:
+    """Return the hours of one core of each plan, and of all together, which make what they share once: see `estimate`.
+
+    Columns are the runs, the hours to make images and to quantize, and the parts of a run that no record tells.
+    """
+    together = [experiment for experiments in plans.values() for experiment in experiments]
+    return pd.DataFrame(
+        {name: _hours_of(experiments, units) for name, experiments in (plans | {"all together": together}).items()}
+    ).T.astype({"runs": int, "unknown": int})
+
+
+def _hours_of(experiments: Sequence[Run], units: dict[Unit, float]) -> dict[str, float]:
+    methods = estimate(experiments, units).drop(index="all")
+    making = methods.index.isin(list(GENERATORS))
+    return {
+        "runs": len(set(experiments)),
+        "hours to make images": methods.hours[making].sum(min_count=min(1, making.sum())),
+        "hours to quantize": methods.hours[~making].sum(min_count=min(1, (~making).sum())),
+        "unknown": methods.unknown.sum(),
+    }
 
 
 def seconds_in_turn(plans: Mapping[str, Sequence[Run]], units: dict[Unit, float]) -> dict[str, float]:

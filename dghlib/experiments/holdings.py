@@ -69,6 +69,11 @@ HOLDINGS = (
 )
 
 
+def plans_of(profile: str) -> list[str]:
+    """Return the names of the plans of which `results/` is to hold runs for a profile, in the order of `HOLDINGS`."""
+    return [plan for plan, _ in _items(profile)]
+
+
 def held(plan: str, profile: str, budget: str | None = None) -> list[Run]:
     """Return the runs of a plan that `results/` is to hold for a profile, or what they are at another budget.
 
@@ -106,7 +111,7 @@ def publish(profile: str | None = None) -> int:
             continue
         if record["provenance"]["modified"]:
             path = made.record_path(experiment)
-            log.warning("%s: not published, its code was modified; delete %s to compute it again", experiment.title, path)
+            log.warning("%s: not published, from modified code; delete %s to compute it again", experiment.title, path)
             continue
         published.keep(experiment, record)
         count += 1

@@ -104,6 +104,9 @@ def nearer(records: Sequence[Record]) -> pd.DataFrame:
     return table.rename_axis(["network", "statistic"])
 
 
+LEAST_DENSITY = 1e-6  # that is drawn: below, there are single outputs, whose curves go down for ever
+
+
 @if_any
 def output_distributions(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return DGH's Figure 4: densities of the networks' outputs, in the first repetition.
@@ -120,6 +123,7 @@ def output_distributions(records: Sequence[Record], *, save: str | None = None) 
             if images == REAL_SET:
                 axis.fill_between(curve.output, curve.density, color=line.get_color(), alpha=0.2)
         axis.set(title=model, xlabel="output (logit)", ylabel="density" if axis is axes[0, 0] else "", yscale="log")
+        axis.set_ylim(bottom=LEAST_DENSITY)
     axes[0, 0].legend(fontsize="small")
     return saved(figure, observed(records, "quantiles"), save)
 
