@@ -80,8 +80,9 @@ lock: $(READY) ## resolve pyproject.toml into requirements.lock
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-header --quiet --output-file requirements.lock
 
-clean: ## remove the environment and the pages (records, images and data stay)
-	rm -rf $(VENV) _build/executed _build/book-src _build/sphinx _build/html .pytest_cache .mypy_cache .ruff_cache *.egg-info
+clean: ## remove the environments and the pages (records, images and data stay)
+	rm -rf $(VENV) $(MCT) $(addprefix _build/,executed recorded notebooks book-src sphinx html) \
+		.pytest_cache .mypy_cache .ruff_cache *.egg-info
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -9,6 +9,7 @@ dgh evaluate cifar10_resnet20 --quantized model.onnx
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.threads is not None:
             check_at_least(1, "--threads", options.threads)
             torch.set_num_threads(options.threads)
+            os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of processes that are started from here
         options.command(options)
     except KeyboardInterrupt:
         print("dgh: stopped; what is finished, or lies in a checkpoint, is not computed again", file=sys.stderr)
@@ -98,7 +100,7 @@ def _quantize(subparsers: _Subparsers) -> None:
         on_device=True,
     )
     _add_model(sub)
-    _add_images(sub, num_images=256)
+    _add_images(sub, "real ones", num_images=256)
     sub.add_argument("--method", default="hptq", help=f"one of: {', '.join(QUANTIZERS)} (default: hptq)")
     sub.add_argument("--bits", default="W8A8", help="of weights and activations, 2 to 8, 16 or 32 (default: W8A8)")
     sub.add_argument("--out", type=Path, required=True, help="file to write; a killed run continues beside it")
@@ -131,7 +133,7 @@ def _report(subparsers: _Subparsers) -> None:
     )
     _add_model(sub)
     sub.add_argument("--quantized", type=Path, required=True, help="a file that `dgh quantize` wrote")
-    _add_images(sub, num_images=32)
+    _add_images(sub, "of them, generated or real", num_images=32)
     sub.add_argument("--worst", type=int, default=12, help="how many rows to print (default: 12)")
     sub.add_argument("--out", type=Path, help="folder for all rows as CSV and for pictures of them as SVG")
     _add_force(sub)
@@ -241,7 +243,7 @@ def _command(
     sub.add_argument("--data-dir", type=Path, help=f"where data and public weights lie ({assets.DATA_DIR_VARIABLE})")
     if on_device:
         sub.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    sub.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    sub.add_argument("--threads", type=int, help="CPU threads of each process (default: all cores)")
     sub.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     return sub
 
@@ -250,11 +252,11 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", help=f"{', '.join(models.MODELS)}; or module:function that returns a FloatModel")
 
 
-def _add_images(sub: argparse.ArgumentParser, num_images: int) -> None:
+def _add_images(sub: argparse.ArgumentParser, counted: str, num_images: int) -> None:
     source = sub.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, help="a set that `dgh generate` wrote to a .safetensors file")
     source.add_argument("--real", metavar="DATA", help="a data set's name, an .npz file or an image folder")
-    sub.add_argument("--num-images", type=int, default=num_images, help=f"how many real ones (default: {num_images})")
+    sub.add_argument("--num-images", type=int, default=num_images, help=f"how many {counted} (default: {num_images})")
     sub.add_argument("--seed", type=int, default=0, help="which real images (default: 0)")
 
 

@@ -1,6 +1,7 @@
 """What each command of `dgh` does: reads what was chosen, calls the library, prints a line or a table."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -8,7 +9,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.experiment import Run
 from dghlib.experiments.plan_parts import parse_bits
 from dghlib.experiments.profiles import EMBEDDED, PROFILES
-from dghlib.experiments.scoring import TEST_BATCH, quality, real_images
+from dghlib.experiments.recorded import ANEW_VARIABLE, RECORDED_VARIABLE
+from dghlib.experiments.scoring import DRAWN_TRAINING_IMAGES, TEST_BATCH, quality, real_images
 from dghlib.generators import GENERATORS
 from dghlib.images import load_images, normalise, save_images
 from dghlib.models import FloatModel
@@ -107,15 +109,22 @@ def _check_set(path: Path, force: bool) -> None:
 
 
 def _export() -> types.ModuleType:
-    """Return the room that needs the extra `onnx`.
+    """Return the room that needs the extra `onnx`; raises as `_needing` does."""
+    with _needing("onnx"):
+        return importlib.import_module("dghlib.export")
+
+
+@contextlib.contextmanager
+def _needing(extra: str) -> Iterator[None]:
+    """Import, before anything is computed, what needs an extra.
 
     Raises:
-        ValueError: the extra is not installed.
+        ValueError: the extra is not installed; the message says how to.
     """
     try:
-        return importlib.import_module("dghlib.export")
+        yield
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'dghlib[onnx]'") from error
+        raise ValueError(f"{error.name} is missing: pip install 'dghlib[{extra}]'") from error
 
 
 def _check_free(path: Path, force: bool) -> None:
@@ -161,8 +170,9 @@ def _calibration_images(model: FloatModel, options: Namespace) -> torch.Tensor:
         return load_images(options.images)[0]
     if model.task == "detection":
         return real_images(options.real, model, options.num_images, options.seed)
-    data = datasets.sample(datasets.load(options.real, "train"), options.num_images, options.seed)
-    return normalise(data.images, model.mean, model.std)
+    available = DRAWN_TRAINING_IMAGES.get(options.real)  # so that they are the real images of the book
+    data = datasets.load(options.real, "train", available, image_size=model.image_shape[1:])
+    return normalise(datasets.sample(data, options.num_images, options.seed).images, model.mean, model.std)
 
 
 def export(options: Namespace) -> None:
@@ -176,7 +186,8 @@ def export(options: Namespace) -> None:
 
 def report(options: Namespace) -> None:
     """Print which layer hurts, and write tables and pictures of it."""
-    from dghlib.experiments import figures, tables
+    with _needing("book"):
+        from dghlib.experiments import figures, tables
 
     if options.out:
         _check_free(options.out, options.force)
@@ -219,6 +230,8 @@ def evaluate(options: Namespace) -> None:
 
 
 def _evaluate_detector(model: FloatModel, options: Namespace) -> None:
+    with _needing("detection"):
+        importlib.import_module("pycocotools")
     if options.boxes:
         _check_free(options.boxes, options.force)
     reached = quality(
@@ -246,6 +259,10 @@ def _network_to_test(model: FloatModel, path: Path | None) -> torch.nn.Module:
 
 def run_plan(options: Namespace) -> None:
     """Compute the missing runs of a plan and print its table."""
+    # pandas takes a second to import, which --help need not wait for
+    with _needing("book"):
+        from dghlib.experiments.plan_tables import table_of
+
     plan = look_up(PLANS, options.plan, "plan")
     chosen = _chosen(options, "seeds", "models", "sources", "bits", "methods")
     _compute_anew(options.anew)
@@ -254,9 +271,6 @@ def run_plan(options: Namespace) -> None:
         look_up(known, name, f"option of plan {options.plan}")
     experiments = plan(options.profile, options.budget, **chosen)
     records = _records(experiments, options, options.results)
-    # pandas takes a second to import, which --help need not wait for
-    from dghlib.experiments.plan_tables import table_of
-
     print(table_of(options.plan, records).to_string())
     workshop = run.Workshop(options.results or run.results_dir())
     if came := sum(workshop.find(each) is None for each in experiments):
@@ -274,7 +288,8 @@ def _records(experiments: Sequence[Run], options: Namespace, results: Path | Non
 
 def results(options: Namespace) -> None:
     """Compute the runs that the repository's `results/` lacks, and copy their records there."""
-    from dghlib.experiments import holdings
+    with _needing("book"):
+        from dghlib.experiments import holdings
 
     if not run.PUBLISHED.is_dir():
         raise FileNotFoundError(f"no folder {run.PUBLISHED}: `dgh results` fills the one of a clone of the repository")
@@ -302,7 +317,8 @@ def fetch_data(options: Namespace) -> None:
 
 def execute_notebook(options: Namespace) -> None:
     """Execute one notebook with other parameters."""
-    from dghlib.experiments import notebooks
+    with _needing("book"):
+        from dghlib.experiments import notebooks
 
     _compute_anew(options.anew)
     path = Path("notebooks") / f"{options.name}.ipynb"
@@ -313,16 +329,14 @@ def execute_notebook(options: Namespace) -> None:
 
 def _compute_anew(wanted: bool) -> None:
     """Take no notice of the repository's records, here and in the kernels of notebooks."""
-    from dghlib.experiments.recorded import ANEW_VARIABLE
-
     if wanted:
         os.environ[ANEW_VARIABLE] = "1"
 
 
 def build(options: Namespace) -> None:
     """Execute all notebooks and build the book."""
-    from dghlib.experiments.book import build_book
-    from dghlib.experiments.recorded import RECORDED_VARIABLE
+    with _needing("book"):
+        from dghlib.experiments.book import build_book
 
     if options.recorded:
         os.environ[RECORDED_VARIABLE] = "1"  # for the kernels of the notebooks, too

@@ -13,6 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from dghlib.choices import UnknownName
 from dghlib.experiments import book, notebooks
 from dghlib.experiments.book import BookError, build_book, notebook_names
 from dghlib.experiments.notebooks import (
@@ -23,6 +24,7 @@ from dghlib.experiments.notebooks import (
     parse_assignments,
     run_notebook,
 )
+from dghlib.experiments.origins import remember, remembered
 from dghlib.experiments.pages import broken_links, browser, visit
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +42,7 @@ def write_notebook(path: Path, *cells: str, parameters: str = PARAMETERS) -> Pat
     notebook.cells = [new_markdown_cell(f"# {path.stem}\n\nA question.")]
     notebook.cells += [new_code_cell(parameters, metadata={"tags": ["parameters"]})]
     notebook.cells += [new_code_cell(cell) for cell in cells]
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
     return path
 
@@ -187,6 +189,22 @@ def test_a_folder_without_a_book_is_told(tmp_path: Path) -> None:
         build_book(tmp_path, {})
 
 
+@pytest.mark.parametrize("name", ["profile", "budget"])
+def test_an_unknown_profile_or_budget_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(book, "run_notebook", lambda *_, **__: pytest.fail("a notebook ran"))
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "_toc.yml").write_text("root: notebooks/a\n")
+    write_notebook(tmp_path / "notebooks" / "a.ipynb", parameters=f'{name}: str = "quick"  # what is run')
+    page = tmp_path / "_build" / "executed" / "a.ipynb"
+    write_notebook(page)
+    remember(page.parent, {"a": "what it was made from"})
+    with pytest.raises(UnknownName, match=f"unknown {name} 'nonsense'"):
+        build_book(tmp_path, {name: "nonsense"}, progress=False)
+    assert remembered(page.parent) == {"a": "what it was made from"}
+
+
 def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +215,7 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     for name in notebook_names(ROOT / "book" / "_toc.yml"):
         write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", parameters=profile)
     table = "from myst_nb import glue\nopen('table2.csv', 'w').close()\nglue('front_page', profile)"
+    table += "\nglue('front_page_made', 'a foot line')"
     write_notebook(tmp_path / "notebooks" / "table2.ipynb", table, parameters=profile)
     write_notebook(tmp_path / "notebooks" / "figure8.ipynb", "raise ValueError('<on purpose>')", parameters=profile)
     monkeypatch.setattr(book, "run_notebook", run_only({"table2", "figure8"}))
@@ -218,6 +237,7 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     pages = {page.stem: page.read_text(encoding="utf-8") for page in html.rglob("*.html")}
     assert [name for name, page in pages.items() if "This page is incomplete" in page] == ["figure8"]
     assert "cifar10" in pages["index"]
+    assert "a foot line" in pages["index"]
     assert (html / "notebooks" / "table2.csv").is_file()
     needs_network = re.compile(r'<(?:script|img|link)[^>]+(?:src|href)="https?:')
     assert [name for name, page in pages.items() if needs_network.search(page)] == []
@@ -250,10 +270,13 @@ def test_what_a_browser_finds_wrong_is_told(tmp_path: Path) -> None:
         "c": f"{text}<img src='none.png'>",
         "d": f"{text}<div style='width: 600px'>wide</div>",
         "e": "",
+        "f": f"{text}<script>console.error('no', 'such thing')</script>",
+        "g": f"{text}<script>Promise.reject('two\\nlines')</script>",
     }
     for name, body in wrong.items():
         (tmp_path / f"{name}.html").write_text(f"<!doctype html><html><body>{body}</body></html>")
-    problems = visit(browser() or "", tmp_path)
+    *problems, f, g = visit(browser() or "", tmp_path)
+    assert (f, g) == ("f.html: no such thing", "g.html: Uncaught (in promise) two\nlines")
     assert problems[0] == "b.html: Uncaught ReferenceError: missing is not defined"
     assert "c.html: the picture none.png shows nothing" in problems
     assert problems[-2].startswith("d.html: the page is 60")

@@ -1,10 +1,19 @@
 """The command line: the three steps of an engineer, settings in their types, errors in one line."""
 
+import argparse
 import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
+from PIL import Image
 
 from dghlib import cli, commands, models, processes
 from dghlib.experiments import run, scoring
@@ -12,6 +21,12 @@ from dghlib.experiments.plans import table2
 from dghlib.experiments.recorded import ANEW_VARIABLE
 from dghlib.generators import dgh, genq
 from dghlib.images import load_images
+
+
+@pytest.fixture(autouse=True)
+def threads_of_other_processes_stay(monkeypatch):
+    """Restore afterwards what `--threads` sets."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def _dgh(*words: str) -> int:
@@ -141,6 +156,19 @@ def test_calibration_with_real_images(tmp_path):
     assert out.exists()
 
 
+def test_real_images_are_those_of_the_book_and_as_large_as_the_network_wants(tmp_path):
+    model = models.load("shapes_bottleneck")
+    options = argparse.Namespace(images=None, real="shapes", num_images=6, seed=1)
+    real = commands._calibration_images(model, options)
+    assert torch.equal(real, scoring.real_images("shapes", model, 6, 1))
+    for number in range(6):
+        photograph = tmp_path / "photographs" / "class" / f"{number}.png"
+        photograph.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (50, 40 + number)).save(photograph)
+    options.real = str(tmp_path / "photographs")
+    assert commands._calibration_images(model, options).shape == (6, 3, 32, 32)
+
+
 OWN = """
 from torch import nn
 from dghlib import FloatModel
@@ -213,6 +241,45 @@ def test_a_plan_is_told_whose_records_it_shows(tmp_path, monkeypatch, capsys):
     assert "12.34" not in shown
 
 
+ON_A_PLAIN_INSTALL = """
+import sys
+missing, commands = sys.argv[1].split(), [line.split() for line in sys.argv[2].splitlines()]
+sys.modules |= dict.fromkeys(missing)
+from dghlib import cli
+for command in commands:
+    try:
+        status = cli.main(command)
+    except SystemExit as stopped:
+        status = stopped.code
+    print(f"dgh: ended with {status}", file=sys.stderr)
+"""
+
+
+def test_a_plain_install_computes_and_says_which_extra_the_rest_needs(tmp_path):
+    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = pyproject["project"]["optional-dependencies"]
+    optional = {Requirement(line).name for name in extras if name != "dev" for line in extras[name]}
+    missing = [name for name, owners in packages_distributions().items() if optional & set(owners)]
+    assert {"IPython", "nbformat", "pandas", "onnx", "distributed"} <= set(missing)
+    commands = """
+        generate --help
+        generate shapes_bottleneck --out images.safetensors --method noise --set num_images=4 --threads 1
+        generate shapes_bottleneck --out images.npz --method noise --set num_images=4 --threads 1
+        quantize shapes_bottleneck --images images.safetensors --out model --threads 1
+        report shapes_bottleneck --quantized model --images images.safetensors
+        evaluate shapes_ssdlite
+        run table2
+        book"""
+    arguments = [sys.executable, "-c", ON_A_PLAIN_INSTALL, " ".join(missing), commands.strip()]
+    told = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True).stderr
+    said = [re.sub(r"[\w.]+ is missing", "...", line) for line in told.splitlines() if line.startswith("dgh: ")]
+    works = ["dgh: ended with 0"]
+    onnx, book, detection = (
+        [f"dgh: ...: pip install 'dghlib[{extra}]'", "dgh: ended with 1"] for extra in ("onnx", "book", "detection")
+    )
+    assert said == [*works, *works, *onnx, *works, *book, *detection, *book, *book]
+
+
 def test_settings_are_read_in_the_types_of_their_fields():
     words = ["steps=5", "scope=none", "slack=0.5", "output_power=1", "spread=variance", "clip=true", "extra_pixels=2"]
     assert commands.parse_settings(dgh.Config(), words) == {
@@ -261,8 +328,11 @@ def test_help_teaches_by_example(command, capsys):
     assert f"dgh {command} " in capsys.readouterr().out.partition("example:")[2]
 
 
-def test_threads_are_set():
+def test_threads_are_set_here_and_in_processes_that_are_started(monkeypatch):
     before = torch.get_num_threads()
-    assert cli.main(["evaluate", "shapes_bottleneck", "--num-images", "48", "--threads", "1"]) == 0
-    assert torch.get_num_threads() == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(commands, "fetch_data", lambda options: None)
+    assert cli.main(["data", "shapes", "--threads", "2"]) == 0
+    told = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    assert torch.get_num_threads() == int(subprocess.run(told, capture_output=True, check=True).stdout) == 2
     torch.set_num_threads(before)

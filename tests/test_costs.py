@@ -91,7 +91,7 @@ def runs_of(name: str, **chosen: object) -> list[Run]:
 def test_the_runs_of_a_notebook_are_those_it_asks_for() -> None:
     """The forecast reads them from the notebooks' code, so a change of its form must not leave it behind."""
     for notebook in NOTEBOOKS.glob("*.ipynb"):
-        runs, asks = runs_of(notebook.stem), "run.run(" in notebook.read_text(encoding="utf-8")
+        runs, asks = runs_of(notebook.stem), "run.run" in notebook.read_text(encoding="utf-8")
         if "computed" in parameters_of(notebook):
             assert runs == [], "by default such a page shows records alone"
             runs = runs_of(notebook.stem, computed="smoke")

@@ -1,13 +1,14 @@
 """Notebooks that need not be executed again."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from dghlib.experiments import book
+from dghlib.experiments import book, origins
 from dghlib.experiments.notebooks import NotebookError
 from dghlib.experiments.run import RESULTS_VARIABLE
 
@@ -17,6 +18,7 @@ class Clone:
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch):
         self.root, self.broken, self.stopped_at, self.executed = root, "", "", list[str]()
+        self.meanwhile: Callable[[], object] = lambda: None  # what happens while a notebook is executed
         self.notebooks = [root / "notebooks" / name for name in ("a.ipynb", "b.ipynb")]
         self.results = root / "_build" / "results"
         self.results.mkdir(parents=True)
@@ -40,6 +42,7 @@ class Clone:
             raise KeyboardInterrupt
         output.parent.mkdir(exist_ok=True)
         shutil.copy(notebook, output)
+        self.meanwhile()
 
     def build(self, **parameters: object) -> list[str]:
         self.executed = []
@@ -76,6 +79,34 @@ def test_a_changed_record_concerns_all(clone: Clone) -> None:
     clone.build()
     record.write_text('{"top1": 2}')
     assert clone.build() == ["a", "b"]
+
+
+def test_records_that_are_made_while_the_book_is_concern_no_page(clone: Clone) -> None:
+    clone.meanwhile = (clone.results / "0123.json").touch
+    assert clone.build() == ["a", "b"]
+    assert clone.build() == []
+
+
+@pytest.mark.parametrize(
+    "edited", ["notebooks/a.ipynb", "requirements.lock", "dghlib/run.py", "published/shapes/0123.json"]
+)
+def test_what_is_edited_while_the_book_is_made_is_executed_again(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch, edited: str
+) -> None:
+    monkeypatch.setattr(origins, "PACKAGE", clone.root / "dghlib")
+    monkeypatch.setattr(origins, "PUBLISHED", clone.root / "published")
+
+    def edit() -> None:
+        path = clone.root / edited
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(" ")
+
+    clone.meanwhile = edit
+    clone.build()
+    clone.meanwhile = lambda: None
+    assert clone.build() == (["a"] if edited.startswith("notebooks") else ["a", "b"])
+    assert clone.build() == []
 
 
 def test_pages_of_a_run_that_was_stopped_are_not_taken_for_those_of_the_run_before(clone: Clone) -> None:

@@ -7,9 +7,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dghlib.experiments import plans, recorded, run
+from dghlib.experiments import book, plans, run
 from dghlib.experiments.notebooks import NotebookError, run_notebook
-from dghlib.experiments.recorded import RECORDED_VARIABLE, NotRecorded, without_dead_figures
+from dghlib.experiments.recorded import RECORDED_VARIABLE, NotRecorded
 from dghlib.records import fingerprint, write_json
 
 
@@ -17,7 +17,7 @@ from dghlib.records import fingerprint, write_json
 def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Turn the mode on, with an empty folder of records; return what pages are given to show."""
     displayed: list[Any] = []
-    monkeypatch.setattr(recorded, "display", displayed.append)
+    monkeypatch.setattr("IPython.display.display", displayed.append)
     monkeypatch.setattr(run, "PUBLISHED", tmp_path)
     monkeypatch.setenv(RECORDED_VARIABLE, "1")
     return displayed
@@ -46,7 +46,7 @@ def test_no_network_is_loaded(shown: list[Any]) -> None:
 
 def notebook_of(path: Path, *cells: str) -> Path:
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    links = new_markdown_cell("[Gone](gone.csv), [here](here.csv), {download}`this too <too.svg>`")
+    links = new_markdown_cell("[Gone](gone.csv), [here](here.csv), [this too](too.svg)")
     notebook = new_notebook(metadata={"kernelspec": kernel})
     notebook.cells = [new_markdown_cell("# A page"), *(new_code_cell(cell) for cell in cells), links]
     nbformat.write(notebook, path)
@@ -85,7 +85,7 @@ def test_chapters_do_without_files_that_no_notebook_wrote(tmp_path: Path) -> Non
     gone = "```{figure} ../notebooks/images_dgh.png\n:alt: images\n```"
     gone_from_front = gone.replace("../", "").replace("dgh", "zeroq")
     code = "```{literalinclude} ../dgh.py\n```"
-    text = without_dead_figures("\n".join([there, gone, gone_from_front, code]), tmp_path)
+    text = book._without_dead_figures("\n".join([there, gone, gone_from_front, code]), tmp_path)
     assert text.startswith(there)
     assert text.endswith(code)
     assert "images_" not in text

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,27 @@ import nbformat
 import yaml
 from tqdm import tqdm
 
+from dghlib.choices import look_up
 from dghlib.experiments.forecast import forecast, lacking_runs
 from dghlib.experiments.helpers import helped
-from dghlib.experiments.notebooks import PARTIAL, NotebookError, check_parameters, parameters_of, run_notebook
-from dghlib.experiments.origins import MEMORY, origins, remember, remembered
+from dghlib.experiments.notebooks import (
+    NOT_MADE,
+    PAPERMILL_MARKER,
+    PARTIAL,
+    NotebookError,
+    check_parameters,
+    parameters_of,
+    run_notebook,
+    unlink_missing_files,
+)
+from dghlib.experiments.origins import MEMORY, origins, remember, remembered, with_records
 from dghlib.experiments.pages import broken_links
-from dghlib.experiments.recorded import PAPERMILL_MARKER, only_recorded, unlink_missing_files, without_dead_figures
+from dghlib.experiments.profiles import BUDGETS, PROFILES
+from dghlib.experiments.recorded import only_recorded
 
 MATHJAX = "tex-svg-full.js"
+_DIRECTIVE = re.compile(r"^```\{(?:figure|csv-table)\}.*?^```$", flags=re.MULTILINE | re.DOTALL)
+_BESIDE = re.compile(r"\bnotebooks/(\S+)")
 # What a page takes to show all that was recorded: every repetition of the budget, every network of the profile.
 ALL_RECORDED = {"seeds": 0, "networks": 0}
 INCOMPLETE = """:::{{error}}
@@ -71,6 +83,7 @@ def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool =
 
     Raises:
         FileNotFoundError: there is no book at `root`.
+        UnknownName: there is no such profile or budget; nothing has run, and what ran before is still known.
         ParameterError: a parameter does not fit a notebook; nothing has run.
         BookError: the book is built, but incomplete or with warnings.
     """
@@ -78,6 +91,9 @@ def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool =
     toc = root / "book" / "_toc.yml"
     if not toc.is_file():
         raise FileNotFoundError(f"no book at {root}: {toc} is missing; run this in a clone of the repository")
+    for name, known in (("profile", PROFILES), ("budget", BUDGETS)):
+        if name in parameters:
+            look_up(known, str(parameters[name]), name)
     notebooks = [root / "notebooks" / f"{name}.ipynb" for name in notebook_names(toc)]
     folders = ("recorded" if only_recorded() else "executed", "book-src", "html")
     executed, source, html = (root / "_build" / folder for folder in folders)
@@ -105,8 +121,9 @@ def _run_notebooks(
         given = check_parameters(notebook, {k: v for k, v in parameters.items() if k in declared})
         wanted[notebook] = {name: parameter.default for name, parameter in declared.items()} | given
 
-    origins_now = partial(origins, notebooks, list(wanted.values()), folder.parents[1] / "requirements.lock")
-    known, now = remembered(folder), origins_now()
+    # What is edited while the book is made may not be in it: the next time it is found to be new.
+    made_from = origins(notebooks, list(wanted.values()), folder.parents[1] / "requirements.lock")
+    known, now = remembered(folder), with_records(made_from)
     changed = [notebook for notebook in notebooks if known.get(notebook.stem) != now[notebook.stem]]
     if unchanged := len(notebooks) - len(changed):
         _report(f"{unchanged} of {len(notebooks)} notebooks are as they were when they were executed", progress)
@@ -114,7 +131,7 @@ def _run_notebooks(
         known.pop(notebook.stem, None)
     remember(folder, known)  # who is stopped from here on leaves pages of this run, not of the one before
     failures = _execute({notebook: wanted[notebook] for notebook in changed}, folder, progress)
-    now = origins_now()  # with the records that were made meanwhile
+    now = with_records(made_from)  # with those that were made meanwhile
     remember(folder, known | {each.stem: now[each.stem] for each in changed if each.stem not in failures})
     return failures
 
@@ -153,9 +170,19 @@ def _gather(book: Path, executed: Path, source: Path, failures: Mapping[str, Not
     if only_recorded():
         for chapter in source.rglob("*.md"):
             text = chapter.read_text(encoding="utf-8")
-            chapter.write_text(without_dead_figures(text, source / "notebooks"), encoding="utf-8")
+            chapter.write_text(_without_dead_figures(text, source / "notebooks"), encoding="utf-8")
     for name, failure in failures.items():
         _write_marked_page(failure, source / "notebooks" / f"{name}.ipynb")
+
+
+def _without_dead_figures(text: str, folder: Path) -> str:
+    """Return a chapter in which figures and tables of files that notebooks did not write in `folder` are notes."""
+
+    def replaced(directive: re.Match[str]) -> str:
+        file = _BESIDE.search(directive[0])
+        return directive[0] if file is None or (folder / file[1]).is_file() else NOT_MADE
+
+    return _DIRECTIVE.sub(replaced, text)
 
 
 def _write_marked_page(failure: NotebookError, page: Path) -> None:

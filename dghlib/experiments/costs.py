@@ -68,7 +68,7 @@ def estimates(plans: Mapping[str, Sequence[Run]], units: dict[Unit, float]) -> p
     """
     together = [experiment for experiments in plans.values() for experiment in experiments]
     return pd.DataFrame(
-        {name: _hours_of(experiments, units) for name, experiments in (plans | {"all together": together}).items()}
+        {name: _hours_of(experiments, units) for name, experiments in {**plans, "all together": together}.items()}
     ).T.astype({"runs": int, "unknown": int})
 
 

@@ -1,17 +1,19 @@
 """How much longer a book will take: what the runs it lacks cost in the records, scaled by what this machine has shown.
 
 Runs of the notebooks' plans are counted, each once and only if it has no record. What else a page takes (its kernel,
-its figures, images that only it shows) is taken to be what it was on the pages before.
+its figures) is taken to be what it was on the pages before.
 """
 
-import re
+import ast
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
 
-from dghlib.experiments import costs, image_plans, paper_plans, plans
+from dghlib.experiments import costs, image_plans, paper_plans, plans, quantized_plans
 from dghlib.experiments.experiment import Run
 from dghlib.experiments.leaderboard import all_records
 from dghlib.experiments.profiles import first_models
@@ -20,7 +22,14 @@ from dghlib.experiments.run import Workshop, results_dir
 PAGE_SECONDS = 15.0  # of a page that computes nothing, before there was one
 TRUST = 60.0  # seconds of work at the records' own speed that are taken for granted, so that no short page decides
 BUILDING = 2  # the book itself is built in about the time of so many pages
-_PLAN = re.compile(r"\b(plans|paper_plans|image_plans)\.(\w+)\(\s*profile, budget\b")
+# What notebooks choose their runs with, by the names that they use.
+_CHOOSING = {
+    "plans": plans,
+    "paper_plans": paper_plans,
+    "image_plans": image_plans,
+    "quantized_plans": quantized_plans,
+    "first_models": first_models,
+}
 
 
 class Forecast:
@@ -62,13 +71,6 @@ def lacking_runs(values: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Run
     return lacking
 
 
-def _models(values: Mapping[str, Any]) -> list[str]:
-    """Return the networks that a notebook is about: one by name, so many of its profile, or all."""
-    if values.get("network"):
-        return [values["network"]]
-    return first_models(values["profile"], values.get("networks", int("network" in values)))
-
-
 def forecast(lacking: Mapping[str, Sequence[Run]]) -> Forecast:
     """Return the forecast of notebooks that lack these runs."""
     if not any(lacking.values()):
@@ -77,11 +79,16 @@ def forecast(lacking: Mapping[str, Sequence[Run]]) -> Forecast:
 
 
 def _runs(notebook: Path, values: Mapping[str, Any]) -> list[Run]:
-    """Return the runs of the plans that a notebook calls with its parameters, for its own profile and budget."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    """Return the runs that a notebook hands to `run.run`, given the values of its parameters.
+
+    Its cells are followed as far as that: with the plans, and without anything else that they import or Python has.
+    """
     runs: list[Run] = []
-    for module, name in _PLAN.findall(source):
-        plan = getattr({"plans": plans, "paper_plans": paper_plans, "image_plans": image_plans}[module], name)
-        runs += plan(values["profile"], values["budget"], seeds=values.get("seeds") or None, models=_models(values))
+    names = {"__builtins__": {}, "run": SimpleNamespace(run=runs.extend), **_CHOOSING, **values}
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
+            with contextlib.suppress(Exception):  # a table of the records, say; what is wrong is told on the page
+                tree = ast.parse(cell.source)
+                tree.body = [each for each in tree.body if not isinstance(each, ast.Import | ast.ImportFrom)]
+                exec(compile(tree, notebook.name, "exec"), names)
     return runs

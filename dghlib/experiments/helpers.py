@@ -11,20 +11,24 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from dghlib.experiments.experiment import Run
 from dghlib.experiments.run import Workshop, results_dir
 
 MOST = 7  # helpers; each takes one to two GB of memory
+_THREADS = "OMP_NUM_THREADS"  # of torch in processes that are started from here
 
 
 @contextlib.contextmanager
 def helped(experiments: Sequence[Run]) -> Iterator[None]:
-    """Compute `experiments`, from the last to the first, in a process for each core that is left, for as long as this.
+    """Compute `experiments`, from the last to the first, in as many processes as cores are left for, as long as this.
 
-    Who goes through them from the first to the last meets the helpers in the middle, and should use one thread: the
-    environment variable that says so reaches all processes that are started meanwhile.
+    Who goes through them from the first to the last meets the helpers in the middle. Each process uses one thread, or
+    as many as the environment says: what it says reaches all processes that are started meanwhile.
     """
-    count = min(_cores() - 1, MOST, len(experiments))
+    threads = torch.get_num_threads() if _THREADS in os.environ else 1
+    count = min(_cores() // threads - 1, MOST, len(experiments))
     if count < 1:
         yield
         return
@@ -47,14 +51,21 @@ def _cores() -> int:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let processes that start meanwhile use one thread, unless they are told how many."""
-    told = "OMP_NUM_THREADS" in os.environ
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    """Let processes that start meanwhile use one thread, unless they are told how many.
+
+    So does this process, which says of pages with how many threads they were made.
+    """
+    if _THREADS in os.environ:
+        yield
+        return
+    own = torch.get_num_threads()
+    os.environ[_THREADS] = "1"
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        if not told:
-            del os.environ["OMP_NUM_THREADS"]
+        del os.environ[_THREADS]
+        torch.set_num_threads(own)
 
 
 def _compute(experiments: Sequence[Run]) -> None:

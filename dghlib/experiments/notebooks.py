@@ -7,6 +7,7 @@ tagged `parameters`: `weight_bits: int = 4  # weight bit width, 2 to 8`.
 
 import ast
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -19,11 +20,11 @@ import papermill
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
-from nbformat.v4 import new_markdown_cell
+from nbformat.v4 import new_markdown_cell, new_output
 from papermill.exceptions import PapermillExecutionError
 
 from dghlib.choices import nearest
-from dghlib.experiments.recorded import only_recorded, unlink_missing_files, with_notes
+from dghlib.experiments.recorded import NotRecorded, only_recorded
 from dghlib.experiments.run import RESULTS_VARIABLE, results_dir
 from dghlib.experiments.tables import PROVENANCE, foot_line
 from dghlib.records import provenance
@@ -31,6 +32,11 @@ from dghlib.records import provenance
 TYPES: dict[str, type] = {"bool": bool, "float": float, "int": int, "str": str}
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 PARTIAL = ".partial.ipynb"
+PAPERMILL_MARKER = "papermill-error-cell-tag"
+NOT_MADE = (
+    '<p class="missing">Not in this book, which was made from records alone: <code>make book</code> computes it.</p>'
+)
+_LINK = re.compile(r"\[([^\]]+)\]\((\w+\.(?:csv|svg))\)")  # to a file beside the page
 
 
 class ParameterError(ValueError):
@@ -188,12 +194,33 @@ def _execute(notebook: Path, values: dict[str, object], partial: Path, progress:
         )
     except (PapermillExecutionError, RuntimeError) as error:  # the latter from kernels that end, or never start
         stopped = only_recorded() and isinstance(error, PapermillExecutionError)
-        if stopped and (shown := with_notes(nbformat.read(partial, as_version=4))):
+        if stopped and (shown := _with_notes(nbformat.read(partial, as_version=4))):
             return shown
         if not partial.exists():
             shutil.copyfile(notebook, partial)
         message = f"{notebook.name} {_reason(error)}\nWhat was computed until then: {partial}"
         raise NotebookError(message, partial) from error
+
+
+def _with_notes(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    """Return an executed notebook with notes for errors where something would have to be computed.
+
+    What fails later because a name is missing is left out. None if a cell failed for another reason.
+    """
+    notebook.cells = [cell for cell in notebook.cells if PAPERMILL_MARKER not in cell.metadata.get("tags", [])]
+    stopped = False
+    for cell in notebook.cells:
+        for error in [output for output in cell.get("outputs", []) if output.output_type == "error"]:
+            if error.ename == NotRecorded.__name__:
+                stopped = True
+                note = new_output("display_data", {"text/html": NOT_MADE})
+                shown = [output for output in cell.outputs if "image/svg+xml" not in output.get("data", {})]
+                cell.outputs = [output for output in shown if output is not error] + [note]  # a figure begun is empty
+            elif error.ename == "NameError" and stopped:
+                cell.outputs.remove(error)
+            else:
+                return None
+    return notebook
 
 
 def _say_what_made(executed: nbformat.NotebookNode) -> None:
@@ -223,3 +250,14 @@ def _publishable(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if "parameters" in cell.metadata.get("tags", []):
             cell.metadata.tags.append("remove-input")
     return executed
+
+
+def unlink_missing_files(notebook: nbformat.NotebookNode, folder: Path) -> None:
+    """Turn the links of a notebook's prose to files that are not in `folder` into plain text."""
+
+    def unlinked(link: re.Match[str]) -> str:
+        return link[0] if (folder / link[2]).is_file() else f"{link[1]} (not made)"
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _LINK.sub(unlinked, cell.source)

@@ -34,7 +34,13 @@ const WIDTH = %d;
     console.log("VISIT " + address);
     const frame = document.createElement("iframe");
     frame.style = `width: ${WIDTH}px; height: 900px; border: 0`;
-    await new Promise((loaded) => { frame.onload = loaded; frame.src = address; document.body.append(frame); });
+    await new Promise((loaded) => {
+      frame.onload = loaded;
+      frame.src = address;
+      document.body.append(frame);
+      // The page will take over the empty frame's window. The browser does not say which messages are errors.
+      frame.contentWindow.console.error = (...said) => console.log("PROBLEM " + said.map(String).join(" "));
+    });
     await new Promise((resolve) => setTimeout(resolve, 100));
     for (const problem of problemsOf(frame.contentDocument)) console.log("PROBLEM " + problem);
     frame.remove();
@@ -101,8 +107,8 @@ def browser() -> str | None:
 def visit(program: str, html: Path, width: int = PHONE) -> list[str]:
     """Open every page under `html` in one browser without a window; return what is wrong with them.
 
-    That is: what their scripts report as errors or could not load, pictures that show nothing, pages without text, and
-    pages wider than the screen, which has `width` pixels.
+    That is: what their scripts report as errors, do not catch or could not load, pictures that show nothing, pages
+    without text, and pages wider than the screen, which has `width` pixels.
     """
     html = html.resolve()
     pages = {path.as_uri(): str(path.relative_to(html)) for path in _pages(html)}
@@ -112,12 +118,12 @@ def visit(program: str, html: Path, width: int = PHONE) -> list[str]:
         command = [program, f"--user-data-dir={folder}/profile", *BROWSER_OPTIONS, host.as_uri()]
         seconds = SECONDS_PER_PAGE * (len(pages) + 5)
         finished = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    said = re.findall(r'CONSOLE[^\]]*\] "(.*)", source', finished.stderr)
+    said = re.findall(r'CONSOLE[^\]]*\] "(.*?)", source', finished.stderr, re.DOTALL)
     problems, page = [], ""
     for line in said:
         mark, _, text = line.partition(" ")
         if mark == "VISIT":
             page = pages[text]
-        elif mark == "PROBLEM" or re.search(r"error|failed|refused", line, re.IGNORECASE):
+        elif mark == "PROBLEM" or re.search(r"error|failed|refused|uncaught", line, re.IGNORECASE):
             problems.append(f"{page}: {text if mark == 'PROBLEM' else line}")
     return problems if "VISITED ALL" in said else [*problems, f"{page}: the browser stopped here"]
