@@ -123,6 +123,7 @@ def test_a_run_leaves_a_finished_copy_and_its_files(
         tmp_path / "in" / "a.ipynb",
         "import sys\nprint(seeds, sys.executable)\nprint('half of it', file=sys.stderr)",
         "import os, pathlib\npathlib.Path('a.csv').write_text(os.environ['DGHLIB_RESULTS'])",
+        "from IPython.display import SVG, display\ndisplay(SVG('<svg></svg>'))",
     )
     output = tmp_path / "out" / "a.ipynb"
     run_notebook(notebook, {"seeds": "5"}, output)
@@ -132,6 +133,7 @@ def test_a_run_leaves_a_finished_copy_and_its_files(
     assert cells[2].source.splitlines() == ["# Parameters", "seeds = 5", "rate = 0.5", 'name = "a b"', "fast = False"]
     assert "remove-input" in cells[1].metadata.tags  # the defaults, which would only confuse
     assert '<p class="provenance">' in cells[-1].source  # no cell said what made the page
+    assert [cell.metadata.get("mystnb") for cell in cells[4:6]] == [None, {"image": {"alt": "figure of this page: a"}}]
     assert text_of(output) == f"5 {sys.executable}\n"  # of this interpreter, and without the progress
     assert "half of it" in capfd.readouterr().err  # which is passed on
     assert sorted(path.name for path in output.parent.iterdir()) == ["a.csv", "a.ipynb"]

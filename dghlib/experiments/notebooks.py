@@ -241,12 +241,18 @@ def _reason(error: PapermillExecutionError | RuntimeError) -> str:
 
 
 def _publishable(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Remove what only concerned the run: progress bars, paths of this machine, the cell of defaults."""
+    """Remove what only concerned the run: progress bars, paths of this machine, the cell of defaults.
+
+    Figures are named after the page, for readers who do not see them.
+    """
+    title = executed.cells[0].source.partition("\n")[0].removeprefix("# ")
     for key in ("input_path", "output_path"):
         executed.metadata.papermill.pop(key, None)
     for cell in executed.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            if any("image/svg+xml" in output.get("data", {}) for output in cell.outputs):
+                cell.metadata["mystnb"] = {"image": {"alt": f"figure of this page: {title}"}}
         if "parameters" in cell.metadata.get("tags", []):
             cell.metadata.tags.append("remove-input")
     return executed
