@@ -61,7 +61,8 @@ HOLDINGS = (
         "cifar10", "standard", ("table1", "table2", "table4", "table5", *_FIGURES, "sources", "output_weights"), _SMALL
     ),
     Holding("cifar10", "standard", _PICTURES, _SMALL, seeds=1),
-    Holding("cifar10", "standard", ("quantizers",), _SMALL),
+    Holding("cifar10", "standard", ("quantizers",), ("cifar10_resnet20",)),
+    Holding("cifar10", "standard", ("quantizers",), ("cifar10_mobilenetv2",), seeds=2),
     Holding("cifar10", "standard", ("table1", "table2", "quantizers"), ("cifar10_resnet56",), seeds=1),
     Holding("cifar10", "standard", ("placements",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("dgh_settings",), ("cifar10_resnet20",), seeds=1),
