@@ -8,7 +8,7 @@ Generative Synthetic Data".
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -28,8 +28,6 @@ from dghlib.experiments.profiles import BUDGETS, Budget
 
 # The parts of DGH's Table 4: statistics of the whole set, image preprocessing, output-stretching loss.
 PARTS = ("scope", "preprocessing", "stretching")
-
-Plan = Callable[..., list[Experiment]]
 
 
 def reconstructed(
