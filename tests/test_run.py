@@ -115,6 +115,14 @@ def test_kill_9_in_the_middle_of_a_plan_loses_one_experiment(tmp_path):
     assert sum(Counter(_log(tmp_path)).values()) <= len(plans.table2(**SMOKE)) + 1
 
 
+def test_what_earlier_starts_took_is_in_the_seconds_of_a_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.checkpoints, "elapsed", lambda path: 1000.0)  # as of a run that was stopped
+    (*_, experiment) = plans.table2(**SMOKE, sources=["dgh"], bits=["W8A8"], seeds=1)
+    outputs = run.Workshop(tmp_path / "results").compute(experiment, wait=True)["outputs"]
+    assert outputs["generation_seconds"] > 1000
+    assert outputs["quantization_seconds"] > 1000
+
+
 def test_two_processes_share_a_folder_and_do_nothing_twice(tmp_path):
     workers = [_worker(tmp_path), _worker(tmp_path)]
     assert [worker.wait() for worker in workers] == [0, 0]
