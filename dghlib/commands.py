@@ -116,7 +116,7 @@ def _export() -> types.ModuleType:
 
 @contextlib.contextmanager
 def _needing(extra: str) -> Iterator[None]:
-    """Import, before anything is computed, what needs an extra.
+    """Tell, in the place of an import that fails in this block, which extra brings what is missing.
 
     Raises:
         ValueError: the extra is not installed; the message says how to.

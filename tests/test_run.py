@@ -123,6 +123,15 @@ def test_what_earlier_starts_took_is_in_the_seconds_of_a_record(tmp_path, monkey
     assert outputs["quantization_seconds"] > 1000
 
 
+def test_a_float_network_stays_where_others_find_it(tmp_path, monkeypatch):
+    tested = []
+    monkeypatch.setattr(run.Workshop, "_quality", lambda self, experiment, model, net: tested.append(net))
+    (experiment,) = plans.table2(**SMOKE, sources=[], seeds=1)
+    run.Workshop(tmp_path / "results", "meta")._tested(experiment, wait=True)
+    assert {weight.device.type for weight in tested[0].parameters()} == {"meta"}
+    assert {weight.device.type for weight in run.load_model(experiment.model).net.parameters()} == {"cpu"}
+
+
 def test_two_processes_share_a_folder_and_do_nothing_twice(tmp_path):
     workers = [_worker(tmp_path), _worker(tmp_path)]
     assert [worker.wait() for worker in workers] == [0, 0]

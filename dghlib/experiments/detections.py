@@ -20,7 +20,7 @@ from dghlib.experiments.tables import TITLES, observed
 def detections(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return test scenes with the boxes that a detector finds, in float and quantized: one record of `boxes`.
 
-    White boxes are found, those with dashes are the true ones.
+    Boxes with full lines are found, dotted ones are the true ones.
     With `save`, a name, the figure is written to NAME.svg and the boxes to NAME.csv. What is found again in the data
     set are the scenes: of a public one, they must be on this machine.
     """

@@ -13,6 +13,8 @@ from dghlib.experiments.looks import REAL_SET, pictures_in
 from dghlib.experiments.run import Record
 from dghlib.experiments.tables import TITLES, cell, nothing, observed, short_name
 
+LEAST_DENSITY = 1e-6  # that is drawn: below, there are single outputs, whose curves go down for ever
+
 
 @if_any
 def feature_maps(records: Sequence[Record], *, save: str | None = None) -> Figure:
@@ -102,9 +104,6 @@ def nearer(records: Sequence[Record]) -> pd.DataFrame:
     table = pd.DataFrame({"layers": wins.size(), "augmented is nearer at": wins.sum()})
     table["augmented / as they are, median"] = ratio.map("{:.2f}".format)
     return table.rename_axis(["network", "statistic"])
-
-
-LEAST_DENSITY = 1e-6  # that is drawn: below, there are single outputs, whose curves go down for ever
 
 
 @if_any

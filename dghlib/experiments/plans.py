@@ -64,6 +64,7 @@ def sources(
     return table2(profile, budget, sources=every_source(profile), seeds=seeds, models=models)
 
 
+# How Table 3 quantizes detectors: the paper prints AdaRound, the other is ours.
 DETECTOR_WIDTHS: Mapping[str, str] = MappingProxyType({"hptq": "W8A8", "adaround": "W4A8"})
 
 
