@@ -55,9 +55,9 @@ data: $(READY) ## download and verify a profile's data and networks: PROFILE=cif
 	@$(BIN)/dgh data $(PROFILE)
 
 checkpoints: $(READY) ## train the embedded networks again
-	@$(BIN)/python -m dghlib.experiments.checkpoints
-	@$(BIN)/python -m dghlib.experiments.detectors
-	@$(BIN)/python -m dghlib.experiments.diffusion
+	@$(BIN)/python -m dghlib.training.classifiers
+	@$(BIN)/python -m dghlib.training.detectors
+	@$(BIN)/python -m dghlib.training.diffusion
 
 bench: $(READY) $(MCT)/.ready ## measure how fast the methods are, an hour or so; records go to results/benchmarks
 	@$(BIN)/python -m benchmarks.generators --save

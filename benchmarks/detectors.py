@@ -19,10 +19,10 @@ from tqdm import tqdm
 from benchmarks import measuring
 from benchmarks.measuring import Seconds
 from dghlib import models
-from dghlib.assets import MissingAsset
 from dghlib.generators import dgh
 from dghlib.models import FloatModel, coco
 from dghlib.quantizers import hptq
+from dghlib.storage.assets import MissingAsset
 
 Result = TypeVar("Result")
 

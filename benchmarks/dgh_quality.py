@@ -22,12 +22,12 @@ from benchmarks import measuring
 from benchmarks.mct import Mct, mct
 from benchmarks.measuring import Seconds, timed
 from dghlib import models
-from dghlib.batchnorm import stored_statistics
 from dghlib.experiments.scoring import quality
 from dghlib.generators import dgh
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.models import FloatModel
 from dghlib.quantizers import hptq
+from dghlib.running.batchnorm import stored_statistics
 
 NUM_IMAGES, BATCH_SIZE, EXTRA_PIXELS = 256, 128, 2
 TEST_IMAGES = 2000

@@ -32,7 +32,7 @@ PEAK = """
 import resource, sys
 import torch
 from dghlib import models
-from dghlib.allocator import keep_freed_memory
+from dghlib.running.allocator import keep_freed_memory
 from dghlib.generators import dgh
 
 torch.set_num_threads(1)

@@ -16,9 +16,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from dghlib.allocator import keep_freed_memory
 from dghlib.models import FloatModel
-from dghlib.records import provenance, write_json
+from dghlib.running.allocator import keep_freed_memory
+from dghlib.storage.records import provenance, write_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks"
 

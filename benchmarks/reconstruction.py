@@ -19,12 +19,12 @@ from tqdm import tqdm
 from benchmarks import measuring
 from benchmarks.measuring import Spread, timed
 from dghlib import models
-from dghlib.checkpoints import Checkpoint
 from dghlib.models import FloatModel
 from dghlib.quantizers import QUANTIZERS, reconstruction
 from dghlib.quantizers.reconstruction import Sweep, UnitError, _Reconstruction, learn
 from dghlib.quantizers.unit_data import unit_error
 from dghlib.quantizers.units import Unit, piece_of
+from dghlib.storage.checkpoints import Checkpoint
 
 METHODS = ("brecq", "qdrop", "genie_m")
 ITERATIONS = 5  # of a turn; the penalty counts in four of them, the same part as in a long run

@@ -18,14 +18,15 @@ from typing import TypeAlias
 
 import torch
 
-from dghlib import assets, commands, models
-from dghlib.allocator import keep_freed_memory
+from dghlib import commands, models
 from dghlib.choices import check_at_least
 from dghlib.experiments import run
-from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.profiles import BUDGETS, PROFILES
 from dghlib.generators import GENERATORS
+from dghlib.plans.catalogue import PLANS
 from dghlib.quantizers import QUANTIZERS
+from dghlib.running.allocator import keep_freed_memory
+from dghlib.storage import assets
 
 _Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _Action: TypeAlias = Callable[[argparse.Namespace], None]

@@ -16,23 +16,25 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dghlib import assets, checkpoints, datasets, models, processes
+from dghlib import datasets, models
 from dghlib.choices import look_up
-from dghlib.copies import private_copy
 from dghlib.evaluation import top1
 from dghlib.experiments import run
-from dghlib.experiments.catalogue import PLANS
 from dghlib.experiments.experiment import Run
-from dghlib.experiments.plan_parts import parse_bits
 from dghlib.experiments.profiles import EMBEDDED, PROFILES
 from dghlib.experiments.recorded import ANEW_VARIABLE, RECORDED_VARIABLE
 from dghlib.experiments.scoring import DRAWN_TRAINING_IMAGES, TEST_BATCH, quality, real_images
 from dghlib.generators import GENERATORS
 from dghlib.images import load_images, normalise, save_images
 from dghlib.models import FloatModel
+from dghlib.plans.catalogue import PLANS
+from dghlib.plans.parts import parse_bits
 from dghlib.quantizers import QUANTIZERS, QuantizedModel
 from dghlib.quantizers.reconstruction import Settings
-from dghlib.records import plain
+from dghlib.running import processes
+from dghlib.running.copies import private_copy
+from dghlib.storage import assets, checkpoints
+from dghlib.storage.records import plain
 
 Namespace = argparse.Namespace
 
@@ -187,7 +189,7 @@ def export(options: Namespace) -> None:
 def report(options: Namespace) -> None:
     """Print which layer hurts, and write tables and pictures of it."""
     with _needing("book"):
-        from dghlib.experiments import figures, tables
+        from dghlib.showing import figures, tables
 
     if options.out:
         _check_free(options.out, options.force)
@@ -261,7 +263,7 @@ def run_plan(options: Namespace) -> None:
     """Compute the missing runs of a plan and print its table."""
     # pandas takes a second to import, which --help need not wait for
     with _needing("book"):
-        from dghlib.experiments.plan_tables import table_of
+        from dghlib.showing.plan_tables import table_of
 
     plan = look_up(PLANS, options.plan, "plan")
     chosen = _chosen(options, "seeds", "models", "sources", "bits", "methods")
@@ -289,7 +291,7 @@ def _records(experiments: Sequence[Run], options: Namespace, results: Path | Non
 def results(options: Namespace) -> None:
     """Compute the runs that the repository's `results/` lacks, and copy their records there."""
     with _needing("book"):
-        from dghlib.experiments import holdings
+        from dghlib.bookmaking import holdings
 
     if not run.PUBLISHED.is_dir():
         raise FileNotFoundError(f"no folder {run.PUBLISHED}: `dgh results` fills the one of a clone of the repository")
@@ -318,7 +320,7 @@ def fetch_data(options: Namespace) -> None:
 def execute_notebook(options: Namespace) -> None:
     """Execute one notebook with other parameters."""
     with _needing("book"):
-        from dghlib.experiments import notebooks
+        from dghlib.bookmaking import notebooks
 
     _compute_anew(options.anew)
     path = Path("notebooks") / f"{options.name}.ipynb"
@@ -336,7 +338,7 @@ def _compute_anew(wanted: bool) -> None:
 def build(options: Namespace) -> None:
     """Execute all notebooks and build the book."""
     with _needing("book"):
-        from dghlib.experiments.book import build_book
+        from dghlib.bookmaking.book import build_book
 
     if options.recorded:
         os.environ[RECORDED_VARIABLE] = "1"  # for the kernels of the notebooks, too

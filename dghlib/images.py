@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from dghlib.records import set_aside, write_atomically
+from dghlib.storage.records import set_aside, write_atomically
 
 
 def per_channel(values: Sequence[float], like: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
-from dghlib.allocator import keep_freed_memory
 from dghlib.models import FloatModel
+from dghlib.running.allocator import keep_freed_memory
 
 
 class TinyNet(nn.Module):

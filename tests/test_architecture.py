@@ -1,65 +1,28 @@
 """The house stands straight: who imports whom, and what every module says of itself."""
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from house import FLOOR_OF, FLOORS, FOR_ALL, LIBRARY, PACKAGE, drawing, imports_of
 
-import dghlib
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
 
-FLOORS = (
-    (
-        "allocator",
-        "assets",
-        "checkpoints",
-        "choices",
-        "copies",
-        "hooks",
-        "images",
-        "large_sets",
-        "processes",
-        "records",
-        "seeds",
-        "stems",
-        "winograd",
-    ),
-    ("batchnorm",),
-    ("models", "datasets", "generators", "quantizers", "evaluation"),
-    ("export",),
-    ("experiments",),
-    ("commands",),
-    ("cli",),
-)
-FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
-FOR_ALL = {("dghlib.models", "FloatModel"), ("dghlib.models.float_model", "FloatModel")}
-
-PACKAGE = Path(dghlib.__file__).parent
 MODULES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
-
-
-def imports_of(source: str) -> Iterator[tuple[str, str]]:
-    """Yield (module, name) of every import in the source; the name is empty for `import module`."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, "") for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (("." * node.level + (node.module or ""), alias.name) for alias in node.names)
 
 
 def forbidden_imports(room: str, source: str) -> list[str]:
     """Return the imports that a module of `room` may not make.
 
-    It may import its own room and lower floors; the tools of the ground floor may also use each other.
+    It may import its own room and lower floors.
     """
     forbidden = []
     for module, name in imports_of(source):
         top, *inner = f"{module}.{name}".split(".")
         if top == "dghlib" and (module, name) not in FOR_ALL:
             floor = FLOOR_OF.get(inner[0], len(FLOORS))
-            if inner[0] != room and floor >= max(FLOOR_OF[room], 1):
+            if inner[0] != room and floor >= FLOOR_OF[room]:
                 forbidden.append(f"from {module} import {name}")
         elif top == "":
             forbidden.append(f"relative import: from {module} import {name}")
@@ -86,9 +49,12 @@ def test_the_package_itself_imports_only_what_is_for_all() -> None:
         ("quantizers", "def f():\n    import dghlib.generators.dgh"),
         ("evaluation", "from dghlib.experiments.run import Workshop"),
         ("export", "from dghlib import experiments"),
-        ("batchnorm", "from dghlib.models.classifiers import BasicBlock"),
-        ("seeds", "from dghlib.batchnorm import moments"),
+        ("running", "from dghlib.models.classifiers import BasicBlock"),
+        ("seeds", "from dghlib.running.batchnorm import moments"),
         ("experiments", "from dghlib.cli import main"),
+        ("experiments", "from dghlib.plans import methods"),
+        ("plans", "from dghlib.showing.tables import summary"),
+        ("storage", "from dghlib.images import normalise"),
         ("models", "from dghlib import __version__"),
         ("models", "from . import float_model"),
         ("models", "from .float_model import FloatModel"),
@@ -101,7 +67,7 @@ def test_an_import_that_leans_is_noticed(room: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("room", "source"),
     [
-        ("images", "from dghlib.records import write_atomically"),
+        ("images", "from dghlib.storage.records import write_atomically"),
         ("quantizers", "from dghlib.models import FloatModel\nfrom dghlib.models.float_model import FloatModel"),
         ("quantizers", "from dghlib.quantizers.grid import Grid\nfrom dghlib import seeds\nimport torch"),
         ("cli", "from dghlib import experiments, models"),
@@ -109,6 +75,22 @@ def test_an_import_that_leans_is_noticed(room: str, source: str) -> None:
 )
 def test_an_import_that_goes_down_is_allowed(room: str, source: str) -> None:
     assert forbidden_imports(room, source) == []
+
+
+def test_the_drawing_in_contributing_is_of_this_house() -> None:
+    assert drawing() in (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8"), "python tests/house.py"
+
+
+BOOK_PACKAGES = {"IPython", "jupyter_client", "matplotlib", "nbclient", "nbformat", "pandas", "papermill", "scipy"}
+BOOK_PACKAGES |= {"seaborn", "sklearn", "yaml", "distributed"}
+
+
+@pytest.mark.parametrize(
+    "module", [each for each in MODULES if Path(each).with_suffix("").parts[0] in sum(LIBRARY, ())]
+)
+def test_the_library_needs_none_of_the_books_packages(module: str) -> None:
+    used = {name.split(".")[0] for name, _ in imports_of((PACKAGE / module).read_text(encoding="utf-8"))}
+    assert used.isdisjoint(BOOK_PACKAGES)
 
 
 @pytest.mark.parametrize("module", MODULES)

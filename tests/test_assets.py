@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dghlib import assets
-from dghlib.assets import DownloadFailed, Manifest, MissingAsset, WrongChecksum
 from dghlib.choices import UnknownName
+from dghlib.storage import assets
+from dghlib.storage.assets import DownloadFailed, Manifest, MissingAsset, WrongChecksum
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from dghlib.batchnorm import (
+from dghlib.running.batchnorm import (
     MeasuringNorm,
     MomentBank,
     NoBatchNorm,

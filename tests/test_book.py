@@ -13,10 +13,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from dghlib.choices import UnknownName
-from dghlib.experiments import book, notebooks
-from dghlib.experiments.book import BookError, build_book, notebook_names
-from dghlib.experiments.notebooks import (
+from dghlib.bookmaking import book, notebooks
+from dghlib.bookmaking.book import BookError, build_book, notebook_names
+from dghlib.bookmaking.notebooks import (
     NotebookError,
     ParameterError,
     check_parameters,
@@ -24,8 +23,9 @@ from dghlib.experiments.notebooks import (
     parse_assignments,
     run_notebook,
 )
-from dghlib.experiments.origins import remember, remembered
-from dghlib.experiments.pages import broken_links, browser, visit
+from dghlib.bookmaking.origins import remember, remembered
+from dghlib.bookmaking.pages import broken_links, browser, visit
+from dghlib.choices import UnknownName
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = """\

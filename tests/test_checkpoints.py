@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dghlib.checkpoints import Checkpoint, elapsed
+from dghlib.storage.checkpoints import Checkpoint, elapsed
 
 
 def test_state_survives(tmp_path):

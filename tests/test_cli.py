@@ -15,12 +15,13 @@ import torch
 from packaging.requirements import Requirement
 from PIL import Image
 
-from dghlib import cli, commands, models, processes
+from dghlib import cli, commands, models
 from dghlib.experiments import run, scoring
-from dghlib.experiments.plans import table2
 from dghlib.experiments.recorded import ANEW_VARIABLE
 from dghlib.generators import dgh, genq
 from dghlib.images import load_images
+from dghlib.plans.methods import table2
+from dghlib.running import processes
 
 
 @pytest.fixture(autouse=True)

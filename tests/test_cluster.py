@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from dghlib import cli
-from dghlib.experiments import cluster, image_plans, plans, run
+from dghlib.experiments import cluster, run
 from dghlib.experiments.experiment import Run
+from dghlib.plans import methods, observations
 
 pytest.importorskip("distributed")
 
@@ -73,8 +74,8 @@ def _comparable(records: list[run.Record]) -> list[tuple[Any, float | list[str]]
 
 
 def test_a_killed_worker_loses_nothing_and_records_are_the_same(workers, tmp_path):
-    experiments: list[Run] = [*plans.table2(**SMOKE, sources=["noise", "dgh"])]
-    experiments += image_plans.figure3(**SMOKE, num_images=8)
+    experiments: list[Run] = [*methods.table2(**SMOKE, sources=["noise", "dgh"])]
+    experiments += observations.figure3(**SMOKE, num_images=8)
     found: list[run.Record] = []
 
     def compute() -> None:
@@ -97,7 +98,7 @@ def test_a_killed_worker_loses_nothing_and_records_are_the_same(workers, tmp_pat
 
 
 def test_what_is_found_asks_no_cluster(tmp_path):
-    experiments = plans.table2(**SMOKE, sources=[])[:1]
+    experiments = methods.table2(**SMOKE, sources=[])[:1]
     first = run.run(experiments, results=tmp_path, progress=False)
     assert cluster.run_on_cluster(experiments, "tcp://127.0.0.1:1", results=tmp_path) == first
 

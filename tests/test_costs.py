@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from dghlib.experiments import costs, forecast, image_plans, plans, quantized_plans
+from dghlib.bookmaking import forecast
+from dghlib.bookmaking.forecast import BUILDING, PAGE_SECONDS, TRUST, Forecast
+from dghlib.bookmaking.notebooks import parameters_of
+from dghlib.experiments import costs
 from dghlib.experiments.experiment import Run
-from dghlib.experiments.forecast import BUILDING, PAGE_SECONDS, TRUST, Forecast
-from dghlib.experiments.notebooks import parameters_of
 from dghlib.experiments.profiles import first_models
 from dghlib.experiments.run import Record
+from dghlib.plans import methods, observations, quantized
 
 
 def _record(source: str, method: str, generation: float, quantization: float, **config: Any) -> Record:
@@ -43,7 +45,7 @@ def test_a_unit_costs_what_the_least_disturbed_record_shows() -> None:
 
 
 def test_shared_images_are_paid_once_and_what_is_not_known_is_told() -> None:
-    experiments = plans.table2("shapes", "smoke", models=["shapes_residual"], sources=["dgh", "zeroq"], seeds=1)
+    experiments = methods.table2("shapes", "smoke", models=["shapes_residual"], sources=["dgh", "zeroq"], seeds=1)
     table = costs.estimate(experiments, costs.unit_costs(RECORDS))
     assert table.loc["dgh"].to_dict() == {"runs": 1, "hours": pytest.approx(48 / 3600), "unknown": 0}
     assert table.loc["zeroq", ["runs", "unknown"]].to_list() == [1, 1]
@@ -58,7 +60,7 @@ def test_shared_images_are_paid_once_and_what_is_not_known_is_told() -> None:
 
 def test_what_plans_share_is_paid_by_the_first_and_unknown_networks_cost_what_others_do() -> None:
     ours, both = (
-        plans.table2("shapes", "smoke", models=names, sources=["dgh"], bits=["W8A8"], seeds=1)
+        methods.table2("shapes", "smoke", models=names, sources=["dgh"], bits=["W8A8"], seeds=1)
         for names in (["shapes_residual"], ["shapes_residual", "shapes_inverted"])
     )
     seconds = costs.seconds_in_turn({"first": ours, "again": ours, "more": both}, costs.unit_costs(RECORDS))
@@ -96,28 +98,28 @@ def test_the_runs_of_a_notebook_are_those_it_asks_for() -> None:
             assert runs == [], "by default such a page shows records alone"
             runs = runs_of(notebook.stem, computed="smoke")
         assert bool(runs) == asks, notebook.stem
-    assert runs_of("table2", seeds=2) == plans.table2("shapes", "quick", seeds=2)
+    assert runs_of("table2", seeds=2) == methods.table2("shapes", "quick", seeds=2)
     assert {run.model for run in runs_of("table1", networks=1)} == set(first_models("shapes", 1))
 
 
 def test_the_runs_of_a_notebook_are_as_it_chooses_them() -> None:
     smoke = {"budget": "smoke", "recorded": "smoke"}
     ours, detector = ["shapes_residual"], ["shapes_ssdlite"]
-    assert runs_of(
-        "which_layer", **smoke, model="shapes_residual", method="qdrop", bits="W2A4"
-    ) == quantized_plans.layers("shapes", "smoke", method="qdrop", bits=["W2A4"], models=ours)
+    assert runs_of("which_layer", **smoke, model="shapes_residual", method="qdrop", bits="W2A4") == quantized.layers(
+        "shapes", "smoke", method="qdrop", bits=["W2A4"], models=ours
+    )
     assert runs_of("deployment", **smoke) == [
-        *quantized_plans.files("shapes", "smoke", models=ours),
-        *image_plans.onnxruntime("shapes", "smoke", models=ours),
+        *quantized.files("shapes", "smoke", models=ours),
+        *observations.onnxruntime("shapes", "smoke", models=ours),
     ]
     assert runs_of("sources", **smoke, num_images=8) == [
-        *image_plans.gallery("shapes", "smoke", num_images=8, models=ours),
-        *image_plans.image_costs("shapes", "smoke", num_images=8, seeds=1, models=ours),
+        *observations.gallery("shapes", "smoke", num_images=8, models=ours),
+        *observations.image_costs("shapes", "smoke", num_images=8, seeds=1, models=ours),
     ]
     assert runs_of("table3", **smoke) == [
-        *plans.table3("shapes_detection", "smoke", seeds=1, quantized={"hptq": "W8A8"}, models=detector),
-        *quantized_plans.boxes("shapes_detection", "smoke", models=detector),
-        *image_plans.figure8("shapes_detection", "smoke", models=detector),
+        *methods.table3("shapes_detection", "smoke", seeds=1, quantized={"hptq": "W8A8"}, models=detector),
+        *quantized.boxes("shapes_detection", "smoke", models=detector),
+        *observations.figure8("shapes_detection", "smoke", models=detector),
     ]
 
 
@@ -125,7 +127,9 @@ def test_a_notebook_that_cannot_be_followed_has_no_runs(tmp_path: Path, monkeypa
     """The forecast comes before the pages: what is wrong with one is told there, and none of the others is lost."""
     monkeypatch.chdir(tmp_path)
     page = Path("a.ipynb")
-    run = "from dghlib.experiments import plans, run\nrun.run(plans.table2(profile, budget))"
+    run = (
+        "from dghlib.experiments import run\nfrom dghlib.plans import methods\nrun.run(methods.table2(profile, budget))"
+    )
     cells = [new_code_cell(cell) for cell in ("%matplotlib inline", "open('written', 'w')", "1 / 0", run)]
     nbformat.write(new_notebook(cells=cells), page)
     assert forecast._runs(page, {"profile": "nonsense", "budget": "smoke"}) == []

@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dghlib import assets, datasets
+from dghlib import datasets
 from dghlib.choices import UnknownName
 from dghlib.datasets import LabelledImages, batches, files, sample
 from dghlib.datasets.labelled import choose
+from dghlib.storage import assets
 
 
 def numbered(num_images: int, num_classes: int = 4) -> LabelledImages:

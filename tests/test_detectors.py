@@ -13,7 +13,6 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FrozenBatchNorm2d
 
 from dghlib import models
-from dghlib.batchnorm import NoBatchNorm, stored_statistics
 from dghlib.datasets import scenes
 from dghlib.evaluation import found_boxes, mean_average_precision
 from dghlib.generators import dgh, genie_d, intraq, zeroq
@@ -23,6 +22,7 @@ from dghlib.models import FloatModel, coco, detectors, embedded
 from dghlib.quantizers import QuantizedModel, adaround, hptq
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.tracing import trace
+from dghlib.running.batchnorm import NoBatchNorm, stored_statistics
 
 NAMES = list(detectors.NETS)
 

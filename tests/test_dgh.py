@@ -10,10 +10,10 @@ from typing import Literal
 import pytest
 import torch
 
-from dghlib.batchnorm import stored_statistics
 from dghlib.generators import dgh, noise
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, output_range
 from dghlib.models import FloatModel
+from dghlib.running.batchnorm import stored_statistics
 
 SMALL = dgh.Config(num_images=24, batch_size=8, steps=120)
 

@@ -10,12 +10,12 @@ import torch
 
 pytest.importorskip("diffusers", reason="needs the extra: pip install 'dghlib[diffusion]'")
 
-from dghlib.checkpoints import Checkpoint
 from dghlib.datasets import shapes
-from dghlib.experiments import diffusion
-from dghlib.experiments.diffusion import Config, loss_of_batch
 from dghlib.models import embedded
 from dghlib.seeds import stream
+from dghlib.storage.checkpoints import Checkpoint
+from dghlib.training import diffusion
+from dghlib.training.diffusion import Config, loss_of_batch
 
 TINY = Config(num_images=48, steps=4, batch_size=4, test_images=2, sampling_steps=2)
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dghlib import datasets, models
-from dghlib.assets import MissingAsset
 from dghlib.evaluation import top1
+from dghlib.storage.assets import MissingAsset
 
 
 def logits_of(rows: list[list[float]]) -> Tensor:

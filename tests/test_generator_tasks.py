@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, StepLR
 
-from dghlib.checkpoints import Checkpoint
 from dghlib.generators import deep_inversion, intraq, qimera
 from dghlib.generators.classes import NoFeatures, NotAClassifier, find_head
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.models import FloatModel
+from dghlib.storage.checkpoints import Checkpoint
 
 NOWHERE = Checkpoint(None, "")
 

@@ -17,10 +17,10 @@ import torch
 from conftest import make_tiny_model, make_tiny_transformer
 from torch import nn
 
-from dghlib.batchnorm import NoBatchNorm
-from dghlib.checkpoints import Checkpoint
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS, pipelines
 from dghlib.models import FloatModel
+from dghlib.running.batchnorm import NoBatchNorm
+from dghlib.storage.checkpoints import Checkpoint
 
 BUDGET = {"num_images": 6, "batch_size": 4, "steps": 3, "denoising_steps": 2}
 ITERATIVE = [name for name, method in GENERATORS.items() if hasattr(method.PRESETS["default"], "steps")]
@@ -112,7 +112,7 @@ import sys
 from pathlib import Path
 from conftest import make_tiny_model
 from dataclasses import replace
-from dghlib import checkpoints
+from dghlib.storage import checkpoints
 from dghlib.generators import GENERATORS
 
 checkpoints.Checkpoint.save_when_due = lambda self, state: self.save(state())

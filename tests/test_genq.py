@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from dghlib import models
-from dghlib.checkpoints import Checkpoint
 from dghlib.choices import UnknownName
 from dghlib.generators import filters, genq, pipelines, textual_inversion
 from dghlib.generators.genq import ADJECTIVES, Config
 from dghlib.images import to_pixels
 from dghlib.models import FloatModel, embedded
-from dghlib.records import fingerprint, plain
+from dghlib.storage.checkpoints import Checkpoint
+from dghlib.storage.records import fingerprint, plain
 
 NAMES = ("cat", "dog", "owl", "elk", "ant")
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dghlib.experiments import helpers, plans
+from dghlib.experiments import helpers
 from dghlib.experiments.experiment import Experiment
 from dghlib.experiments.run import RESULTS_VARIABLE, Workshop
-from dghlib.records import provenance
+from dghlib.plans import methods
+from dghlib.storage.records import provenance
 
-RUNS = plans.table2("shapes", "smoke", sources=["noise"], bits=["W8A8"], seeds=1, models=["shapes_residual"])
+RUNS = methods.table2("shapes", "smoke", sources=["noise"], bits=["W8A8"], seeds=1, models=["shapes_residual"])
 
 
 def test_helpers_begin_with_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from dghlib import cli
+from dghlib.bookmaking import holdings
+from dghlib.bookmaking.holdings import HOLDINGS, Holding, held
 from dghlib.choices import UnknownName
-from dghlib.experiments import holdings, run
+from dghlib.experiments import run
 from dghlib.experiments.experiment import Experiment
-from dghlib.experiments.holdings import HOLDINGS, Holding, held
-from dghlib.experiments.plans import table2
 from dghlib.experiments.profiles import BUDGETS, PROFILES
 from dghlib.experiments.recorded import ANEW_VARIABLE
+from dghlib.plans.methods import table2
 
 Folders = tuple[run.Workshop, run.Workshop]
 

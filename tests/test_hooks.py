@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dghlib.hooks import recorded_inputs
+from dghlib.running.hooks import recorded_inputs
 
 
 class CallsTwice(nn.Module):

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from dghlib import models
-from dghlib.batchnorm import stored_statistics, working_copy
 from dghlib.generators import intraq
 from dghlib.generators.classes import Head, find_head
 from dghlib.generators.intraq import ClassCentres, marginal_distance, soft_inception_loss, soft_targets
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.models import FloatModel
+from dghlib.running.batchnorm import stored_statistics, working_copy
 
 # All three parts off.
 SMALL = intraq.Config(num_images=32, batch_size=8, steps=40, soft_target=1.0, nearest=0.0, farthest=2.0, crop_area=1.0)

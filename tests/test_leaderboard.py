@@ -8,13 +8,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dghlib.experiments import image_plans, leaderboard, looks, run
+from dghlib.experiments import looks, run
 from dghlib.experiments.experiment import Experiment, RealImages
 from dghlib.experiments.recorded import RECORDED_VARIABLE
 from dghlib.experiments.run import Record, inputs_of
 from dghlib.generators import dgh
+from dghlib.plans import observations
 from dghlib.quantizers import brecq, hptq
-from dghlib.records import fingerprint, plain, write_json
+from dghlib.showing import leaderboard
+from dghlib.storage.records import fingerprint, plain, write_json
 
 
 def _record(source: str, top1: float, seed: int, **settings: Any) -> Record:
@@ -163,7 +165,7 @@ def test_what_is_committed_is_current(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_look_of_another_version_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
-    (plan,) = image_plans.figure2("shapes", "smoke", seeds=1, models=["shapes_residual"])
+    (plan,) = observations.figure2("shapes", "smoke", seeds=1, models=["shapes_residual"])
     record: Any = {"inputs": inputs_of(plan), "provenance": {"seconds": 1.0, "commit": "0" * 40}}
     (row,) = leaderboard.overview_of_observations([record]).itertuples(index=False)
     assert (row.look, row.images, row.state) == ("features", "Real data, DGH, ZeroQ", "current")

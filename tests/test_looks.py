@@ -14,29 +14,22 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from dghlib.experiments import (
-    image_figures,
-    image_plans,
-    looks,
-    paper_plans,
-    paper_tables,
-    run,
-    sources,
-    tables,
-)
+from dghlib.experiments import looks, run
 from dghlib.experiments.experiment import Observation
 from dghlib.experiments.run import Workshop
 from dghlib.generators import deep_inversion
 from dghlib.images import load_images, save_images, to_pixels
+from dghlib.plans import observations, papers
+from dghlib.showing import image_figures, paper_tables, sources, tables
 
 PLANS: dict[str, Callable[..., list[Observation]]] = {
-    "figure2": image_plans.figure2,
-    "figure3": image_plans.figure3,
-    "figure4": image_plans.figure4,
-    "figure8": image_plans.figure8,
-    "figure9": partial(image_plans.figure9, iterations=5, num_images=8),
-    "intraq_figure1": image_plans.intraq_figure1,
-    "genie_figureA5": image_plans.genie_figure_a5,
+    "figure2": observations.figure2,
+    "figure3": observations.figure3,
+    "figure4": observations.figure4,
+    "figure8": observations.figure8,
+    "figure9": partial(observations.figure9, iterations=5, num_images=8),
+    "intraq_figure1": observations.intraq_figure1,
+    "genie_figureA5": observations.genie_figure_a5,
 }
 DRAWN: dict[str, Callable[..., Figure]] = {
     "figure2": image_figures.feature_maps,
@@ -51,7 +44,7 @@ DRAWN: dict[str, Callable[..., Figure]] = {
 
 def test_the_second_row_of_figure9_has_more_iterations_than_the_first() -> None:
     def rows(budget: str, **wanted: Any) -> list[str]:
-        (plan,) = image_plans.figure9("shapes", budget, models=["shapes_residual"], **wanted)
+        (plan,) = observations.figure9("shapes", budget, models=["shapes_residual"], **wanted)
         return [title for title, _ in plan.sets]
 
     assert rows("quick") == ["80", "800"]
@@ -111,8 +104,8 @@ def test_classes_by_filter() -> None:
 
     table = paper_tables.filtered_classes([record(0, "shapes_residual", 12), record(1, "shapes_residual", 14)])
     assert table["residual"].to_dict() == {"no filter, 0%": "41", "energy, 90%": "13"}
-    (plan,) = image_plans.genq_classes("shapes", "smoke", seeds=1, models=["shapes_residual"])
-    filtered = paper_plans.genq_filters("shapes", "smoke", seeds=1, models=["shapes_residual"])[1:]
+    (plan,) = observations.genq_classes("shapes", "smoke", seeds=1, models=["shapes_residual"])
+    filtered = papers.genq_filters("shapes", "smoke", seeds=1, models=["shapes_residual"])[1:]
     assert [wanted.config for _, wanted in plan.sets] == [each.source_config for each in filtered]
     assert [title for title, _ in plan.sets[:2]] == ["no filter, 0%", "energy, 10%"]
 
@@ -206,13 +199,13 @@ def test_pictures_are_the_first_images_of_their_sets() -> None:
 
 def test_sets_have_the_size_that_is_asked_for_of_detectors_too() -> None:
     for profile, model in (("shapes", "shapes_residual"), ("shapes_detection", "shapes_ssdlite")):
-        (plan,) = image_plans.figure8(profile, "quick", num_images=4, models=[model])
+        (plan,) = observations.figure8(profile, "quick", num_images=4, models=[model])
         assert {wanted.config.num_images for _, wanted in plan.sets} == {4}
 
 
 def test_real_images_of_other_people_are_in_no_record() -> None:
-    (drawn,) = image_plans.figure8("shapes", "smoke", models=["shapes_residual"])
-    (foreign,) = image_plans.figure8("cifar10", "smoke", models=["cifar10_resnet20"])
+    (drawn,) = observations.figure8("shapes", "smoke", models=["shapes_residual"])
+    (foreign,) = observations.figure8("cifar10", "smoke", models=["cifar10_resnet20"])
     assert [title for title, _ in drawn.sets] == [*(title for title, _ in foreign.sets), "real"]
 
 
@@ -224,14 +217,14 @@ def test_strips_of_images_for_the_pages_of_methods(
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {f"images_{source}.png" for source in ("noise", "zeroq", "genie_d", "dgh", "real")}
     with Image.open(tmp_path / "images_dgh.png") as strip:
-        assert strip.size == (image_plans.PICTURES * 34 + 2, 36)
+        assert strip.size == (observations.PICTURES * 34 + 2, 36)
         assert (pil_to_tensor(strip)[..., ::34] == 255).all(), "images touch"
 
 
 def test_an_observation_is_found_again_and_named_in_the_foot_line(
     observed: dict[str, list[run.Record]], tmp_path: Path
 ) -> None:
-    (plan,) = image_plans.figure3("shapes", "smoke", num_images=8, seeds=1, models=["shapes_residual"])
+    (plan,) = observations.figure3("shapes", "smoke", num_images=8, seeds=1, models=["shapes_residual"])
     (record,) = run.run([plan], results=tmp_path / "results", progress=False)
     assert Workshop(tmp_path / "results").find(plan) == record
     assert [path.parent.name for path in (tmp_path / "results").rglob("*.json")] == [run.OBSERVATIONS]
@@ -240,7 +233,7 @@ def test_an_observation_is_found_again_and_named_in_the_foot_line(
 
 
 def test_the_cost_of_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = image_plans.image_costs("shapes", "smoke", num_images=4, seeds=1, models=["shapes_bottleneck"])
+    plan = observations.image_costs("shapes", "smoke", num_images=4, seeds=1, models=["shapes_bottleneck"])
     records = run.run(plan, results=tmp_path / "results", progress=False)
     chosen = ["zeroq", "genie_d", "noise"]
     table = sources.cost(records, sources=chosen, save=str(tmp_path / "cost"))
@@ -255,7 +248,7 @@ def test_the_cost_of_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_images_against_a_student_are_made_once_and_are_not_those_without(tmp_path: Path) -> None:
-    (plan,) = image_plans.intraq_figure1("shapes", "smoke", seeds=1, models=["shapes_residual"])
+    (plan,) = observations.intraq_figure1("shapes", "smoke", seeds=1, models=["shapes_residual"])
     by_itself, wanted = (dict(plan.sets)[title] for title in ("DeepInversion", "DeepInversion against a student"))
     assert wanted.student == "shapes_bottleneck"
     workshop = Workshop(tmp_path / "results")

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from dghlib.batchnorm import StoredStatistics, moments, stored_statistics
 from dghlib.generators.matching import (
     STD_EPSILON,
     batch_norm_distance,
@@ -15,6 +14,7 @@ from dghlib.generators.matching import (
     slack_penalty,
     with_pixels,
 )
+from dghlib.running.batchnorm import StoredStatistics, moments, stored_statistics
 
 TWO_LAYERS = StoredStatistics(
     names=("a", "b"), sizes=(2, 1), mean=torch.tensor([0.0, 1.0, 2.0]), variance=torch.tensor([1.0, 4.0, 9.0])

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dghlib import assets, datasets, models
+from dghlib import datasets, models
 from dghlib.choices import UnknownName
 from dghlib.datasets import shapes
 from dghlib.datasets.labelled import LabelledImages, batches
 from dghlib.evaluation import top1
-from dghlib.experiments import checkpoints
 from dghlib.models import FloatModel, classifiers, detectors, embedded, imagenet, public
+from dghlib.storage import assets
+from dghlib.training import classifiers as training
 
 EMBEDDED = list(embedded.NETS)
 # Float top-1 on all 10 000 test images.
@@ -76,9 +77,9 @@ def test_no_checkpoint_ships_that_no_name_loads() -> None:
 def test_stored_statistics_are_those_of_augmented_training_images(name: str) -> None:
     model = models.load(name)
     stored = copy.deepcopy(model.net.state_dict())
-    config = checkpoints.Config(model=name, batch_size=240)
+    config = training.Config(model=name, batch_size=240)
     data = shapes.classification("train", 480)
-    checkpoints.measure_batch_norm(model, (images for images, _ in checkpoints.augmented(model, data, config, 0)))
+    training.measure_batch_norm(model, (images for images, _ in training.augmented(model, data, config, 0)))
     for key, measured in model.net.state_dict().items():
         if key.endswith("running_mean"):
             deviation = stored[key.replace("mean", "var")].sqrt()
@@ -172,7 +173,7 @@ def test_spaces_that_cannot_be_are_refused(tiny_model: FloatModel) -> None:
         replace(tiny_model, std=(0.25, 0.0, 0.25))
 
 
-TINY_RUN = checkpoints.Config(model="shapes_inverted", num_images=64, epochs=2, batch_size=32)
+TINY_RUN = training.Config(model="shapes_inverted", num_images=64, epochs=2, batch_size=32)
 
 
 class Killed(Exception):
@@ -181,23 +182,23 @@ class Killed(Exception):
 
 def test_a_killed_training_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = shapes.classification("train", 64)
-    whole, _ = checkpoints.train(TINY_RUN, data)
+    whole, _ = training.train(TINY_RUN, data)
 
     epochs, checkpoint = [], tmp_path / "run.pt"
-    original = checkpoints.augmented
+    original = training.augmented
 
     def killed_in_the_last_epoch(
-        model: FloatModel, data: LabelledImages, config: checkpoints.Config, epoch: int
+        model: FloatModel, data: LabelledImages, config: training.Config, epoch: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         epochs.append(epoch)
         if epochs == [0, 1]:
             raise Killed
         return original(model, data, config, epoch)
 
-    monkeypatch.setattr(checkpoints, "augmented", killed_in_the_last_epoch)
+    monkeypatch.setattr(training, "augmented", killed_in_the_last_epoch)
     with pytest.raises(Killed):
-        checkpoints.train(TINY_RUN, data, checkpoint)
-    continued, _ = checkpoints.train(TINY_RUN, data, checkpoint)
+        training.train(TINY_RUN, data, checkpoint)
+    continued, _ = training.train(TINY_RUN, data, checkpoint)
     assert epochs == [0, 1, 1, 2]  # of the last, only batch-norm statistics are measured
     assert continued.sha256() == whole.sha256()
 
@@ -205,13 +206,13 @@ def test_a_killed_training_run_continues_to_the_same_weights(tmp_path: Path, mon
 def test_another_seed_trains_other_weights() -> None:
     data = shapes.classification("train", 32)
     runs = [replace(TINY_RUN, epochs=1, seed=seed) for seed in (0, 1)]
-    first, second = (checkpoints.train(run, data)[0] for run in runs)
+    first, second = (training.train(run, data)[0] for run in runs)
     assert first.sha256() != second.sha256()
 
 
 def test_training_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
-    checkpoints.train(replace(TINY_RUN, epochs=1), shapes.classification("train", 32))
+    training.train(replace(TINY_RUN, epochs=1), shapes.classification("train", 32))
     assert torch.get_rng_state().equal(before)
 
 
@@ -221,20 +222,20 @@ def test_images_are_flipped_and_cropped_one_by_one(crop_margin: int, views: rang
     many = LabelledImages(data.images.repeat(64, 1, 1, 1), data.labels.repeat(64), data.classes)
     model = embedded.as_model("shapes_inverted", nn.Identity())
     config = replace(TINY_RUN, batch_size=64, crop_margin=crop_margin)
-    ((images, _),) = checkpoints.augmented(model, many, config, epoch=0)
+    ((images, _),) = training.augmented(model, many, config, epoch=0)
     assert images.shape == (64, 3, 32, 32)
     assert len({image.contiguous().numpy().tobytes() for image in images}) in views
 
 
 def test_the_learning_rate_goes_up_and_down() -> None:
-    config = checkpoints.Config(model="shapes_inverted", peak_learning_rate=1.0, warm_up=0.25)
+    config = training.Config(model="shapes_inverted", peak_learning_rate=1.0, warm_up=0.25)
     steps = (0, 0.125, 0.25, 0.625, 1)
-    rates = [checkpoints.learning_rate(step, config.peak_learning_rate, config.warm_up) for step in steps]
+    rates = [training.learning_rate(step, config.peak_learning_rate, config.warm_up) for step in steps]
     assert rates == pytest.approx([0, 0.5, 1, 0.5, 0])
 
 
 def test_a_made_checkpoint_has_weights_and_says_how(tmp_path: Path) -> None:
-    facts = checkpoints.make(replace(TINY_RUN, epochs=1, test_images=48), tmp_path)
+    facts = training.make(replace(TINY_RUN, epochs=1, test_images=48), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "shapes_inverted.safetensors",
         "shapes_inverted.json",

@@ -6,8 +6,8 @@ from typing import Any
 import nbformat
 import pytest
 
+from dghlib.bookmaking.notebooks import parameters_of
 from dghlib.experiments.experiment import Experiment
-from dghlib.experiments.notebooks import parameters_of
 from dghlib.experiments.run import RESULTS_VARIABLE, Workshop
 from dghlib.quantizers.reconstruction import Settings
 

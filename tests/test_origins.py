@@ -8,8 +8,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from dghlib.experiments import book, origins
-from dghlib.experiments.notebooks import NotebookError
+from dghlib.bookmaking import book, origins
+from dghlib.bookmaking.notebooks import NotebookError
 from dghlib.experiments.run import RESULTS_VARIABLE
 
 

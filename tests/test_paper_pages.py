@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from dghlib.experiments import paper_figures, paper_plans, paper_tables, plan_tables, run, tables
-from dghlib.experiments.catalogue import PLANS
+from dghlib.experiments import run
 from dghlib.experiments.experiment import FLOAT, Run, width_of
 from dghlib.experiments.profiles import first_models
+from dghlib.plans import papers
+from dghlib.plans.catalogue import PLANS
+from dghlib.showing import paper_figures, paper_tables, plan_tables, tables
 
 ONE: dict[str, Any] = {"seeds": 2, "models": ["shapes_residual"]}
 OF_DETECTORS = ("table3", "boxes")
@@ -56,7 +58,7 @@ def test_every_run_of_a_plan_has_a_title_of_its_own(name: str) -> None:
 
 
 def test_table4_has_a_row_for_every_choice_of_parts_beside_the_papers() -> None:
-    experiments = paper_plans.table4("shapes", "quick", **(ONE | {"seeds": 1}))
+    experiments = papers.table4("shapes", "quick", **(ONE | {"seeds": 1}))
     table = paper_tables.table4(made_up(experiments))
     assert len(table) == 9
     assert table.loc[("✓", "✓", "✓"), ("paper: ResNet-18", "W4A4")] == "65.64"
@@ -69,7 +71,7 @@ def test_table4_has_a_row_for_every_choice_of_parts_beside_the_papers() -> None:
 
 
 def test_rows_hold_means_over_seeds() -> None:
-    experiments = paper_plans.intraq_parts("shapes", "quick", **ONE)
+    experiments = papers.intraq_parts("shapes", "quick", **ONE)
     records = made_up(experiments)
     table = paper_tables.intraq_parts(records)
     without = [k for k, e in enumerate(experiments) if e.quantizer != FLOAT and e.source_config.crop_area == 1]
@@ -80,7 +82,7 @@ def test_rows_hold_means_over_seeds() -> None:
 def test_a_network_with_its_own_images_is_on_the_diagonal() -> None:
     names = ["shapes_residual", "shapes_inverted"]
     wanted: dict[str, Any] = {"models": names, "sources": ["dgh"], "bits": ["W2A4", "W4A4"]}
-    experiments = paper_plans.transfer("shapes", "quick", seeds=1, **wanted)
+    experiments = papers.transfer("shapes", "quick", seeds=1, **wanted)
     table = paper_tables.transfers(made_up(experiments))
     for place, experiment in enumerate(experiments[2:], start=2):
         row, column = (name.removeprefix("shapes_") for name in (experiment.maker, experiment.model))
@@ -89,17 +91,17 @@ def test_a_network_with_its_own_images_is_on_the_diagonal() -> None:
 
 
 def test_amounts_and_printed_numbers() -> None:
-    table = paper_tables.by_amount(made_up(paper_plans.samples("shapes", "quick", bits=["W2A4", "W4A4"], **ONE)))
+    table = paper_tables.by_amount(made_up(papers.samples("shapes", "quick", bits=["W2A4", "W4A4"], **ONE)))
     assert list(table.index.droplevel("network")) == [(f"W{n}A4", size) for n in (2, 4) for size in (16, 32, 64, 128)]
     assert paper_tables.paper_amounts("genie_tableA1").loc[1024, ("MBV2", "GENIE")] == "49.89"
     assert paper_tables.printed("genq_table1").loc["GENIE", ("batch-norm distance", "MBV2")] == "1.03 ± 0.296"
 
 
 def test_numbers_behind_a_table_are_saved_with_what_tells_them_apart(tmp_path: Path) -> None:
-    records = made_up(paper_plans.intraq_parts("shapes", "quick", **ONE))
+    records = made_up(papers.intraq_parts("shapes", "quick", **ONE))
     tables.save_csv(records, str(tmp_path / "t.csv"))
     saved = pd.read_csv(tmp_path / "t.csv").set_index("settings")
-    assert len(saved) == 1 + len(paper_plans.INTRAQ_PARTS)  # and the network as it is
+    assert len(saved) == 1 + len(papers.INTRAQ_PARTS)  # and the network as it is
     tops = [
         each["outputs"]["top1"]
         for each in records
@@ -131,7 +133,7 @@ def test_curves_show_every_record() -> None:
 
 
 def test_a_filter_discards_what_the_page_says() -> None:
-    records = made_up(paper_plans.genq_filters("shapes", "quick", **(ONE | {"seeds": 1})))[1:]
+    records = made_up(papers.genq_filters("shapes", "quick", **(ONE | {"seeds": 1})))[1:]
     shown = [(paper_figures._filter_of(record), paper_figures._discarded(record)) for record in records]
     tenths = [10, 30, 50, 70, 90]
     filters = [(name, share) for name in ("energy", "batch-norm sensitivity") for share in tenths]

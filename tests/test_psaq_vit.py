@@ -14,13 +14,13 @@ from conftest import make_tiny_model, make_tiny_transformer
 from torch import nn
 from torchvision.models import SwinTransformer
 
-from dghlib.checkpoints import Checkpoint
 from dghlib.generators import attention, psaq_vit
 from dghlib.generators.attention import RecordedAttention, open_attention
 from dghlib.generators.deep_inversion import total_variation
 from dghlib.generators.patch_similarity import BANDWIDTH, DENSITY_EPSILON
 from dghlib.generators.psaq_vit import Config, NoAttention, generate, image_entropies, patches_seen, rate
 from dghlib.models import FloatModel
+from dghlib.storage.checkpoints import Checkpoint
 
 
 def _swin() -> nn.Module:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from dghlib.batchnorm import stored_statistics, working_copy
 from dghlib.generators import qimera
 from dghlib.generators.classes import find_head
 from dghlib.generators.networks import QimeraNetwork
 from dghlib.generators.qimera import mixtures_of_classes
 from dghlib.models import FloatModel
+from dghlib.running.batchnorm import stored_statistics, working_copy
 from dghlib.seeds import stream
 
 SMALL = qimera.Config(num_images=32, batch_size=16, steps=20)

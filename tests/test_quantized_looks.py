@@ -7,20 +7,13 @@ import pandas as pd
 import pytest
 from conftest import make_tiny_model
 
-from dghlib.experiments import (
-    deployment,
-    figures,
-    image_plans,
-    leaderboard,
-    quantized_looks,
-    quantized_plans,
-    run,
-    tables,
-)
-from dghlib.experiments.detections import detections
+from dghlib.experiments import quantized_looks, run
 from dghlib.experiments.experiment import FLOAT, Observation
 from dghlib.generators import noise
+from dghlib.plans import observations, quantized
 from dghlib.quantizers import QUANTIZERS, hptq, noise_report
+from dghlib.showing import deployment, figures, leaderboard, tables
+from dghlib.showing.detections import detections
 
 SMALL: dict[str, Any] = {"seeds": 1, "models": ["shapes_residual"]}
 
@@ -44,7 +37,7 @@ def test_noise_is_that_of_the_report_and_knows_its_place() -> None:
 
 
 def test_which_layer_hurts(tmp_path: Path) -> None:
-    records = observe(quantized_plans.layers("shapes", "smoke", **SMALL), tmp_path)
+    records = observe(quantized.layers("shapes", "smoke", **SMALL), tmp_path)
     worst = tables.worst(records, "noise")
     assert list(worst.columns) == ["kind", "name", "bits", "own", "accumulated"]
     assert list(worst.accumulated.astype(float)) == sorted(worst.accumulated.astype(float))
@@ -59,24 +52,24 @@ def test_which_layer_hurts(tmp_path: Path) -> None:
 
 
 def test_what_detectors_find(tmp_path: Path) -> None:
-    records = observe(quantized_plans.boxes("shapes_detection", "smoke", models=["shapes_ssdlite"]), tmp_path)
+    records = observe(quantized.boxes("shapes_detection", "smoke", models=["shapes_ssdlite"]), tmp_path)
     boxes = tables.observed(records, "boxes")
     assert FLOAT in set(boxes.network)
     assert (boxes.score >= quantized_looks.SURE).all()
     assert (boxes.right > boxes.left).all()
-    assert boxes.scene.between(0, quantized_plans.SCENES - 1).all()
+    assert boxes.scene.between(0, quantized.SCENES - 1).all()
     figure = detections(records, save=str(tmp_path / "boxes"))
     lines = [[patch.get_linestyle() for patch in axis.patches] for axis in figure.axes]
     assert sum(len(styles) - styles.count(":") for styles in lines) == len(boxes)
     truths = [styles.count(":") for styles in lines]
     assert min(truths) > 0
-    assert truths[: quantized_plans.SCENES] == truths[-quantized_plans.SCENES :]  # every row has the same scenes
+    assert truths[: quantized.SCENES] == truths[-quantized.SCENES :]  # every row has the same scenes
     assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()][-1] == "Real data"
     assert "no records" in detections([]).axes[0].texts[0].get_text()
 
 
 def test_files_do_what_the_simulation_does(tmp_path: Path) -> None:
-    records = observe(quantized_plans.files("shapes", "smoke", **SMALL), tmp_path)
+    records = observe(quantized.files("shapes", "smoke", **SMALL), tmp_path)
     table = deployment.files(records)
     assert list(table.index) == ["residual, float", "residual, HPTQ W8A8", "residual, HPTQ W4A4"]
     sizes = list(table["file, kB"])
@@ -87,7 +80,7 @@ def test_files_do_what_the_simulation_does(tmp_path: Path) -> None:
 
 
 def test_other_peoples_quantizer(tmp_path: Path) -> None:
-    records = observe(image_plans.onnxruntime("shapes", "smoke", **SMALL), tmp_path)
+    records = observe(observations.onnxruntime("shapes", "smoke", **SMALL), tmp_path)
     table = deployment.onnxruntime_alone(records)
     assert list(table.index) == ["Gaussian noise", "ZeroQ", "DGH", "Real data", "Float"]
     reached = table.iloc[:, 0].astype(float)
@@ -96,7 +89,7 @@ def test_other_peoples_quantizer(tmp_path: Path) -> None:
 
 
 def test_a_copy_of_another_version_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (plan,) = quantized_plans.files("shapes", "smoke", bits=["W8A8"], **SMALL)
+    (plan,) = quantized.files("shapes", "smoke", bits=["W8A8"], **SMALL)
     assert "hptq W8A8" in plan.title
     (record,) = observe([plan], tmp_path)
     assert record["inputs"]["quantizer"]["version"] == hptq.VERSION

@@ -7,10 +7,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dghlib.experiments import book, plans, run
-from dghlib.experiments.notebooks import NotebookError, run_notebook
+from dghlib.bookmaking import book
+from dghlib.bookmaking.notebooks import NotebookError, run_notebook
+from dghlib.experiments import run
 from dghlib.experiments.recorded import RECORDED_VARIABLE, NotRecorded
-from dghlib.records import fingerprint, write_json
+from dghlib.plans import methods
+from dghlib.storage.records import fingerprint, write_json
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
 
 
 def test_records_are_found_and_the_others_named(shown: list[Any], tmp_path: Path) -> None:
-    experiments = plans.table2("shapes", "smoke", models=["shapes_residual"], sources=["noise"], seeds=1)
+    experiments = methods.table2("shapes", "smoke", models=["shapes_residual"], sources=["noise"], seeds=1)
     record = {"inputs": run.inputs_of(experiments[1]), "outputs": {"top1": 12.0}, "provenance": {}}
     write_json(tmp_path / "shapes" / f"{fingerprint(record['inputs'])}.json", record)
     assert run.run(experiments) == [record]
@@ -33,7 +35,7 @@ def test_records_are_found_and_the_others_named(shown: list[Any], tmp_path: Path
 
 
 def test_networks_as_they_are_are_no_results(shown: list[Any], tmp_path: Path) -> None:
-    experiments = plans.table2("shapes", "smoke", models=["shapes_residual"], sources=["noise"], seeds=1)
+    experiments = methods.table2("shapes", "smoke", models=["shapes_residual"], sources=["noise"], seeds=1)
     record = {"inputs": run.inputs_of(experiments[0]), "outputs": {"top1": 12.0}, "provenance": {}}
     write_json(tmp_path / "shapes" / f"{fingerprint(record['inputs'])}.json", record)
     assert run.run(experiments) == []

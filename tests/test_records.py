@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dghlib import records
+from dghlib.storage import records
 
 
 @dataclasses.dataclass(frozen=True)

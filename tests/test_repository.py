@@ -22,15 +22,17 @@ from PIL import Image
 from torch import nn
 
 import dghlib
+from dghlib.bookmaking.book import notebook_names
+from dghlib.bookmaking.holdings import held
+from dghlib.bookmaking.notebooks import parameters_of
 from dghlib.cli import _parser
-from dghlib.experiments import image_figures, plans, run, tables
-from dghlib.experiments.book import notebook_names
-from dghlib.experiments.holdings import held
-from dghlib.experiments.notebooks import parameters_of
+from dghlib.experiments import run
 from dghlib.export import OnnxNetwork
 from dghlib.generators import GENERATORS
 from dghlib.models import MODELS
+from dghlib.plans import methods
 from dghlib.quantizers import QUANTIZERS
+from dghlib.showing import image_figures, tables
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -177,7 +179,7 @@ def test_pages_of_committed_records_have_them_whatever_the_budget_of_the_book() 
             assert "recorded" in parameters_of(path), path.name
             assert "recorded" in plan, path.name
     for profile in ("cifar10", "tiny_imagenet"):
-        wanted = plans.table2(profile, "standard", seeds=1)
+        wanted = methods.table2(profile, "standard", seeds=1)
         assert len(run.published(wanted)) == len(wanted)
 
 
@@ -226,7 +228,7 @@ def test_the_api_pages_have_all_that_is_public(name: str) -> None:
     assert public <= set(re.findall(r"auto(?:class|function|exception):: dghlib[\w.]*\.(\w+)", pages))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "dghlib/experiments/paper").glob("*.csv")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "dghlib/showing/paper").glob("*.csv")), ids=lambda p: p.stem)
 def test_the_papers_numbers_are_complete(path: Path) -> None:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -243,9 +245,9 @@ def test_the_readme_tree_is_the_tree() -> None:
     listed = paths_of(tree)
     missing = [path for path in listed if not (ROOT / path).exists()]
     assert missing == [], "named in the README, but not there"
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "dghlib").rglob("*.py")}
-    unlisted = {path for path in modules if not path.endswith("__init__.py")} - set(listed)
-    assert unlisted == set(), "there, but not named in the README"
+    rooms = {str(path.relative_to(ROOT)) for path in (ROOT / "dghlib").glob("*.py")} - {"dghlib/__init__.py"}
+    rooms |= {str(path.parent.relative_to(ROOT)) for path in (ROOT / "dghlib").glob("*/__init__.py")}
+    assert rooms - {path.rstrip("/") for path in listed} == set(), "there, but not named in the README"
 
 
 def paths_of(tree: str) -> list[str]:

@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from dghlib.choices import UnknownName
-from dghlib.experiments import plans, run, tables
-from dghlib.experiments.paper_plans import transfer
-from dghlib.experiments.plan_parts import parse_bits, quantizer_config
+from dghlib.experiments import run
 from dghlib.experiments.profiles import BUDGETS
 from dghlib.images import normalise
+from dghlib.plans import methods
+from dghlib.plans.papers import transfer
+from dghlib.plans.parts import parse_bits, quantizer_config
 from dghlib.quantizers import QUANTIZERS
-from dghlib.records import fingerprint
+from dghlib.showing import tables
+from dghlib.storage.records import fingerprint
 
 SMOKE: dict[str, Any] = {"profile": "shapes", "budget": "smoke", "models": ["shapes_bottleneck"]}
 
@@ -29,7 +31,8 @@ SMOKE: dict[str, Any] = {"profile": "shapes", "budget": "smoke", "models": ["sha
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from dghlib.experiments import plans, run
+from dghlib.experiments import run
+from dghlib.plans import methods
 
 folder = Path(sys.argv[1])
 
@@ -40,7 +43,7 @@ def outputs(self, experiment, wait):
     return {"top1": 50.0}
 
 run.Workshop._outputs = outputs
-experiments = plans.table2("shapes", "smoke", models=["shapes_bottleneck"])
+experiments = methods.table2("shapes", "smoke", models=["shapes_bottleneck"])
 assert len(run.run(experiments, results=folder / "results", progress=False)) == len(experiments)
 """
 
@@ -54,7 +57,7 @@ def _log(folder: Path) -> list[str]:
 
 
 def test_a_plan_computes_records_that_say_what_they_are(tmp_path):
-    experiments = plans.table2(**SMOKE, sources=["noise", "dgh", "real"], seeds=2)
+    experiments = methods.table2(**SMOKE, sources=["noise", "dgh", "real"], seeds=2)
     records = run.run(experiments, results=tmp_path / "results", progress=False)
     assert len(records) == len(experiments) == 1 + 2 * 3 * 3
     for path in (tmp_path / "results" / "shapes").glob("*.json"):
@@ -75,14 +78,14 @@ def test_a_plan_computes_records_that_say_what_they_are(tmp_path):
 
 
 def test_a_second_run_computes_nothing(tmp_path, monkeypatch):
-    experiments = plans.table2(**SMOKE, sources=["noise"], seeds=1, bits=["W8A8"])
+    experiments = methods.table2(**SMOKE, sources=["noise"], seeds=1, bits=["W8A8"])
     first = run.run(experiments, results=tmp_path / "results", progress=False)
     monkeypatch.setattr(run.Workshop, "_outputs", lambda *args: pytest.fail("computed again"))
     assert run.run(experiments, results=tmp_path / "results", progress=False) == first
 
 
 def test_a_corrupt_record_is_computed_again(tmp_path, caplog):
-    experiments = plans.table2(**SMOKE, sources=["noise"], seeds=1, bits=["W8A8"])
+    experiments = methods.table2(**SMOKE, sources=["noise"], seeds=1, bits=["W8A8"])
     first = run.run(experiments, results=tmp_path / "results", progress=False)
     path = next((tmp_path / "results" / "shapes").glob("*.json"))
     path.write_text("{torn")
@@ -92,7 +95,7 @@ def test_a_corrupt_record_is_computed_again(tmp_path, caplog):
 
 
 def test_damaged_images_are_generated_again(tmp_path, caplog):
-    (experiment,) = plans.table2(**SMOKE, sources=["noise"], seeds=1, bits=["W8A8"])[1:]
+    (experiment,) = methods.table2(**SMOKE, sources=["noise"], seeds=1, bits=["W8A8"])[1:]
     images, _ = run.Workshop(tmp_path / "results").images(experiment)
     path = next((tmp_path / "images").glob("*.safetensors"))
     path.write_bytes(b"torn")
@@ -112,12 +115,12 @@ def test_kill_9_in_the_middle_of_a_plan_loses_one_experiment(tmp_path):
     assert len(done) >= 3
     assert _worker(tmp_path).wait() == 0
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in done.items())
-    assert sum(Counter(_log(tmp_path)).values()) <= len(plans.table2(**SMOKE)) + 1
+    assert sum(Counter(_log(tmp_path)).values()) <= len(methods.table2(**SMOKE)) + 1
 
 
 def test_what_earlier_starts_took_is_in_the_seconds_of_a_record(tmp_path, monkeypatch):
     monkeypatch.setattr(run.checkpoints, "elapsed", lambda path: 1000.0)  # as of a run that was stopped
-    (*_, experiment) = plans.table2(**SMOKE, sources=["dgh"], bits=["W8A8"], seeds=1)
+    (*_, experiment) = methods.table2(**SMOKE, sources=["dgh"], bits=["W8A8"], seeds=1)
     outputs = run.Workshop(tmp_path / "results").compute(experiment, wait=True)["outputs"]
     assert outputs["generation_seconds"] > 1000
     assert outputs["quantization_seconds"] > 1000
@@ -126,7 +129,7 @@ def test_what_earlier_starts_took_is_in_the_seconds_of_a_record(tmp_path, monkey
 def test_a_float_network_stays_where_others_find_it(tmp_path, monkeypatch):
     tested = []
     monkeypatch.setattr(run.Workshop, "_quality", lambda self, experiment, model, net: tested.append(net))
-    (experiment,) = plans.table2(**SMOKE, sources=[], seeds=1)
+    (experiment,) = methods.table2(**SMOKE, sources=[], seeds=1)
     run.Workshop(tmp_path / "results", "meta")._tested(experiment, wait=True)
     assert {weight.device.type for weight in tested[0].parameters()} == {"meta"}
     assert {weight.device.type for weight in run.load_model(experiment.model).net.parameters()} == {"cpu"}
@@ -136,11 +139,11 @@ def test_two_processes_share_a_folder_and_do_nothing_twice(tmp_path):
     workers = [_worker(tmp_path), _worker(tmp_path)]
     assert [worker.wait() for worker in workers] == [0, 0]
     assert max(Counter(_log(tmp_path)).values()) == 1
-    assert len(_log(tmp_path)) == len(plans.table2(**SMOKE))
+    assert len(_log(tmp_path)) == len(methods.table2(**SMOKE))
 
 
 def test_fingerprints_depend_on_settings_and_method_versions(monkeypatch):
-    experiment = plans.table2(**SMOKE, sources=["dgh"], seeds=1)[1]
+    experiment = methods.table2(**SMOKE, sources=["dgh"], seeds=1)[1]
     base = run.inputs_of(experiment)
     changed = dataclasses.replace(
         experiment, source_config=dataclasses.replace(experiment.source_config, output_weight=0.5)
@@ -160,7 +163,7 @@ def test_fingerprints_depend_on_settings_and_method_versions(monkeypatch):
 )
 def test_unknown_names_are_answered_with_the_nearest(arguments, message):
     with pytest.raises(UnknownName, match=message):
-        plans.table2(**SMOKE | arguments)
+        methods.table2(**SMOKE | arguments)
 
 
 @pytest.mark.parametrize("bits", ["48", "W4", "4A8", "WxA8"])
@@ -170,7 +173,7 @@ def test_bits_that_cannot_be_read_are_refused(bits):
 
 
 def test_every_quantizer_runs_in_a_plan(tmp_path):
-    experiments = plans.quantizers(
+    experiments = methods.quantizers(
         **SMOKE, methods=["brecq", "genie_m"], bits=["W4A4"], policies=["academic"], sources=["noise"], seeds=1
     )
     records = run.run(experiments, results=tmp_path / "results", progress=False)

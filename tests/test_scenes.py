@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dghlib.assets import DATA_DIR_VARIABLE, MissingAsset
 from dghlib.datasets import AnnotatedImages, load_annotated, scenes
+from dghlib.storage.assets import DATA_DIR_VARIABLE, MissingAsset
 
 
 def test_scenes_have_the_promised_form() -> None:

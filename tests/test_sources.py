@@ -6,25 +6,25 @@ from pathlib import Path
 import pytest
 
 from dghlib.choices import UnknownName
-from dghlib.experiments import image_plans, plan_parts
 from dghlib.experiments.profiles import BUDGETS
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
+from dghlib.plans import observations, parts
 
 
 def test_a_budget_for_fewer_images_is_in_proportion() -> None:
-    assert image_plans.budget_for("quick") is BUDGETS["quick"]
-    few = image_plans.budget_for("quick", 32)
+    assert observations.budget_for("quick") is BUDGETS["quick"]
+    few = observations.budget_for("quick", 32)
     assert (few.num_images, few.batch_size, few.steps) == (32, 32, BUDGETS["quick"].steps)
-    assert image_plans.budget_for("quick", 500).batch_size == BUDGETS["quick"].batch_size
+    assert observations.budget_for("quick", 500).batch_size == BUDGETS["quick"].batch_size
     with pytest.raises(UnknownName, match="unknown budget 'fast'"):
-        image_plans.budget_for("fast")
+        observations.budget_for("fast")
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_intraq_has_several_batches_and_the_others_what_the_budget_says(budget: str) -> None:
     spend = BUDGETS[budget]
     for name in set(GENERATORS) - {"noise", "genq"}:
-        config = plan_parts.source_config(name, spend, seed=3)
+        config = parts.source_config(name, spend, seed=3)
         assert (config.num_images, config.steps, config.seed) == (spend.num_images, spend.steps, 3)
         if name == "intraq":
             assert config.num_images >= 4 * config.batch_size
@@ -40,14 +40,14 @@ def test_intraq_has_several_batches_and_the_others_what_the_budget_says(budget: 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_no_budget_asks_for_more_denoising_than_the_pipeline(budget: str) -> None:
     spend, default = BUDGETS[budget], GENERATORS["genq"].PRESETS["default"]
-    config = plan_parts.source_config("genq", spend, seed=3)
+    config = parts.source_config("genq", spend, seed=3)
     assert (config.num_images, config.batch_size, config.seed) == (spend.num_images, spend.batch_size, 3)
     assert config.denoising_steps == min(default.denoising_steps, spend.steps)
 
 
 def test_genq_is_a_source_where_there_is_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_parts, "PIPELINES", {"shapes": tmp_path})
-    drawn = plan_parts.every_source("shapes")
+    monkeypatch.setattr(parts, "PIPELINES", {"shapes": tmp_path})
+    drawn = parts.every_source("shapes")
     assert "genq" in drawn
-    assert plan_parts.every_source("cifar10") == tuple(name for name in drawn if name != "genq")
+    assert parts.every_source("cifar10") == tuple(name for name in drawn if name != "genq")
     assert not set(FOR_TRANSFORMERS) & set(drawn)

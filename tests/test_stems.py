@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dghlib.stems import Stem
+from dghlib.running.stems import Stem
 
 
 def stem(kernel_size: int, stride: int, padding: int, channels: int = 3, bias: bool = False) -> nn.Conv2d:

@@ -9,10 +9,10 @@ import tiny_pipelines
 import torch
 from torch import Tensor
 
-from dghlib.checkpoints import Checkpoint
 from dghlib.generators import genq, pipelines, textual_inversion
 from dghlib.generators.textual_inversion import PLACEHOLDER, Config, Denoising, learn_token
 from dghlib.seeds import stream
+from dghlib.storage.checkpoints import Checkpoint
 
 NAMES = ("cat", "dog")
 

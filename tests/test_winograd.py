@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dghlib.winograd import CHANNELS, Winograd
+from dghlib.running.winograd import CHANNELS, Winograd
 
 
 def layer(channels: int = CHANNELS, out: int = CHANNELS, size: int = 3, **settings: object) -> nn.Conv2d:

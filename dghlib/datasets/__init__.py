@@ -1,6 +1,6 @@
 """Labelled images by name: the embedded `shapes`, public data sets, or anybody's own files.
 
-Nothing here downloads: a public set is read from the data directory, see `dghlib.assets`.
+Nothing here downloads: a public set is read from the data directory, see `dghlib.storage.assets`.
 """
 
 from collections.abc import Callable

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dghlib import assets
 from dghlib.choices import look_up
 from dghlib.datasets import files
 from dghlib.datasets.labelled import LabelledImages, choose
+from dghlib.storage import assets
 
 _BATCHES = {"test": ["test_batch"], "train": [f"data_batch_{number}" for number in range(1, 6)]}
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dghlib import assets
 from dghlib.choices import look_up
 from dghlib.datasets.annotated import AnnotatedImages
 from dghlib.datasets.files import read_image
 from dghlib.datasets.labelled import choose
+from dghlib.storage import assets
 
 ANNOTATIONS = "annotations/instances_val2017.json"
 CALIBRATION_IMAGES = 1_000  # the last of the photographs, which no test looks at

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from dghlib import assets
 from dghlib.choices import look_up
 from dghlib.datasets.files import image_files, open_rgb
 from dghlib.datasets.labelled import LabelledImages, choose
+from dghlib.storage import assets
 
 _SHORTER_SIDE, _CROP = 256, 224
 _FOLDERS = {"test": "val", "train": "train"}

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dghlib import assets
 from dghlib.choices import look_up
 from dghlib.datasets.files import read_image
 from dghlib.datasets.labelled import LabelledImages, choose
+from dghlib.storage import assets
 
 ROOT = "tiny-imagenet-200"
 

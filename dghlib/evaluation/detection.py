@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dghlib.records import write_atomically
+from dghlib.storage.records import write_atomically
 
 Found = list[dict[str, Any]]
 Detector = Callable[[list[Tensor]], list[dict[str, Tensor]]]

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dghlib.experiments.experiment import REAL, Experiment, Run
 from dghlib.experiments.run import Record, Workshop, results_dir
-from dghlib.records import code_version, fingerprint
+from dghlib.storage.records import code_version, fingerprint
 
 SECONDS_TO_CONNECT = 60
 

@@ -15,7 +15,7 @@ import pandas as pd
 from dghlib.experiments.experiment import FLOAT, REAL, ImageSet, Observation, Run
 from dghlib.experiments.run import Record
 from dghlib.generators import GENERATORS
-from dghlib.records import fingerprint, plain
+from dghlib.storage.records import fingerprint, plain
 
 Unit = tuple[str, str]  # network, method
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
-from dghlib.records import plain
+from dghlib.storage.records import plain
 
 REAL = "real"
 FLOAT = "float"

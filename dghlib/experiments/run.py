@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dghlib import checkpoints, models
+from dghlib import models
 from dghlib.experiments import looks, quantized_looks
 from dghlib.experiments.experiment import FLOAT, REAL, Experiment, ImageSet, Observation, Run
 from dghlib.experiments.recorded import NotRecorded, anew, only_recorded, show_missing
@@ -31,7 +31,8 @@ from dghlib.images import load_timed_images, per_channel, save_images
 from dghlib.models import FloatModel
 from dghlib.quantizers import QUANTIZERS, QuantizedModel
 from dghlib.quantizers.reconstruction import Settings
-from dghlib.records import code_version, fingerprint, plain, provenance, read_record, write_json
+from dghlib.storage import checkpoints
+from dghlib.storage.records import code_version, fingerprint, plain, provenance, read_record, write_json
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dghlib.export.onnx_file import INPUT
-from dghlib.records import write_atomically
+from dghlib.storage.records import write_atomically
 
 _LEVELS = 255
 

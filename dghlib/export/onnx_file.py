@@ -26,7 +26,7 @@ from dghlib.quantizers import QuantizedModel
 from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.operations import MAX_POOLING, MOVEMENTS, SPLITS, does
-from dghlib.records import write_atomically
+from dghlib.storage.records import write_atomically
 
 __all__ = ["OnnxNetwork", "UnsupportedOperation", "export_onnx", "open_session"]
 

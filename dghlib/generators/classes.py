@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dghlib.hooks import recorded_inputs
 from dghlib.models import FloatModel
+from dghlib.running.hooks import recorded_inputs
 
 
 class NotAClassifier(ValueError):

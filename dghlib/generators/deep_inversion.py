@@ -28,8 +28,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from dghlib.batchnorm import StoredStatistics, stored_statistics, working_copy
-from dghlib.checkpoints import Checkpoint
 from dghlib.choices import check_at_least, check_between
 from dghlib.generators.classes import number_of_classes, random_labels
 from dghlib.generators.identity import images_fingerprint
@@ -37,7 +35,9 @@ from dghlib.generators.matching import batch_norm_norms, measure
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.images import clip_straight_through
 from dghlib.models import FloatModel
+from dghlib.running.batchnorm import StoredStatistics, stored_statistics, working_copy
 from dghlib.seeds import stream
+from dghlib.storage.checkpoints import Checkpoint
 
 VERSION = 1
 WARM_UP = 0.05  # of the steps: 100 of 2000

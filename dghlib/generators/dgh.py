@@ -42,9 +42,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dghlib import processes
-from dghlib.batchnorm import MomentBank, stored_statistics, working_copy
-from dghlib.checkpoints import Checkpoint, folder_beside
 from dghlib.choices import check_at_least, check_between, check_choice
 from dghlib.generators import radam
 from dghlib.generators.identity import images_fingerprint
@@ -61,9 +58,12 @@ from dghlib.generators.matching import (
 )
 from dghlib.generators.schedules import PlateauWithReset
 from dghlib.images import centre_crop, clip_straight_through, flip_and_crop, smooth
-from dghlib.large_sets import LARGEST_IN_MEMORY, BatchedValues
 from dghlib.models import FloatModel
+from dghlib.running import processes
+from dghlib.running.batchnorm import MomentBank, stored_statistics, working_copy
 from dghlib.seeds import stream
+from dghlib.storage.checkpoints import Checkpoint, folder_beside
+from dghlib.storage.large_sets import LARGEST_IN_MEMORY, BatchedValues
 
 VERSION = 1
 
@@ -155,7 +155,7 @@ def generate(
     `compiled` lets torch compile a copy of the network first, with a C++ compiler, in a minute or two: where
     convolutions are light, as in MobileNets, a CPU then takes a fifth less for a step. Where torch cannot, it warns and
     goes on without; from then on it does so for all that this process compiles.
-    The processes of a job (`dghlib.processes`) share the work; each returns all images.
+    The processes of a job (`dghlib.running.processes`) share the work; each returns all images.
 
     Raises:
         NoBatchNorm: the network has no batch norm that images reach.

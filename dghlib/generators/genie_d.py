@@ -27,15 +27,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from dghlib.batchnorm import StoredStatistics, moments, stored_statistics, variance_of, working_copy
-from dghlib.checkpoints import Checkpoint
 from dghlib.choices import check_at_least, check_between
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, spread_of
 from dghlib.generators.networks import GenieNetwork, initialised
 from dghlib.generators.tasks import run_tasks, values_of
 from dghlib.models import FloatModel
+from dghlib.running.batchnorm import StoredStatistics, moments, stored_statistics, variance_of, working_copy
 from dghlib.seeds import stream
+from dghlib.storage.checkpoints import Checkpoint
 
 VERSION = 1
 

@@ -29,8 +29,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dghlib.batchnorm import working_copy
-from dghlib.checkpoints import Checkpoint
 from dghlib.choices import check_at_least, check_between, check_choice
 from dghlib.generators.classes import number_of_classes, random_labels
 from dghlib.generators.filters import SECOND_STAGES, SecondStage, select
@@ -51,8 +49,10 @@ from dghlib.generators.pipelines import (
 from dghlib.generators.textual_inversion import PLACEHOLDER, insert_token, load_token
 from dghlib.images import load_timed_images, normalise, save_images
 from dghlib.models import FloatModel
-from dghlib.records import fingerprint
+from dghlib.running.batchnorm import working_copy
 from dghlib.seeds import derived_seed, stream
+from dghlib.storage.checkpoints import Checkpoint
+from dghlib.storage.records import fingerprint
 
 VERSION = 1
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dghlib.models import FloatModel
-from dghlib.records import fingerprint
+from dghlib.storage.records import fingerprint
 
 
 def images_fingerprint(model: FloatModel, method: str, version: int, config: Any) -> str:

@@ -31,18 +31,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dghlib.batchnorm import StoredStatistics, stored_statistics, working_copy
-from dghlib.checkpoints import Checkpoint
 from dghlib.choices import check_at_least, check_between
 from dghlib.generators.classes import Head, find_head, random_labels
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.generators.tasks import ImageTask, run_tasks
-from dghlib.hooks import recorded_inputs
 from dghlib.images import random_windows, resize_windows, rotate
 from dghlib.models import FloatModel
-from dghlib.records import added_later
+from dghlib.running.batchnorm import StoredStatistics, stored_statistics, working_copy
+from dghlib.running.hooks import recorded_inputs
 from dghlib.seeds import stream
+from dghlib.storage.checkpoints import Checkpoint
+from dghlib.storage.records import added_later
 
 VERSION = 1
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from dghlib.batchnorm import StoredStatistics, run_and_measure, variance_of
+from dghlib.running.batchnorm import StoredStatistics, run_and_measure, variance_of
 
 Spread = Literal["std", "variance"]
 Reduction = Literal["mean", "sum"]

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dghlib.assets import file_sha256
 from dghlib.choices import look_up
 from dghlib.images import centre_crop
+from dghlib.storage.assets import file_sha256
 
 Pipeline = Any  # a diffusers.DiffusionPipeline, which is not there without the extra
 Precision = Literal["float32", "float16", "bfloat16"]

@@ -32,8 +32,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from dghlib.batchnorm import check_finite, working_copy
-from dghlib.checkpoints import Checkpoint
 from dghlib.choices import check_at_least, check_between
 from dghlib.generators.attention import RecordedAttention, open_attention
 from dghlib.generators.classes import number_of_classes, random_labels
@@ -43,7 +41,9 @@ from dghlib.generators.patch_similarity import cosine_similarities, similarity_e
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.images import clip_straight_through
 from dghlib.models import FloatModel
+from dghlib.running.batchnorm import check_finite, working_copy
 from dghlib.seeds import stream
+from dghlib.storage.checkpoints import Checkpoint
 
 VERSION = 1
 WARM_UP = 0.2  # of each half of the steps: 100 of 500

@@ -24,8 +24,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dghlib.batchnorm import StoredStatistics, stored_statistics, working_copy
-from dghlib.checkpoints import Checkpoint
 from dghlib.choices import check_at_least, check_between, check_choice
 from dghlib.generators.classes import Head, find_head, random_labels
 from dghlib.generators.identity import images_fingerprint
@@ -33,7 +31,9 @@ from dghlib.generators.matching import batch_norm_distance, channel_weights, mea
 from dghlib.generators.networks import QimeraNetwork, initialised
 from dghlib.generators.tasks import run_tasks, values_of
 from dghlib.models import FloatModel
+from dghlib.running.batchnorm import StoredStatistics, stored_statistics, working_copy
 from dghlib.seeds import stream
+from dghlib.storage.checkpoints import Checkpoint
 
 VERSION = 1
 BATCH_NORM_WEIGHT = 0.1  # of the batch-norm distance beside the cross-entropy

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from dghlib.checkpoints import Checkpoint
+from dghlib.storage.checkpoints import Checkpoint
 
 
 class Task(Protocol):

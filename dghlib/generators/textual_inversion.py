@@ -31,12 +31,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from dghlib.checkpoints import Checkpoint
 from dghlib.choices import check_at_least, check_between, check_choice
 from dghlib.generators.pipelines import Pipeline, content_sha256, fit, folder_of, load_pipeline
 from dghlib.generators.tasks import run_tasks, values_of
-from dghlib.records import fingerprint, write_atomically
 from dghlib.seeds import stream
+from dghlib.storage.checkpoints import Checkpoint
+from dghlib.storage.records import fingerprint, write_atomically
 
 VERSION = 1
 PLACEHOLDER = "<learned-style>"  # what the tokenizer sees where a prompt has {token}

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dghlib.batchnorm import stored_statistics, working_copy
-from dghlib.checkpoints import Checkpoint
 from dghlib.choices import check_at_least, check_between
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, with_pixels
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.models import FloatModel
+from dghlib.running.batchnorm import stored_statistics, working_copy
 from dghlib.seeds import stream
+from dghlib.storage.checkpoints import Checkpoint
 
 VERSION = 1
 

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 
-from dghlib import assets
 from dghlib.choices import look_up
 from dghlib.models import coco, detectors, embedded, imagenet, public
 from dghlib.models.float_model import FloatModel
+from dghlib.storage import assets
 
 __all__ = ["MODELS", "FloatModel", "load", "weights_sha256"]
 

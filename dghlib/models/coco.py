@@ -14,9 +14,9 @@ from torch import nn
 from torchvision.models.detection import fcos_resnet50_fpn, retinanet_resnet50_fpn_v2, ssdlite320_mobilenet_v3_large
 from torchvision.ops import FrozenBatchNorm2d
 
-from dghlib import assets
 from dghlib.models.detectors import DetectorNet
 from dghlib.models.float_model import FloatModel
+from dghlib.storage import assets
 
 IMAGE_SHAPES = {
     "coco_ssdlite": (3, 320, 320),

@@ -1,7 +1,7 @@
 """The three networks that ship with the package, trained on the benchmark `shapes`.
 
 Small relatives of the networks of the papers: ResNet-18 (residual), ResNet-50 (bottleneck) and MobileNetV2
-(inverted residual). `python -m dghlib.experiments.checkpoints` trains them again.
+(inverted residual). `python -m dghlib.training.classifiers` trains them again.
 """
 
 from collections.abc import Callable

@@ -5,9 +5,9 @@ import re
 import torch
 from torch import Tensor, nn
 
-from dghlib import assets
 from dghlib.models.classifiers import BasicBlock, MobileNetV2, ResidualNet
 from dghlib.models.float_model import FloatModel
+from dghlib.storage import assets
 
 # Of pixels from 0 to 1, as each network was trained.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

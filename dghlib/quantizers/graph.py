@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from dghlib.batchnorm import check_finite
-from dghlib.copies import output_for, private_copy, to_channels_last
 from dghlib.models import FloatModel
 from dghlib.quantizers.layers import frozen, scale_output
 from dghlib.quantizers.normal_form import to_normal_form
@@ -24,6 +22,8 @@ from dghlib.quantizers.operations import LAYERS, Layer, called_module, is_batch_
 from dghlib.quantizers.sites import mark_sites
 from dghlib.quantizers.sizes import read_batch_size_nearby
 from dghlib.quantizers.tracing import UntraceableNetwork, check_one_input, make_weights_plain, trace
+from dghlib.running.batchnorm import check_finite
+from dghlib.running.copies import output_for, private_copy, to_channels_last
 
 log = logging.getLogger(__name__)
 _IMAGES = 3  # seldom a size that a network has of its own

@@ -17,7 +17,7 @@ from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.layers import QuantizedLayer, channel_axis, frozen
 from dghlib.quantizers.operations import Layer, layer_at
 from dghlib.quantizers.sites import site_of
-from dghlib.records import write_atomically
+from dghlib.storage.records import write_atomically
 
 _FORMAT = 1
 _ACTIVATIONS = "activation_quantizers"

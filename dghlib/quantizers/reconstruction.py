@@ -23,7 +23,6 @@ from torch import Tensor, fx, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from dghlib.checkpoints import Checkpoint
 from dghlib.choices import check_at_least, check_choice
 from dghlib.models import FloatModel
 from dghlib.quantizers.calibration import check_images, observe
@@ -37,8 +36,9 @@ from dghlib.quantizers.quantized_model import QuantizedModel, quantized_node, qu
 from dghlib.quantizers.scale_search import ACTIVATION_SEARCHES, WEIGHT_SEARCHES, activation_grid, weight_grid
 from dghlib.quantizers.unit_data import STORES, Frontier, UnitData, output_importance, relative_error, unit_error
 from dghlib.quantizers.units import KINDS_OF_UNIT, Unit, piece_of, units_of
-from dghlib.records import fingerprint
 from dghlib.seeds import derived_seed, stream
+from dghlib.storage.checkpoints import Checkpoint
+from dghlib.storage.records import fingerprint
 
 INPUTS = ("float", "quantized", "mixed")
 _WARM_UP = 0.2  # part of the steps without the penalty

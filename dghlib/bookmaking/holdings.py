@@ -1,0 +1,139 @@
+"""What the repository's `results/` is to hold: the runs that the published book shows, and which of them it lacks.
+
+Runs are computed where all others are, in the folder of `run.results_dir`, and copied to `results/` when they are
+done, so a record that exists on this machine is published without being computed again. A record that was made from
+modified code is not published: nobody else could make it.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+import pandas as pd
+
+from dghlib.choices import look_up
+from dghlib.experiments import costs, run
+from dghlib.experiments.experiment import Run
+from dghlib.experiments.profiles import PROFILES
+from dghlib.plans.catalogue import PLANS
+from dghlib.showing.leaderboard import all_records
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Holding:
+    """The runs of some plans that `results/` is to hold.
+
+    Attributes:
+        plans: names in `PLANS`.
+        profile, budget: names in `PROFILES` and `BUDGETS`.
+        models: networks of the profile; None for all.
+        seeds: repetitions; None for the budget's.
+    """
+
+    profile: str
+    budget: str
+    plans: tuple[str, ...]
+    models: tuple[str, ...] | None = None
+    seeds: int | None = None
+
+    def runs(self, plan: str, budget: str | None = None) -> Sequence[Run]:
+        """Return the runs of one of the plans, at another budget if one is given."""
+        return PLANS[plan](self.profile, budget or self.budget, seeds=self.seeds, models=self.models)
+
+
+_SMALL = ("cifar10_resnet20", "cifar10_mobilenetv2")
+_FIGURES = tuple(f"figure{number}" for number in range(1, 8))
+_PICTURES = ("figure8", "figure9")
+_OUTSIDE = ("files", "onnxruntime")
+# Are not held for all networks and seeds of shapes.
+_FEWER = ("table3", "boxes", "layers", "image_costs", "gallery", *_PICTURES, *_OUTSIDE)
+HOLDINGS = (
+    Holding("shapes", "quick", tuple(name for name in PLANS if name not in _FEWER)),
+    Holding("shapes", "quick", _PICTURES, seeds=1),
+    Holding("shapes", "quick", ("layers",), ("shapes_inverted",), seeds=1),
+    Holding("shapes", "quick", ("image_costs",), ("shapes_residual",)),
+    Holding("shapes", "quick", ("gallery", *_OUTSIDE), ("shapes_residual",), seeds=1),
+    Holding("shapes_detection", "quick", ("table3",)),
+    Holding("shapes_detection", "quick", ("figure8", "boxes"), ("shapes_ssdlite",), seeds=1),
+    Holding(
+        "cifar10", "standard", ("table1", "table2", "table4", "table5", *_FIGURES, "sources", "output_weights"), _SMALL
+    ),
+    Holding("cifar10", "standard", _PICTURES, _SMALL, seeds=1),
+    Holding("cifar10", "standard", ("quantizers",), ("cifar10_resnet20",)),
+    Holding("cifar10", "standard", ("quantizers",), ("cifar10_mobilenetv2",), seeds=2),
+    Holding("cifar10", "standard", ("table1", "table2", "quantizers"), ("cifar10_resnet56",), seeds=1),
+    Holding("cifar10", "standard", ("placements",), ("cifar10_resnet20",), seeds=1),
+    Holding("cifar10", "quick", ("dgh_settings",), ("cifar10_resnet20",), seeds=1),
+    Holding("tiny_imagenet", "standard", ("table1", "table2", "table4"), seeds=1),
+)
+
+
+def plans_of(profile: str) -> list[str]:
+    """Return the names of the plans of which `results/` is to hold runs for a profile, in the order of `HOLDINGS`."""
+    return [plan for plan, _ in _items(profile)]
+
+
+def held(plan: str, profile: str, budget: str | None = None) -> list[Run]:
+    """Return the runs of a plan that `results/` is to hold for a profile, or what they are at another budget.
+
+    Raises:
+        UnknownName: it is to hold no runs of this plan for this profile.
+    """
+    holders = [holding for holding in HOLDINGS if plan in holding.plans]
+    look_up({holding.profile: holding for holding in holders}, profile, f"profile with runs of {plan} in results/")
+    return [
+        experiment for holding in holders if holding.profile == profile for experiment in holding.runs(plan, budget)
+    ]
+
+
+def lacking(profile: str | None = None) -> list[Run]:
+    """Return the runs that `results/` lacks, of one profile or of all: first repetitions first.
+
+    Raises:
+        UnknownName: there is no such profile; so do `publish` and `coverage`.
+    """
+    wanted = dict.fromkeys(experiment for plan, name in _items(profile) for experiment in held(plan, name))
+    missing = _without_record(wanted)
+    return sorted(missing, key=lambda each: each.seed)
+
+
+def _without_record(experiments: Iterable[Run]) -> list[Run]:
+    published = run.Workshop(run.PUBLISHED)
+    return [experiment for experiment in experiments if published.find(experiment) is None]
+
+
+def publish(profile: str | None = None) -> int:
+    """Copy the records that `results/` lacks and this machine has; return how many they were."""
+    made, published, count = run.Workshop(run.results_dir()), run.Workshop(run.PUBLISHED), 0
+    for experiment in lacking(profile):
+        if (record := made.find(experiment)) is None:
+            continue
+        if record["provenance"]["modified"]:
+            path = made.record_path(experiment)
+            log.warning("%s: not published, from modified code; delete %s to compute it again", experiment.title, path)
+            continue
+        published.keep(experiment, record)
+        count += 1
+    return count
+
+
+def coverage(profile: str | None = None) -> pd.DataFrame:
+    """Return, for every plan and profile, how many runs `results/` is to hold, holds, and what the rest will cost."""
+    units, rows = costs.unit_costs(all_records()), []
+    for plan, name in _items(profile):
+        wanted = held(plan, name)
+        missing = _without_record(wanted)
+        hours = costs.seconds_in_turn({plan: missing}, units)[plan] / 3600
+        rows.append((name, plan, len(wanted), len(wanted) - len(missing), round(hours, 1)))
+    table = pd.DataFrame(rows, columns=["profile", "plan", "runs", "recorded", "core-hours left"])
+    return table.set_index(["profile", "plan"])
+
+
+def _items(profile: str | None) -> Iterator[tuple[str, str]]:
+    """Yield (plan, profile) of all holdings, each once."""
+    if profile is not None:
+        look_up(PROFILES, profile, "profile")
+    pairs = [(plan, holding.profile) for holding in HOLDINGS for plan in holding.plans]
+    yield from (pair for pair in dict.fromkeys(pairs) if profile in (None, pair[1]))

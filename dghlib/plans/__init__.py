@@ -1,0 +1,1 @@
+"""Plans: which runs a table or a figure is made of."""

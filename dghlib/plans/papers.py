@@ -1,0 +1,253 @@
+"""Plans of the papers' other tables and figures: one part of a method, or one setting, changes at a time.
+
+DGH is Dikstein et al., "Data Generation for Hardware-Friendly Post-Training Quantization"; GENIE is Jeon, Lee, Kim,
+"GENIE: Show Me the Data for Quantization"; IntraQ is Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class
+Heterogeneity for Zero-Shot Network Quantization"; GenQ is Li et al., "GenQ: Quantization in Low Data Regimes with
+Generative Synthetic Data".
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from dghlib.choices import look_up
+from dghlib.experiments.experiment import REAL, Experiment
+from dghlib.experiments.profiles import BUDGETS, Budget
+from dghlib.plans.methods import quantizers
+from dghlib.plans.parts import (
+    PAPER_SOURCES,
+    calibrated,
+    drawn_sources,
+    networks_of,
+    of_variants,
+    repetitions,
+    source_config,
+)
+
+# The parts of DGH's Table 4: statistics of the whole set, image preprocessing, output-stretching loss.
+PARTS = ("scope", "preprocessing", "stretching")
+
+
+def reconstructed(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    policy: str,
+    bits: Sequence[str] = ("W4A4", "W2A4"),
+    sources: Sequence[str] = PAPER_SOURCES,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return BRECQ on images of every source, quantizing everything ("full") or all but the ends ("academic")."""
+    return quantizers(
+        profile, budget, bits=bits, methods=["brecq"], policies=[policy], sources=sources, seeds=seeds, models=models
+    )
+
+
+# DGH's Tables 1 and 5, and its Figures 6 and 7, whose other width is fixed at 8 bits.
+table1 = partial(reconstructed, policy="full")
+table5 = partial(reconstructed, policy="academic")
+figure6 = partial(table1, bits=("W8A3", "W8A4", "W8A6", "W8A8"), sources=PAPER_SOURCES[1:])
+figure7 = partial(table1, bits=("W2A8", "W3A8", "W4A8", "W8A8"), sources=PAPER_SOURCES[1:])
+
+
+def genq_table2(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W4A4", "W2A4"),
+    methods: Sequence[str] = ("brecq", "genie_m"),
+    sources: Sequence[str] | None = None,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return Table 2 of GenQ's paper, as far as our networks and sources go: BRECQ and GENIE-M with the ends spared."""
+    sources = sources or (*drawn_sources(profile), *PAPER_SOURCES)
+    return quantizers(
+        profile,
+        budget,
+        bits=bits,
+        methods=methods,
+        policies=["academic"],
+        sources=sources,
+        seeds=seeds,
+        models=models,
+    )
+
+
+def table4(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W4A4", "W2A4"),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return DGH's Table 4: every choice of its three parts, with BRECQ and everything quantized."""
+    spend = look_up(BUDGETS, budget, "budget")
+    chosen = itertools.chain.from_iterable(itertools.combinations(PARTS, count) for count in range(len(PARTS) + 1))
+    variants = [("dgh", part_settings(parts, spend)) for parts in chosen]
+    return of_variants(profile, spend, variants, bits, seeds, models)
+
+
+def part_settings(parts: Sequence[str], budget: Budget) -> dict[str, Any]:
+    """Return the settings of DGH with some of `PARTS` alone.
+
+    Without "scope", images are matched by eighths of the set, as 1024 images in batches of 128: the paper does not
+    say in which batches its baseline matches them.
+    """
+    return {
+        "scope": None if "scope" in parts else budget.num_images // 8,
+        "preprocessing": "preprocessing" in parts,
+        "output_stretching": "stretching" in parts,
+    }
+
+
+def scopes(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str],
+    stretching: Sequence[bool],
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return AdaRound on DGH images that are matched by 1, 4, 16, ... together, and all; and on real images."""
+    spend = look_up(BUDGETS, budget, "budget")
+    sizes = [4**power for power in range(6) if 4**power < spend.num_images]
+    variants: list[tuple[str, dict[str, Any]]] = [
+        ("dgh", {"scope": scope, "output_stretching": on}) for on in stretching for scope in (*sizes, None)
+    ]
+    return of_variants(profile, spend, [*variants, (REAL, {})], bits, seeds, models, "adaround")
+
+
+# DGH's Figures 1 and 5.
+figure1 = partial(scopes, bits=["W3A8"], stretching=[False])
+figure5 = partial(scopes, bits=["W4A4"], stretching=[False, True])
+
+
+def samples(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W2A4",),
+    sources: Sequence[str] = ("zeroq", "genie_d", "dgh", REAL),
+    quantizer: str = "qdrop",
+    policy: str = "academic",
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return GENIE's Table A1: QDrop on an eighth, a quarter, half and all of a budget's images."""
+    spend = look_up(BUDGETS, budget, "budget")
+    experiments = []
+    for share in (8, 4, 2, 1):
+        count = spend.num_images // share
+        variants: list[tuple[str, dict[str, Any]]] = [(source, {}) for source in sources]
+        experiments += of_variants(profile, spend.for_images(count), variants, bits, seeds, models, quantizer, policy)
+    return list(dict.fromkeys(experiments))
+
+
+def step_sizes(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W2A4",),
+    methods: Sequence[str] = ("brecq", "qdrop", "genie_m"),
+    source: str = "genie_d",
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return GENIE's Figure A2: weights' steps that begin at the least error in different powers (Eq. A3)."""
+    spend = look_up(BUDGETS, budget, "budget")
+    experiments = []
+    for method, search in itertools.product(methods, ("l1", "l2", "shrink_100", "l3", "l4")):
+        experiments += of_variants(
+            profile, spend, [(source, {})], bits, seeds, models, method, "academic", weight_search=search
+        )
+    return list(dict.fromkeys(experiments))
+
+
+# Figure 5 of GenQ's paper.
+genq_amounts = partial(samples, sources=("genq", REAL), quantizer="genie_m")
+
+# The filters of GenQ's Figure 6, as the share of the discarded images that the energy discards, and how many are
+# discarded of all that are made.
+FILTERS = {"energy": 1.0, "batch-norm sensitivity": 0.0}
+DISCARDED = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+def filter_settings() -> dict[tuple[str, float], dict[str, float]]:
+    """Return GenQ's settings by (filter, what it discards): none at first, then one filter after the other."""
+    filtered = {
+        (name, discarded): {"oversampling": round(1 / (1 - discarded), 3), "energy_share": energy_share}
+        for name, energy_share in FILTERS.items()
+        for discarded in DISCARDED
+    }
+    return {("no filter", 0.0): {"oversampling": 1.0}, **filtered}
+
+
+def genq_filters(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W2A4",),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return Figure 6 of GenQ's paper: GENIE-M on images of which one filter, or none, has discarded more and more."""
+    variants = [("genq", settings) for settings in filter_settings().values()]
+    return of_variants(
+        profile, look_up(BUDGETS, budget, "budget"), variants, bits, seeds, models, "genie_m", "academic"
+    )
+
+
+# Table 2 of IntraQ's supplement.
+intraq_amounts = partial(samples, bits=["W4A4"], sources=["intraq"], quantizer="brecq", policy="full")
+
+# IntraQ, and without each of its parts.
+ROTATION = 15.0  # degrees at most; the supplement does not say how far it turns
+INTRAQ_PARTS: dict[str, dict[str, Any]] = {
+    "all three": {},
+    "without LOR": {"crop_area": 1.0},
+    "without SIL": {"soft_target": 1.0},
+    "without MDC": {"nearest": 0.0, "farthest": 2.0},
+    "LOR without flips (L)": {"flip": False},
+    "LOR with turns, without flips (L+R)": {"flip": False, "rotation": ROTATION},
+    "LOR with turns (L+R+F)": {"rotation": ROTATION},
+}
+
+
+def intraq_parts(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W4A4",),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return IntraQ, without each of its parts and with other crops, with BRECQ and everything quantized."""
+    spend = look_up(BUDGETS, budget, "budget")
+    return of_variants(profile, spend, [("intraq", part) for part in INTRAQ_PARTS.values()], bits, seeds, models)
+
+
+def transfer(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W2A4",),
+    sources: Sequence[str] | None = None,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return Table 5 of GenQ's paper: GENIE-M on images of each network, for each network."""
+    spend = look_up(BUDGETS, budget, "budget")
+    names, sources = networks_of(profile, models), sources or (*drawn_sources(profile), "zeroq", "dgh")
+    experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
+    every = itertools.product(repetitions(spend, seeds), sources, names, names, bits)
+    for seed, source, maker, model, width in every:
+        config = source_config(source, spend, seed)
+        quantized = calibrated(profile, model, source, config, width, spend, "genie_m", bits="academic")
+        experiments.append(dataclasses.replace(quantized, images_of=None if maker == model else maker))
+    return experiments

@@ -1,0 +1,350 @@
+"""Batch-norm statistics: what a network remembers of its training data, and what images in it produce now.
+
+All layers lie end to end in vectors of K channels. A *moment* is a mean or a mean of squares: moments of equal
+parts average exactly, variances do not, so it is moments that are measured, stored and averaged (DGH, Eq. 5), and a
+variance is taken from them last. `variance` is the biased one everywhere.
+"""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from dghlib.running import processes
+from dghlib.running.copies import output_for, private_copy, to_channels_last
+from dghlib.running.hooks import recorded_inputs
+from dghlib.running.stems import Stem
+from dghlib.running.winograd import Winograd
+
+log = logging.getLogger(__name__)
+
+
+class _Layer(NamedTuple):
+    """The running statistics (C,) of one batch norm, float32."""
+
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "_Layer | None":
+        """Return a module's statistics, or None if it is no batch norm or keeps none."""
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d):
+            return None
+        mean, variance = module.running_mean, module.running_var
+        if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+            return None
+        return cls(mean.float(), variance.float())
+
+
+class NoBatchNorm(ValueError):
+    """The network has no batch norm that its images reach: there is nothing to generate images from."""
+
+
+def working_copy(net: nn.Module, device: torch.device | str, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Return a copy of `net` on `device` in eval mode, in float32 with frozen weights; `net` itself is left as it was.
+
+    Frozen, so that a backward pass computes gradients of images only. It runs channels_last, in which the channels of
+    a moment lie together, unless the network cannot: one that calls `view` on a feature map needs the usual layout.
+    There, `MeasuringNorm` stands for its batch norms, `Stem` and `Winograd` for convolutions where that pays.
+
+    Raises:
+        ValueError: the network cannot be copied.
+    """
+    usual = private_copy(net).to(device)
+    fast = copy.deepcopy(usual)
+    to_channels_last(fast)
+    for module in fast.modules():
+        MeasuringNorm.replace(module)
+        Stem.replace(module)
+        Winograd.replace(module)
+    try:
+        with torch.no_grad():
+            fast(torch.zeros(2, *image_shape, device=device))
+    except RuntimeError:
+        return usual
+    return fast
+
+
+@dataclass(frozen=True, eq=False)
+class StoredStatistics:
+    """What the batch-norm layers of a network remember, end to end.
+
+    Attributes:
+        names: the layers, in the order in which a forward pass reaches them.
+        sizes: channels per layer; they sum to K.
+        mean: running means, (K,) float32.
+        variance: running variances, (K,) float32.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    mean: Tensor
+    variance: Tensor
+
+    def per_layer(self, values: Tensor) -> Sequence[Tensor]:
+        """Split (..., K) into one (..., C) per layer."""
+        return values.split(self.sizes, dim=-1)
+
+
+def stored_statistics(net: nn.Module, image_shape: tuple[int, int, int]) -> StoredStatistics:
+    """Return the running statistics of the batch norms that an image (C, H, W) reaches in `net`.
+
+    Layers that are never reached (auxiliary heads in eval mode) are left out, with a log line.
+
+    Raises:
+        NoBatchNorm: there is no batch norm with running statistics, or the image reaches none.
+        ValueError: weights or running statistics are not finite, or a running variance is negative; the network takes
+            images of another shape.
+    """
+    layers = {name: layer for name, module in net.named_modules() if (layer := _Layer.of(module))}
+    if not layers:
+        raise NoBatchNorm(
+            f"{type(net).__name__} has no batch norm with running statistics, from which images are made. "
+            "Calibrate with real images, or with images of another network of the same task; "
+            "for a vision transformer there is the method psaq_vit"
+        )
+    check_finite(net)
+    device = next(iter(layers.values())).mean.device
+    with torch.no_grad(), recorded_inputs(net, layers) as inputs:
+        output_for(net, torch.zeros(2, *image_shape, device=device))
+    if not inputs:
+        raise NoBatchNorm(f"an image of shape {image_shape} reaches none of {', '.join(layers)}")
+    if missed := [name for name in layers if name not in inputs]:
+        log.info("batch norms that the images never reach are left out: %s", ", ".join(missed))
+    reached = [layers[name] for name in inputs]
+    for name, layer in zip(inputs, reached, strict=True):
+        if (layer.variance < 0).any():
+            raise ValueError(f"the running variance of {name!r} is negative ({layer.variance.min():g})")
+    return StoredStatistics(
+        names=tuple(inputs),
+        sizes=tuple(len(layer.mean) for layer in reached),
+        mean=torch.cat([layer.mean for layer in reached]),
+        variance=torch.cat([layer.variance for layer in reached]),
+    )
+
+
+def check_finite(net: nn.Module) -> None:
+    """Raise ValueError, naming the tensor, if a weight or a buffer of `net` holds NaN or infinity."""
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise ValueError(
+                f"{count} of {tensor.numel()} values of {name!r} are NaN or infinite: "
+                "the checkpoint is damaged or training diverged"
+            )
+
+
+def moments(x: Tensor, groups: int = 1) -> Tensor:
+    """Return the mean and mean of squares of every channel, (groups, 2, C) float32, over equal groups of images.
+
+    Args:
+        x: (N, C) or (N, C, ...), any floating dtype: squares overflow half precision, so sums are in float32.
+        groups: N / groups successive images are pooled; N gives the moments of each image.
+    """
+    return _Moments.apply(_rows(x, groups).float())
+
+
+def _rows(x: Tensor, groups: int = 1) -> Tensor:
+    """Return (N, C, ...) as (groups, M, C): a view when x is channels_last."""
+    last = x.permute(0, 2, 3, 1) if x.ndim == 4 else x.movedim(1, -1)
+    return last.reshape(groups, -1, x.shape[1])
+
+
+def _moments_of_rows(rows: Tensor) -> Tensor:
+    """Return the moments (groups, 2, C) of (groups, M, C) float32, without a graph."""
+    groups, count, channels = rows.shape
+    if groups > 1 or rows.device.type not in ("cpu", "cuda"):
+        return torch.stack([rows.mean(1), torch.linalg.vecdot(rows, rows, dim=1) / count], dim=1)
+    # What batch norm measures by in training, in one pass. It is quick for many channels: several rows count as one.
+    abreast = gcd(count, 512 // channels) if channels < 64 else 1
+    wide = rows.reshape(1, -1, 1, abreast * channels).permute(0, 3, 1, 2)
+    mean, variance = torch.batch_norm_update_stats(wide, None, None, 0.0)
+    both = torch.stack([mean, torch.addcmul(variance, mean, mean)])
+    return both.unsqueeze(0) if abreast == 1 else both.view(1, 2, abreast, channels).mean(2)
+
+
+def _gradient_of_rows(rows: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient (groups, M, C) of rows from that of their moments (groups, 2, C), in one pass."""
+    of_mean, of_mean_square = (gradient / rows.shape[1]).split(1, dim=1)
+    return torch.addcmul(of_mean, rows, of_mean_square, value=2)
+
+
+class _Moments(torch.autograd.Function):
+    """Moments of rows, with both gradients in one pass over them.
+
+    Left to autograd, each moment makes a gradient of the size of the rows, and then they are added.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return _moments_of_rows(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (rows,) = ctx.saved_tensors
+        return _gradient_of_rows(rows, gradient)
+
+
+class _NormaliseAndMeasure(torch.autograd.Function):
+    """x times scale plus shift, and the moments of x, whose gradients are added in the pass that makes them.
+
+    Beside saving that addition, it does without what torch's batch norm does in vain: it sums the gradients of its
+    scale and shift also where nobody asks for them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, scale)
+        ctx.groups = groups
+        rows = _rows(x, groups)
+        output = torch.empty_like(x, memory_format=torch.channels_last)
+        torch.addcmul(shift, rows, scale, out=_rows(output, groups))
+        return output, _moments_of_rows(rows)
+
+    @staticmethod
+    def backward(ctx: Any, of_output: Tensor, of_moments: Tensor) -> tuple[Tensor, None, None, None]:
+        x, scale = ctx.saved_tensors
+        gradient = _gradient_of_rows(_rows(x, ctx.groups), of_moments).addcmul_(_rows(of_output, ctx.groups), scale)
+        size, channels, height, width = x.shape
+        return gradient.view(size, height, width, channels).permute(0, 3, 1, 2), None, None, None
+
+
+class MeasuringNorm(nn.BatchNorm2d):
+    """A frozen batch norm that measures what it is given, in the same pass, when `run_and_measure` has it do so."""
+
+    scale: Tensor
+    shift: Tensor
+    groups: int | None = None  # of images, whose moments are wanted; None: of nothing
+    measured: list[tuple[int, Tensor]]  # size of the input and its moments, of each call
+
+    @staticmethod
+    def replace(module: nn.Module) -> None:
+        """Let a module be of this class, if it is a batch norm in all that counts; it is in eval mode for good."""
+        if type(module) is not nn.BatchNorm2d or not module.affine or module.running_mean is None:
+            return
+        assert module.running_var is not None
+        if module.weight.dtype == module.running_mean.dtype == torch.float32:
+            scale = module.weight.detach() * (module.running_var + module.eps).rsqrt()
+            module.scale, module.shift = (
+                scale,
+                torch.addcmul(module.bias.detach(), module.running_mean, scale, value=-1),
+            )
+            module.__class__ = MeasuringNorm
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.groups is None:
+            return super().forward(input)
+        output, measured = _NormaliseAndMeasure.apply(input, self.scale, self.shift, self.groups)
+        self.measured.append((input.numel(), measured))
+        return output
+
+
+def run_and_measure(net: nn.Module, images: Tensor, groups: Mapping[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run images (N, C, H, W) through `net`; return its output, and the moments at the inputs of the named modules.
+
+    The moments (groups, 2, C) of a module are over as many equal groups of images as are asked for, and of all its
+    calls.
+    """
+    modules = {name: net.get_submodule(name) for name in groups}
+    norms = {name: module for name, module in modules.items() if isinstance(module, MeasuringNorm)}
+    for name, norm in norms.items():
+        norm.groups, norm.measured = groups[name], []
+    try:
+        with recorded_inputs(net, groups.keys() - norms.keys()) as inputs:
+            output = net(images)
+        calls = {
+            name: [(call.numel(), moments(call, groups[name])) for call in given] for name, given in inputs.items()
+        }
+        return output, {name: _pooled(norms[name].measured if name in norms else calls[name]) for name in groups}
+    finally:
+        for norm in norms.values():
+            norm.groups, norm.measured = None, []
+
+
+def _pooled(calls: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """Return the moments of all that one layer was given: the mean over its calls, weighted by their sizes."""
+    if len(calls) == 1:
+        return calls[0][1]
+    total = sum(size for size, _ in calls)
+    return torch.stack([size / total * measured for size, measured in calls]).sum(0)
+
+
+def variance_of(moments: Tensor) -> Tensor:
+    """Return the biased variance (..., K) of moments (..., 2, K): Eq. 5b. Rounding never makes it negative."""
+    mean, mean_square = moments.unbind(-2)
+    return (mean_square - mean.square()).clamp_min(0)
+
+
+class MomentBank:
+    """Moments of a whole image set of which one batch at a time is free to move (DGH, Algorithm 1).
+
+    The bank keeps the last known moments of every batch and their running total. `blend` gives the moments of the
+    set with one batch's moments replaced by fresh ones that carry their graph, so the loss sees all images while
+    gradients and memory are those of one batch. Its cost does not depend on the number of batches.
+
+    The processes of a job share the total, each with rows of its own: they store at the same time, and see each
+    other's changes from then on.
+
+    Args:
+        batch_sizes: images in each batch; a smaller batch weighs less.
+        num_channels: K.
+        own: the batches that this process stores, all if None.
+    """
+
+    def __init__(
+        self,
+        batch_sizes: Sequence[int],
+        num_channels: int,
+        device: torch.device | str = "cpu",
+        own: Sequence[int] | None = None,
+    ):
+        self.shares = [size / sum(batch_sizes) for size in batch_sizes]
+        self.rows = torch.full((len(batch_sizes), 2, num_channels), torch.nan, device=device)
+        # float64: a million additions and subtractions later it is still the sum of the rows to float32 precision.
+        self.total = torch.zeros(2, num_channels, dtype=torch.float64, device=device)
+        self.unfilled = set(range(len(batch_sizes)) if own is None else own)
+
+    def store(self, index: int, moments: Tensor) -> None:
+        """Remember the moments (2, K) of batch `index`, without their graph."""
+        moments = moments.detach()
+        change = moments.double() if index in self.unfilled else moments.double() - self.rows[index]
+        self._add(self.shares[index] * change)
+        self.rows[index] = moments
+        self.unfilled.discard(index)
+
+    def store_nothing(self) -> None:
+        """Let other processes store a batch where this one has none left."""
+        self._add(torch.zeros_like(self.total))
+
+    def _add(self, change: Tensor) -> None:
+        processes.add_up(change)
+        self.total += change
+
+    def blend(self, index: int, moments: Tensor) -> Tensor:
+        """Return the moments (2, K) of the set if batch `index` had these `moments`.
+
+        Raises:
+            RuntimeError: another batch was never stored.
+        """
+        if self.unfilled - {index}:
+            raise RuntimeError(f"batches {sorted(self.unfilled - {index})} were never stored in the bank")
+        share = self.shares[index]
+        rest = self.total if index in self.unfilled else self.total - share * self.rows[index].double()
+        return rest.float() + share * moments
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the bank's content, for a checkpoint; every batch must have been stored."""
+        return {"rows": self.rows, "total": self.total}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over the content of `state_dict`."""
+        self.rows.copy_(state["rows"])
+        self.total.copy_(state["total"])
+        self.unfilled.clear()

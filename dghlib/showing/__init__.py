@@ -1,0 +1,1 @@
+"""What notebooks call to show records: tables, figures, the leaderboard, speed."""

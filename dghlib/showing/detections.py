@@ -1,0 +1,76 @@
+"""What detectors find, in pictures, and what those of full size take."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from dghlib import datasets
+from dghlib.experiments.experiment import FLOAT
+from dghlib.experiments.run import Record
+from dghlib.showing.figures import if_any, saved
+from dghlib.showing.tables import TITLES, observed
+
+
+@if_any
+def detections(records: Sequence[Record], *, save: str | None = None) -> Figure:
+    """Return test scenes with the boxes that a detector finds, in float and quantized: one record of `boxes`.
+
+    Boxes with full lines are found, dotted ones are the true ones.
+    With `save`, a name, the figure is written to NAME.svg and the boxes to NAME.csv. What is found again in the data
+    set are the scenes: of a public one, they must be on this machine.
+    """
+    (record,) = records
+    profile, columns = record["inputs"]["profile"], record["inputs"]["look"]["settings"]["scenes"]
+    scenes = datasets.load_annotated(profile, "test", columns)
+    names = {entry["id"]: entry["name"] for entry in scenes.annotations["categories"]}
+    boxes, sets = observed(records, "boxes"), record["inputs"]["sets"]
+    networks = [FLOAT, *(source for source in TITLES if source in sets)]
+    size = (1.5 * columns, 1.55 * len(networks))
+    figure, axes = plt.subplots(len(networks), columns, figsize=size, squeeze=False, layout="constrained")
+    for row, network in zip(axes, networks, strict=True):
+        for scene, axis in enumerate(row):
+            axis.imshow(scenes.images[scene].permute(1, 2, 0).numpy())
+            axis.set(xticks=[], yticks=[])
+            for truth in scenes.annotations["annotations"]:
+                if truth["image_id"] == scenes.image_ids[scene]:
+                    _outline(axis, *truth["bbox"], linestyle=":", linewidth=0.8)
+            _draw(axis, boxes[(boxes.network == network) & (boxes.scene == scene)], names)
+        row[0].set_ylabel(TITLES[network], fontsize="small")
+    return saved(figure, boxes, save)
+
+
+def _draw(axis: Axes, boxes: pd.DataFrame, names: dict[int, str]) -> None:
+    for box in boxes.itertuples():
+        _outline(axis, box.left, box.top, box.right - box.left, box.bottom - box.top, linewidth=1.2)
+        axis.text(box.left, box.top, names[box.label], fontsize=5, color="white", va="bottom")
+
+
+def _outline(axis: Axes, left: float, top: float, width: float, height: float, **line: Any) -> None:
+    axis.add_patch(Rectangle((left, top), width, height, fill=False, color="white", **line))
+
+
+def full_size_costs(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor seconds that each of COCO's detectors takes, from the record of that benchmark."""
+    rows = []
+    for cost in record["outputs"]:
+        _, height, width = cost["image_shape"]
+        seconds = {
+            "forward pass": cost["forward"],
+            "one image, one step of DGH": cost["generation"],
+            "HPTQ with it": cost["quantization"],
+            "forward pass, quantized": cost["quantized_forward"],
+        }
+        facts = {
+            "detector": cost["model"],
+            "weights": cost["weights"],
+            "image": f"{height} x {width}",
+            "quantized layers": cost["quantized_layers"],
+            "quantized tensors": cost["quantized_tensors"],
+        }
+        rows.append(facts | {title: f"{took['processor']:.2f} s" for title, took in seconds.items()})
+    return pd.DataFrame(rows).set_index("detector")

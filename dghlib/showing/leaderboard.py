@@ -1,0 +1,302 @@
+"""All records together: which are current, who leads, by how much with the same seeds, and at what cost."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from scipy.stats import t
+
+from dghlib import models
+from dghlib.experiments import looks
+from dghlib.experiments.experiment import FLOAT, REAL, changed_settings
+from dghlib.experiments.recorded import only_recorded
+from dghlib.experiments.run import OBSERVATIONS, PUBLISHED, Record, results_dir
+from dghlib.generators import GENERATORS
+from dghlib.quantizers import QUANTIZERS
+from dghlib.showing import tables
+from dghlib.showing.figures import saved
+from dghlib.showing.tables import POLICY_TITLES, QUANTIZER_TITLES, TITLES
+from dghlib.storage.records import fingerprint, plain, read_record
+
+CELL = ["profile", "model", "quantizer", "policy", "bits", "num_images", "test_images"]
+CONFIDENCE = 0.95
+
+
+def all_records() -> list[Record]:
+    """Return every record there is, benchmarks apart: of the repository's `results/`, and others of this machine."""
+    return _found("*/*.json")
+
+
+def all_observations() -> list[Record]:
+    """Return the record of every observation there is, as `all_records` does."""
+    return _found(f"*/{OBSERVATIONS}/*.json")
+
+
+def _found(pattern: str) -> list[Record]:
+    """Return the records of files in the order of their names, each once; published ones first."""
+    folders = [PUBLISHED] if only_recorded() else [PUBLISHED, results_dir()]
+    paths = {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob(pattern))}
+    kept = [paths[name] for name in sorted(paths) if paths[name].parent.name != "benchmarks"]
+    return [record for path in kept if (record := read_record(path))]
+
+
+def is_current(record: Record) -> bool:
+    """Return whether today's code would compute a record again under the same name: same versions, same weights."""
+    inputs = record["inputs"]
+    sets = tables.image_sets(inputs)
+    networks = [inputs["model"], *(images[role] for images in sets for role in ("model", "student") if role in images)]
+    if any(not _weights_of_today(network) for network in networks):
+        return False
+    if inputs.get("look", {}).get("version", looks.VERSION) != looks.VERSION:
+        return False
+    made_by = [(GENERATORS.get(images["source"]), images) for images in sets if images["source"] != REAL]
+    if inputs.get("quantizer", {}).get("method", FLOAT) != FLOAT:
+        made_by.append((QUANTIZERS.get(inputs["quantizer"]["method"]), inputs["quantizer"]))
+    return all(
+        method and made["version"] == method.VERSION and _settings_of_today(method.Config, made["config"])
+        for method, made in made_by
+    )
+
+
+def _weights_of_today(network: Mapping[str, str]) -> bool:
+    name = network["name"]
+    return name in models.MODELS and network["weights"] == models.weights_sha256(name)
+
+
+def _settings_of_today(config: type[Any], recorded: Mapping[str, Any]) -> bool:
+    """Return whether a record has all settings that a run has now, but for those added later, and no others."""
+    return plain(config()).keys() <= recorded.keys() <= {setting.name for setting in dataclasses.fields(config)}
+
+
+def overview(records: list[Record]) -> pd.DataFrame:
+    """Return one line per record: what it is, its file, when its code was written, whether it is current."""
+    rows = tables.frame(records)
+    rows["method"] = rows.quantizer.map(QUANTIZER_TITLES)
+    rows["calibrated with"] = rows.source.map(TITLES)
+    rows["commit"] = [record["provenance"]["commit"][:10] for record in records]
+    rows["seconds"] = [record["provenance"]["seconds"] for record in records]
+    rows["state"] = ["current" if is_current(record) else "stale" for record in records]
+    rows["images"] = rows.num_images.astype("Int64")
+    rows["file"] = [_file_of(record) for record in records]
+    rows["top-1 or mAP in %"] = rows.top1.fillna(rows["map"]) if "map" in rows else rows.top1
+    columns = [
+        "profile",
+        "model",
+        "calibrated with",
+        "images",
+        "method",
+        "bits",
+        "policy",
+        "seed",
+        "top-1 or mAP in %",
+        "seconds",
+    ]
+    return rows[[*columns, "commit", "state", "file"]].astype(object).fillna("").rename(columns={"policy": "quantized"})
+
+
+def overview_of_observations(records: list[Record]) -> pd.DataFrame:
+    """Return one line per record of what was looked at in images and in quantized copies."""
+    rows = [
+        {
+            "profile": record["inputs"]["profile"],
+            "model": record["inputs"]["model"]["name"],
+            "look": record["inputs"]["look"]["name"],
+            "images": ", ".join(record["inputs"]["sets"]),
+            "seed": record["inputs"]["seed"],
+            "seconds": record["provenance"]["seconds"],
+            "commit": record["provenance"]["commit"][:10],
+            "state": "current" if is_current(record) else "stale",
+            "file": _file_of(record),
+        }
+        for record in records
+    ]
+    return pd.DataFrame(rows) if rows else tables.nothing()
+
+
+def _file_of(record: Record) -> str:
+    """Return the name of a record's file, without its ending; of one that is not in `results/`, say so."""
+    name, inputs = fingerprint(record["inputs"]), record["inputs"]
+    folder = PUBLISHED / inputs["profile"] / (OBSERVATIONS if "look" in inputs else "")
+    return name if (folder / f"{name}.json").is_file() else f"{name} (this machine)"
+
+
+def runs(records: list[Record]) -> pd.DataFrame:
+    """Return one row per current record of a quantized network with default settings, ablations left out.
+
+    Of a network, the largest sets of images count.
+    """
+    classified = [record for record in records if "top1" in record["outputs"]]
+    kept = [record for record in classified if is_current(record) and _by_default(record)]
+    if not kept:
+        return pd.DataFrame()
+    rows = tables.frame(kept).fillna({"test_images": -1})  # -1 for all, so that groups do not lose them
+    return rows[rows.num_images == rows.groupby("model").num_images.transform("max")]
+
+
+def _by_default(record: Record) -> bool:
+    quantizer, images = record["inputs"]["quantizer"], record["inputs"].get("images")
+    if quantizer["method"] == FLOAT or images is None or "model" in images:  # images of another network
+        return False
+    return not (
+        changed_settings(quantizer["method"], quantizer["config"])
+        or changed_settings(images["source"], images["config"])
+    )
+
+
+def standings(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return mean top-1 with its confidence interval, by network, width and way to quantize: the sources in columns."""
+    return _by_source(rows.groupby([*CELL, "source"], sort=False).top1, sign="")
+
+
+def lost(records: list[Record], source: str = "dgh") -> pd.DataFrame:
+    """Return the points of top-1 that networks lose to quantization with images of `source`, and the minutes it takes.
+
+    Rows are widths and what is quantized, columns the quantizers. A cell is the median over networks, whose number it
+    gives: those that a quantizer has at this width both with everything quantized and with the ends spared, if any has
+    both, and of these the ones that most quantizers of the row have. So rows and columns can be compared.
+    """
+    rows = runs(records)
+    everything = tables.frame(records).fillna({"test_images": -1})
+    whole = everything[everything.source == FLOAT].groupby(["model", "test_images"]).top1.mean().rename("float")
+    rows = rows[rows.source == source].join(whole, on=["model", "test_images"])
+    rows = rows.assign(lost=rows.float - rows.top1, minutes=(rows.generation_seconds + rows.quantization_seconds) / 60)
+    networks = rows.groupby(["bits", "policy", "quantizer", "model"])[["lost", "minutes"]].mean()
+    policies = networks.groupby(["bits", "quantizer", "model"]).lost.transform("size")
+    networks = networks[policies == policies.groupby(["bits", "quantizer"]).transform("max")]
+    methods = networks.groupby(["bits", "policy", "model"]).lost.transform("size")
+    networks = networks[methods == methods.groupby(["bits", "policy"]).transform("max")]
+    medians = networks.groupby(["bits", "policy", "quantizer"]).agg(
+        lost=("lost", "median"), minutes=("minutes", "median"), networks=("lost", "size")
+    )
+    cells = medians.apply(lambda row: f"{row.lost:.1f} ({row.minutes:.0f} min, {row.networks:.0f})", axis=1)
+    table = cells.unstack("quantizer", fill_value="")
+    table = table[[name for name in QUANTIZER_TITLES if name in table.columns]].rename(columns=QUANTIZER_TITLES)
+    table = table.rename(index=POLICY_TITLES, level="policy").sort_index(ascending=[False, False])
+    return table.rename_axis(index=["points lost (minutes, networks)", "quantized"], columns=None)
+
+
+def paired_differences(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFrame:
+    """Return how far each source lies above or below `baseline`, in points of top-1, seed by seed.
+
+    A pair has the same network, quantizer, width, number of images and seed.
+    """
+    return _by_source(_pairs(rows, baseline).groupby([*CELL, "source"], sort=False).difference, sign="+")
+
+
+def differences(rows: pd.DataFrame, baseline: str = "dgh", *, save: str | None = None) -> Figure:
+    """Return a picture of `paired_differences`: a dot for each setting, a part for each width of weights.
+
+    With `save`, a name, the figure is written to NAME.svg and the numbers to NAME.csv.
+    """
+    settings = _pairs(rows, baseline).groupby([*CELL, "source"], sort=False).difference.mean().reset_index()
+    settings["weights"] = settings.bits.str.extract(r"W(\d+)", expand=False).astype(int)
+    settings["images"], settings["method"] = settings.source.map(TITLES), settings.quantizer.map(QUANTIZER_TITLES)
+    grid = sns.catplot(
+        settings,
+        x="difference",
+        y="images",
+        col="weights",
+        col_wrap=2,
+        hue="method",
+        kind="strip",
+        order=_named(TITLES, settings.images),
+        hue_order=_named(QUANTIZER_TITLES, settings.method),
+        alpha=0.6,
+        height=2.6,
+        aspect=1.25,
+    )
+    grid.refline(x=0, color="grey", linewidth=0.8, zorder=0)
+    grid.set_titles("{col_name}-bit weights").set_axis_labels("points of top-1", "")
+    return saved(grid.figure, settings, save)
+
+
+def wins(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFrame:
+    """Return in how many settings each source is better or worse than `baseline`, or not told apart with confidence.
+
+    A difference of one test image or less is none, however alike the seeds are.
+    """
+    cells = _pairs(rows, baseline).groupby([*CELL, "source"]).difference.agg(["mean", "std", "count"])
+    cells = cells[cells["count"] > 1]
+    half = [
+        max(_half_width(spread, count), 100 / size if size > 0 else 0.0)
+        for spread, count, size in zip(
+            cells["std"], cells["count"], cells.index.get_level_values("test_images"), strict=True
+        )
+    ]
+    verdict = [
+        "not told apart" if abs(mean) <= width else "better" if mean > 0 else "worse"
+        for mean, width in zip(cells["mean"], half, strict=True)
+    ]
+    table = pd.crosstab(cells.index.get_level_values("source"), pd.Series(verdict, name="settings").to_numpy())
+    table = table.reindex(columns=["better", "not told apart", "worse"], fill_value=0)
+    table = table.loc[[source for source in TITLES if source in table.index]].rename(index=TITLES)
+    return table.rename_axis(index=f"than {TITLES[baseline]}", columns=None)
+
+
+def _pairs(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Return the rows of the other sources, each with its `difference` to the baseline's run of the same seed."""
+    key = [*CELL, "seed"]
+    of_baseline = rows[rows.source == baseline].set_index(key).top1.rename("baseline")
+    pairs = rows[rows.source != baseline].join(of_baseline, on=key, how="inner")
+    return pairs.assign(difference=pairs.top1 - pairs.baseline)
+
+
+def _by_source(groups: Any, sign: str) -> pd.DataFrame:
+    """Return the means of groups of [*CELL, source] with confidence intervals: sources in columns, fullest first."""
+    numbers = groups.agg(["mean", "std", "count"])
+    cells = [
+        f"{mean:{sign}.1f}" + (f" ± {_half_width(spread, count):.1f}" if count > 1 else "")
+        for mean, spread, count in numbers.itertuples(index=False)
+    ]
+    table = pd.Series(cells, index=numbers.index).unstack("source", fill_value="")
+    named = [source for source in TITLES if source in table.columns]
+    fullest = sorted(named, key=lambda source: (table[source] == "").sum())
+    table = table[fullest].rename(columns=TITLES).reset_index()
+    table["policy"], table["quantizer"] = table.policy.map(POLICY_TITLES), table.quantizer.map(QUANTIZER_TITLES)
+    table = table.drop(columns=["profile", "num_images", "test_images"])
+    return table.set_index(["model", "bits", "policy", "quantizer"]).rename_axis(columns=None).sort_index()
+
+
+def _named(titles: Mapping[str, str], found: pd.Series) -> list[str]:
+    """Return those of the titles that are found, in their order."""
+    return [title for title in titles.values() if title in set(found)]
+
+
+def _half_width(spread: float, count: int) -> float:
+    """Return half the width of the confidence interval of a mean of `count` values with a standard deviation."""
+    return float(t.ppf((1 + CONFIDENCE) / 2, count - 1) * spread / math.sqrt(count))
+
+
+def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str | None = None) -> Figure:
+    """Return a picture of top-1 over the seconds that images and quantization took together, for each network.
+
+    Nothing that was measured is both cheaper and better than what the line joins. With `save`, a name, the figure is
+    written to NAME.svg and the numbers to NAME.csv. Real images cost nothing here: they are at hand or they are not.
+    """
+    chosen = rows[(rows.bits == bits) & (rows.policy == policy)]
+    chosen = chosen.assign(seconds=chosen.generation_seconds + chosen.quantization_seconds)
+    points = chosen.groupby(["model", "quantizer", "source"], sort=False)[["seconds", "top1"]].mean().reset_index()
+    points["calibrated with"], points["method"] = points.source.map(TITLES), points.quantizer.map(QUANTIZER_TITLES)
+    grid = sns.relplot(
+        points,
+        x="seconds",
+        y="top1",
+        col="model",
+        col_wrap=3,
+        hue="calibrated with",
+        hue_order=_named(TITLES, points["calibrated with"]),
+        style="method",
+        style_order=_named(QUANTIZER_TITLES, points.method),
+        height=2.6,
+        facet_kws={"sharex": False, "sharey": False},
+    )
+    for name, axis in grid.axes_dict.items():
+        front = points[points.model == name].sort_values("seconds")
+        front = front[front.top1 > front.top1.cummax().shift(fill_value=-1)]
+        axis.step(front.seconds, front.top1, where="post", color="grey", linewidth=0.8, zorder=0)
+    grid.set(xscale="log").set_titles("{col_name}").set_axis_labels("seconds", "top-1 in %")
+    return saved(grid.figure, points, save)

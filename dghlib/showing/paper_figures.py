@@ -1,0 +1,141 @@
+"""Figures of the papers that are curves: accuracy against one setting, with the spread over seeds."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dghlib.experiments.experiment import FLOAT, REAL
+from dghlib.experiments.run import Record
+from dghlib.plans.papers import FILTERS
+from dghlib.showing.figures import if_any, saved
+from dghlib.showing.paper_tables import labelled, settings_of
+from dghlib.showing.tables import QUANTIZER_TITLES, TITLES, short_name
+
+
+@if_any
+def scope_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
+    """Return DGH's Figures 1 and 5: accuracy against the number of images that are matched together.
+
+    Stars are sets that are matched as a whole; the grey line is real images.
+    """
+    rows = labelled(records, _stretched)
+    rows["scope"] = [_scope(record) for record in records]
+    made = rows[rows.source == "dgh"]
+    figure, axes = _axes(rows)
+    for model, axis in axes.items():
+        here = made[made.model == model]
+        sns.lineplot(here, x="scope", y="top1", hue="row", marker="o", errorbar="sd", ax=axis)
+        whole = here[here.scope == here.num_images].groupby(["row", "scope"], as_index=False, sort=False).top1.mean()
+        axis.plot(whole.scope, whole.top1, "*", color="tab:red", markersize=13, label="all images together")
+        _ticks(axis, here.scope, log=True)
+        _finish(axis, rows, model, "images matched together")
+    return saved(figure, _means(pd.concat([made, rows[rows.source == REAL]]), ["scope", "row"]), save)
+
+
+def _stretched(record: Record) -> str:
+    if record["inputs"]["images"]["source"] == REAL:
+        return TITLES[REAL]
+    return "with ODSL" if settings_of(record)["output_stretching"] else "batch-norm loss alone"
+
+
+def _scope(record: Record) -> float | None:
+    if "images" not in record["inputs"]:
+        return None
+    settings = settings_of(record)
+    return settings.get("scope") or settings["num_images"]
+
+
+@if_any
+def width_curves(records: Sequence[Record], *, vary: str, save: str | None = None) -> Figure:
+    """Return DGH's Figures 6 and 7: accuracy against the width of "activations" or of "weights"."""
+    place = {"weights": 0, "activations": 1}[vary]
+    rows = labelled(records, lambda record: TITLES[record["inputs"]["images"]["source"]])
+    rows["width"] = [None if bits == FLOAT else int(bits.removeprefix("W").split("A")[place]) for bits in rows.bits]
+    return _curves(rows[rows.bits != FLOAT], rows, "width", f"bits of {vary}", save)
+
+
+@if_any
+def amount_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
+    """Return GENIE's Figure A4, or GenQ's 5: accuracy against the number of calibration images."""
+    rows = labelled(records, lambda record: TITLES[record["inputs"]["images"]["source"]])
+    return _curves(rows[rows.bits != FLOAT], rows, "num_images", "calibration images", save, log=True)
+
+
+@if_any
+def filter_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
+    """Return GenQ's Figure 6: accuracy against the part of the images made that its filters discard."""
+    rows = labelled(records, _filter_of)
+    rows["discarded"] = [_discarded(record) for record in records]
+    return _curves(rows[rows.bits != FLOAT], rows, "discarded", "discarded of the images made, in %", save)
+
+
+def _filter_of(record: Record) -> str:
+    shares = {share: name for name, share in FILTERS.items()}
+    return shares[settings_of(record)["energy_share"]] if _discarded(record) else "no filter"
+
+
+def _discarded(record: Record) -> int | None:
+    if "images" not in record["inputs"]:
+        return None
+    return round(100 * (1 - 1 / settings_of(record)["oversampling"]))
+
+
+POWERS = {"l1": 1.0, "l2": 2.0, "shrink_100": 2.4, "l3": 3.0, "l4": 4.0}
+
+
+@if_any
+def step_size_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
+    """Return GENIE's Figure A2: accuracy against the power p of the error by which weights' first steps are found."""
+    rows = labelled(records, lambda record: QUANTIZER_TITLES[record["inputs"]["quantizer"]["method"]])
+    searches = [record["inputs"]["quantizer"].get("config", {}).get("weight_search") for record in records]
+    rows["power"] = [POWERS.get(search) for search in searches]
+    return _curves(rows[rows.bits != FLOAT], rows, "power", "p of Eq. A3", save)
+
+
+def _curves(
+    quantized: pd.DataFrame, rows: pd.DataFrame, x: str, xlabel: str, save: str | None, *, log: bool = False
+) -> Figure:
+    figure, axes = _axes(rows)
+    for model, axis in axes.items():
+        here = quantized[quantized.model == model]
+        sns.lineplot(here, x=x, y="top1", hue="row", style="row", markers=True, errorbar="sd", ax=axis)
+        _ticks(axis, here[x], log=log)
+        _finish(axis, rows[rows.bits == FLOAT], model, xlabel)
+    return saved(figure, _means(quantized, [x, "row"]), save)
+
+
+def _axes(rows: pd.DataFrame) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure with a square for every network that was quantized."""
+    models = list(dict.fromkeys(rows[rows.bits != FLOAT].model))
+    figure, axes = plt.subplots(
+        1, len(models), figsize=(1 + 4.2 * len(models), 3.4), squeeze=False, layout="constrained"
+    )
+    return figure, dict(zip(models, axes[0], strict=True))
+
+
+def _ticks(axis: Axes, values: pd.Series, *, log: bool) -> None:
+    """Mark the values that were tried."""
+    if log:
+        axis.set_xscale("log", base=2)
+    tried = sorted(set(values))
+    axis.set_xticks(tried, [f"{value:g}" for value in tried])
+
+
+def _finish(axis: Axes, rows: pd.DataFrame, model: str, xlabel: str) -> None:
+    """Draw what does not depend on x, real images and the float network, and name what is drawn."""
+    for source, style in ((REAL, "--"), (FLOAT, ":")):
+        level = rows[(rows.model == model) & (rows.source == source)].top1
+        if len(level):
+            axis.axhline(level.mean(), color="grey", linestyle=style, label=TITLES[source])
+    axis.set(title=short_name(model), xlabel=xlabel, ylabel="top-1 in %")
+    axis.legend(fontsize="small", title=None)
+
+
+def _means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return the numbers behind a figure: mean, spread and number of seeds."""
+    groups = rows.groupby(["model", "bits", *by], sort=False).top1
+    return groups.agg(mean="mean", spread="std", seeds="count").reset_index()

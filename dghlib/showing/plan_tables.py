@@ -1,0 +1,51 @@
+"""The table that sums up the records of a plan: what `dgh run` prints."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from dghlib.experiments.run import Record
+from dghlib.showing import deployment, image_figures, paper_tables, sources, tables
+
+# Of all plans that are not for `tables.accuracy`.
+_TABLES: dict[str, Callable[..., Any]] = {
+    "quantizers": tables.quantizers,
+    "placements": tables.placements,
+    "dgh_settings": tables.settings,
+    "output_weights": tables.settings,
+    "figure1": tables.settings,
+    "figure5": tables.settings,
+    "table4": paper_tables.table4,
+    "samples": paper_tables.by_amount,
+    "step_sizes": paper_tables.step_sizes,
+    "intraq_amounts": paper_tables.by_amount,
+    "intraq_parts": paper_tables.intraq_parts,
+    "genq_table2": tables.quantizers,
+    "genq_amounts": paper_tables.by_amount,
+    "genq_filters": tables.settings,
+    "genq_classes": paper_tables.filtered_classes,
+    "transfer": paper_tables.transfers,
+    "table3": partial(tables.accuracy, measure="map"),
+    "figure2": image_figures.spreads,
+    "figure3": image_figures.nearer,
+    "figure4": image_figures.output_ends,
+    "figure8": image_figures.described,
+    "figure9": image_figures.described,
+    "gallery": image_figures.described,
+    "intraq_figure1": image_figures.spreads,
+    "genie_figureA5": partial(tables.observed, name="distances"),
+    "image_costs": sources.cost,
+    "layers": partial(tables.observed, name="noise"),
+    "boxes": partial(tables.observed, name="boxes"),
+    "files": deployment.files,
+    "onnxruntime": deployment.onnxruntime_alone,
+}
+
+
+def table_of(plan: str, records: Sequence[Record]) -> pd.DataFrame:
+    """Return the table of a plan, a key of `catalogue.PLANS`, from its records; of none, one that says so."""
+    if not records:
+        return tables.nothing()
+    return _TABLES.get(plan, tables.accuracy)(records)

@@ -1,0 +1,45 @@
+"""What calibration images of one network cost, from the records of observations."""
+
+from collections.abc import Collection, Sequence
+
+import pandas as pd
+
+from dghlib.experiments.experiment import REAL
+from dghlib.experiments.run import Record
+from dghlib.showing.tables import TITLES, nothing
+
+COST = {"passes per image": "{:.0f}", "seconds per image": "{:.3f}", "distance from the statistics": "{:.3g}"}
+
+
+def cost(
+    records: Sequence[Record], *, sources: Collection[str] = tuple(TITLES), save: str | None = None
+) -> pd.DataFrame:
+    """Return what the images of each source cost and how near they come to the statistics, from `image_costs`.
+
+    A pass is once forward and once backward through the network. The distance is that of Eq. 4 of the DGH paper,
+    over the whole set, as a mean over channels and layers. Numbers are means over repetitions. With `save`, a name,
+    they go to NAME.csv.
+    """
+    if not records:
+        return nothing()
+    rows = []
+    for record in records:
+        found, sets = record["outputs"]["tables"]["distances"], record["inputs"]["sets"]
+        for source, distance in zip(found["images"], found["distance"], strict=True):
+            config, seconds = sets[source]["config"], record["outputs"]["generation_seconds"][source]
+            rows.append((source, config.get("steps", 0), seconds / config["num_images"], distance))
+    numbers = pd.DataFrame(rows, columns=["source", *COST]).groupby("source").mean()
+    chosen = [source for source in TITLES if source in numbers.index and source in sources]
+    table = pd.DataFrame({name: numbers.loc[chosen, name].map(form.format) for name, form in COST.items()})
+    if REAL in chosen:
+        table.loc[REAL, list(COST)[:2]] = ""
+    table = table.rename(index=TITLES).rename_axis("calibrated with")
+    if save:
+        table.to_csv(f"{save}.csv")
+    return table
+
+
+def save_lines(records: Sequence[Record]) -> None:
+    """Write the line of `cost` of each source to cost_SOURCE.csv, for the pages of the methods."""
+    for source in records[0]["inputs"]["sets"] if records else ():
+        cost(records, sources=[source]).to_csv(f"cost_{source}.csv", index=False)

@@ -1,0 +1,174 @@
+"""How fast the methods are, as the records of `benchmarks/` tell: tables and figures."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from dghlib.experiments.run import PUBLISHED
+from dghlib.showing.figures import saved
+from dghlib.showing.tables import QUANTIZER_TITLES, TITLES
+
+_SPREAD = ("lowest", "median", "highest")
+
+
+def benchmark(name: str) -> dict[str, Any]:
+    """Return the record of a benchmark.
+
+    Raises:
+        FileNotFoundError: it was not recorded.
+    """
+    path = PUBLISHED / "benchmarks" / f"{name}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there; `python -m benchmarks.{name} --save` writes it")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def rates(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the images times steps per second of all ways, and their ratios: medians, with the range of the rounds."""
+    columns = {
+        "per_processor_second": "images x steps / CPU s",
+        "per_wall_second": "images x steps / s",
+        "of_bare": "of its ceiling",
+        "times_mct": "times MCT",
+        "times_mct_wall": "times MCT, wall",
+        "times_frozen_mct": "times MCT, frozen weights",
+    }
+    rows = [
+        {"network": speed["network"], "pixels": speed["image_size"], "way": speed["way"]}
+        | {title: _range(speed[name]) for name, title in columns.items()}
+        for speed in record["outputs"]
+    ]
+    return pd.DataFrame(rows).set_index(["network", "pixels", "way"])
+
+
+def _range(spread: dict[str, float] | None) -> str:
+    if spread is None:
+        return ""
+    lowest, median, highest = (f"{spread[name]:.3g}" for name in _SPREAD)
+    return f"{median} ({lowest} to {highest})"
+
+
+def rates_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
+    """Return bars of the images times steps per processor second beside the bare network's, a group for each cell."""
+    speeds = pd.DataFrame(record["outputs"])
+    speeds["cell"] = speeds.network + ", " + speeds.image_size.astype(str) + " px"
+    for name in _SPREAD:
+        speeds[name] = [spread[name] for spread in speeds.per_processor_second]
+    bare = speeds[speeds.way == "bare"].set_index("cell")["median"]
+    cells, ways = list(speeds.cell.unique()), list(speeds.way.unique())
+    figure, axis = plt.subplots(figsize=(7, 1 + 1.6 * len(cells)), layout="constrained")
+    for row, way in enumerate(ways):
+        bars = speeds[speeds.way == way].set_index("cell").loc[cells, list(_SPREAD)].div(bare.loc[cells], axis=0)
+        places = [place + 0.13 * row for place in range(len(cells))]
+        errors = [bars["median"] - bars.lowest, bars.highest - bars["median"]]
+        axis.barh(places, bars["median"], 0.12, xerr=errors, label=way)
+    axis.set(yticks=[place + 0.33 for place in range(len(cells))], yticklabels=cells)
+    axis.set(xlabel="images x steps per processor second, bare network = 1")
+    axis.axvline(1, color="grey", linewidth=0.8, zorder=0)
+    axis.invert_yaxis()
+    figure.legend(fontsize="small", loc="outside right upper")
+    return saved(figure, speeds[["network", "image_size", "way", *_SPREAD]], save)
+
+
+def methods_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the images times steps per processor second of every method, and as parts of what the bare networks do."""
+    rows = pd.concat({network: pd.DataFrame(found) for network, found in record["outputs"].items()}, names=["network"])
+    rows["method"] = rows.method.map(TITLES)
+    table = rows.reset_index("network").set_index(["network", "method"])
+    titles = {
+        "per_second": "images x steps / CPU s",
+        "of_bare": "of bare networks",
+        "of_trained": "of bare networks with gradients of the generator's weights",
+    }
+    return table.rename(columns=titles)[list(titles.values())].round(2)
+
+
+def loop_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor seconds of 1 000 iterations of the reconstruction loop, beside the block's bare passes."""
+    rows = pd.DataFrame(record["outputs"])
+    rows["method"] = rows.method.map(QUANTIZER_TITLES)
+    rows["of bare"] = rows.ratio.map(_range)
+    columns = {"bare": "bare, s per 1 000", "loop": "loop, s per 1 000"}
+    rows[list(columns)] = rows[list(columns)].round().astype(int)
+    table = rows.set_index(["method", "learned", "block"]).rename(columns=columns)
+    return table[[*columns.values(), "of bare"]]
+
+
+def hptq_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor seconds of HPTQ, ours and MCT's, for each kind of weight thresholds."""
+    rows = pd.DataFrame(record["outputs"])
+    columns = {"ours_processor": "ours, s", "mct_processor": "MCT, s", "faster_processor": "times MCT"}
+    table = pd.DataFrame({title: rows[name].map(_range) for name, title in columns.items()})
+    table.insert(0, "thresholds of weights", rows.weight_thresholds.str.replace("_", " "))
+    return table.set_index("thresholds of weights")
+
+
+def scale_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
+    """Return what a step takes as batches become many, and what memory as images do; the CSV holds the former."""
+    steps, memory = pd.DataFrame(record["outputs"]["steps"]), pd.DataFrame(record["outputs"]["memory"])
+    for name in _SPREAD:
+        steps[name] = [spread[name] for spread in steps.milliseconds]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.errorbar(
+        steps.batches, steps["median"], [steps["median"] - steps.lowest, steps.highest - steps["median"]], marker="o"
+    )
+    left.set(xscale="log", xlabel="batches in the set", ylabel="ms of processor time a step")
+    left.set_ylim(0, 1.3 * steps.highest.max())
+    right.plot(memory.images, memory.peak_mb, marker="o", label="the process, at most")
+    right.plot(memory.images, memory.values_mb, marker="o", label="images, their averages and the result")
+    right.set(xlabel="images", ylabel="MB")
+    right.set_ylim(0)
+    right.legend(fontsize="small")
+    return saved(figure, steps[["batches", *_SPREAD]], save)
+
+
+def memory_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the most memory that a process held for each number of images, in MB."""
+    table = pd.DataFrame(record["outputs"]["memory"]).set_index("images")
+    table["beside them"] = table.peak_mb - table.values_mb
+    return table.round().astype(int).rename(columns={"peak_mb": "at most", "values_mb": "images and averages"})
+
+
+def quality_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the sets that were made, the seconds of each and how good it is."""
+    rows = _sets(record["outputs"]["sets"])
+    columns = ["by", "steps", "processor s", "wall s", "distance", "top-1 in %"]
+    return rows[columns].round({"processor s": 1, "wall s": 1, "distance": 4, "top-1 in %": 2}).set_index("by")
+
+
+def _sets(sets: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    rows = pd.DataFrame(sets).rename(columns={"top1": "top-1 in %"})
+    rows["processor s"] = [seconds["processor"] for seconds in rows.seconds]
+    rows["wall s"] = [seconds["wall"] for seconds in rows.seconds]
+    return rows.drop(columns="seconds")
+
+
+def quality_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
+    """Return distance and accuracy over the processor seconds that images took."""
+    rows = _sets(record["outputs"]["sets"])
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for axis, quality in zip(axes, ("distance", "top-1 in %"), strict=True):
+        for maker, made in rows.groupby("by", sort=False):
+            axis.plot(made["processor s"], made[quality], marker="o", label=maker)
+        axis.set(xlabel="processor seconds", ylabel=quality, xscale="log")
+    axes[0].legend(fontsize="small")
+    return saved(figure, rows, save)
+
+
+def circumstances(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Return where and with what benchmarks ran."""
+    rows = {
+        record["inputs"]["benchmark"]: {
+            "commit": record["provenance"]["commit"][:10],
+            "machine": record["provenance"]["machine"],
+            "torch": record["provenance"]["versions"]["torch"],
+            "MCT": record["inputs"].get("mct", {}).get("model-compression-toolkit", ""),
+            "seconds": record["provenance"]["seconds"],
+        }
+        for record in records
+    }
+    return pd.DataFrame(rows).T

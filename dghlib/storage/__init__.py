@@ -1,0 +1,1 @@
+"""Files: public ones and their sums, records, checkpoints, sets of images too large for memory."""

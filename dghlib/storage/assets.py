@@ -1,0 +1,250 @@
+"""Files that are not ours to ship: where they lie, whether they are the right ones, how to get them.
+
+Every data set and weights file has a manifest, `data_manifests/<name>.json`: its public address, origin,
+licence, size and sha256. The files live in one data directory, the environment variable DGHLIB_DATA or
+`~/.cache/dghlib`. Only `fetch` downloads; `locate` finds what is there and checks it against the manifest.
+"""
+
+import errno
+import hashlib
+import http.client
+import json
+import logging
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from dghlib.choices import look_up
+
+DATA_DIR_VARIABLE = "DGHLIB_DATA"
+MANIFESTS = Path(__file__).parents[1] / "data_manifests"
+CHUNK = 1 << 18  # bytes
+TIMEOUT = 60  # seconds without a byte
+RETRY_DELAYS = (1, 2, 4, 8, 16)  # seconds before each new try of a dropped connection
+
+logger = logging.getLogger(__name__)
+
+
+class MissingAsset(FileNotFoundError):
+    """A file of a manifest is not in the data directory; the message says which command gets it."""
+
+
+class WrongChecksum(ValueError):
+    """A file is not the one its manifest describes; the message names both sums."""
+
+
+class DownloadFailed(OSError):
+    """A download ended before its last byte; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What is known of one file: `path` is relative to the data directory, the rest is for people.
+
+    Where the publisher tells no size, `bytes` is None; of `sha256` there may be only the first digits, or none.
+    """
+
+    path: str
+    profile: str
+    url: str
+    origin: str
+    licence: str
+    bytes: int | None
+    sha256: str
+
+    @property
+    def size(self) -> str:
+        """Say how large the file is."""
+        return "size unknown" if self.bytes is None else f"{self.bytes / 1e6:.1f} MB"
+
+
+def data_dir() -> Path:
+    """Return the directory that holds data sets and weights: DGHLIB_DATA, or `dghlib` in the user's cache."""
+    if chosen := os.environ.get(DATA_DIR_VARIABLE):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dghlib"
+
+
+def use_data_dir(path: str | Path) -> None:
+    """Make `path` the data directory of this process and of those it starts, such as notebook kernels."""
+    os.environ[DATA_DIR_VARIABLE] = str(Path(path).expanduser().absolute())
+
+
+@lru_cache
+def manifests() -> dict[str, Manifest]:
+    """Return the manifests by name; weights bear the name of their model, archives that of their data set."""
+    return {path.stem: Manifest(**json.loads(path.read_text())) for path in sorted(MANIFESTS.glob("*.json"))}
+
+
+def of_profile(profile: str) -> list[Manifest]:
+    """Return the manifests of the files that a profile needs.
+
+    Raises:
+        UnknownName: no manifest belongs to this profile.
+    """
+    by_profile: dict[str, list[Manifest]] = {}
+    for manifest in manifests().values():
+        by_profile.setdefault(manifest.profile, []).append(manifest)
+    return look_up(by_profile, profile, "profile with files to download")
+
+
+def locate(name: str, *, strict: bool = True) -> Path:
+    """Return the path of a file in the data directory, once its sum is that of its manifest.
+
+    Args:
+        name: the manifest's name.
+        strict: False lets another sum pass with a warning, for archives of which people keep a part.
+
+    Raises:
+        UnknownName: there is no such manifest.
+        MissingAsset: the file is not there.
+        WrongChecksum: it is another file (`strict` only). It stays where it is.
+    """
+    manifest = look_up(manifests(), name, "file")
+    path = data_dir() / manifest.path
+    if not path.is_file():
+        raise MissingAsset(
+            f"{path} is missing. `dgh data {manifest.profile}` (or `make data PROFILE={manifest.profile}`) "
+            f"downloads it, {manifest.size}; or let {DATA_DIR_VARIABLE} (or --data-dir) name "
+            "the directory that has it."
+        )
+    try:
+        _verify(path, manifest)
+    except WrongChecksum as error:
+        if strict:
+            raise
+        logger.warning("%s Using it all the same.", error)
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file as hex digits, computed once for as long as size and time stay the same."""
+    stat = path.stat()
+    return _file_sha256(path.absolute(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache
+def _file_sha256(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify(path: Path, manifest: Manifest) -> None:
+    if not manifest.sha256:
+        logger.warning("%s cannot be verified: its publisher gives no checksum", path)
+    elif not (found := file_sha256(path)).startswith(manifest.sha256):
+        raise WrongChecksum(
+            f"{path} has sha256 {found}, but its manifest says {manifest.sha256}: "
+            f"not the file published at {manifest.url}."
+        )
+
+
+def fetch(manifest: Manifest, *, progress: bool = True) -> Path:
+    """Download a file into the data directory, verify it, and return its path.
+
+    What is there and right is left alone. A download that was cut is taken up where it ended: its bytes wait
+    in `<name>.part`, and only a whole file with the right sum gets its name.
+
+    Raises:
+        WrongChecksum: the server sent another file, of which nothing is kept; or another file lies in its
+            place already, and is left there.
+        DownloadFailed: no answer, a refusal, connections that keep dropping, or a full disk. What has been
+            received is kept.
+    """
+    target = data_dir() / manifest.path
+    if target.exists():
+        _verify(target, manifest)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    _receive_all(manifest, part, progress)
+    try:
+        _verify(part, manifest)
+    except WrongChecksum:
+        part.unlink()
+        raise
+    part.replace(target)
+    return target
+
+
+def _receive_all(manifest: Manifest, part: Path, progress: bool) -> None:
+    """Fill `part`, trying again after each of RETRY_DELAYS when the connection drops."""
+    delays = iter(RETRY_DELAYS)
+    problem: Exception | str = "the connection was closed early"
+    expected = manifest.bytes
+    while expected is None or _size(part) < expected:
+        try:
+            expected = _receive(manifest, part, progress)
+            if _size(part) >= expected:
+                return
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and expected is None and part.exists():
+                return  # an earlier run received all of it
+            if error.code < 500:
+                raise DownloadFailed(f"{manifest.url} answered {error.code} {error.reason}") from error
+            problem = error
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            problem = error
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise DownloadFailed(_broken_off(manifest, part, "the disk is full")) from error
+            raise
+        if (delay := next(delays, None)) is None:
+            raise DownloadFailed(_broken_off(manifest, part, problem))
+        logger.warning("%s: %s; trying again in %d s", manifest.url, problem, delay)
+        time.sleep(delay)
+
+
+def _broken_off(manifest: Manifest, part: Path, problem: Exception | str) -> str:
+    return (
+        f"{manifest.url}: {problem}. {_size(part)} of {manifest.bytes or 'all'} bytes are kept in {part}; "
+        "the same command goes on from there."
+    )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _receive(manifest: Manifest, part: Path, progress: bool) -> int:
+    """Append to `part` what one connection yields, from its end if the server can, else from the start.
+
+    Returns the size of the whole file: by its manifest, or by what the server says.
+    """
+    start = _size(part)
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    request = urllib.request.Request(manifest.url, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            start = 0
+        told = response.headers.get("Content-Length")
+        whole = manifest.bytes or (start + int(told) if told else sys.maxsize)
+        with (
+            part.open("ab" if start else "wb") as file,
+            tqdm(
+                desc=Path(manifest.path).name,
+                initial=start,
+                total=whole if whole < sys.maxsize else None,
+                unit="B",
+                unit_scale=True,
+                disable=not progress,
+            ) as bar,
+        ):
+            _copy(response, file, bar, whole)
+    return whole if whole < sys.maxsize else _size(part)
+
+
+def _copy(response: http.client.HTTPResponse, file: BinaryIO, bar: tqdm, limit: int) -> None:
+    """Copy until the answer ends, or has grown past `limit` bytes and so cannot be the file."""
+    while file.tell() <= limit and (chunk := response.read(CHUNK)):
+        file.write(chunk)
+        bar.update(len(chunk))

@@ -1,0 +1,158 @@
+"""Train the detectors that ship with the package: `python -m dghlib.training.detectors`.
+
+The backbones begin as the trained classifiers, of which the stem and the first stage stay as they are (as torchvision's
+detectors begin with ImageNet's). Scenes are flipped. The same seed, number of threads and version of torch give the
+same weights. A killed run continues from its last epoch.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dghlib.datasets import scenes
+from dghlib.datasets.annotated import AnnotatedImages
+from dghlib.evaluation.detection import found_boxes, mean_average_precision
+from dghlib.images import normalise
+from dghlib.models import FloatModel, detectors, embedded
+from dghlib.seeds import derived_seed, stream
+from dghlib.storage.checkpoints import Checkpoint
+from dghlib.storage.records import fingerprint
+from dghlib.training import classifiers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of one training run: AdamW, learning rate up a line and down a cosine."""
+
+    model: str
+    num_images: int = 3_072
+    epochs: int = 8
+    batch_size: int = 16
+    peak_learning_rate: float = 2e-3
+    warm_up: float = 0.1  # fraction of all steps
+    weight_decay: float = 1e-3
+    seed: int = 0
+    threads: int = 1
+    test_images: int = 512
+
+
+def train(config: Config, data: AnnotatedImages, checkpoint: Path | None = None) -> tuple[FloatModel, float]:
+    """Return a trained detector and the seconds that took, those before an interruption included.
+
+    Args:
+        config: what to train, and how.
+        data: the training images; all full batches of them are used.
+        checkpoint: file to continue from and to save to after every epoch.
+    """
+    detector = _untrained(config)
+    learned = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=0.0, weight_decay=config.weight_decay)
+    saved = Checkpoint(checkpoint, fingerprint(config))
+    state = saved.load() or {"epoch": 0, "seconds": 0.0}
+    if state["epoch"]:
+        detector.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        log.info("continuing after epoch %d", state["epoch"])
+    seconds = state["seconds"]
+    for epoch in range(state["epoch"], config.epochs):
+        start = time.perf_counter()
+        _train_epoch(detector, optimizer, data, config, epoch)
+        seconds += time.perf_counter() - start
+        parts = {"net": detector.state_dict(), "optimizer": optimizer.state_dict()}
+        saved.save({**parts, "epoch": epoch + 1, "seconds": seconds})
+    model = detectors.as_model(config.model, detector)
+    start = time.perf_counter()
+    flipped = flipped_scenes(data, config, epoch=config.epochs)
+    classifiers.measure_batch_norm(model, (normalise(images, model.mean, model.std) for images, _ in flipped))
+    return model, seconds + time.perf_counter() - start
+
+
+def _untrained(config: Config) -> nn.Module:
+    """Return a detector on the body of a trained classifier, whose stem and first stage do not learn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(config.seed, "initial weights", config.model))
+        classifier = embedded.load(detectors.CLASSIFIERS[config.model]).net
+        detector = detectors.NETS[config.model](classifier)
+    frozen = [child for name, child in classifier.named_children() if name in ("conv1", "bn1", "stem")]
+    stages = classifier.get_submodule("stages" if hasattr(classifier, "stages") else "blocks")
+    for module in (*frozen, next(stages.children())):
+        module.requires_grad_(False)
+    return detector.to(memory_format=torch.channels_last)
+
+
+def _train_epoch(
+    detector: nn.Module, optimizer: torch.optim.Optimizer, data: AnnotatedImages, config: Config, epoch: int
+) -> None:
+    detector.train()
+    steps = len(data) // config.batch_size
+    with tqdm(total=steps, desc=f"{config.model} epoch {epoch + 1}/{config.epochs}", unit="batch") as bar:
+        for step, (images, targets) in enumerate(flipped_scenes(data, config, epoch)):
+            progress = (epoch * steps + step) / (config.epochs * steps)
+            rate = classifiers.learning_rate(progress, config.peak_learning_rate, config.warm_up)
+            optimizer.param_groups[0]["lr"] = rate
+            losses = detector(list(images.float() / 255), targets)
+            loss = torch.stack(list(losses.values())).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            bar.update()
+            bar.set_postfix({name: f"{value.item():.3f}" for name, value in losses.items()}, refresh=False)
+
+
+def flipped_scenes(data: AnnotatedImages, config: Config, epoch: int) -> Iterator[tuple[Tensor, list[dict]]]:
+    """Yield the full batches of one epoch, shuffled, every other image flipped: uint8 (n, 3, H, W), and targets."""
+    rng = stream(config.seed, "epoch", epoch)
+    width = detectors.SIZE
+    for chosen in torch.randperm(len(data), generator=rng).split(config.batch_size):
+        if len(chosen) < config.batch_size:
+            return
+        images, targets = torch.stack([data.images[k] for k in chosen.tolist()]), []
+        flips = torch.rand(len(chosen), generator=rng) < 0.5
+        images[flips] = images[flips].flip(3)
+        for k, flip in zip(chosen.tolist(), flips.tolist(), strict=True):
+            target = data.target(k)
+            if flip:
+                target["boxes"][:, [0, 2]] = width - target["boxes"][:, [2, 0]]
+            targets.append(target)
+        yield images, targets
+
+
+def make(config: Config, out: Path) -> dict[str, Any]:
+    """Train one detector, write its weights and a JSON that says what was run, and return the latter."""
+    torch.set_num_threads(config.threads)
+    data = scenes.detection("train", config.num_images)
+    model, seconds = train(config, data, classifiers.unfinished(out, config.model))
+    test_set = scenes.detection("test", config.test_images)
+    boxes = found_boxes(detectors.detector_of(model, model.net), test_set.images, test_set.image_ids, progress=True)
+    precision = mean_average_precision(test_set.annotations, boxes)
+    rounded = {name: round(percent, 2) for name, percent in precision.items()}
+    return classifiers.write(model, {**asdict(config), "seconds": round(seconds), **rounded}, out)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and train."""
+
+    def train_one(name: str, out: Path) -> str:
+        facts = make(Config(model=name), out)
+        return f"mAP {facts['map']:.2f} of {facts['test_images']} test images"
+
+    classifiers.train_from_command_line(
+        arguments,
+        "python -m dghlib.training.detectors",
+        "Train the detectors for the benchmark shapes; about five minutes each on one core.",
+        detectors.NETS,
+        train_one,
+    )
+
+
+if __name__ == "__main__":
+    main()
