@@ -177,7 +177,7 @@ def paper_table(name: str, *, as_text: bool = False) -> pd.DataFrame:
 
     With `as_text` numbers stay as they are printed, and what is not printed is empty.
     """
-    path = resources.files("dghlib.experiments") / "paper" / f"{name}.csv"
+    path = resources.files("dghlib.showing") / "paper" / f"{name}.csv"
     return pd.read_csv(path, dtype=str, keep_default_na=False) if as_text else pd.read_csv(path)
 
 
