@@ -22,6 +22,7 @@ from dghlib import models
 from dghlib.models import FloatModel
 from dghlib.quantizers import QUANTIZERS, reconstruction
 from dghlib.quantizers.reconstruction import Sweep, UnitError, _Reconstruction, learn
+from dghlib.quantizers.starting import nearest
 from dghlib.quantizers.unit_data import unit_error
 from dghlib.quantizers.units import Unit, piece_of
 from dghlib.storage.checkpoints import Checkpoint
@@ -88,7 +89,7 @@ def costs(model: FloatModel, images: Tensor, blocks: Collection[str], rounds: in
     for method in tqdm(METHODS, desc=model.name):
         config = QUANTIZERS[method].Config(iterations=ITERATIONS, batch_size=len(images), **SEARCHES)
         config = replace(config, step_iterations=min(config.step_iterations, ITERATIONS))
-        student = reconstruction.nearest(model, images, config, {"method": method})
+        student = nearest(model, images, config, {"method": method})
         work = _Measured(model, student, images, config, Checkpoint(None, ""))
         yield from work.measure(blocks, rounds)
 

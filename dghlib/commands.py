@@ -30,7 +30,7 @@ from dghlib.models import FloatModel
 from dghlib.plans.catalogue import PLANS
 from dghlib.plans.parts import parse_bits
 from dghlib.quantizers import QUANTIZERS, QuantizedModel
-from dghlib.quantizers.reconstruction import Settings
+from dghlib.quantizers.starting import LearningSettings
 from dghlib.running import processes
 from dghlib.running.copies import private_copy
 from dghlib.storage import assets, checkpoints
@@ -155,7 +155,7 @@ def quantize(options: Namespace) -> None:
     config = method.Config(weight_bits=weight_bits, activation_bits=activation_bits)
     config = dataclasses.replace(config, **parse_settings(config, options.set))
     _check_free(options.out, options.force)
-    learned = {"checkpoint": _checkpoint(options.out)} if isinstance(config, Settings) else {}
+    learned = {"checkpoint": _checkpoint(options.out)} if isinstance(config, LearningSettings) else {}
     quantized = method.quantize(model.on(options.device), images, config, **learned)
     quantized.save(options.out)
     counts = f"{len(quantized.weight_quantizers())} weights and {len(quantized.activation_quantizers())} tensors"

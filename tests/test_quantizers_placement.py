@@ -35,6 +35,11 @@ def test_counts_of_the_reconstruction_papers(name: str, full: int, placement: st
     assert list(academic.weights.values()).count(8) == 2
 
 
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 17), ("resnet50", 49), ("mobilenet_v2", 35)])
+def test_relu_only_takes_what_comes_out_of_a_relu(name: str, count: int) -> None:
+    assert len(PLACEMENTS["relu_only"](graph_of(getattr(torchvision.models, name)()))) == count
+
+
 def test_what_brecq_and_genie_spare_in_a_resnet() -> None:
     graph = graph_of(torchvision.models.resnet18())
     brecq, genie = PLACEMENTS["brecq"](graph), PLACEMENTS["genie"](graph)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dghlib.models import FloatModel
 from dghlib.quantizers import adaround, brecq, genie_m, qdrop, reconstruction
-from dghlib.quantizers.reconstruction import Settings, Sweep, beta, nearest, sweeps_of
+from dghlib.quantizers.reconstruction import Settings, Sweep, beta, sweeps_of
+from dghlib.quantizers.starting import nearest
 from dghlib.quantizers.unit_data import UnitData, drawn_rows, output_importance, unit_error
 
 METHODS = {"adaround": adaround, "brecq": brecq, "qdrop": qdrop, "genie_m": genie_m}

@@ -30,7 +30,7 @@ from dghlib.generators.identity import images_fingerprint
 from dghlib.images import load_timed_images, per_channel, save_images
 from dghlib.models import FloatModel
 from dghlib.quantizers import QUANTIZERS, QuantizedModel
-from dghlib.quantizers.reconstruction import Settings
+from dghlib.quantizers.starting import LearningSettings
 from dghlib.storage import checkpoints
 from dghlib.storage.records import code_version, fingerprint, plain, provenance, read_record, write_json
 
@@ -220,7 +220,7 @@ class Workshop:
     def _quantize(self, experiment: Run, model: FloatModel, images: Tensor) -> QuantizedModel:
         method, config = QUANTIZERS[experiment.quantizer], experiment.quantizer_config
         model = model.on(self.device)
-        if not isinstance(config, Settings):
+        if not isinstance(config, LearningSettings):
             return method.quantize(model, images, config)
         return method.quantize(model, images, config, checkpoint=self._checkpoint(experiment))
 

@@ -14,6 +14,7 @@ from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 from dghlib.generators.pipelines import EMBEDDED as PIPELINES
 from dghlib.quantizers import QUANTIZERS
 from dghlib.quantizers.reconstruction import Settings
+from dghlib.quantizers.starting import LearningSettings
 
 SOURCES = ("noise", "zeroq", "dgh", REAL)
 PAPER_SOURCES = ("zeroq", "intraq", "genie_d", "dgh", REAL)  # the rows of DGH's tables
@@ -67,7 +68,7 @@ def calibrated(
     A method that learns draws its batches with the seed of the images.
     """
     chosen = quantizer_config(quantizer, width, budget, **settings)
-    if isinstance(chosen, Settings):
+    if isinstance(chosen, LearningSettings):
         chosen = dataclasses.replace(chosen, seed=config.seed)
     return Experiment(
         profile=profile,

@@ -68,10 +68,17 @@ def layer_inputs(graph: fx.GraphModule) -> list[str]:
     return _one_of_each_site(graph, names)
 
 
+def rectified(graph: fx.GraphModule) -> list[str]:
+    """Return what the family of GDFQ quantizes: what comes out of a ReLU or ReLU6, and nothing else."""
+    names = [node.name for node in graph.graph.nodes if does(graph, node, RELU | RELU6)]
+    return _one_of_each_site(graph, names)
+
+
 PLACEMENTS: Mapping[str, Callable[[fx.GraphModule], list[str]]] = {
     "every_tensor": every_tensor,
     "brecq": layer_and_block_outputs,
     "genie": layer_inputs,
+    "relu_only": rectified,
 }
 
 

@@ -14,9 +14,7 @@ Steps of activations are fixed, learned with the weights, or learned after them 
 import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,13 +25,11 @@ from dghlib.choices import check_at_least, check_choice
 from dghlib.models import FloatModel
 from dghlib.quantizers.calibration import check_images, observe
 from dghlib.quantizers.graph import device_of, folded_graph
-from dghlib.quantizers.grid import check_bits
 from dghlib.quantizers.layers import QuantizedLayer
 from dghlib.quantizers.learners import LearnedRounding, LearnedStep, keep_positive
-from dghlib.quantizers.operations import layer_at
-from dghlib.quantizers.placement import BIT_POLICIES, PLACEMENTS, assign_bits
 from dghlib.quantizers.quantized_model import QuantizedModel, quantized_node, quantizer_path
-from dghlib.quantizers.scale_search import ACTIVATION_SEARCHES, WEIGHT_SEARCHES, activation_grid, weight_grid
+from dghlib.quantizers.scale_search import activation_grid
+from dghlib.quantizers.starting import LearningSettings, nearest
 from dghlib.quantizers.unit_data import STORES, Frontier, UnitData, output_importance, relative_error, unit_error
 from dghlib.quantizers.units import KINDS_OF_UNIT, Unit, piece_of, units_of
 from dghlib.seeds import derived_seed, stream
@@ -47,14 +43,10 @@ _FASTEST = 0.01  # part of itself that a weight's step moves at most in one iter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the reconstruction methods have in common, and where they differ.
+class Settings(LearningSettings):
+    """What the reconstruction methods have in common, and where they differ; beside `starting.LearningSettings`.
 
     Args:
-        weight_bits, activation_bits: 2 to 8, 16, or 32 for float.
-        bits: "full", all layers and tensors alike; or "academic", the ends at 8 bits and the logits in float.
-        placement: which tensors are quantized: "every_tensor", "brecq" or "genie".
-        weight_search, activation_search: how grids are found (see `scale_search`).
         unit: what is learned at once, "layer" or "block".
         iterations: steps per unit, with minibatches of `batch_size` images.
         rounding_rate: Adam's learning rate for the roundings.
@@ -70,18 +62,10 @@ class Settings:
         keep_float: see `inputs`; also of activations inside the unit (QDrop).
         fisher: whether errors count by the squared gradient of the network's loss, estimated once per unit.
         store: where inputs and targets of a unit are kept: the network's "device", "cpu", or memory-mapped on "disk".
-        seed: of minibatches and of what stays float by chance.
     """
 
-    weight_bits: int = 4
-    activation_bits: int = 4
-    bits: str = "full"
-    placement: str = "brecq"
-    weight_search: str = "shrink_80"
-    activation_search: str = "shrink_80"
     unit: str = "block"
     iterations: int = 20_000
-    batch_size: int = 32
     rounding_rate: float = 1e-3
     penalty: float = 0.01
     cosine: bool = False
@@ -93,21 +77,14 @@ class Settings:
     keep_float: float = 0.0
     fisher: bool = False
     store: str = "device"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        check_bits(self.weight_bits, "weight_bits")
-        check_bits(self.activation_bits, "activation_bits")
-        check_choice("bits", self.bits, BIT_POLICIES)
-        check_choice("placement", self.placement, PLACEMENTS)
-        check_choice("weight_search", self.weight_search, WEIGHT_SEARCHES)
-        check_choice("activation_search", self.activation_search, ACTIVATION_SEARCHES)
+        super().__post_init__()
         check_choice("unit", self.unit, KINDS_OF_UNIT)
         check_choice("inputs", self.inputs, INPUTS)
         check_choice("store", self.store, STORES)
         check_at_least(1, "iterations", self.iterations)
         check_at_least(0, "step_iterations", self.step_iterations)
-        check_at_least(1, "batch_size", self.batch_size)
         if not 0 <= self.keep_float <= 1:
             raise ValueError(f"keep_float is a probability, 0 to 1, got {self.keep_float}")
         for name in ("rounding_rate", "penalty", "scale_rate", "step_rate"):
@@ -177,24 +154,6 @@ def reconstruct(
     student = nearest(model, images, settings, about)
     key = fingerprint({"about": about, "images": float(images.double().sum()), "nearest": _checksum(student)})
     return _Reconstruction(model, student, images, settings, Checkpoint(checkpoint, key, seconds=0)).run()
-
-
-def nearest(model: FloatModel, images: Tensor, settings: Settings, about: dict[str, Any]) -> QuantizedModel:
-    """Return the network with the grids that reconstruction starts from, every weight rounded to the nearest."""
-    graph = folded_graph(model)
-    tensors = PLACEMENTS[settings.placement](graph)
-    bits = assign_bits(graph, tensors, settings.weight_bits, settings.activation_bits, settings.bits)
-    seen = observe(graph, bits.activations, images, settings.batch_size).histograms
-    shown = partial(tqdm, desc="grids", leave=False, delay=3)
-    activations = {
-        name: activation_grid(seen[name], width, settings.activation_search)
-        for name, width in shown(bits.activations.items(), unit="tensor")
-    }
-    weights = {
-        path: weight_grid(layer_at(graph, path), width, settings.weight_search)
-        for path, width in shown(bits.weights.items(), unit="layer")
-    }
-    return QuantizedModel(graph, weights, activations, about)
 
 
 def learn(

@@ -43,6 +43,11 @@ class Search(Protocol):
     def __call__(self, low: Tensor, high: Tensor, bits: int) -> Grids: ...
 
 
+def min_max(low: Tensor, high: Tensor, bits: int) -> Grids:
+    """Take the whole range, as fine-tuning in the family of GDFQ does."""
+    return _shrunk(low, high, bits, 1)
+
+
 def shrink_80(low: Tensor, high: Tensor, bits: int) -> Grids:
     """Try 100, 99, ... 21 % of the range: BRECQ."""
     return _shrunk(low, high, bits, 80)
@@ -82,6 +87,7 @@ def _scale(width: Tensor, steps: int) -> Tensor:
 
 
 WEIGHT_SEARCHES: Mapping[str, Search] = {
+    "min_max": min_max,
     "shrink_80": shrink_80,
     "shrink_100": shrink_100,
     "two_sided": two_sided,
