@@ -1,0 +1,90 @@
+"""Operations element by element in ONNX: activation functions and arithmetic."""
+
+from typing import Any
+
+from torch import fx, nn
+
+from dghlib.export.onnx_graph import OnnxGraph, Translation, UnsupportedOperation, shape_of, source
+from dghlib.quantizers.grid import UniformQuantizer
+
+
+def simple(operation: str, **attributes: Any) -> Translation:
+    """Return the translation of an operation that ONNX has, on one tensor, without settings of its own."""
+
+    def translate(graph: OnnxGraph, node: fx.Node) -> str:
+        return graph.add(operation, [source(graph, node)], node.name, **attributes)
+
+    return translate
+
+
+def with_setting(operation: str, attribute: str, name: str, default: float) -> Translation:
+    """Return the translation of an operation with one number, that torch and ONNX call by different names."""
+
+    def translate(graph: OnnxGraph, node: fx.Node) -> str:
+        number = float(graph.settings(node, name).get(name, default))
+        return graph.add(operation, [source(graph, node)], node.name, **{attribute: number})
+
+    return translate
+
+
+def clip(low: float, high: float) -> Translation:
+    """Return the translation of relu6 and hardtanh, whose ends may be set."""
+
+    def translate(graph: OnnxGraph, node: fx.Node) -> str:
+        ends = {"min_val": low, "max_val": high} | graph.settings(node, "min_val", "max_val")
+        least, most = (graph.constant(f"{node.name}.{name}", float(end)) for name, end in ends.items())
+        if any(_is_four_bits(graph.module(reader)) for reader in node.users):
+            # onnxruntime cannot fuse a Clip into a quantization to 4 bits, and fails when it tries
+            above = graph.add("Max", [source(graph, node), least], f"{node.name}.above")
+            return graph.add("Min", [above, most], node.name)
+        return graph.add("Clip", [source(graph, node), least, most], node.name)
+
+    return translate
+
+
+def _is_four_bits(module: nn.Module | None) -> bool:
+    return isinstance(module, UniformQuantizer) and module.bits == 4
+
+
+def silu(graph: OnnxGraph, node: fx.Node) -> str:
+    """X sigmoid(x)."""
+    value = source(graph, node)
+    return graph.add("Mul", [value, graph.add("Sigmoid", [value], f"{node.name}.sigmoid")], node.name)
+
+
+def softplus(graph: OnnxGraph, node: fx.Node) -> str:
+    """The logarithm of 1 + exp(beta x), divided by beta."""
+    value, beta = source(graph, node), float(graph.settings(node, "beta", "threshold").get("beta", 1))
+    if beta == 1:
+        return graph.add("Softplus", [value], node.name)
+    steepness = graph.constant(f"{node.name}.beta", beta)
+    steep = graph.add("Mul", [value, steepness], f"{node.name}.steep")
+    return graph.add("Div", [graph.add("Softplus", [steep], f"{node.name}.soft"), steepness], node.name)
+
+
+def gelu(graph: OnnxGraph, node: fx.Node) -> str:
+    """Gelu, exact or by tanh."""
+    how = graph.settings(node, "approximate").get("approximate", "none")
+    return graph.add("Gelu", [source(graph, node)], node.name, approximate=how)
+
+
+def prelu(graph: OnnxGraph, node: fx.Node) -> str:
+    """PReLU, its slopes along the channels."""
+    module: Any = graph.module(node)
+    if module is None:
+        raise UnsupportedOperation(f"{node.name} calls prelu as a function; use the module nn.PReLU")
+    shape = (-1, *[1] * (len(shape_of(node)) - 2))
+    slope = graph.constant(f"{node.target}.weight", module.weight.reshape(shape))
+    return graph.add("PRelu", [source(graph, node), slope], node.name)
+
+
+def arithmetic(operation: str) -> Translation:
+    """Return the translation of +, -, * and /, of two tensors or a tensor and a number."""
+
+    def translate(graph: OnnxGraph, node: fx.Node) -> str:
+        if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode") is not None:
+            raise UnsupportedOperation(f"{node.name} has settings that its translation does not know: {node.kwargs}")
+        second = node.args[1] if len(node.args) > 1 else node.kwargs["other"]
+        return graph.add(operation, [source(graph, node), graph.value(second, f"{node.name}.other")], node.name)
+
+    return translate
