@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from dghlib.export.onnx_graph import OnnxGraph, UnsupportedOperation
-from dghlib.export.translations import constant_tensor, shape_of, translation_of
+from dghlib.export.onnx_graph import OnnxGraph, UnsupportedOperation, shape_of
+from dghlib.export.translations import constant_tensor, translation_of
 from dghlib.models import FloatModel
 from dghlib.quantizers import QuantizedModel
 from dghlib.quantizers.graph import folded_graph

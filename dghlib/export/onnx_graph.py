@@ -1,6 +1,6 @@
 """An ONNX graph under construction: nodes, constants, and which ONNX value stands for which tensor of a traced one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -165,3 +165,17 @@ def both_sides(padding: Any) -> list[int]:
 def batched(shape: Sequence[int]) -> list[int]:
     """Return a shape that was seen with some number of images as one for any number."""
     return [-1, *shape[1:]]
+
+
+def source(graph: OnnxGraph, node: fx.Node) -> str:
+    """Return the ONNX value of the tensor that a node reads first."""
+    return graph.value(node.args[0] if node.args else node.kwargs["input"], f"{node.name}.input")
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Return the shape, for some images, of the tensor that a node holds; a quantizer's is that of what it reads."""
+    return node.meta["shape"] if "shape" in node.meta else shape_of(node.all_input_nodes[0])
+
+
+# A translation appends what a node needs, and returns the name of the value that it made, or of several.
+Translation = Callable[[OnnxGraph, fx.Node], str | list[str]]
