@@ -173,6 +173,38 @@ def test_spaces_that_cannot_be_are_refused(tiny_model: FloatModel) -> None:
         replace(tiny_model, std=(0.25, 0.0, 0.25))
 
 
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [((123.7, 116.3, 103.5), (58.4, 57.1, 57.4)), ((0.5,) * 3, (127.5,) * 3), ((128.0,) * 3, (1.0,) * 3)],
+)
+def test_statistics_of_pixels_from_0_to_255_are_refused(
+    tiny_model: FloatModel, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    with pytest.raises(ValueError, match="of pixels from 0 to 255; they must be of pixels from 0 to 1: divide them"):
+        replace(tiny_model, mean=mean, std=std)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "warned"),
+    [
+        ((-0.5,) * 3, (0.25,) * 3, True),
+        ((0.5,) * 3, (0.25 / 255,) * 3, True),
+        ((0.5,) * 3, (2.0,) * 3, True),
+        ((0.0,) * 3, (1.0,) * 3, False),
+        ((0.0,) * 3, (1 / 255,) * 3, False),
+    ],
+)
+def test_statistics_that_pixels_hardly_have_are_warned_about(
+    tiny_model: FloatModel,
+    caplog: pytest.LogCaptureFixture,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    warned: bool,
+) -> None:
+    replace(tiny_model, mean=mean, std=std)
+    assert ("most networks have a mean from 0 to 1" in caplog.text) == warned
+
+
 TINY_RUN = training.Config(model="shapes_inverted", num_images=64, epochs=2, batch_size=32)
 
 

@@ -32,6 +32,7 @@ from dghlib.choices import check_at_least, check_between
 from dghlib.generators.classes import number_of_classes, random_labels
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_norms, measure
+from dghlib.generators.space import brought_over, working_twin
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.images import clip_straight_through
 from dghlib.models import FloatModel
@@ -109,9 +110,11 @@ def generate(
         ValueError: its weights or statistics are not finite; there is no student, none is needed, or it does not fit.
         FloatingPointError: the loss became NaN; the step is named.
     """
+    own, model = model, working_twin(model)
     net = working_copy(model.net, device, model.image_shape)
     layers = stored_statistics(net, model.image_shape)
     num_classes = number_of_classes(model, net, "DeepInversion")
+    student = student and working_twin(student)
     rival = _student_net(model, student, config, num_classes, device)
     images = torch.randn(
         (config.num_images, *model.image_shape), generator=stream(config.seed, "deep_inversion", "images")
@@ -132,7 +135,7 @@ def generate(
             keep_valid=lambda images: clip_straight_through(images, model.mean, model.std),
         )
 
-    return run_tasks(
+    made = run_tasks(
         start,
         count=len(batches),
         steps=config.steps,
@@ -140,6 +143,7 @@ def generate(
         title=f"DeepInversion {model.name}",
         progress=progress,
     )
+    return brought_over(made, model, own)
 
 
 def labels_of(config: Config, num_classes: int) -> Tensor:

@@ -57,6 +57,7 @@ from dghlib.generators.matching import (
     with_pixels,
 )
 from dghlib.generators.schedules import PlateauWithReset
+from dghlib.generators.space import brought_over, working_twin
 from dghlib.images import centre_crop, clip_straight_through, flip_and_crop, smooth
 from dghlib.models import FloatModel
 from dghlib.running import processes
@@ -163,6 +164,7 @@ def generate(
         FloatingPointError: the loss became NaN; the step is named.
         FileNotFoundError: there is a checkpoint, but the folder of its images is gone.
     """
+    own, model = model, working_twin(model)
     saved = Checkpoint(checkpoint, f"{images_fingerprint(model, 'dgh', VERSION, config)} by batches")
     with _folder(model, config, checkpoint) as folder:
         state = saved.load()
@@ -184,7 +186,7 @@ def generate(
                 rate = run.schedule.learning_rate
                 bar.set_postfix_str(f"BNS {bns:.3g}, ODSL {odsl:.3g}, lr {rate:.3g}", refresh=False)
                 saved.save_when_due(run.state)
-        return run.finished_images()
+        return brought_over(run.finished_images(), model, own)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from dghlib.choices import check_at_least, check_between
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, spread_of
 from dghlib.generators.networks import GenieNetwork, initialised
+from dghlib.generators.space import brought_over, working_twin
 from dghlib.generators.tasks import run_tasks, values_of
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import StoredStatistics, moments, stored_statistics, variance_of, working_copy
@@ -80,13 +81,14 @@ def generate(
         ValueError: its weights or statistics are not finite.
         FloatingPointError: the loss became NaN; the step is named.
     """
+    own, model = model, working_twin(model)
     net = working_copy(model.net, device, model.image_shape)
     layers = stored_statistics(net, model.image_shape)
     shifts = torch.Generator()
     if config.swing:
         swing_strided_convolutions(net, shifts)
     sizes = [len(part) for part in torch.arange(config.num_images).split(config.batch_size)]
-    return run_tasks(
+    made = run_tasks(
         lambda index, _: _Task(net, layers, model.image_shape, config, index, sizes[index], shifts),
         count=len(sizes),
         steps=config.steps,
@@ -94,6 +96,7 @@ def generate(
         title=f"GENIE-D {model.name}",
         progress=progress,
     )
+    return brought_over(made, model, own)
 
 
 class _Task:

@@ -35,6 +35,7 @@ from dghlib.choices import check_at_least, check_between
 from dghlib.generators.classes import Head, find_head, random_labels
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
+from dghlib.generators.space import brought_over, working_twin
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.images import random_windows, resize_windows, rotate
 from dghlib.models import FloatModel
@@ -104,6 +105,7 @@ def generate(
         ValueError: its weights or statistics are not finite.
         FloatingPointError: the loss became NaN; the step is named.
     """
+    own, model = model, working_twin(model)
     net = working_copy(model.net, device, model.image_shape)
     layers = stored_statistics(net, model.image_shape)
     head = find_head(model, net, "IntraQ")
@@ -124,7 +126,7 @@ def generate(
             draws=draws,
         )
 
-    return run_tasks(
+    made = run_tasks(
         start,
         count=len(batches),
         steps=config.steps,
@@ -132,6 +134,7 @@ def generate(
         title=f"IntraQ {model.name}",
         progress=progress,
     )
+    return brought_over(made, model, own)
 
 
 def labels_of(config: Config, num_classes: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dghlib.choices import check_at_least
+from dghlib.generators.space import brought_over, working_twin
 from dghlib.models import FloatModel
 from dghlib.seeds import stream
 
@@ -40,5 +41,6 @@ def generate(
     progress: bool = True,
     checkpoint: Path | None = None,
 ) -> Tensor:
-    """Return noise (num_images, C, H, W), float32; of `model` only the shape of its images matters."""
-    return torch.randn((config.num_images, *model.image_shape), generator=stream(config.seed, "noise"))
+    """Return noise (num_images, C, H, W), float32; of `model` only the shape and the space of its images matter."""
+    noise = torch.randn((config.num_images, *model.image_shape), generator=stream(config.seed, "noise"))
+    return brought_over(noise, working_twin(model), model)

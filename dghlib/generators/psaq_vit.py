@@ -38,6 +38,7 @@ from dghlib.generators.classes import number_of_classes, random_labels
 from dghlib.generators.deep_inversion import JITTER, total_variation, warm_up_and_cosine
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.patch_similarity import cosine_similarities, similarity_entropy
+from dghlib.generators.space import brought_over, working_twin
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.images import clip_straight_through
 from dghlib.models import FloatModel
@@ -99,6 +100,7 @@ def generate(
         ValueError: its weights are not finite.
         FloatingPointError: the loss became NaN; the step is named.
     """
+    own, model = model, working_twin(model)
     net = working_copy(model.net, device, model.image_shape)
     check_finite(net)
     num_classes = number_of_classes(model, net, "PSAQ-ViT")
@@ -122,7 +124,7 @@ def generate(
         task.parts["calls"] = loss.calls
         return task
 
-    return run_tasks(
+    made = run_tasks(
         start,
         count=len(batches),
         steps=config.steps,
@@ -130,6 +132,7 @@ def generate(
         title=f"PSAQ-ViT {model.name}",
         progress=progress,
     )
+    return brought_over(made, model, own)
 
 
 def labels_of(config: Config, num_classes: int) -> Tensor:

@@ -29,6 +29,7 @@ from dghlib.generators.classes import Head, find_head, random_labels
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.generators.networks import QimeraNetwork, initialised
+from dghlib.generators.space import brought_over, working_twin
 from dghlib.generators.tasks import run_tasks, values_of
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import StoredStatistics, stored_statistics, working_copy
@@ -91,10 +92,11 @@ def generate(
         ValueError: its weights or statistics are not finite.
         FloatingPointError: the loss became NaN; the step is named.
     """
+    own, model = model, working_twin(model)
     net = working_copy(model.net, device, model.image_shape)
     layers = stored_statistics(net, model.image_shape)
     head = find_head(model, net, "Qimera")
-    return run_tasks(
+    made = run_tasks(
         lambda index, finished: _Task(net, layers, head, model.image_shape, config),
         count=1,
         steps=config.steps * math.ceil(config.num_images / config.batch_size),
@@ -102,6 +104,7 @@ def generate(
         title=f"Qimera {model.name}",
         progress=progress,
     )
+    return brought_over(made, model, own)
 
 
 class _Task:

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from dghlib.choices import check_at_least, check_between
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, with_pixels
+from dghlib.generators.space import brought_over, working_twin
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics, working_copy
@@ -67,6 +68,7 @@ def generate(
         ValueError: its weights or statistics are not finite.
         FloatingPointError: the loss became NaN; the step is named.
     """
+    own, model = model, working_twin(model)
     net = working_copy(model.net, device, model.image_shape)
     layers = with_pixels(stored_statistics(net, model.image_shape), model.image_shape[0])
     weights = channel_weights(layers.sizes, "sum", layers.mean.device)
@@ -76,7 +78,7 @@ def generate(
         measured = measure(net, images, layers, groups=len(images))
         return {"BNS": batch_norm_distance(measured.moments, layers, weights, "std").mean()}
 
-    return run_tasks(
+    made = run_tasks(
         lambda index, _: ImageTask(
             batches[index],
             loss,
@@ -89,6 +91,7 @@ def generate(
         title=f"ZeroQ {model.name}",
         progress=progress,
     )
+    return brought_over(made, model, own)
 
 
 def _initial_images(model: FloatModel, config: Config) -> Tensor:

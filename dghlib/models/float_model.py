@@ -3,11 +3,17 @@
 import copy
 import dataclasses
 import hashlib
+import logging
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+log = logging.getLogger(__name__)
+
+LARGEST_STATISTIC = 2  # of pixels from 0 to 1: a mean or std above is one of pixels from 0 to 255
+WIDEST_SPACE = 512  # between black and white; that of pixels from 0 to 255 is 255 wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +24,8 @@ class FloatModel:
         name: what records and file names call it.
         net: maps normalised images (N, C, H, W) to logits; in eval mode.
         image_shape: (C, H, W).
-        mean, std: of every channel, of pixels from 0 to 1; normalised is (pixel - mean) / std.
+        mean, std: of every channel, of pixels from 0 to 1; normalised is (pixel - mean) / std. A network that takes
+            pixels from 0 to 1 as they are has mean 0 and std 1, one that takes them from 0 to 255 mean 0 and std 1/255.
         task: what the outputs are, "classification" or "detection".
     """
 
@@ -42,6 +49,23 @@ class FloatModel:
             )
         if not all(0 < spread < math.inf for spread in self.std):
             raise ValueError(f"{self.name}: std, of pixels from 0 to 1, must be above 0, got {self.std}")
+        self._check_unit()
+
+    def _check_unit(self) -> None:
+        """Raise ValueError for statistics of pixels from 0 to 255; warn of others that pixels hardly have."""
+        given = f"{self.name}: got mean {self.mean} and std {self.std}"
+        if max(*self.mean, *self.std) > LARGEST_STATISTIC:
+            raise ValueError(
+                f"{given}, which are of pixels from 0 to 255; they must be of pixels from 0 to 1: divide them by 255. "
+                "A network that takes pixels from 0 to 255 as they are has mean 0 and std 1/255"
+            )
+        usual = [0 <= mean <= 1 for mean in self.mean] + [1 / WIDEST_SPACE <= std <= 1 for std in self.std]
+        if not all(usual):
+            log.warning(
+                "%s. Of pixels from 0 to 1, most networks have a mean from 0 to 1 and a std from 1/255 to 1; with "
+                "others, calibration images are not what the network was trained with",
+                given,
+            )
 
     def on(self, device: torch.device | str) -> "FloatModel":
         """Return the model with its network on a device: itself on the CPU, else with a copy of the network."""
