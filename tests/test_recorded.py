@@ -83,7 +83,7 @@ def test_another_error_is_a_failure_all_the_same(tmp_path: Path, monkeypatch: py
 
 def test_chapters_do_without_files_that_no_notebook_wrote(tmp_path: Path) -> None:
     (tmp_path / "cost_dgh.csv").write_text("seconds\n1\n")
-    there = "```{csv-table} Cost\n:file: ../notebooks/cost_dgh.csv\n```"
+    there = "```{csv-table} Cost, on the machine of {doc}`../notebooks/sources`\n:file: ../notebooks/cost_dgh.csv\n```"
     gone = "```{figure} ../notebooks/images_dgh.png\n:alt: images\n```"
     gone_from_front = gone.replace("../", "").replace("dgh", "zeroq")
     code = "```{literalinclude} ../dgh.py\n```"

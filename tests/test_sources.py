@@ -9,6 +9,7 @@ from dghlib.choices import UnknownName
 from dghlib.experiments.profiles import BUDGETS
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 from dghlib.plans import observations, parts
+from dghlib.showing import speed
 
 
 def test_a_budget_for_fewer_images_is_in_proportion() -> None:
@@ -51,3 +52,11 @@ def test_genq_is_a_source_where_there_is_a_pipeline(tmp_path: Path, monkeypatch:
     assert "genq" in drawn
     assert parts.every_source("cifar10") == tuple(name for name in drawn if name != "genq")
     assert not set(FOR_TRANSFORMERS) & set(drawn)
+
+
+def test_the_speeds_of_methods_have_no_cell_that_is_no_number() -> None:
+    table = speed.methods_table(speed.benchmark("generators"))
+    assert set(table.index.get_level_values("method")) >= {"DGH", "GENIE"}
+    cells = table.to_numpy().flatten().tolist()
+    assert "" in cells  # DGH has no generator network
+    assert all(cell == "" or float(cell) > 0 for cell in cells)

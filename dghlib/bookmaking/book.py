@@ -41,7 +41,9 @@ from dghlib.experiments.recorded import only_recorded
 
 MATHJAX = "tex-svg-full.js"
 _DIRECTIVE = re.compile(r"^```\{(?:figure|csv-table)\}.*?^```$", flags=re.MULTILINE | re.DOTALL)
-_BESIDE = re.compile(r"\bnotebooks/(\S+)")
+_BESIDE = re.compile(
+    r"(?:\{figure\}|^:file:) (?:\.\./)?notebooks/(\S+)", flags=re.MULTILINE
+)  # not what captions link to
 # What a page takes to show all that was recorded: every repetition of the budget, every network of the profile.
 ALL_RECORDED = {"seeds": 0, "networks": 0}
 INCOMPLETE = """:::{{error}}

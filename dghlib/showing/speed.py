@@ -84,7 +84,8 @@ def methods_table(record: dict[str, Any]) -> pd.DataFrame:
         "of_bare": "of bare networks",
         "of_trained": "of bare networks with gradients of the generator's weights",
     }
-    return table.rename(columns=titles)[list(titles.values())].round(2)
+    cells = table.rename(columns=titles)[list(titles.values())].map("{:.2f}".format)
+    return cells.replace("nan", "")  # a method without a generator has no gradients of its weights
 
 
 def loop_table(record: dict[str, Any]) -> pd.DataFrame:
