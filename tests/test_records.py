@@ -3,10 +3,12 @@
 import dataclasses
 import errno
 import json
+import platform
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from dghlib.storage import records
 
@@ -71,6 +73,14 @@ def test_a_sound_record_is_read_back(tmp_path):
     assert record is not None
     assert record["outputs"] == {"top1": 1.0}
     assert {"commit", "modified", "versions", "machine", "seconds"} <= record["provenance"].keys()
+
+
+def test_provenance_names_the_processor_and_the_threads():
+    first = "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 143\nmodel name\t: A Processor"
+    assert records.processor_in(f"{first}\n\nprocessor\t: 1\nmodel\t: 7\n") == "A Processor (cpu family 6, model 143)"
+    assert records.processor_in("") == (platform.processor() or platform.machine())
+    kernels = torch.backends.cpu.get_cpu_capability()
+    assert records.provenance(0.1)["machine"].endswith(f", {kernels}, {torch.get_num_threads()} threads")
 
 
 @pytest.mark.parametrize(

@@ -121,18 +121,38 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def provenance(seconds: float) -> dict[str, Any]:
-    """Return where and how a result came to be: commit, versions, kind of machine, seconds."""
+    """Return where and how a result came to be: commit, versions, processor and threads, seconds."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    # What sums are added up by, and in which order: what learns for long may end elsewhere on another machine.
+    computed_by = [_processor(), torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
+    devices = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     return {
         **code_version(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0].endswith("dgh") else "library",
         "versions": {name: metadata.version(name) for name in ("dghlib", "torch", "torchvision", "numpy")}
         | {"python": platform.python_version()},
-        "machine": f"{platform.system()} {platform.machine()}, {device}, {torch.get_num_threads()} threads",
+        "machine": ", ".join([f"{platform.system()} {platform.machine()}", *devices, *computed_by]),
         "seconds": round(seconds, 2),
     }
+
+
+@cache
+def _processor() -> str:
+    """Return the model of the processor."""
+    try:
+        return processor_in(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:  # where there is no Linux
+        return processor_in("")
+
+
+def processor_in(cpuinfo: str) -> str:
+    """Return the model that Linux tells in /proc/cpuinfo, with its numbers: virtual machines may hide its name."""
+    lines = cpuinfo.partition("\n\n")[0].splitlines()
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    numbers = [f"{name} {told[name]}" for name in ("cpu family", "model") if name in told]
+    named = told.get("model name") or platform.processor() or platform.machine()
+    return f"{named} ({', '.join(numbers)})" if numbers else named
 
 
 @cache
