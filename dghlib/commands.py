@@ -63,24 +63,22 @@ def generate(options: Namespace) -> None:
         checkpoints.remove(checkpoint)
         print(f"{len(images)} images of shape {tuple(images.shape[1:])} in {options.out}{loss}")
         if model.task == "classification":
-            seen, count = _classes_seen(model, images)
-            print(f"the network sees {seen} of {count} classes in them")
-            if seen < count <= len(images) // ENOUGH and getattr(config, "output_stretching", False):
-                weight = config.output_weight / 10
+            logits = _logits(model, images)
+            seen, count = len(logits.argmax(1).unique()), logits.shape[1]
+            low, high = (bound.item() for bound in logits.aminmax())
+            print(f"the network sees {seen} of {count} classes in them; its logits reach from {low:.1f} to {high:.1f}")
+            if seen < count <= len(images) // ENOUGH:
                 print(
-                    f"a quantizer that learns may lose the others; --set output_weight={weight:g} may bring them back"
+                    "a quantizer that learns may lose the other classes; more images or more steps may bring them back"
                 )
 
 
-def _classes_seen(model: FloatModel, images: torch.Tensor) -> tuple[int, int]:
-    """Return how many classes a classifier takes images for, and of how many: what it does not see may be lost."""
-    seen, count, net = set(), 0, private_copy(model.net)
+def _logits(model: FloatModel, images: torch.Tensor) -> torch.Tensor:
+    """Return what a classifier answers to images (N, C, H, W), (N, K): the classes it does not see may be lost."""
+    net = private_copy(model.net)
     with torch.inference_mode():
-        for batch in tqdm(images.split(TEST_BATCH), desc="classes", unit="batch", leave=False, delay=3):
-            logits = net(batch)
-            seen |= set(logits.argmax(1).tolist())
-            count = logits.shape[1]
-    return len(seen), count
+        batches = tqdm(images.split(TEST_BATCH), desc="classes", unit="batch", leave=False, delay=3)
+        return torch.cat([net(batch) for batch in batches])
 
 
 def _save_set(path: Path, images: torch.Tensor, model: FloatModel, about: dict[str, str]) -> str:

@@ -129,11 +129,28 @@ _SHORTENED = {"iterations", "step_iterations", "rounding_rate", "scale_rate", "s
 
 
 def changed_settings(method: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a generator or quantizer that differ from its published ones: of real images, none."""
+    """Return the settings of a generator or quantizer that differ from its published ones: of real images, none.
+
+    Those of a generator differ from the preset that they are nearest to, which is named unless it is the default.
+    """
     if method in GENERATORS:
-        default, usual = plain(GENERATORS[method].PRESETS["default"]), _SET_BY_BUDGET
-    elif method in QUANTIZERS:
+        return _changed_preset(GENERATORS[method].PRESETS, config)
+    if method in QUANTIZERS:
         default, usual = plain(QUANTIZERS[method].Config()), _SET_BY_WIDTH | _SHORTENED
     else:
         return {}
     return {name: value for name, value in config.items() if name not in usual and default.get(name) != value}
+
+
+def _changed_preset(presets: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    every = {name: _differing(plain(preset), config) for name, preset in presets.items()}
+    nearest = min(every, key=lambda name: len(every[name]))
+    return every[nearest] if nearest == "default" else {"preset": nearest, **every[nearest]}
+
+
+def _differing(preset: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that are others in `config`; one that came after a record is None in it."""
+    names = [*config, *(name for name in preset if name not in config)]
+    return {
+        name: config.get(name) for name in names if name not in _SET_BY_BUDGET and preset.get(name) != config.get(name)
+    }

@@ -33,6 +33,7 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "transfer": papers.transfer,
     "dgh_settings": methods.dgh_settings,
     "output_weights": methods.output_weights,
+    "output_shares": methods.output_shares,
     "quantizers": methods.quantizers,
     "placements": methods.placements,
     "sources": methods.sources,

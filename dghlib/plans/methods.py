@@ -15,6 +15,7 @@ from dghlib.experiments.experiment import REAL, Experiment
 from dghlib.experiments.profiles import BUDGETS
 from dghlib.plans.parts import (
     DETECTION_SOURCES,
+    FIXED_WEIGHT,
     PAPER_SOURCES,
     SOURCES,
     calibrated,
@@ -96,8 +97,8 @@ def table3(
     return experiments
 
 
-# One change each: what the paper leaves open, and what it prints otherwise than its code. The sum over channels and
-# layers is larger than their mean by about a hundred, and so is lambda there.
+# One change each, beside a fixed lambda: what the paper leaves open, and what it prints otherwise than its code. The
+# sum over channels and layers is larger than their mean by about a hundred, and so is lambda there.
 DGH_VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"second_forward": True},
@@ -119,11 +120,11 @@ def dgh_settings(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return the experiment behind DGH's defaults but lambda: images of each of `DGH_VARIANTS`, and real ones.
+    """Return the experiment behind DGH's other defaults: images of each of `DGH_VARIANTS`, and real ones.
 
-    Quantized as in `output_weights`.
+    Quantized as in `output_weights`, and with lambda fixed.
     """
-    return _of_settings(profile, budget, DGH_VARIANTS, seeds, models)
+    return _of_settings(profile, budget, [{**FIXED_WEIGHT, **changed} for changed in DGH_VARIANTS], seeds, models)
 
 
 # Candidates for lambda, from the widest outputs to none that are asked for.
@@ -133,6 +134,8 @@ OUTPUT_WEIGHTS: tuple[dict[str, Any], ...] = (
     {"output_weight": 1e-5},
     {"output_stretching": False},
 )
+# Shares of the reward's gradient in that of matching, at the last step.
+OUTPUT_SHARES = (0.1, 0.2, 0.4, 0.8)
 
 
 def output_weights(
@@ -142,8 +145,25 @@ def output_weights(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return the experiment that settled DGH's lambda: images of each of `OUTPUT_WEIGHTS`, and real ones."""
-    return _of_settings(profile, budget, OUTPUT_WEIGHTS, seeds, models)
+    """Return the experiment on a fixed lambda of DGH: images of each of `OUTPUT_WEIGHTS`, and real ones."""
+    return _of_settings(profile, budget, [{**FIXED_WEIGHT, **changed} for changed in OUTPUT_WEIGHTS], seeds, models)
+
+
+def output_shares(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return the experiment that settled the reward's share: images of `OUTPUT_SHARES`, of a fixed lambda, real ones.
+
+    Quantized with every tensor on the grids of HPTQ, at three widths, since a default has to hold at each.
+    """
+    spend = look_up(BUDGETS, budget, "budget")
+    shares = [{"output_share": share} for share in OUTPUT_SHARES]
+    variants = [*(("dgh", changed) for changed in (*shares, dict(FIXED_WEIGHT))), (REAL, {})]
+    return of_variants(profile, spend, variants, ["W8A8", "W4A8", "W4A4"], seeds, models, "hptq")
 
 
 def _of_settings(

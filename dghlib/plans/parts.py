@@ -3,7 +3,8 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from dghlib.choices import check_at_least, check_choice, look_up
@@ -15,6 +16,11 @@ from dghlib.generators.pipelines import EMBEDDED as PIPELINES
 from dghlib.quantizers import QUANTIZERS
 from dghlib.quantizers.reconstruction import Settings
 from dghlib.quantizers.starting import LearningSettings
+
+# Of DGH: the fixed lambda of experiments on its other settings, and no reward at all, where neither acts, written as in
+# the records from before `output_share`.
+FIXED_WEIGHT: Mapping[str, Any] = MappingProxyType({"output_share": None, "slack": 1.0})
+UNSTRETCHED: Mapping[str, Any] = MappingProxyType({**FIXED_WEIGHT, "output_stretching": False})
 
 SOURCES = ("noise", "zeroq", "dgh", REAL)
 PAPER_SOURCES = ("zeroq", "intraq", "genie_d", "dgh", REAL)  # the rows of DGH's tables

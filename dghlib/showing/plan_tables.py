@@ -15,6 +15,7 @@ _TABLES: dict[str, Callable[..., Any]] = {
     "placements": tables.placements,
     "dgh_settings": tables.settings,
     "output_weights": tables.settings,
+    "output_shares": tables.settings,
     "figure1": tables.settings,
     "figure5": tables.settings,
     "table4": paper_tables.table4,
