@@ -82,7 +82,7 @@ def _generate(subparsers: _Subparsers) -> None:
     )
     _add_force(sub)
     sub.add_argument("--method", default="dgh", help=f"one of: {', '.join(GENERATORS)} (default: dgh)")
-    sub.add_argument("--preset", default="default", help="published settings; of dgh: default, fixed_weight, paper, toolkit")
+    sub.add_argument("--preset", default="default", help="by name, dgh: default, fixed_weight, paper, toolkit")
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=_settings_help(GENERATORS))
     sub.add_argument(
         "--compile",
