@@ -206,7 +206,8 @@ def _data(subparsers: _Subparsers) -> None:
         subparsers, "data", commands.fetch_data, "Download and verify the files of a profile.", "dgh data cifar10"
     )
     sub.add_argument(
-        "profile", help="cifar10, tiny_imagenet, coco or imagenet (its networks; the images are not for us to download)"
+        "profile",
+        help="cifar10, tiny_imagenet, coco, coco_lite or imagenet (its networks; the images are not ours to download)",
     )
 
 

@@ -315,6 +315,9 @@ def fetch_data(options: Namespace) -> None:
         path = assets.fetch(manifest, progress=True)
         verified = "verified" if manifest.sha256 else "which nobody can verify: no sum is published"
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, {verified}")
+    if prepare := datasets.PREPARED.get(options.profile):
+        path = prepare()
+        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, made of files as they are published")
 
 
 def execute_notebook(options: Namespace) -> None:
