@@ -1,4 +1,4 @@
-"""Methods that need no images: what batch norms tell of tensors, SQuant's flips, files and refusals."""
+"""Methods that need no images: what batch norms tell of tensors, SQuant's flips, DFQ's scales, files and refusals."""
 
 import copy
 from pathlib import Path
@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dghlib.models import FloatModel
-from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel, hptq, squant
+from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel, dfq, hptq, noise_report, squant
 from dghlib.quantizers.calibration import Histogram, observe
+from dghlib.quantizers.equalization import equalize, pairs_of
 from dghlib.quantizers.expectation import expect
 from dghlib.quantizers.flips import flipped, flipped_weight
 from dghlib.quantizers.graph import folded_graph
+from dghlib.quantizers.operations import layer_at
 from dghlib.quantizers.placement import every_tensor
 from dghlib.quantizers.scale_search import weight_grid
 
@@ -197,3 +199,101 @@ def test_flips_bring_a_quantized_network_nearer_on_even_images(tiny_model: Float
         return float((outputs(quantized, images) - outputs(tiny_model.net, images)).square().mean())
 
     assert error("both") < error("none")
+
+
+# Scales across layers
+
+
+class Chain(nn.Module):
+    """Every way from a layer to the next that a scale can take, and one that it cannot, on very unequal channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.norm1 = nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.grouped, self.prelu = nn.Conv2d(8, 12, 1, groups=4), nn.PReLU(12)
+        self.transposed = nn.ConvTranspose2d(12, 6, 2, groups=2)
+        self.linear = nn.Linear(6, 5)
+        for norm in (self.norm1, self.norm2):
+            norm.weight = nn.Parameter(torch.logspace(-2, 0.5, 8)[torch.randperm(8)])
+            nn.init.uniform_(norm.bias, 0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.norm1(self.expand(x)))
+        x = F.max_pool2d(F.relu(self.norm2(self.depthwise(x))), 2)
+        x = F.hardswish(self.transposed(self.prelu(self.grouped(x))))
+        return self.linear(x.mean((2, 3)))
+
+
+def chain() -> FloatModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return as_model(Chain())
+
+
+def test_scaled_channels_reach_alike_far_and_compute_the_same() -> None:
+    model = chain()
+    graph, plain = folded_graph(model), folded_graph(model)
+    equalize(graph, absorb=False)
+    images = 0.1 * noise(8)  # small, so that nothing reaches six, where ReLU6 would cut
+    torch.testing.assert_close(outputs(graph, images), outputs(plain, images), rtol=1e-4, atol=1e-5)
+    weights = {path: layer_at(graph, path).weight for path in ("expand", "depthwise", "grouped", "transposed")}
+    reach = weights["depthwise"].abs().flatten(1).amax(1)
+    torch.testing.assert_close(weights["expand"].abs().flatten(1).amax(1), reach, rtol=1e-2, atol=0)
+    of_inputs = weights["grouped"].abs().reshape(4, 3, 2).amax(1).flatten()
+    torch.testing.assert_close(of_inputs, reach, rtol=1e-2, atol=0)
+    of_outputs = weights["grouped"].abs().flatten(1).amax(1)
+    torch.testing.assert_close(weights["transposed"].abs().flatten(1).amax(1), of_outputs, rtol=1e-2, atol=0)
+    assert [pair.second for pair in pairs_of(graph)] == [layer_at(graph, path) for path in list(weights)[1:]]
+    told = {name: expect(each, [], model).input_means for name, each in (("before", plain), ("after", graph))}
+    torch.testing.assert_close(told["before"]["linear"], told["after"]["linear"], rtol=1e-3, atol=1e-3)
+
+
+def test_absorbed_biases_leave_a_channel_nearer_to_zero_and_the_network_as_it_was() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), normalised(4, 4.0, 0.1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    norm: Any = net[1]
+    norm.running_var.fill_(100.0)
+    model = as_model(net)
+    graph, scaled = folded_graph(model), folded_graph(model)
+    equalize(graph, absorb=True)
+    equalize(scaled, absorb=False)
+    images = noise(8)
+    torch.testing.assert_close(outputs(graph, images), outputs(net, images), rtol=1e-4, atol=1e-5)
+    absorbed, before = (expect(each, ["_2"], model).histograms["_2"].maximum for each in (graph, scaled))
+    assert absorbed < 0.25 * before
+
+
+def test_scales_save_a_network_whose_layers_have_one_grid_each() -> None:
+    net: Any = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    unequal = torch.logspace(-2, 1, 8)
+    net[1].weight.data, net[3].weight.data = unequal, net[3].weight.data / unequal.reshape(1, 8, 1, 1)
+    model, images = as_model(net), noise(32)
+
+    def error(scaled: bool) -> float:
+        config = dfq.Config(weight_bits=6, activation_bits=32, one_grid=True, equalize=scaled, bias_correction=False)
+        quantized = dfq.quantize(model, None, config)
+        assert all(len(grid.scale.unique()) == 1 for grid in quantized.weight_quantizers().values())
+        return float((outputs(quantized, images) - outputs(model.net, images)).square().mean())
+
+    assert error(True) < 0.1 * error(False)
+
+
+def test_biases_take_back_the_mean_error_that_batch_norms_tell_of() -> None:
+    """Of inputs that are as the batch norm says, the mean output stays what it was."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), normalised(8, 0.5, 0.8), nn.ReLU(), nn.Conv2d(8, 6, 1))
+    model = as_model(net)
+    drawn = F.relu(0.5 + 0.8 * torch.randn(4096, 8, 1, 1, generator=torch.Generator().manual_seed(0)))
+
+    def error(correct: bool) -> float:
+        config = dfq.Config(weight_bits=3, activation_bits=32, equalize=False, bias_correction=correct)
+        layer: Any = dfq.quantize(model, None, config).graph.get_submodule("3")
+        return float((outputs(layer, drawn) - outputs(net[3], drawn)).mean((0, 2, 3)).abs().max())
+
+    assert error(True) < 0.02 < error(False)
+
+
+def test_reports_compare_with_the_network_as_it_was_prepared(tiny_model: FloatModel) -> None:
+    quantized = dfq.quantize(tiny_model, None, dfq.Config(weight_bits=8, activation_bits=8))
+    assert quantized.about["preparation"] == {"equalize": {"absorb": True}}
+    weights = [each.own for each in noise_report(tiny_model, quantized, noise(8)) if each.kind == "weight"]
+    assert min(weights) > 35

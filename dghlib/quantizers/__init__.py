@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from dghlib.quantizers import adaround, brecq, genie_m, hptq, qdrop, squant
+from dghlib.quantizers import adaround, brecq, dfq, genie_m, hptq, qdrop, squant
 from dghlib.quantizers.quantized_model import QuantizedModel, saved_facts
 from dghlib.quantizers.reconstruction import UnitError
 from dghlib.quantizers.report import Noise, noise_report, unit_errors
@@ -27,5 +27,6 @@ QUANTIZERS: dict[str, ModuleType] = {
     "qdrop": qdrop,
     "genie_m": genie_m,
     "squant": squant,
+    "dfq": dfq,
 }
-WITHOUT_IMAGES = ("squant",)  # whose `quantize` takes None for images
+WITHOUT_IMAGES = ("squant", "dfq")  # whose `quantize` takes None for images

@@ -4,7 +4,9 @@ Grids of tensors come from what batch norms say (`expectation`), or from images 
 add can be measured.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -74,6 +76,7 @@ def finished(
     weights: dict[str, UniformQuantizer],
     seen: Observations,
     settings: Settings,
+    preparation: Mapping[str, Any] | None = None,
 ) -> QuantizedModel:
     """Return the quantized network, once its weights are what they will be; tensors get the best grids."""
     activations = {
@@ -81,4 +84,5 @@ def finished(
         for name, width in bits_of(graph, settings).activations.items()
     }
     about = {"model": model.name, "method": method, "config": asdict(settings)}
+    about |= {"preparation": dict(preparation)} if preparation else {}
     return QuantizedModel(graph, weights, activations, about)

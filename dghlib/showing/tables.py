@@ -39,6 +39,7 @@ QUANTIZER_TITLES = {
     "qdrop": "QDrop",
     "genie_m": "GENIE-M",
     "squant": "SQuant",
+    "dfq": "DFQ",
     FLOAT: "Float",
 }
 POLICY_TITLES = {"full": "everything", "academic": "all but the ends"}
