@@ -29,7 +29,7 @@ from dghlib.images import load_images, normalise, save_images
 from dghlib.models import FloatModel
 from dghlib.plans.catalogue import PLANS
 from dghlib.plans.parts import parse_bits
-from dghlib.quantizers import QUANTIZERS, QuantizedModel
+from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel
 from dghlib.quantizers.starting import LearningSettings
 from dghlib.running import processes
 from dghlib.running.copies import private_copy
@@ -149,7 +149,7 @@ def quantize(options: Namespace) -> None:
     method = look_up(QUANTIZERS, options.method, "quantizer")
     weight_bits, activation_bits = parse_bits(options.bits)
     model = _model(options.model)
-    images = _calibration_images(model, options)
+    images = _images_for(options.method, model, options)
     config = method.Config(weight_bits=weight_bits, activation_bits=activation_bits)
     config = dataclasses.replace(config, **parse_settings(config, options.set))
     _check_free(options.out, options.force)
@@ -158,6 +158,18 @@ def quantize(options: Namespace) -> None:
     quantized.save(options.out)
     counts = f"{len(quantized.weight_quantizers())} weights and {len(quantized.activation_quantizers())} tensors"
     print(f"{model.name} with {counts} at W{config.weight_bits}A{config.activation_bits} in {options.out}")
+
+
+def _images_for(method: str, model: FloatModel, options: Namespace) -> torch.Tensor | None:
+    """Return the images that were chosen, or None if there are none and the method needs none."""
+    if options.images or options.real:
+        return _calibration_images(model, options)
+    if method not in WITHOUT_IMAGES:
+        raise ValueError(
+            f"{method} is calibrated with images: name a set with --images or a data set with --real. "
+            f"No images are needed by --method {' or '.join(WITHOUT_IMAGES)}"
+        )
+    return None
 
 
 def _calibration_images(model: FloatModel, options: Namespace) -> torch.Tensor:
@@ -313,6 +325,9 @@ def fetch_data(options: Namespace) -> None:
         path = assets.fetch(manifest, progress=True)
         verified = "verified" if manifest.sha256 else "which nobody can verify: no sum is published"
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, {verified}")
+    if prepare := datasets.PREPARED.get(options.profile):
+        path = prepare()
+        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, made of files as they are published")
 
 
 def execute_notebook(options: Namespace) -> None:

@@ -9,6 +9,7 @@ from dghlib.quantizers import QUANTIZERS
 from dghlib.storage.records import plain
 
 REAL = "real"
+NO_IMAGES = "none"
 FLOAT = "float"
 
 
@@ -40,7 +41,8 @@ class Experiment:
 
     Attributes:
         profile, model: names in `PROFILES` and of one of its networks.
-        source: where the images come from, "real" or the name of a generator; `source_config` is its Config.
+        source: where the images come from, "real" or the name of a generator, None for no images; `source_config` is
+            its Config.
         quantizer: a quantizer's name, or "float" for none; `quantizer_config` is its Config.
         test_images: size of the test set, None for all.
         images_of: the network that the images are made from, None for the one that is quantized.
@@ -73,6 +75,8 @@ class Experiment:
         config, images = self.quantizer_config, self.source_config
         changed = changed_settings(self.quantizer, plain(config)) | changed_settings(self.source or "", plain(images))
         settings = "".join(f", {name} = {value}" for name, value in changed.items())
+        if not self.source:
+            return f"{self.model} {self.quantizer} {width_of(config)} {config.bits}, no images{settings}"
         of_another = f" of {self.images_of}" if self.images_of else ""
         return (
             f"{self.model} {self.quantizer} {width_of(config)} {config.bits}, "

@@ -9,7 +9,7 @@ import pandas as pd
 from IPython.display import HTML
 from torch import Tensor
 
-from dghlib.experiments.experiment import FLOAT, REAL, changed_settings
+from dghlib.experiments.experiment import FLOAT, NO_IMAGES, REAL, changed_settings
 from dghlib.experiments.profiles import PROFILES
 from dghlib.experiments.quantized_looks import noise_rows, unit_rows
 from dghlib.experiments.run import Record
@@ -20,6 +20,7 @@ PROVENANCE = '<p class="provenance">'  # begins a foot line
 
 # How the sources are called in print, in the order of the rows.
 TITLES = {
+    NO_IMAGES: "No images",
     "noise": "Gaussian noise",
     "zeroq": "ZeroQ",
     "deep_inversion": "DeepInversion",
@@ -37,6 +38,8 @@ QUANTIZER_TITLES = {
     "brecq": "BRECQ",
     "qdrop": "QDrop",
     "genie_m": "GENIE-M",
+    "squant": "SQuant",
+    "dfq": "DFQ",
     FLOAT: "Float",
 }
 POLICY_TITLES = {"full": "everything", "academic": "all but the ends"}
@@ -72,13 +75,14 @@ def _row(record: Record) -> dict[str, Any]:
         row |= {"source": FLOAT, "quantizer": FLOAT, "bits": FLOAT, "seed": 0}
     else:
         config = inputs["quantizer"]["config"]
+        images = inputs.get("images", {"source": NO_IMAGES, "config": {"seed": 0, "num_images": 0}})
         row |= {
-            "source": inputs["images"]["source"],
+            "source": images["source"],
             "quantizer": inputs["quantizer"]["method"],
             "bits": f"W{config['weight_bits']}A{config['activation_bits']}",
             "policy": config["bits"],
-            "seed": inputs["images"]["config"]["seed"],
-            "num_images": inputs["images"]["config"]["num_images"],
+            "seed": images["config"]["seed"],
+            "num_images": images["config"]["num_images"],
         }
     return row | record["outputs"]
 
