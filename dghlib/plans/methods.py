@@ -103,14 +103,13 @@ def table3(
     return experiments
 
 
-# One change each, beside a fixed lambda: what the paper leaves open, and what it prints otherwise than its code. The
-# sum over channels and layers is larger than their mean by about a hundred, and so is lambda there.
 def detector_widths(profile: str) -> Mapping[str, Sequence[str]]:
     """Return the widths at which Table 3 has each quantizer for the detectors of a profile."""
     return PHOTOGRAPHS_WIDTHS if profile == "coco_lite" else DETECTOR_WIDTHS
 
-# One change each: what the paper leaves open, and what it prints otherwise than its code. The sum over channels and
-# layers is larger than their mean by about a hundred, and so is lambda there.
+
+# One change each, beside a fixed lambda: what the paper leaves open, and what it prints otherwise than its code. The
+# sum over channels and layers is larger than their mean by about a hundred, and so is lambda there.
 DGH_VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"second_forward": True},
