@@ -96,7 +96,9 @@ def _quantize(subparsers: _Subparsers) -> None:
         subparsers,
         "quantize",
         commands.quantize,
-        "Quantize a network, calibrated with generated or real images, or by a method that needs none.",
+        "Quantize a network, calibrated with generated or real images, or by a method that needs none. hptq takes "
+        "seconds; adaround, brecq, qdrop and genie_m learn block by block; lsq, genq_qat, intraq_qat, ait and synq as "
+        "a whole, from the float network's answers.",
         "dgh quantize shapes_residual --images images.safetensors --bits W4A8 --out model.safetensors",
         on_device=True,
     )

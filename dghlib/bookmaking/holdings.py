@@ -56,6 +56,7 @@ HOLDINGS = (
     Holding("shapes", "quick", ("image_costs",), ("shapes_residual",)),
     Holding("shapes", "quick", ("gallery", *_OUTSIDE), ("shapes_residual",), seeds=1),
     Holding("shapes_detection", "quick", ("table3",)),
+    Holding("coco_lite", "quick", ("table3",)),
     Holding("shapes_detection", "quick", ("figure8", "boxes"), ("shapes_ssdlite",), seeds=1),
     Holding(
         "cifar10", "standard", ("table1", "table2", "table4", "table5", *_FIGURES, "sources", "output_weights"), _SMALL

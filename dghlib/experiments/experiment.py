@@ -129,7 +129,7 @@ def width_of(config: Any) -> str:
 # What a budget, a width and a repetition set; other settings make a run one of an ablation.
 _SET_BY_BUDGET = {"num_images", "batch_size", "steps", "seed"}
 _SET_BY_WIDTH = {"weight_bits", "activation_bits", "bits", "seed", "batch_size"}
-_SHORTENED = {"iterations", "step_iterations", "rounding_rate", "scale_rate", "step_rate"}
+_SHORTENED = {"steps", "iterations", "step_iterations", "rounding_rate", "scale_rate", "step_rate"}
 
 
 def changed_settings(method: str, config: Mapping[str, Any]) -> dict[str, Any]:

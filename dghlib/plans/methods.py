@@ -26,7 +26,6 @@ from dghlib.plans.parts import (
     repetitions,
     source_config,
 )
-from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES
 
 
 def table2(
@@ -195,7 +194,7 @@ def _of_settings(
     return list(dict.fromkeys(ranged + learned))
 
 
-_WITH_IMAGES = tuple(name for name in QUANTIZERS if name not in WITHOUT_IMAGES)
+BLOCK_BY_BLOCK = ("hptq", "adaround", "brecq", "qdrop", "genie_m")  # and HPTQ, which learns nothing
 
 
 def quantizers(
@@ -203,14 +202,14 @@ def quantizers(
     budget: str = "standard",
     *,
     bits: Sequence[str] = ("W4A4", "W2A4"),
-    methods: Sequence[str] = _WITH_IMAGES,
+    methods: Sequence[str] = BLOCK_BY_BLOCK,
     policies: Sequence[str] = ("full", "academic"),
     sources: Sequence[str] = ("dgh", REAL),
     seeds: int | None = None,
     models: Sequence[str] | None = None,
     **settings: Any,
 ) -> list[Experiment]:
-    """Return every quantizer that needs images on every network, with everything quantized and with the ends spared.
+    """Return several quantizers on every network of a profile, with everything quantized and with the ends spared.
 
     Seeds come first, so that a run that is stopped has whole repetitions. `settings` are of the quantizers' Configs,
     for instance `placement="every_tensor"`.

@@ -13,8 +13,7 @@ from dghlib.experiments.experiment import REAL, Experiment, RealImages
 from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 from dghlib.generators.pipelines import EMBEDDED as PIPELINES
-from dghlib.quantizers import QUANTIZERS
-from dghlib.quantizers.reconstruction import Settings
+from dghlib.quantizers import QUANTIZERS, fine_tuning, genq_qat, reconstruction
 from dghlib.quantizers.starting import LearningSettings
 
 # Of DGH: the fixed lambda of experiments on its other settings, and no reward at all, where neither acts, written as in
@@ -122,21 +121,18 @@ def source_config(source: str, budget: Budget, seed: int, **settings: Any) -> An
 def quantizer_config(method: str, width: str, budget: Budget, **settings: Any) -> Any:
     """Return the Config of a quantizer for a width such as "W4A8": its published settings with the budget's steps.
 
-    Fewer steps get larger rates: a rounding has the same way to go, so its rate grows as the steps become fewer; the
-    rates of grids' steps, which have less far to go, grow by the square root of that.
+    What a reconstruction does in fewer steps, it does at larger rates (see `reconstruction.shortened`). Fine-tuning has
+    as large a part of its steps as reconstruction of its iterations, at the same rates.
     """
     weight_bits, activation_bits = parse_bits(width)
     config = look_up(QUANTIZERS, method, "quantizer").Config(weight_bits=weight_bits, activation_bits=activation_bits)
-    if isinstance(config, Settings):
-        shortening = config.iterations / budget.iterations
-        config = dataclasses.replace(
-            config,
-            iterations=budget.iterations,
-            step_iterations=math.ceil(config.step_iterations / shortening),
-            rounding_rate=config.rounding_rate * shortening,
-            scale_rate=config.scale_rate * math.sqrt(shortening),
-            step_rate=config.step_rate * math.sqrt(shortening),
-        )
+    if isinstance(config, reconstruction.Settings):
+        config = reconstruction.shortened(config, budget.iterations)
+    elif isinstance(config, fine_tuning.Settings):
+        part = budget.iterations / reconstruction.Settings.iterations
+        config = dataclasses.replace(config, steps=math.ceil(config.steps * part))
+    if isinstance(config, genq_qat.Config):
+        config = dataclasses.replace(config, iterations=budget.iterations)
     return dataclasses.replace(config, **settings)
 
 
