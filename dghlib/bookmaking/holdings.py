@@ -91,9 +91,9 @@ def held(plan: str, profile: str, budget: str | None = None) -> list[Run]:
     ]
 
 
-def of_every_profile(plan: str) -> list[Run]:
-    """Return the runs of a plan that `results/` is to hold, of all profiles that it has of it."""
-    return [each for name, profile in _items(None) if name == plan for each in held(plan, profile)]
+def of_every_profile(plan: str, budget: str | None = None) -> list[Run]:
+    """Return the runs of a plan that `results/` is to hold, of all profiles of which it has any: see `held`."""
+    return [each for name, profile in _items(None) if name == plan for each in held(plan, profile, budget)]
 
 
 def lacking(profile: str | None = None) -> list[Run]:
