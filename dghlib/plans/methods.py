@@ -25,6 +25,7 @@ from dghlib.plans.parts import (
     of_variants,
     repetitions,
     source_config,
+    without_images,
 )
 
 
@@ -222,6 +223,42 @@ def quantizers(
         for width, policy, method in itertools.product(bits, policies, methods):
             own = {} if method == "hptq" else settings
             experiments.append(calibrated(profile, model, source, config, width, spend, method, bits=policy, **own))
+    return experiments
+
+
+# Ways without images, by what differs from a method's defaults: rounding to the nearest first, as what others add to.
+WITHOUT: tuple[tuple[str, dict[str, Any]], ...] = (("squant", {"flips": "none"}), ("squant", {}), ("dfq", {}))
+# With a grid for a whole layer, which is where scales across layers count.
+WITH_ONE_GRID: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("dfq", {"one_grid": True, "equalize": False}),
+    ("dfq", {"one_grid": True}),
+)
+
+
+def no_images(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W8A8", "W6A6", "W4A4", "W4A32"),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return every network quantized without images, and at eight and four bits HPTQ and BRECQ with images.
+
+    Everything is quantized. Without images nothing is drawn, so there is one repetition. One grid for a whole layer is
+    asked for at eight bits alone.
+    """
+    spend = look_up(BUDGETS, budget, "budget")
+    experiments = []
+    for model in networks_of(profile, models):
+        experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
+        for width in bits:
+            for method, settings in WITHOUT + (WITH_ONE_GRID if width == "W8A8" else ()):
+                experiments.append(without_images(profile, model, width, spend, method, **settings))
+        every = itertools.product(repetitions(spend, seeds), ("dgh", REAL), ("hptq", "brecq"), ("W8A8", "W4A4"))
+        for seed, source, method, width in every:
+            config = source_config(source, spend, seed)
+            experiments.append(calibrated(profile, model, source, config, width, spend, method))
     return experiments
 
 

@@ -87,6 +87,17 @@ def calibrated(
     )
 
 
+def without_images(profile: str, model: str, width: str, budget: Budget, quantizer: str, **settings: Any) -> Experiment:
+    """Return a network quantized to a width such as "W4A8" by a method that needs no images."""
+    return Experiment(
+        profile=profile,
+        model=model,
+        quantizer=quantizer,
+        quantizer_config=quantizer_config(quantizer, width, budget, **settings),
+        test_images=budget.test_images,
+    )
+
+
 def every_source(profile: str) -> tuple[str, ...]:
     """Return all sources of images for the networks of a profile, which have batch norm.
 
