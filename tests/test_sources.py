@@ -18,7 +18,7 @@ def test_a_budget_for_fewer_images_is_in_proportion() -> None:
     assert (few.num_images, few.batch_size, few.steps) == (32, 32, BUDGETS["quick"].steps)
     assert observations.budget_for("shapes", "quick", 500).batch_size == BUDGETS["quick"].batch_size
     with pytest.raises(UnknownName, match="unknown budget 'fast'"):
-        observations.budget_for("fast")
+        observations.budget_for("shapes", "fast")
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
