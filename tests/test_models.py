@@ -366,9 +366,11 @@ def test_efficientnet_lite0_pads_as_its_weights_were_trained(size: int) -> None:
     net = efficientnet.EfficientNetLite0(num_classes=5).eval()
     assert sum(parameter.numel() for parameter in efficientnet.EfficientNetLite0().parameters()) == 4_652_008
     assert net.blocks(net.stem(torch.zeros(1, 3, size, size))).shape[2:] == (size // 32, size // 32)
-    padding, conv = net.stem[0], net.stem[1]
+    padding, conv = list(net.stem)[:2]
     image = torch.randn(1, 3, 8, 8)
-    corner = (image[0, :, :3, :3] * conv.weight[0]).sum()  # the first output begins at the first pixel
+    corner = (
+        image[0, :, :3, :3] * net.stem.get_parameter("1.weight")[0]
+    ).sum()  # the first output begins at the first pixel
     torch.testing.assert_close(conv(padding(image))[0, 0, 0, 0], corner)
 
 
