@@ -36,6 +36,7 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "output_shares": methods.output_shares,
     "quantizers": methods.quantizers,
     "placements": methods.placements,
+    "no_images": methods.no_images,
     "sources": methods.sources,
     "image_costs": observations.image_costs,
     "gallery": observations.gallery,

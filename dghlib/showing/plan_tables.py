@@ -13,6 +13,7 @@ from dghlib.showing import deployment, detections, image_figures, paper_tables, 
 _TABLES: dict[str, Callable[..., Any]] = {
     "quantizers": tables.quantizers,
     "placements": tables.placements,
+    "no_images": tables.ways,
     "dgh_settings": tables.settings,
     "output_weights": tables.settings,
     "output_shares": tables.settings,

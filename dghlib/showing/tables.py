@@ -232,6 +232,40 @@ def quantizers(records: Sequence[Record]) -> pd.DataFrame:
     return table
 
 
+def ways(records: Sequence[Record]) -> pd.DataFrame:
+    """Return top-1 in percent, mean ± standard deviation over seeds: ways to quantize by (network, width).
+
+    A way is the source of images, the method, and the settings of the method that differ from its default; the float
+    networks are the last row.
+    """
+    if not records:
+        return nothing()
+    rows = frame(records)
+    rows["model"] = rows.model.map(short_name)
+    rows["method"] = [_method_of(record) for record in records]
+    quantized = rows[rows.bits != FLOAT]
+    groups = quantized.groupby(["source", "method", "model", "bits"], sort=False).top1.agg(["mean", "std"])
+    cells = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1)
+    index = list(dict.fromkeys(zip(quantized.source, quantized.method, strict=True)))
+    columns = in_order(list(zip(quantized.model, quantized.bits, strict=True)))
+    table = pd.DataFrame([[cells.get((*way, *column), "") for column in columns] for way in index])
+    table.index = pd.MultiIndex.from_tuples(
+        [(TITLES[source], way) for source, way in index], names=["images", "method"]
+    )
+    table.columns = pd.MultiIndex.from_tuples(columns, names=[MEASURES["top1"], ""])
+    whole = rows[rows.bits == FLOAT].groupby("model").top1.mean()
+    table.loc[(TITLES[FLOAT], ""), :] = [cell(whole.get(model, math.nan), None) for model, _ in columns]
+    return table
+
+
+def _method_of(record: Record) -> str:
+    """Name a record's quantizer, and what of its settings differs from the default."""
+    quantizer = record["inputs"]["quantizer"]
+    changed = changed_settings(quantizer["method"], quantizer.get("config", {}))
+    settings = [f"{name} = {value}" for name, value in changed.items()]
+    return ", ".join([QUANTIZER_TITLES[quantizer["method"]], *settings])
+
+
 def placements(records: Sequence[Record]) -> pd.DataFrame:
     """Return top-1 in percent, mean ± standard deviation over seeds: sources by (network, bits, placement)."""
     if not records:
