@@ -247,7 +247,7 @@ def no_images(
     Everything is quantized. Without images nothing is drawn, so there is one repetition. One grid for a whole layer is
     asked for at eight bits alone.
     """
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     experiments = []
     for model in networks_of(profile, models):
         experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
