@@ -68,6 +68,7 @@ HOLDINGS = (
     Holding("cifar10", "quick", ("dgh_settings",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("output_shares",), _SMALL, seeds=1),
     Holding("tiny_imagenet", "quick", ("output_shares",), seeds=1),
+    Holding("imagenet_lite", "quick", ("table2",), seeds=1),
     Holding("tiny_imagenet", "standard", ("table1", "table2", "table4"), seeds=1),
 )
 
