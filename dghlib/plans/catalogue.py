@@ -18,6 +18,7 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "figure5": papers.figure5,
     "figure6": papers.figure6,
     "figure7": papers.figure7,
+    "head_outputs": observations.head_outputs,
     "figure8": observations.figure8,
     "figure9": observations.figure9,
     "samples": papers.samples,

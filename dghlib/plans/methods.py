@@ -68,7 +68,7 @@ def sources(
 DETECTOR_WIDTHS: Mapping[str, Sequence[str]] = MappingProxyType({"hptq": ("W8A8",), "adaround": ("W4A8",)})
 # The same on photographs, where sources differ more.
 PHOTOGRAPHS_WIDTHS: Mapping[str, Sequence[str]] = MappingProxyType(
-    {"hptq": ("W8A8",), "adaround": ("W4A8", "W4A4"), "brecq": ("W4A8", "W4A4")}
+    {"hptq": ("W8A8", "W4A8"), "adaround": ("W4A8", "W4A4"), "brecq": ("W4A8", "W4A4")}
 )
 
 

@@ -33,6 +33,7 @@ _TABLES: dict[str, Callable[..., Any]] = {
     "figure2": image_figures.spreads,
     "figure3": image_figures.nearer,
     "figure4": image_figures.output_ends,
+    "head_outputs": detections.head_outputs,
     "figure8": image_figures.described,
     "figure9": image_figures.described,
     "gallery": image_figures.described,
