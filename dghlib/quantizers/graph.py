@@ -50,11 +50,13 @@ def folded_graph(model: FloatModel) -> fx.GraphModule:
     with torch.no_grad():
         expected = output_for(net, noise.clone())  # which a network may write to
         make_weights_plain(net)
-        graph = trace(net)
+        known_sizes = model.task != "detection"
+        graph = trace(net, noise, known_sizes)
         to_normal_form(graph)
         fold_batch_norms(graph)
         to_channels_last(graph)  # 1.2 to 1.8 times as fast on a CPU
-        read_batch_size_nearby(graph, noise)
+        if not known_sizes:
+            read_batch_size_nearby(graph, noise)
         computed = _ShapeRecorder(graph).run(noise)
     mark_sites(graph)
     _check_same(computed, expected)

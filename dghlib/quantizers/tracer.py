@@ -88,7 +88,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         home = getattr(m.forward, "__module__", None) or ""
-        alone = home.startswith("torch.nn.") and next(m.children(), None) is None
+        alone = home.startswith("torch.nn.") and not isinstance(m, nn.Sequential) and not list(m.children())
         return module_qualified_name != "" and (alone or is_batch_norm(m))
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
