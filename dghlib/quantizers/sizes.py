@@ -34,7 +34,8 @@ def free_number_of_images(graph: fx.Graph, fewer: fx.Graph) -> None:
     """Let a graph that was traced with some images take any number of them, in place.
 
     Args:
-        graph, fewer: two traces of one network, with different numbers of images; nodes know their `traced_shape`.
+        graph: a trace, whose nodes know their `traced_shape`.
+        fewer: another one of the same network, with fewer images.
 
     Raises:
         PathDependsOnNumber: the two compute different things.
@@ -66,9 +67,9 @@ def _place(graph: fx.Graph, fewer: fx.Graph) -> str:
 
 
 def _where(node: fx.Node) -> str:
-    stack = list(node.meta.get("nn_module_stack", {}).values())
+    stack = [entry for entry in node.meta.get("nn_module_stack", {}).values() if entry[0]]
     place = f"module {stack[-1][0]!r} ({stack[-1][1].__name__})" if stack else "the network's forward"
-    return f"{place} computes {node.name!r} in another way for other numbers of images"
+    return f"{place} computes {node.name!r} in two ways when it is called twice with different numbers of images"
 
 
 def _merged(one: Any, other: Any, counts: tuple[int, int], twins: dict[fx.Node, fx.Node]) -> Any:
@@ -84,7 +85,7 @@ def _merged(one: Any, other: Any, counts: tuple[int, int], twins: dict[fx.Node, 
     if isinstance(one, slice) and isinstance(other, slice):
         parts = [(one.start, other.start), (one.stop, other.stop), (one.step, other.step)]
         return slice(*(_merged(*each, counts, twins) for each in parts))
-    if one == other or (one != one and other != other):  # noqa: PLR0124
+    if one == other or (one != one and other != other):  # the second: both are NaN
         return one
     if type(one) is type(other) is int:
         slope = (one - other) // (counts[0] - counts[1])

@@ -51,6 +51,8 @@ class Known(fx.Proxy):
 
     def __getattr__(self, k: str) -> Any:
         value = self.__dict__["value"]
+        if k == "data":
+            return self
         found = getattr(value, k)
         if isinstance(value, tuple):  # one of several tensors, as in torch.max(...).values
             places = [place for place, part in enumerate(value) if part is found]

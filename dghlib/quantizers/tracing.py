@@ -6,6 +6,7 @@ The graph is that of a private copy in eval mode, in float32, without hooks, and
 import inspect
 import linecache
 import traceback
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from dghlib.quantizers.sizes import PathDependsOnNumber, free_number_of_images
 from dghlib.quantizers.tracer import PREFIX, OneInput, Tracer
 
 _NOT_THE_NETWORK = (str(Path(torch.__file__).parent), str(Path(__file__).parent))  # code of torch and of ours
+
+TRACED = "traced"  # how the buffers begin that hold what `forward` computed from constants
 
 
 class UntraceableNetwork(ValueError):
@@ -42,11 +45,14 @@ def trace(net: nn.Module, images: Tensor, known_sizes: bool = True) -> fx.GraphM
     """
     wrapped, recorded = _recorded(net, images, known_sizes)
     if known_sizes:
+        others, fewer = _recorded(net, images[:-1], known_sizes)
         try:
-            free_number_of_images(recorded, _recorded(net, images[:-1], known_sizes)[1])
+            free_number_of_images(recorded, fewer)
+            _free_constants(recorded, wrapped, others)
         except PathDependsOnNumber as error:
             raise UntraceableNetwork(
-                f"{error}: a quantized network takes any number of images at once, and no decision may hang on it"
+                f"{error}. Something in it changes from call to call (random numbers, a counter), or a decision hangs "
+                "on the number of images, of which a quantized network takes any"
             ) from error
     for node in recorded.nodes:
         if node.op == "get_attr":
@@ -67,6 +73,28 @@ def _recorded(net: nn.Module, images: Tensor, known_sizes: bool) -> tuple[nn.Mod
         raise UntraceableNetwork(_explanation(error, net)) from error
 
 
+def _free_constants(recorded: fx.Graph, wrapped: nn.Module, others: nn.Module) -> None:
+    """Keep what `forward` made for each image alike once, and repeat it for the images of a pass.
+
+    Raises:
+        PathDependsOnNumber: a constant is another one for other numbers of images.
+    """
+    images = next(iter(recorded.nodes))
+    for node in [node for node in recorded.nodes if node.op == "get_attr"]:
+        value, other = (attrgetter(str(node.target))(net) for net in (wrapped, others))
+        if not isinstance(value, Tensor) or value is other or torch.equal(value, other):
+            continue
+        if value.shape[1:] != other.shape[1:] or not (value == value[:1]).all() or not (other == value[:1]).all():
+            raise PathDependsOnNumber(f"{node.target} is a tensor that forward makes anew in each pass")
+        setattr(wrapped, str(node.target), value[:1])
+        with recorded.inserting_after(node):
+            count = recorded.call_method("size", (images, 0))
+        with recorded.inserting_after(count):
+            rows = recorded.call_method("expand", (node, count, *value.shape[1:]))
+        rows.meta = {**node.meta, "shape": tuple(value.shape), "batch_axis": 0}
+        node.replace_all_uses_with(rows, delete_user_cb=lambda user, kept=rows: user is not kept)
+
+
 def _kept_by(net: nn.Module, wrapped: nn.Module, name: str) -> str:
     """Return the path in `net` of a tensor that the tracer found in the wrapped network.
 
@@ -75,7 +103,7 @@ def _kept_by(net: nn.Module, wrapped: nn.Module, name: str) -> str:
     """
     if name.startswith(PREFIX):
         return name.removeprefix(PREFIX)
-    path = f"traced{name}"
+    path = f"{TRACED}{name}"
     while hasattr(net, path):
         path += "_"
     net.register_buffer(path, getattr(wrapped, name))
