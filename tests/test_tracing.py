@@ -206,7 +206,7 @@ def test_a_forward_that_is_put_in_place_is_followed() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.c = nn.Conv2d(8, 8, 3)
-            self.forward = self.plain  # type: ignore[method-assign]
+            self.forward = self.plain
 
         def plain(self, x: Tensor) -> Tensor:
             return self.c(x)

@@ -99,13 +99,13 @@ def _affine(graph: fx.GraphModule, node: fx.Node) -> _Affine | None:
     operands = [*node.args, *node.kwargs.values()]
     values = [_constant(graph, operand) for operand in operands]
     unknown = [place for place, value in enumerate(values) if value is None]
-    if len(unknown) != 1 or not isinstance(operands[unknown[0]], fx.Node):
+    if len(unknown) != 1 or not isinstance(read := operands[unknown[0]], fx.Node):
         return None
     zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     at_zero, at_one = (compute(*[each if v is None else v for v in values]) for each in (zero, one))
     if at_zero is None or not at_zero.isfinite().all():
         return None  # a constant divided by a tensor
-    return _Affine(operands[unknown[0]], at_one - at_zero, at_zero)
+    return _Affine(read, at_one - at_zero, at_zero)
 
 
 def _constant(graph: fx.GraphModule, operand: Any) -> Tensor | None:

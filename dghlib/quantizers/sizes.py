@@ -55,7 +55,7 @@ def free_number_of_images(graph: fx.Graph, fewer: fx.Graph) -> None:
             raise PathDependsOnNumber(_where(node)) from error
         _mark_axis(node, twin)
         read = _Reader(node, twins, counts, images)
-        node.args, node.kwargs = map_aggregate((args, kwargs), read)  # type: ignore[assignment]
+        node.args, node.kwargs = map_aggregate((args, kwargs), read)
     graph.lint()
 
 

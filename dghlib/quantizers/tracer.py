@@ -41,11 +41,13 @@ class OneInput(nn.Module):
 class Known(fx.Proxy):
     """Stands for a tensor, or several, of the traced network, and passes for one in all that code can ask of it."""
 
+    tracer: "Tracer"
+
     def __init__(self, node: fx.Node, tracer: "Tracer", value: Any):
         fx.Proxy.__init__(self, node, tracer)
         self.value = value
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return type(self.value)
 
