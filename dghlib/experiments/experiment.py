@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dghlib.experiments.profiles import PROFILES
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
 from dghlib.storage.records import plain
@@ -123,15 +124,25 @@ def width_of(config: Any) -> str:
 
 
 # What a budget, a width and a repetition set; other settings make a run one of an ablation.
-_SET_BY_BUDGET = {"num_images", "batch_size", "steps", "seed"}
+_SET_BY_BUDGET = {"num_images", "batch_size", "steps", "seed", "scaled_schedule"}
 _SET_BY_WIDTH = {"weight_bits", "activation_bits", "bits", "seed", "batch_size"}
 _SHORTENED = {"iterations", "step_iterations", "rounding_rate", "scale_rate", "step_rate"}
+
+
+def _published(presets: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """Return the settings that a method's authors have for a network or its data, if they are these; else the usual."""
+    named = {name for profile in PROFILES.values() for name in (profile.name, *profile.models)}
+    for name in named & presets.keys():
+        known = plain(presets[name])
+        if all(known.get(key) == value for key, value in config.items() if key not in _SET_BY_BUDGET):
+            return presets[name]
+    return presets["default"]
 
 
 def changed_settings(method: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a generator or quantizer that differ from its published ones: of real images, none."""
     if method in GENERATORS:
-        default, usual = plain(GENERATORS[method].PRESETS["default"]), _SET_BY_BUDGET
+        default, usual = plain(_published(GENERATORS[method].PRESETS, config)), _SET_BY_BUDGET
     elif method in QUANTIZERS:
         default, usual = plain(QUANTIZERS[method].Config()), _SET_BY_WIDTH | _SHORTENED
     else:

@@ -48,7 +48,7 @@ def table2(
         experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
         for seed in repetitions(spend, seeds):
             for source in sources:
-                config = source_config(source, spend, seed)
+                config = source_config(source, spend, seed, model)
                 experiments += [calibrated(profile, model, source, config, width, spend) for width in bits]
     return experiments
 
@@ -91,7 +91,7 @@ def table3(
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
     for seed, (method, width) in itertools.product(repetitions(spend, seeds), quantized.items()):
         for model, source in itertools.product(names, sources):
-            config = source_config(source, spend, seed)
+            config = source_config(source, spend, seed, model)
             experiments.append(calibrated(profile, model, source, config, width, spend, method))
     return experiments
 
@@ -185,7 +185,7 @@ def quantizers(
     names = networks_of(profile, models)
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
     for seed, model, source in itertools.product(repetitions(spend, seeds), names, sources):
-        config = source_config(source, spend, seed)
+        config = source_config(source, spend, seed, model)
         for width, policy, method in itertools.product(bits, policies, methods):
             own = {} if method == "hptq" else settings
             experiments.append(calibrated(profile, model, source, config, width, spend, method, bits=policy, **own))

@@ -12,7 +12,6 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
@@ -120,9 +119,7 @@ class Tracer(fx.Tracer):
             return value
         if operation in _CASTS and args and getattr(args[0], "value", None) is value:
             return args[0]
-        proxy = super().create_proxy(
-            kind, target, args, kwargs, name, type_expr, lambda node: Known(node, self, value)
-        )
+        proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, lambda node: Known(node, self, value))
         if isinstance(value, Tensor):
             proxy.node.meta["traced_shape"] = tuple(value.shape)
             if value.is_floating_point():

@@ -22,21 +22,23 @@ from uuid import uuid4
 
 log = logging.getLogger(__name__)
 
-_ADDED_LATER = "added later"
+_BEFORE = "what it was before it was there"
+_SAME = object()
 
 
-def added_later(default: Any) -> Any:
+def added_later(default: Any, *, before: Any = _SAME) -> Any:
     """Return the field of a dataclass of settings that came after records had been written.
 
-    It is in no record in which it is what it was before it was there: the records from then are still found.
+    It is in no record in which it is what it was `before` it was there, by default what it still is if nobody sets it:
+    the records from then are still found.
     """
-    return field(default=default, metadata={_ADDED_LATER: True})
+    return field(default=default, metadata={_BEFORE: default if before is _SAME else before})
 
 
 def plain(value: Any) -> Any:
     """Return `value` as JSON has it: dataclasses and mappings as dicts, tuples as lists, paths as strings.
 
-    Settings that were added later (`added_later`) are left out where they are at their default.
+    Settings that were added later (`added_later`) are left out where they are as before.
 
     Raises:
         TypeError: a value that JSON cannot hold (its type is named), NaN and infinities included.
@@ -56,7 +58,7 @@ def plain(value: Any) -> Any:
 
 
 def _as_before(setting: Field[Any], settings: Any) -> bool:
-    return _ADDED_LATER in setting.metadata and getattr(settings, setting.name) == setting.default
+    return _BEFORE in setting.metadata and getattr(settings, setting.name) == setting.metadata[_BEFORE]
 
 
 def fingerprint(inputs: Any) -> str:
