@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from dghlib.experiments.profiles import BUDGETS
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 from dghlib.plans import observations, parts
 from dghlib.quantizers import QUANTIZERS
-from dghlib.showing import speed
+from dghlib.showing import sources, speed
 from dghlib.storage.records import plain
 
 
@@ -120,3 +121,25 @@ def test_the_speeds_of_methods_have_no_cell_that_is_no_number() -> None:
     cells = table.to_numpy().flatten().tolist()
     assert "" in cells  # DGH has no generator network
     assert all(cell == "" or float(cell) > 0 for cell in cells)
+
+
+def _record(source: str, steps: int | None, seconds: float, **settings: int) -> dict[str, Any]:
+    config = settings | ({} if steps is None else {"steps": steps})
+    inputs = {"model": {"name": "shapes_residual"}, "images": {"source": source, "config": config}}
+    return {"inputs": inputs, "outputs": {"generation_seconds": seconds}}
+
+
+def test_what_images_cost_is_beside_what_they_are_worth() -> None:
+    records = [
+        _record("genie_d", 80, 10.0),
+        _record("genie_d", 80, 30.0),
+        _record("genie_d", 80, 12.0),
+        _record("zeroq", 50, 4.4),
+        _record("noise", None, 0.0),
+        {"inputs": {"model": {"name": "shapes_residual"}}, "outputs": {"top1": 88.0}},
+    ]
+    table = sources.spent(records)
+    assert table.index.tolist() == ["ZeroQ", "GENIE"]
+    assert table.columns.tolist() == ["steps", "of their authors'", "residual"]
+    assert table.to_numpy().tolist() == [[50, "10%", "4 s"], [80, "2%", "12 s"]]
+    assert "no records" in sources.spent(records[-2:]).columns

@@ -129,8 +129,9 @@ _SET_BY_WIDTH = {"weight_bits", "activation_bits", "bits", "seed", "batch_size"}
 _SHORTENED = {"iterations", "step_iterations", "rounding_rate", "scale_rate", "step_rate"}
 
 
-def _published(presets: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
-    """Return the settings that a method's authors have for a network or its data, if they are these; else the usual."""
+def published(source: str, config: Mapping[str, Any]) -> Any:
+    """Return the Config that a generator's authors have for a network or its data if this is one, else the usual."""
+    presets = GENERATORS[source].PRESETS
     named = {name for profile in PROFILES.values() for name in (profile.name, *profile.models)}
     for name in named & presets.keys():
         known = plain(presets[name])
@@ -142,7 +143,7 @@ def _published(presets: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
 def changed_settings(method: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a generator or quantizer that differ from its published ones: of real images, none."""
     if method in GENERATORS:
-        default, usual = plain(_published(GENERATORS[method].PRESETS, config)), _SET_BY_BUDGET
+        default, usual = plain(published(method, config)), _SET_BY_BUDGET
     elif method in QUANTIZERS:
         default, usual = plain(QUANTIZERS[method].Config()), _SET_BY_WIDTH | _SHORTENED
     else:

@@ -57,6 +57,11 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a record cannot hold {value!r} of type {type(value).__name__}")
 
 
+def settings_from_the_start(settings: type[Any]) -> set[str]:
+    """Return the names of the settings in a dataclass that every record has: those that were not added later."""
+    return {setting.name for setting in fields(settings) if _BEFORE not in setting.metadata}
+
+
 def _as_before(setting: Field[Any], settings: Any) -> bool:
     return _BEFORE in setting.metadata and getattr(settings, setting.name) == setting.metadata[_BEFORE]
 
