@@ -82,7 +82,7 @@ def _generate(subparsers: _Subparsers) -> None:
     )
     _add_force(sub)
     sub.add_argument("--method", default="dgh", help=f"one of: {', '.join(GENERATORS)} (default: dgh)")
-    sub.add_argument("--preset", default="default", help="published settings; of dgh: default, paper, toolkit")
+    sub.add_argument("--preset", default="default", help="by name, dgh: default, fixed_weight, paper, toolkit")
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=_settings_help(GENERATORS))
     sub.add_argument(
         "--compile",
@@ -96,12 +96,14 @@ def _quantize(subparsers: _Subparsers) -> None:
         subparsers,
         "quantize",
         commands.quantize,
-        "Quantize a network, calibrated with generated or real images.",
+        "Quantize a network, calibrated with generated or real images, or by a method that needs none. hptq takes "
+        "seconds; adaround, brecq, qdrop and genie_m learn block by block; lsq, genq_qat, intraq_qat, ait and synq as "
+        "a whole, from the float network's answers.",
         "dgh quantize shapes_residual --images images.safetensors --bits W4A8 --out model.safetensors",
         on_device=True,
     )
     _add_model(sub)
-    _add_images(sub, "real ones", num_images=256)
+    _add_images(sub, "real ones", num_images=256, required=False)
     sub.add_argument("--method", default="hptq", help=f"one of: {', '.join(QUANTIZERS)} (default: hptq)")
     sub.add_argument("--bits", default="W8A8", help="of weights and activations, 2 to 8, 16 or 32 (default: W8A8)")
     sub.add_argument("--out", type=Path, required=True, help="file to write; a killed run continues beside it")
@@ -206,7 +208,8 @@ def _data(subparsers: _Subparsers) -> None:
         subparsers, "data", commands.fetch_data, "Download and verify the files of a profile.", "dgh data cifar10"
     )
     sub.add_argument(
-        "profile", help="cifar10, tiny_imagenet, coco or imagenet (its networks; the images are not for us to download)"
+        "profile",
+        help="cifar10, tiny_imagenet, coco, coco_lite or imagenet (its networks; the images are not ours to download)",
     )
 
 
@@ -253,8 +256,8 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", help=f"{', '.join(models.MODELS)}; or module:function that returns a FloatModel")
 
 
-def _add_images(sub: argparse.ArgumentParser, counted: str, num_images: int) -> None:
-    source = sub.add_mutually_exclusive_group(required=True)
+def _add_images(sub: argparse.ArgumentParser, counted: str, num_images: int, required: bool = True) -> None:
+    source = sub.add_mutually_exclusive_group(required=required)
     source.add_argument("--images", type=Path, help="a set that `dgh generate` wrote to a .safetensors file")
     source.add_argument("--real", metavar="DATA", help="a data set's name, an .npz file or an image folder")
     sub.add_argument("--num-images", type=int, default=num_images, help=f"how many {counted} (default: {num_images})")

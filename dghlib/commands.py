@@ -29,7 +29,7 @@ from dghlib.images import load_images, normalise, save_images
 from dghlib.models import FloatModel
 from dghlib.plans.catalogue import PLANS
 from dghlib.plans.parts import parse_bits
-from dghlib.quantizers import QUANTIZERS, QuantizedModel
+from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel
 from dghlib.quantizers.starting import LearningSettings
 from dghlib.running import processes
 from dghlib.running.copies import private_copy
@@ -63,24 +63,22 @@ def generate(options: Namespace) -> None:
         checkpoints.remove(checkpoint)
         print(f"{len(images)} images of shape {tuple(images.shape[1:])} in {options.out}{loss}")
         if model.task == "classification":
-            seen, count = _classes_seen(model, images)
-            print(f"the network sees {seen} of {count} classes in them")
-            if seen < count <= len(images) // ENOUGH and getattr(config, "output_stretching", False):
-                weight = config.output_weight / 10
+            logits = _logits(model, images)
+            seen, count = len(logits.argmax(1).unique()), logits.shape[1]
+            low, high = (bound.item() for bound in logits.aminmax())
+            print(f"the network sees {seen} of {count} classes in them; its logits reach from {low:.1f} to {high:.1f}")
+            if seen < count <= len(images) // ENOUGH:
                 print(
-                    f"a quantizer that learns may lose the others; --set output_weight={weight:g} may bring them back"
+                    "a quantizer that learns may lose the other classes; more images or more steps may bring them back"
                 )
 
 
-def _classes_seen(model: FloatModel, images: torch.Tensor) -> tuple[int, int]:
-    """Return how many classes a classifier takes images for, and of how many: what it does not see may be lost."""
-    seen, count, net = set(), 0, private_copy(model.net)
+def _logits(model: FloatModel, images: torch.Tensor) -> torch.Tensor:
+    """Return what a classifier answers to images (N, C, H, W), (N, K): the classes it does not see may be lost."""
+    net = private_copy(model.net)
     with torch.inference_mode():
-        for batch in tqdm(images.split(TEST_BATCH), desc="classes", unit="batch", leave=False, delay=3):
-            logits = net(batch)
-            seen |= set(logits.argmax(1).tolist())
-            count = logits.shape[1]
-    return len(seen), count
+        batches = tqdm(images.split(TEST_BATCH), desc="classes", unit="batch", leave=False, delay=3)
+        return torch.cat([net(batch) for batch in batches])
 
 
 def _save_set(path: Path, images: torch.Tensor, model: FloatModel, about: dict[str, str]) -> str:
@@ -151,7 +149,7 @@ def quantize(options: Namespace) -> None:
     method = look_up(QUANTIZERS, options.method, "quantizer")
     weight_bits, activation_bits = parse_bits(options.bits)
     model = _model(options.model)
-    images = _calibration_images(model, options)
+    images = _images_for(options.method, model, options)
     config = method.Config(weight_bits=weight_bits, activation_bits=activation_bits)
     config = dataclasses.replace(config, **parse_settings(config, options.set))
     _check_free(options.out, options.force)
@@ -160,6 +158,18 @@ def quantize(options: Namespace) -> None:
     quantized.save(options.out)
     counts = f"{len(quantized.weight_quantizers())} weights and {len(quantized.activation_quantizers())} tensors"
     print(f"{model.name} with {counts} at W{config.weight_bits}A{config.activation_bits} in {options.out}")
+
+
+def _images_for(method: str, model: FloatModel, options: Namespace) -> torch.Tensor | None:
+    """Return the images that were chosen, or None if there are none and the method needs none."""
+    if options.images or options.real:
+        return _calibration_images(model, options)
+    if method not in WITHOUT_IMAGES:
+        raise ValueError(
+            f"{method} is calibrated with images: name a set with --images or a data set with --real. "
+            f"No images are needed by --method {' or '.join(WITHOUT_IMAGES)}"
+        )
+    return None
 
 
 def _calibration_images(model: FloatModel, options: Namespace) -> torch.Tensor:
@@ -315,6 +325,9 @@ def fetch_data(options: Namespace) -> None:
         path = assets.fetch(manifest, progress=True)
         verified = "verified" if manifest.sha256 else "which nobody can verify: no sum is published"
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, {verified}")
+    if prepare := datasets.PREPARED.get(options.profile):
+        path = prepare()
+        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, made of files as they are published")
 
 
 def execute_notebook(options: Namespace) -> None:

@@ -117,7 +117,7 @@ def test_the_runs_of_a_notebook_are_as_it_chooses_them() -> None:
         *observations.image_costs("shapes", "smoke", num_images=8, seeds=1, models=ours),
     ]
     assert runs_of("table3", **smoke) == [
-        *methods.table3("shapes_detection", "smoke", seeds=1, quantized={"hptq": "W8A8"}, models=detector),
+        *methods.table3("shapes_detection", "smoke", seeds=1, quantized={"hptq": ["W8A8"]}, models=detector),
         *quantized.boxes("shapes_detection", "smoke", models=detector),
         *observations.figure8("shapes_detection", "smoke", models=detector),
     ]

@@ -123,8 +123,8 @@ def test_every_output_tensor_is_stretched() -> None:
     assert output_range(outputs).equal(torch.stack(wanted))
     config = dgh.Config(num_images=4, steps=30)
     plain, stretched = (
-        output_range(model.net(dgh.generate(model, replace(config, output_weight=weight), progress=False))).mean()
-        for weight in (0.0, 0.1)
+        output_range(model.net(dgh.generate(model, replace(config, output_share=share), progress=False))).mean()
+        for share in (0.0, 0.4)
     )
     assert stretched > plain
 

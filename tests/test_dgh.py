@@ -61,16 +61,44 @@ def test_without_a_compiler_the_network_stays_as_it_is(tiny_model, monkeypatch, 
 
 
 def test_output_stretching_stretches(tiny_model):
-    plain = dgh.generate(tiny_model, replace(SMALL, output_stretching=False), progress=False)
-    stretched = dgh.generate(tiny_model, replace(SMALL, output_weight=0.1), progress=False)
+    shares = [0.0, SMALL.output_share, 1.0]
+    sets = [dgh.generate(tiny_model, replace(SMALL, output_share=share), progress=False) for share in shares]
+    fixed = replace(SMALL, output_share=None, output_weight=0.1)
+    sets.append(dgh.generate(tiny_model, fixed, progress=False))
     with torch.no_grad():
-        ranges = [output_range(tiny_model.net(images)).mean() for images in (plain, stretched)]
-    assert ranges[1] > 1.2 * ranges[0]
+        ranges = [output_range(tiny_model.net(images)).mean().item() for images in sets]
+    assert ranges == sorted(ranges)
+    assert ranges[-1] > 1.2 * ranges[0]
+
+
+@pytest.mark.parametrize("unit", [0.01, 1000.0])
+def test_images_do_not_depend_on_the_unit_of_the_logits(unit, tiny_model):
+    """What is one lambda on one network is another on the next; the share of a gradient is the same on all."""
+    config = replace(SMALL, steps=16)
+    images = dgh.generate(tiny_model, config, progress=False)
+    with torch.no_grad():
+        tiny_model.net.linear.weight *= unit
+        tiny_model.net.linear.bias *= unit
+    torch.testing.assert_close(dgh.generate(tiny_model, config, progress=False), images, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("step", [0, 8, 15])
+def test_a_reward_of_any_share_leaves_the_way_down(step, tiny_model):
+    """Along matching and reward together, the matching loss still falls: their gradients' product is above zero."""
+    run = dgh._Run(tiny_model, replace(SMALL, steps=16, output_share=1.0), "cpu")
+    run.step = run.weighed_every * (step // run.weighed_every)
+    batch = torch.randn(8, 3, 8, 8, requires_grad=True)
+    bns, odsl = batch.square().mean(), -1e6 * batch.square().sum().sqrt()  # the reward pulls straight back
+    gradient, weight = run._gradient(bns, odsl, batch)
+    (matching,) = torch.autograd.grad(batch.square().mean(), batch)
+    assert (gradient * matching).sum() >= (1 - run.step / 16) * matching.square().sum() * 0.999
+    assert weight > 0 or run.step == 0
 
 
 def test_slack_holds_the_last_batch_norm_back(tiny_model):
-    free = dgh.generate(tiny_model, replace(SMALL, output_weight=1.0, slack=None), progress=False)
-    held = dgh.generate(tiny_model, replace(SMALL, output_weight=1.0, slack=0.1), progress=False)
+    fixed = replace(SMALL, output_share=None, output_weight=1.0)
+    free = dgh.generate(tiny_model, replace(fixed, slack=None), progress=False)
+    held = dgh.generate(tiny_model, replace(fixed, slack=0.1), progress=False)
     with torch.no_grad():
         ranges = [output_range(tiny_model.net(images)).max() for images in (free, held)]
     assert ranges[1] < ranges[0]

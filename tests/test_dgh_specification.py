@@ -1,6 +1,7 @@
 """DGH as the paper writes it, one plain operation after the other; `dgh.generate` is the same, faster."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,27 +28,39 @@ class PlainLoop:
     def generate(self) -> Tensor:
         with torch.no_grad():
             self.bank = [self.measured(batch)[0] for batch in self.images]
-        for _ in range(self.config.steps):
-            losses = [self.move(index) for index in torch.randperm(len(self.images), generator=self.draws).tolist()]
+        self.weight = self.config.output_weight
+        for step in range(self.config.steps):
+            self.step = step
+            order = torch.randperm(len(self.images), generator=self.draws).tolist()
+            losses, weights = zip(*[self.move(index) for index in order], strict=True)
             self.rates.step(sum(losses) / len(losses))
+            self.weight = sum(weights) / len(weights)
         size = self.model.image_shape[1]
         first = (self.images[0].shape[2] - size) // 2
         smoothed = [self.smoothed(batch.detach()) for batch in self.images]
         return self.clipped(torch.cat(smoothed)[:, :, first : first + size, first : first + size])
 
-    def move(self, index: int) -> float:
+    def move(self, index: int) -> tuple[float, float]:
         moments, output, last = self.measured(self.images[index])
         joint = torch.stack([*self.bank[:index], moments, *self.bank[index + 1 :]]).mean(0)
         bns = self.distance(joint)
         stretched = output.amax(1) - output.amin(1)
-        odsl = (self.slack(last) - stretched).mean()
-        (gradient,) = torch.autograd.grad(bns + self.config.output_weight * odsl / len(self.bank), self.images[index])
+        slack = 0 if self.config.slack is None else self.slack(last)
+        odsl = (slack - stretched).mean()
+        share, weight = self.config.output_share, self.weight
+        if share is not None and self.step % max(1, self.config.steps // 8) == 0:
+            matching, reward = (
+                torch.autograd.grad(loss, self.images[index], retain_graph=True)[0].norm()
+                for loss in (bns, odsl / len(self.bank))
+            )
+            weight = (share * self.step / self.config.steps * matching / reward).item()
+        (gradient,) = torch.autograd.grad(bns + weight * odsl / len(self.bank), self.images[index])
         optimizer = self.optimizers[index]
         optimizer.param_groups[0]["lr"] = self.rates.learning_rate
         self.images[index].grad = gradient
         optimizer.step()
         self.bank[index] = moments.detach()
-        return (bns + self.config.output_weight * odsl).item()
+        return (bns if share is not None else bns + weight * odsl).item(), weight
 
     def measured(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the moments (2, K) of a batch, its logits, and what the last batch norm was given."""
@@ -103,8 +116,10 @@ class PlainLoop:
         return images + (clamped - images).detach()  # gradients pass
 
 
-def test_generate_is_the_plain_loop(tiny_model):
-    config = dgh.Config(num_images=12, batch_size=4, steps=12)  # RAdam changes its rule at the sixth
+@pytest.mark.parametrize("preset", ["default", "fixed_weight"])
+def test_generate_is_the_plain_loop(tiny_model, preset):
+    # RAdam changes its rule at the sixth step; the reward is weighed anew at every second.
+    config = replace(dgh.PRESETS[preset], num_images=12, batch_size=4, steps=16)
     plain = PlainLoop(tiny_model, config)
     expected = plain.generate()
     assert plain.rates.learning_rate < config.learning_rate  # the schedule was at work

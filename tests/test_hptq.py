@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tell_classes_apart
 from torch import Tensor, nn
 
 from dghlib import datasets, models
@@ -94,6 +95,7 @@ def test_batch_size_does_not_matter(tiny_model: FloatModel) -> None:
 
 @pytest.mark.parametrize("method", QUANTIZERS.values(), ids=QUANTIZERS.keys())
 def test_the_float_model_is_left_as_it_is(method: Any, tiny_model: FloatModel) -> None:
+    tell_classes_apart(tiny_model, noise(16))
     net = tiny_model.net.train()
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -101,8 +103,8 @@ def test_the_float_model_is_left_as_it_is(method: Any, tiny_model: FloatModel) -
     random_state = torch.get_rng_state()
 
     config = method.Config()
-    if hasattr(config, "iterations"):
-        config = replace(config, iterations=2, step_iterations=min(config.step_iterations, 2))
+    few = {name: 2 for name in ("iterations", "step_iterations", "steps") if getattr(config, name, 0)}
+    config = replace(config, **few)
     quantized = method.quantize(tiny_model, noise(16), config)
 
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())

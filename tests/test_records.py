@@ -41,7 +41,7 @@ def test_settings_that_came_later_leave_earlier_records_alone():
     assert records.fingerprint(Grown(scaled=False, turns=1.0)) != records.fingerprint(Settings())
     assert records.plain(Grown(turns=1.0))["turns"] == 1.0
     assert records.plain(Grown())["scaled"] is True, "what it is now is not what it was before"
-    assert records.settings_from_the_start(Grown) == {"steps", "path", "bits"}
+    assert records.always_recorded(Grown) == {"steps", "path", "bits"}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}])

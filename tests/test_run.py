@@ -191,6 +191,16 @@ def test_short_runs_have_rates_to_match():
     assert config.step_iterations == config.iterations / 4
 
 
+def test_fine_tuning_has_its_part_of_a_budget():
+    """At the same rate: a step that is stable in a long run is so in a short one."""
+    paper, quick = BUDGETS["paper"], BUDGETS["quick"]
+    assert quantizer_config("lsq", "W4A4", paper) == QUANTIZERS["lsq"].Config()
+    short = quantizer_config("genq_qat", "W3A3", quick, bits="academic")
+    assert (short.weight_bits, short.steps, short.iterations) == (3, 500, 100)
+    assert short.rate == QUANTIZERS["genq_qat"].Config().rate
+    assert short.of_start() == quantizer_config("genie_m", "W3A3", quick, bits="academic")
+
+
 def test_images_of_another_network(tmp_path):
     both = ["shapes_residual", "shapes_bottleneck"]
     experiments = transfer("shapes", "smoke", sources=["zeroq"], seeds=1, models=both)

@@ -30,6 +30,8 @@ _CHOOSING = {
     "observations": observations,
     "quantized": quantized,
     "first_models": first_models,
+    "table3": methods.table3,  # by its own name, since that notebook calls a parameter `methods`
+    "detector_widths": methods.detector_widths,
 }
 
 

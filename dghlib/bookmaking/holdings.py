@@ -43,6 +43,7 @@ class Holding:
         return PLANS[plan](self.profile, budget or self.budget, seeds=self.seeds, models=self.models)
 
 
+_OF_CIFAR10 = ("table1", "table2", "table4", "table5", "sources", "output_weights", "no_images")
 _SMALL = ("cifar10_resnet20", "cifar10_mobilenetv2")
 _FIGURES = tuple(f"figure{number}" for number in range(1, 8))
 _PICTURES = ("figure8", "figure9")
@@ -56,10 +57,9 @@ HOLDINGS = (
     Holding("shapes", "quick", ("image_costs",), ("shapes_residual",)),
     Holding("shapes", "quick", ("gallery", *_OUTSIDE), ("shapes_residual",), seeds=1),
     Holding("shapes_detection", "quick", ("table3",)),
+    Holding("coco_lite", "quick", ("table3",)),
     Holding("shapes_detection", "quick", ("figure8", "boxes"), ("shapes_ssdlite",), seeds=1),
-    Holding(
-        "cifar10", "standard", ("table1", "table2", "table4", "table5", *_FIGURES, "sources", "output_weights"), _SMALL
-    ),
+    Holding("cifar10", "standard", (*_OF_CIFAR10, *_FIGURES), _SMALL),
     Holding("cifar10", "standard", _PICTURES, _SMALL, seeds=1),
     Holding("cifar10", "standard", ("quantizers",), ("cifar10_resnet20",)),
     Holding("cifar10", "standard", ("quantizers",), ("cifar10_mobilenetv2",), seeds=2),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dghlib.choices import look_up
-from dghlib.datasets import files, scenes, shapes
+from dghlib.datasets import coco_lite, files, scenes, shapes
 from dghlib.datasets.annotated import AnnotatedImages
 from dghlib.datasets.cifar import cifar10
 from dghlib.datasets.coco import coco
@@ -18,6 +18,7 @@ from dghlib.datasets.tiny_imagenet import tiny_imagenet
 __all__ = [
     "ANNOTATED",
     "DATASETS",
+    "PREPARED",
     "AnnotatedImages",
     "LabelledImages",
     "batches",
@@ -46,7 +47,12 @@ def _scenes(split: str, num_images: int | None) -> AnnotatedImages:
     return scenes.detection(split, SCENES if num_images is None else num_images)
 
 
-ANNOTATED: dict[str, Callable[[str, int | None], AnnotatedImages]] = {"shapes_detection": _scenes, "coco": coco}
+ANNOTATED: dict[str, Callable[[str, int | None], AnnotatedImages]] = {
+    "shapes_detection": _scenes,
+    "coco": coco,
+    "coco_lite": coco_lite.coco_lite,
+}
+PREPARED = {"coco_lite": coco_lite.prepare}  # by profile: what makes a data set from files as they are published
 
 
 def load_annotated(name: str, split: str = "test", num_images: int | None = None) -> AnnotatedImages:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dghlib.choices import look_up
-from dghlib.datasets.annotated import AnnotatedImages
+from dghlib.datasets.annotated import AnnotatedImages, Annotations
 from dghlib.datasets.files import read_image
 from dghlib.datasets.labelled import choose
 from dghlib.storage import assets
@@ -35,17 +35,25 @@ def coco(split: str, num_images: int | None = None) -> AnnotatedImages:
     """
     parts = {"test": slice(None, -CALIBRATION_IMAGES), "train": slice(-CALIBRATION_IMAGES, None)}
     part = look_up(parts, split, "split of coco")
-    path = assets.locate("coco_annotations", strict=False)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            annotations = json.loads(archive.read(ANNOTATIONS))
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not laid out as the public archive: {error}") from error
+    annotations = read_annotations(assets.locate("coco_annotations", strict=False), ANNOTATIONS)
     annotations["images"] = sorted(annotations["images"], key=lambda entry: entry["id"])
     files = [f"val2017/{entry['file_name']}" for entry in annotations["images"]]
     everything = AnnotatedImages(ArchivedImages(assets.locate("coco", strict=False), files), annotations)
     indices = range(len(everything))[part]
     return everything.part([indices[k] for k in choose(len(indices), num_images).tolist()])
+
+
+def read_annotations(archive: Path, member: str) -> Annotations:
+    """Return annotations from a zip archive.
+
+    Raises:
+        ValueError: it is no zip archive, or is laid out in another way, or what it holds is no JSON.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return json.loads(opened.read(member))
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{archive} is not laid out as the public archive: {error}") from error
 
 
 class ArchivedImages(Sequence[Tensor]):

@@ -10,6 +10,7 @@ from dghlib.quantizers import QUANTIZERS
 from dghlib.storage.records import plain
 
 REAL = "real"
+NO_IMAGES = "none"
 FLOAT = "float"
 
 
@@ -41,7 +42,8 @@ class Experiment:
 
     Attributes:
         profile, model: names in `PROFILES` and of one of its networks.
-        source: where the images come from, "real" or the name of a generator; `source_config` is its Config.
+        source: where the images come from, "real" or the name of a generator, None for no images; `source_config` is
+            its Config.
         quantizer: a quantizer's name, or "float" for none; `quantizer_config` is its Config.
         test_images: size of the test set, None for all.
         images_of: the network that the images are made from, None for the one that is quantized.
@@ -74,6 +76,8 @@ class Experiment:
         config, images = self.quantizer_config, self.source_config
         changed = changed_settings(self.quantizer, plain(config)) | changed_settings(self.source or "", plain(images))
         settings = "".join(f", {name} = {value}" for name, value in changed.items())
+        if not self.source:
+            return f"{self.model} {self.quantizer} {width_of(config)} {config.bits}, no images{settings}"
         of_another = f" of {self.images_of}" if self.images_of else ""
         return (
             f"{self.model} {self.quantizer} {width_of(config)} {config.bits}, "
@@ -126,26 +130,43 @@ def width_of(config: Any) -> str:
 # What a budget, a width and a repetition set; other settings make a run one of an ablation.
 _SET_BY_BUDGET = {"num_images", "batch_size", "steps", "seed", "scaled_schedule"}
 _SET_BY_WIDTH = {"weight_bits", "activation_bits", "bits", "seed", "batch_size"}
-_SHORTENED = {"iterations", "step_iterations", "rounding_rate", "scale_rate", "step_rate"}
+_SHORTENED = {"steps", "iterations", "step_iterations", "rounding_rate", "scale_rate", "step_rate"}
+# Presets of these names are what authors have for a network or its data, not for an ablation.
+_OF_DATA = {name for profile in PROFILES.values() for name in (profile.name, *profile.models)}
 
 
 def published(source: str, config: Mapping[str, Any]) -> Any:
     """Return the Config that a generator's authors have for a network or its data if this is one, else the usual."""
     presets = GENERATORS[source].PRESETS
-    named = {name for profile in PROFILES.values() for name in (profile.name, *profile.models)}
-    for name in named & presets.keys():
-        known = plain(presets[name])
-        if all(known.get(key) == value for key, value in config.items() if key not in _SET_BY_BUDGET):
-            return presets[name]
-    return presets["default"]
+    named = (presets[name] for name in presets if name in _OF_DATA and not _differing(plain(presets[name]), config))
+    return next(named, presets["default"])
 
 
 def changed_settings(method: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a generator or quantizer that differ from its published ones: of real images, none."""
+    """Return the settings of a generator or quantizer that differ from its published ones: of real images, none.
+
+    Those of a generator differ from the preset that they are nearest to, which is named unless it is the default. What
+    authors have for a network or its data is as good as the default.
+    """
     if method in GENERATORS:
-        default, usual = plain(published(method, config)), _SET_BY_BUDGET
-    elif method in QUANTIZERS:
+        others = {name: preset for name, preset in GENERATORS[method].PRESETS.items() if name not in _OF_DATA}
+        return _changed_preset(others | {"default": published(method, config)}, config)
+    if method in QUANTIZERS:
         default, usual = plain(QUANTIZERS[method].Config()), _SET_BY_WIDTH | _SHORTENED
     else:
         return {}
     return {name: value for name, value in config.items() if name not in usual and default.get(name) != value}
+
+
+def _changed_preset(presets: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    every = {name: _differing(plain(preset), config) for name, preset in presets.items()}
+    nearest = min(every, key=lambda name: len(every[name]))
+    return every[nearest] if nearest == "default" else {"preset": nearest, **every[nearest]}
+
+
+def _differing(preset: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that are others in `config`; one that came after a record is None in it."""
+    names = [*config, *(name for name in preset if name not in config)]
+    return {
+        name: config.get(name) for name in names if name not in _SET_BY_BUDGET and preset.get(name) != config.get(name)
+    }

@@ -91,6 +91,11 @@ PROFILES = {
         },
         about="COCO val2017, boxes of 80 categories; `make data PROFILE=coco` fetches it; needs a GPU",
     ),
+    "coco_lite": Profile(
+        name="coco_lite",
+        models={"coco_fastestdet": None},
+        about="287 photographs of COCO val2017, scaled, for two cores; `make data PROFILE=coco_lite` fetches them",
+    ),
 }
 
 EMBEDDED = ("shapes", "shapes_detection")  # whose data and networks are part of the package

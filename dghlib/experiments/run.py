@@ -206,8 +206,7 @@ class Workshop:
         model = load_model(experiment.model)
         if experiment.quantizer == FLOAT:
             return self._quality(experiment, model, model.on(self.device).net)
-        images, generation_seconds = self.images(experiment, wait=wait)
-        images = _in_space_of(model, images, load_model(experiment.maker))
+        images, generation_seconds = self._calibration_images(experiment, model, wait)
         start = time.perf_counter() - checkpoints.elapsed(self._checkpoint(experiment))
         quantized = self._quantize(experiment, model, images)
         quantization_seconds = time.perf_counter() - start
@@ -217,7 +216,14 @@ class Workshop:
             "quantization_seconds": round(quantization_seconds, 2),
         }
 
-    def _quantize(self, experiment: Run, model: FloatModel, images: Tensor) -> QuantizedModel:
+    def _calibration_images(self, experiment: Experiment, model: FloatModel, wait: bool) -> tuple[Tensor | None, float]:
+        """Return the images as the network wants them, None for none, and the seconds that they took to make."""
+        if not experiment.source:
+            return None, 0.0
+        images, seconds = self.images(experiment, wait=wait)
+        return _in_space_of(model, images, load_model(experiment.maker)), seconds
+
+    def _quantize(self, experiment: Run, model: FloatModel, images: Tensor | None) -> QuantizedModel:
         method, config = QUANTIZERS[experiment.quantizer], experiment.quantizer_config
         model = model.on(self.device)
         if not isinstance(config, LearningSettings):
@@ -253,7 +259,7 @@ def inputs_of(experiment: Run) -> dict[str, Any]:
             inputs["quantizer"] = _inputs_of_quantizer(experiment)
         return plain(inputs)
     inputs |= {"test_images": experiment.test_images, "quantizer": _inputs_of_quantizer(experiment)}
-    if experiment.quantizer != FLOAT:
+    if experiment.source:
         inputs["images"] = _inputs_of_images(experiment.images)
         if experiment.images_of:
             inputs["images"]["model"] = _weights(experiment.images_of)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dghlib import datasets
 from dghlib.datasets import LabelledImages
@@ -15,7 +14,7 @@ from dghlib.evaluation import top1
 from dghlib.evaluation.detection import found_boxes, mean_average_precision, save_results
 from dghlib.images import normalise
 from dghlib.models import FloatModel
-from dghlib.models.detectors import detector_of
+from dghlib.models.detectors import detector_of, scaled
 
 TEST_BATCH = 32  # on a CPU larger ones take up to three times as long
 # Real calibration images are drawn from this many training images of a set that is drawn on demand.
@@ -62,13 +61,7 @@ def real_images(profile: str, model: FloatModel, num_images: int, seed: int) -> 
         return normalise(data.images, model.mean, model.std)
     images = _annotated_images(profile, "train", available).images
     chosen = [images[k][None] for k in choose(len(images), num_images, seed).tolist()]
-    return torch.cat([_scaled(normalise(image, model.mean, model.std), model.image_shape[1:]) for image in chosen])
-
-
-def _scaled(images: Tensor, size: tuple[int, int]) -> Tensor:
-    if images.shape[2:] == size:
-        return images
-    return F.interpolate(images, size, mode="bilinear", antialias=True)
+    return torch.cat([normalise(scaled(image, model.image_shape[1:]), model.mean, model.std) for image in chosen])
 
 
 @cache

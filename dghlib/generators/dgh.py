@@ -8,8 +8,14 @@ Source: Dikstein, Lapid, Netzer, Habi, "Data Generation for Hardware-Friendly Po
 Algorithm 1, Eq. 2 to 8, appendix A.1; and the authors' code, model-compression-toolkit 2.6.1 ("the toolkit").
 
 Differences from the paper:
- 1. lambda and delta are not given there. Ours were settled by an experiment (lab notes in the book); delta is in
-    units of the last batch norm's total variance, so that one value serves networks of any scale.
+ 1. lambda and delta are not given there, and no lambda serves all networks: the two gradients that it weighs stand in
+    a ratio that differs 500-fold between networks. Ours follows from the network: the gradient of the reward is a
+    share of that of matching, which grows in proportion to the steps, from nothing to `output_share`: what an image
+    shows settles before it is exaggerated. A share below 1 cannot undo matching: a step along both still lessens
+    that loss, to first order. There is no slack, since the share bounds the reward. lambda is weighed anew every so
+    many sweeps (`_Run.weighed_every`), which then take a second backward pass; and the learning rate waits for a
+    plateau of the matching loss alone. `output_share=None` brings back a fixed lambda and delta (`output_weight`,
+    `slack`, in units of the last batch norm's total variance).
  2. Standard deviations are compared by default, as in the toolkit; Eq. 1b, 3b, 4 print variances (`spread`).
  3. The loss is a mean over channels and layers by default, as in the toolkit; Eq. 4 prints sums (`reduction`).
  4. The output range is rewarded linearly by default, as in the toolkit; Eq. 7 prints its square, under which the few
@@ -65,6 +71,7 @@ from dghlib.running.batchnorm import MomentBank, stored_statistics, working_copy
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint, folder_beside
 from dghlib.storage.large_sets import LARGEST_IN_MEMORY, BatchedValues
+from dghlib.storage.records import added_later
 
 VERSION = 1
 
@@ -96,9 +103,11 @@ class Config:
     clip: bool = True  # to what 8-bit pixels can show, with straight-through gradients
 
     output_stretching: bool = True
-    output_weight: float = 1e-5  # lambda
+    # the norm of the reward's gradient, of that of matching, at the last step; None: lambda is `output_weight`
+    output_share: float | None = added_later(0.4, before=None)
+    output_weight: float = 1e-5  # lambda where output_share is None
     output_power: Literal[1, 2] = 1  # of the output range: linear (the toolkit) or squared (Eq. 7)
-    slack: float | None = 1.0  # delta; None: no constraint at the last batch norm
+    slack: float | None = None  # delta; None: no constraint at the last batch norm
 
     def __post_init__(self) -> None:
         for name in ("num_images", "batch_size", "steps"):
@@ -112,6 +121,8 @@ class Config:
             check_choice(name, getattr(self, name), choices)
         for name in ("learning_rate", "output_weight"):
             check_between(0, math.inf, name, getattr(self, name))
+        if self.output_share is not None:
+            check_between(0, 1, "output_share", self.output_share)
         if self.slack is not None:
             check_between(0, math.inf, "slack", self.slack)
         if self.extra_pixels is not None:
@@ -131,12 +142,21 @@ class Config:
 SMOOTHING_SIGMA = 1.25  # of the 3x3 Gaussian, in pixels: the toolkit's; the paper gives the size only
 
 # Published settings. The toolkit's lambda is 1e-5 per batch, at the 8 batches of its documented runs.
+# A fixed lambda is what the default was until output_share came; experiments on single settings are made with it.
 PRESETS = {
     "default": Config(),
+    "fixed_weight": Config(output_share=None, slack=1.0),
     "paper": Config(
-        spread="variance", reduction="sum", second_forward=True, clip=False, output_power=2, output_weight=1e-3
+        spread="variance",
+        reduction="sum",
+        second_forward=True,
+        clip=False,
+        output_share=None,
+        output_power=2,
+        output_weight=1e-3,
+        slack=1.0,
     ),
-    "toolkit": Config(match_pixels=True, augmentation="batch", slack=None, output_weight=8e-5),
+    "toolkit": Config(match_pixels=True, augmentation="batch", output_share=None, output_weight=8e-5),
 }
 
 
@@ -226,6 +246,8 @@ class _Run:
         self.images, self.gradients, self.squares = (
             self._values(name, shape) for name in ("images", "gradients", "squares")
         )
+        self.weighed_every = min(10, max(1, config.steps // 8))  # sweeps, where lambda follows from the gradients
+        self.output_weight = 0.0 if config.output_share is not None else config.output_weight
         self.schedule = PlateauWithReset(config.learning_rate, patience=max(1, config.steps // 50))
         self.banks = self._banks()
 
@@ -268,7 +290,7 @@ class _Run:
         bns, odsl = self._sweep()
         if not bns + odsl < float("inf"):
             raise FloatingPointError(f"the loss of DGH is {bns + odsl} after {self.step} steps; lower learning_rate")
-        self.schedule.step(bns + self.config.output_weight * odsl)
+        self.schedule.step(bns if self.config.output_share is not None else bns + self.output_weight * odsl)
         self.step += 1
         return bns, odsl
 
@@ -276,9 +298,9 @@ class _Run:
         """Move every batch by one step, in random order; return the mean BNS and ODSL losses."""
         order = torch.randperm(len(self.own), generator=self.draws).tolist()
         losses = self._in_step([self.own[place] for place in order], self.move)
-        total = torch.stack(losses).sum(0) if losses else torch.zeros(2, device=self.device)
+        total = torch.stack(losses).sum(0) if losses else torch.zeros(3, device=self.device)
         processes.add_up(total)
-        bns, odsl = (total / len(self.sizes)).tolist()
+        bns, odsl, self.output_weight = (total / len(self.sizes)).tolist()
         return bns, odsl
 
     def _in_step(self, order: Sequence[int], work: Callable[[int], Result]) -> list[Result]:
@@ -289,7 +311,7 @@ class _Run:
         return results
 
     def move(self, index: int) -> Tensor:
-        """Move one batch by one step, Algorithm 1, lines 9 to 19; return its BNS and ODSL losses, (2,) detached."""
+        """Move one batch by one step, Algorithm 1, lines 9 to 19; return its BNS and ODSL losses and lambda, (3,)."""
         config, images = self.config, self.images[index]
         batch = images.detach().to(self.device).requires_grad_()
         bank, row = self.banks[index]
@@ -299,15 +321,27 @@ class _Run:
         joint = measured.moments if alone else bank.blend(row, measured.moments[0])
         bns = batch_norm_distance(joint, self.layers, self.weights, config.spread).mean()
         odsl = self._stretching_loss(measured)
-        loss = bns + config.output_weight * bank.shares[row] * odsl
-        (gradient,) = torch.autograd.grad(loss, batch)
+        gradient, weight = self._gradient(bns, bank.shares[row] * odsl, batch)
         averages = self.gradients[index], self.squares[index]
         radam.move(images, gradient.to(images.device), *averages, self.step + 1, self.schedule.learning_rate)
         if config.second_forward:
             self._remeasure(index)
         else:
             bank.store(row, measured.moments.mean(0))
-        return torch.stack([bns.detach(), odsl.detach()])
+        return torch.stack([bns.detach(), odsl.detach(), weight])
+
+    def _gradient(self, bns: Tensor, odsl: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient of BNS + lambda ODSL in the images of a batch, and lambda, which may be weighed anew."""
+        share = self.config.output_share if self.config.output_stretching else None
+        if share is None or self.step % self.weighed_every:
+            (gradient,) = torch.autograd.grad(bns + self.output_weight * odsl, batch)
+            return gradient, bns.new_tensor(self.output_weight)
+        (matching,) = torch.autograd.grad(bns, batch, retain_graph=True)
+        (reward,) = torch.autograd.grad(odsl, batch)
+        length = reward.norm()
+        grown = share * self.step / self.config.steps
+        weight = torch.where(length > 0, grown * matching.norm() / length, 0.0)
+        return matching + weight * reward, weight
 
     def finished_images(self) -> Tensor:
         """Return all images as the network is to see them: smoothed, cropped at the centre."""
@@ -334,6 +368,7 @@ class _Run:
             "step": self.step,
             "values": [list(each.batches) for each in values],
             "schedule": self.schedule.state_dict(),
+            "output_weight": self.output_weight,
             "banks": [bank.state_dict() for bank, row in self.banks if row == 0],
             "draws": self.draws.get_state(),
         }
@@ -345,6 +380,7 @@ class _Run:
             for batch, known in zip(values.batches, saved, strict=True):
                 batch.copy_(known)
         self.schedule.load_state_dict(state["schedule"])
+        self.output_weight = state.get("output_weight", self.output_weight)  # not in checkpoints before output_share
         first_of_bank = [bank for bank, row in self.banks if row == 0]
         for bank, known in zip(first_of_bank, state["banks"], strict=True):
             bank.load_state_dict(known)

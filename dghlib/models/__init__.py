@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from dghlib.choices import look_up
-from dghlib.models import coco, detectors, embedded, imagenet, public
+from dghlib.models import coco, detectors, embedded, fastestdet, imagenet, public
 from dghlib.models.float_model import FloatModel
 from dghlib.storage import assets
 
@@ -22,6 +22,7 @@ MODELS: dict[str, Callable[[], FloatModel]] = {
     **{name: partial(imagenet.load, name) for name in imagenet.BUILDERS},
     **{name: partial(detectors.load, name) for name in detectors.NETS},
     **{name: partial(coco.load, name) for name in coco.BUILDERS},
+    fastestdet.NAME: fastestdet.load,
 }
 
 

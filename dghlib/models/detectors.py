@@ -3,6 +3,7 @@
 What is quantized, and what images are made from, is backbone, neck and head: normalised images in, the tensors that
 the head returns out (class logits, box regressions). What torchvision does with these (decode boxes, drop double ones)
 needs numbers, no network, and stays in float: `detector_of` puts any such network, quantized or not, in its place.
+Of any other detector the network itself says what its tensors mean, by a method `boxes_of` (see `Decoding`).
 
 `NETS` are small relatives of the detectors of the DGH paper, on the backbones of the classifiers of `embedded`:
 SSDLite on inverted residuals, FCOS and RetinaNet with a feature pyramid on residual blocks and bottlenecks.
@@ -10,13 +11,14 @@ SSDLite on inverted residuals, FCOS and RetinaNet with a feature pyramid on resi
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -85,16 +87,59 @@ class _InPlaceOfHead(nn.Module):
         return self._before[0].outputs
 
 
+@runtime_checkable
+class Decoding(Protocol):
+    """A network that takes images of one shape and knows what its outputs mean."""
+
+    def boxes_of(self, outputs: Any, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        """Return of every image, of this (height, width) before it was scaled, what `detector_of` says.
+
+        `outputs` are what `forward` returns for the images, or what a quantized copy or a file returns in its place.
+        """
+
+
+class _OfOneShape(nn.Module):
+    """Scales images to the one shape that a network takes, whatever theirs, and decodes what it answers."""
+
+    def __init__(self, model: FloatModel, net: nn.Module):
+        super().__init__()
+        self.net, self.image_shape, self.decode = net, model.image_shape, model.net.boxes_of
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(model, name))[:, None, None], persistent=False)
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        pixels = [(image * 255).round().to(torch.uint8)[None] for image in images]
+        batch = torch.cat([scaled(each, self.image_shape[1:]) for each in pixels]).float() / 255
+        return self.decode(self.net((batch - self.mean) / self.std), [tuple(image.shape[1:]) for image in images])  # type: ignore[operator]
+
+
+def scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return uint8 pixels (N, C, H, W) scaled to (height, width), bilinearly, whatever their shape.
+
+    They are whole numbers again, as those that networks are trained on; with the fractions FastestDet finds less.
+    """
+    if pixels.shape[2:] == size:
+        return pixels
+    return F.interpolate(pixels.float(), size, mode="bilinear", antialias=True).round().to(torch.uint8)
+
+
 def detector_of(model: FloatModel, net: nn.Module) -> nn.Module:
     """Return a detector of images from 0 to 1, a list of (3, H, W), that answers as `net` in the place of `model.net`.
 
     It returns, for every image, what torchvision's do: `boxes` (n, 4) as x1, y1, x2, y2 in pixels, `labels`, `scores`.
 
     Raises:
-        TypeError: the model is no detector.
+        TypeError: the model is no detector, or nothing says what its outputs mean.
     """
-    if not isinstance(model.net, DetectorNet):
+    if model.task != "detection":
         raise TypeError(f"{model.name} is for {model.task}; only a detector finds boxes")
+    if isinstance(model.net, Decoding):
+        return _OfOneShape(model, net).eval()
+    if not isinstance(model.net, DetectorNet):
+        raise TypeError(
+            f"nothing says which boxes the outputs of {model.name} mean: give {type(model.net).__name__} a method "
+            "boxes_of(outputs, sizes), see dghlib.models.detectors.Decoding; or wrap torchvision's in DetectorNet"
+        )
     detector = copy.copy(model.net.detector)
     detector._modules = dict(detector._modules)
     stand_in = _InPlaceOfBackbone(net, detector._modules["backbone"])  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from dghlib.experiments.experiment import REAL, Experiment
 from dghlib.experiments.profiles import BUDGETS
 from dghlib.plans.parts import (
     DETECTION_SOURCES,
+    FIXED_WEIGHT,
     PAPER_SOURCES,
     SOURCES,
     calibrated,
@@ -24,8 +25,8 @@ from dghlib.plans.parts import (
     of_variants,
     repetitions,
     source_config,
+    without_images,
 )
-from dghlib.quantizers import QUANTIZERS
 
 
 def table2(
@@ -64,40 +65,51 @@ def sources(
     return table2(profile, budget, sources=every_source(profile), seeds=seeds, models=models)
 
 
-# How Table 3 quantizes detectors: the paper prints AdaRound, the other is ours.
-DETECTOR_WIDTHS: Mapping[str, str] = MappingProxyType({"hptq": "W8A8", "adaround": "W4A8"})
+# How Table 3 quantizes detectors: the paper prints AdaRound at W4A8, the rest is ours.
+DETECTOR_WIDTHS: Mapping[str, Sequence[str]] = MappingProxyType({"hptq": ("W8A8",), "adaround": ("W4A8",)})
+# The same on photographs, where sources differ more.
+PHOTOGRAPHS_WIDTHS: Mapping[str, Sequence[str]] = MappingProxyType(
+    {"hptq": ("W8A8",), "adaround": ("W4A8", "W4A4"), "brecq": ("W4A8", "W4A4")}
+)
 
 
 def table3(
     profile: str = "shapes_detection",
     budget: str = "quick",
     *,
-    quantized: Mapping[str, str] = DETECTOR_WIDTHS,
+    quantized: Mapping[str, Sequence[str]] | None = None,
     sources: Sequence[str] = DETECTION_SOURCES,
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return DGH's Table 3: every detector of a profile, quantized with 32 images of every source.
 
-    The paper prints AdaRound at W4A8; HPTQ at W8A8 is ours. Seeds come first, so that a run that is stopped has whole
-    repetitions; in each the quantizer that does not learn, and is quick, comes first.
+    `quantized` has the widths of every quantizer, `detector_widths` for None. Seeds come first, so that a run that is
+    stopped has whole repetitions; in each the quantizer that does not learn, and is quick, comes first.
 
     Raises:
         UnknownName: the profile has no detectors.
     """
     look_up(ANNOTATED, profile, "profile with detectors")
-    spend = detection_budget(budget)
+    spend = detection_budget(profile, budget)
     names = networks_of(profile, models)
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
-    for seed, (method, width) in itertools.product(repetitions(spend, seeds), quantized.items()):
+    chosen = detector_widths(profile) if quantized is None else quantized
+    pairs = [(method, width) for method, widths in chosen.items() for width in widths]
+    for seed, (method, width) in itertools.product(repetitions(spend, seeds), pairs):
         for model, source in itertools.product(names, sources):
             config = source_config(source, spend, seed, model)
             experiments.append(calibrated(profile, model, source, config, width, spend, method))
     return experiments
 
 
-# One change each: what the paper leaves open, and what it prints otherwise than its code. The sum over channels and
-# layers is larger than their mean by about a hundred, and so is lambda there.
+def detector_widths(profile: str) -> Mapping[str, Sequence[str]]:
+    """Return the widths at which Table 3 has each quantizer for the detectors of a profile."""
+    return PHOTOGRAPHS_WIDTHS if profile == "coco_lite" else DETECTOR_WIDTHS
+
+
+# One change each, beside a fixed lambda: what the paper leaves open, and what it prints otherwise than its code. The
+# sum over channels and layers is larger than their mean by about a hundred, and so is lambda there.
 DGH_VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"second_forward": True},
@@ -119,11 +131,11 @@ def dgh_settings(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return the experiment behind DGH's defaults but lambda: images of each of `DGH_VARIANTS`, and real ones.
+    """Return the experiment behind DGH's other defaults: images of each of `DGH_VARIANTS`, and real ones.
 
-    Quantized as in `output_weights`.
+    Quantized as in `output_weights`, and with lambda fixed.
     """
-    return _of_settings(profile, budget, DGH_VARIANTS, seeds, models)
+    return _of_settings(profile, budget, [{**FIXED_WEIGHT, **changed} for changed in DGH_VARIANTS], seeds, models)
 
 
 # Candidates for lambda, from the widest outputs to none that are asked for.
@@ -133,6 +145,8 @@ OUTPUT_WEIGHTS: tuple[dict[str, Any], ...] = (
     {"output_weight": 1e-5},
     {"output_stretching": False},
 )
+# Shares of the reward's gradient in that of matching, at the last step.
+OUTPUT_SHARES = (0.1, 0.2, 0.4, 0.8)
 
 
 def output_weights(
@@ -142,8 +156,25 @@ def output_weights(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return the experiment that settled DGH's lambda: images of each of `OUTPUT_WEIGHTS`, and real ones."""
-    return _of_settings(profile, budget, OUTPUT_WEIGHTS, seeds, models)
+    """Return the experiment on a fixed lambda of DGH: images of each of `OUTPUT_WEIGHTS`, and real ones."""
+    return _of_settings(profile, budget, [{**FIXED_WEIGHT, **changed} for changed in OUTPUT_WEIGHTS], seeds, models)
+
+
+def output_shares(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return the experiment that settled the reward's share: images of `OUTPUT_SHARES`, of a fixed lambda, real ones.
+
+    Quantized with every tensor on the grids of HPTQ, at three widths, since a default has to hold at each.
+    """
+    spend = look_up(BUDGETS, budget, "budget")
+    shares = [{"output_share": share} for share in OUTPUT_SHARES]
+    variants = [*(("dgh", changed) for changed in (*shares, dict(FIXED_WEIGHT))), (REAL, {})]
+    return of_variants(profile, spend, variants, ["W8A8", "W4A8", "W4A4"], seeds, models, "hptq")
 
 
 def _of_settings(
@@ -164,19 +195,22 @@ def _of_settings(
     return list(dict.fromkeys(ranged + learned))
 
 
+BLOCK_BY_BLOCK = ("hptq", "adaround", "brecq", "qdrop", "genie_m")  # and HPTQ, which learns nothing
+
+
 def quantizers(
     profile: str = "cifar10",
     budget: str = "standard",
     *,
     bits: Sequence[str] = ("W4A4", "W2A4"),
-    methods: Sequence[str] = tuple(QUANTIZERS),
+    methods: Sequence[str] = BLOCK_BY_BLOCK,
     policies: Sequence[str] = ("full", "academic"),
     sources: Sequence[str] = ("dgh", REAL),
     seeds: int | None = None,
     models: Sequence[str] | None = None,
     **settings: Any,
 ) -> list[Experiment]:
-    """Return every quantizer on every network of a profile, with everything quantized and with the ends spared.
+    """Return several quantizers on every network of a profile, with everything quantized and with the ends spared.
 
     Seeds come first, so that a run that is stopped has whole repetitions. `settings` are of the quantizers' Configs,
     for instance `placement="every_tensor"`.
@@ -189,6 +223,42 @@ def quantizers(
         for width, policy, method in itertools.product(bits, policies, methods):
             own = {} if method == "hptq" else settings
             experiments.append(calibrated(profile, model, source, config, width, spend, method, bits=policy, **own))
+    return experiments
+
+
+# Ways without images, by what differs from a method's defaults: rounding to the nearest first, as what others add to.
+WITHOUT: tuple[tuple[str, dict[str, Any]], ...] = (("squant", {"flips": "none"}), ("squant", {}), ("dfq", {}))
+# With a grid for a whole layer, which is where scales across layers count.
+WITH_ONE_GRID: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("dfq", {"one_grid": True, "equalize": False}),
+    ("dfq", {"one_grid": True}),
+)
+
+
+def no_images(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W8A8", "W6A6", "W4A4", "W4A32"),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return every network quantized without images, and at eight and four bits HPTQ and BRECQ with images.
+
+    Everything is quantized. Without images nothing is drawn, so there is one repetition. One grid for a whole layer is
+    asked for at eight bits alone.
+    """
+    spend = look_up(BUDGETS, budget, "budget")
+    experiments = []
+    for model in networks_of(profile, models):
+        experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
+        for width in bits:
+            for method, settings in WITHOUT + (WITH_ONE_GRID if width == "W8A8" else ()):
+                experiments.append(without_images(profile, model, width, spend, method, **settings))
+        every = itertools.product(repetitions(spend, seeds), ("dgh", REAL), ("hptq", "brecq"), ("W8A8", "W4A4"))
+        for seed, source, method, width in every:
+            config = source_config(source, spend, seed, model)
+            experiments.append(calibrated(profile, model, source, config, width, spend, method))
     return experiments
 
 

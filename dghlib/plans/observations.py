@@ -22,6 +22,7 @@ from dghlib.plans.papers import filter_settings
 from dghlib.plans.parts import (
     DETECTION_SOURCES,
     SOURCES,
+    UNSTRETCHED,
     budget_of,
     every_source,
     networks_of,
@@ -89,7 +90,7 @@ def figure4(
     """Return DGH's Figure 4: outputs for real images, and for DGH's with and without the output-stretching loss."""
     kinds: Kinds = {
         REAL_SET: (REAL, {}),
-        "DGH, batch-norm loss only": ("dgh", {"output_stretching": False}),
+        "DGH, batch-norm loss only": ("dgh", dict(UNSTRETCHED)),
         "DGH": ("dgh", {}),
     }
     return _observations("outputs", profile, budget_for(budget), kinds, seeds, models)

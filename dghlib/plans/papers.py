@@ -19,6 +19,7 @@ from dghlib.generators import intraq
 from dghlib.plans.methods import quantizers
 from dghlib.plans.parts import (
     PAPER_SOURCES,
+    UNSTRETCHED,
     calibrated,
     drawn_sources,
     networks_of,
@@ -102,7 +103,7 @@ def part_settings(parts: Sequence[str], budget: Budget) -> dict[str, Any]:
     return {
         "scope": None if "scope" in parts else budget.num_images // 8,
         "preprocessing": "preprocessing" in parts,
-        "output_stretching": "stretching" in parts,
+        **({} if "stretching" in parts else UNSTRETCHED),
     }
 
 
@@ -119,7 +120,7 @@ def scopes(
     spend = look_up(BUDGETS, budget, "budget")
     sizes = [4**power for power in range(6) if 4**power < spend.num_images]
     variants: list[tuple[str, dict[str, Any]]] = [
-        ("dgh", {"scope": scope, "output_stretching": on}) for on in stretching for scope in (*sizes, None)
+        ("dgh", {"scope": scope, **({} if on else UNSTRETCHED)}) for on in stretching for scope in (*sizes, None)
     ]
     return of_variants(profile, spend, [*variants, (REAL, {})], bits, seeds, models, "adaround")
 

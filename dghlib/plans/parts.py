@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from dghlib.choices import check_at_least, check_choice, look_up
@@ -12,9 +13,13 @@ from dghlib.experiments.experiment import REAL, Experiment, RealImages
 from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 from dghlib.generators.pipelines import EMBEDDED as PIPELINES
-from dghlib.quantizers import QUANTIZERS
-from dghlib.quantizers.reconstruction import Settings
+from dghlib.quantizers import QUANTIZERS, fine_tuning, genq_qat, reconstruction
 from dghlib.quantizers.starting import LearningSettings
+
+# Of DGH: the fixed lambda of experiments on its other settings, and no reward at all, where neither acts, written as in
+# the records from before `output_share`.
+FIXED_WEIGHT: Mapping[str, Any] = MappingProxyType({"output_share": None, "slack": 1.0})
+UNSTRETCHED: Mapping[str, Any] = MappingProxyType({**FIXED_WEIGHT, "output_stretching": False})
 
 SOURCES = ("noise", "zeroq", "dgh", REAL)
 PAPER_SOURCES = ("zeroq", "intraq", "genie_d", "dgh", REAL)  # the rows of DGH's tables
@@ -43,16 +48,17 @@ def repetitions(budget: Budget, seeds: int | None) -> range:
     return range(budget.seeds if seeds is None else seeds)
 
 
-def detection_budget(name: str) -> Budget:
+def detection_budget(profile: str, name: str) -> Budget:
     """Return a budget for detectors: at most 32 images to calibrate with, as in the paper; tests take a few hundred."""
     spend = look_up(BUDGETS, name, "budget")
-    test_images = None if spend.test_images is None else min(spend.test_images, 256)
+    most = {"coco_lite": 287}.get(profile, 256)  # the former are all that there are
+    test_images = None if spend.test_images is None else min(spend.test_images, most)
     return dataclasses.replace(spend, num_images=min(spend.num_images, 32), test_images=test_images)
 
 
 def budget_of(profile: str, name: str) -> Budget:
     """Return a budget by name, as it is for the networks of a profile: classifiers or detectors."""
-    return detection_budget(name) if profile in ANNOTATED else look_up(BUDGETS, name, "budget")
+    return detection_budget(profile, name) if profile in ANNOTATED else look_up(BUDGETS, name, "budget")
 
 
 def calibrated(
@@ -82,6 +88,17 @@ def calibrated(
         source_config=config,
         quantizer=quantizer,
         quantizer_config=chosen,
+        test_images=budget.test_images,
+    )
+
+
+def without_images(profile: str, model: str, width: str, budget: Budget, quantizer: str, **settings: Any) -> Experiment:
+    """Return a network quantized to a width such as "W4A8" by a method that needs no images."""
+    return Experiment(
+        profile=profile,
+        model=model,
+        quantizer=quantizer,
+        quantizer_config=quantizer_config(quantizer, width, budget, **settings),
         test_images=budget.test_images,
     )
 
@@ -134,21 +151,18 @@ def _published(source: str, model: str) -> Any:
 def quantizer_config(method: str, width: str, budget: Budget, **settings: Any) -> Any:
     """Return the Config of a quantizer for a width such as "W4A8": its published settings with the budget's steps.
 
-    Fewer steps get larger rates: a rounding has the same way to go, so its rate grows as the steps become fewer; the
-    rates of grids' steps, which have less far to go, grow by the square root of that.
+    What a reconstruction does in fewer steps, it does at larger rates (see `reconstruction.shortened`). Fine-tuning has
+    as large a part of its steps as reconstruction of its iterations, at the same rates.
     """
     weight_bits, activation_bits = parse_bits(width)
     config = look_up(QUANTIZERS, method, "quantizer").Config(weight_bits=weight_bits, activation_bits=activation_bits)
-    if isinstance(config, Settings):
-        shortening = config.iterations / budget.iterations
-        config = dataclasses.replace(
-            config,
-            iterations=budget.iterations,
-            step_iterations=math.ceil(config.step_iterations / shortening),
-            rounding_rate=config.rounding_rate * shortening,
-            scale_rate=config.scale_rate * math.sqrt(shortening),
-            step_rate=config.step_rate * math.sqrt(shortening),
-        )
+    if isinstance(config, reconstruction.Settings):
+        config = reconstruction.shortened(config, budget.iterations)
+    elif isinstance(config, fine_tuning.Settings):
+        part = budget.iterations / reconstruction.Settings.iterations
+        config = dataclasses.replace(config, steps=math.ceil(config.steps * part))
+    if isinstance(config, genq_qat.Config):
+        config = dataclasses.replace(config, iterations=budget.iterations)
     return dataclasses.replace(config, **settings)
 
 

@@ -74,8 +74,11 @@ class Histogram:
         self.counts = torch.zeros(0)
         self.minimum, self.maximum = math.inf, -math.inf
 
-    def update(self, values: Tensor) -> None:
-        """Count the values of a finite tensor, or raise ValueError."""
+    def update(self, values: Tensor, weights: Tensor | None = None) -> None:
+        """Count the values of a finite tensor, or raise ValueError.
+
+        Each counts once, or as `weights` says, of the shape of `values`.
+        """
         low, high = (bound.item() for bound in values.aminmax())
         if not math.isfinite(low + high):
             raise ValueError(f"values reach from {low} to {high}")
@@ -83,9 +86,11 @@ class Histogram:
         self._grow(max(abs(low), abs(high)))
         if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):
             values = values.permute(0, 2, 3, 1)  # so that flatten need not copy
-        for part in values.flatten().split(_AT_ONCE):
+        parts = values.flatten().split(_AT_ONCE)
+        counting = [None] * len(parts) if weights is None else weights.flatten().split(_AT_ONCE)
+        for part, counted in zip(parts, counting, strict=True):
             bins = (part * (HALF_BINS / self.reach)).floor_().clamp_(-HALF_BINS, HALF_BINS - 1).add_(HALF_BINS)
-            self.counts += torch.bincount(bins.int(), minlength=2 * HALF_BINS).cpu()
+            self.counts += torch.bincount(bins.int(), counted, minlength=2 * HALF_BINS).cpu()
 
     def _grow(self, extreme: float) -> None:
         needed = power_of_two_above(extreme)

@@ -34,8 +34,9 @@ def folded_graph(model: FloatModel) -> fx.GraphModule:
     """Return a graph that computes what `model.net` computes in eval mode, without the batch norms that fold.
 
     A private copy: the model is left as it is. A node that holds a floating-point tensor has its shape, for
-    three images, in `node.meta["shape"]`; sites are marked (see `sites`). Checked against the network on three images
-    of noise, for which hooks of the network are called once: they may compute its weights.
+    three images, in `node.meta["shape"]`; a call of a layer that took in a batch norm has in `node.meta["moments"]`
+    what `moments_after` says of it; sites are marked (see `sites`). Checked against the network on three images of
+    noise, for which hooks of the network are called once: they may compute its weights.
 
     Raises:
         UntraceableNetwork: torch.fx cannot follow the network, or the graph computes something else.
@@ -90,6 +91,8 @@ def fold_batch_norms(graph: fx.GraphModule) -> None:
         readers = [reader for call in siblings for reader in call.users]
         if {reader.target for reader in readers} == {node.target}:
             _fold(graph.get_submodule(str(siblings[0].target)), batch_norm)
+            for call in siblings:
+                call.meta["moments"] = moments_after(batch_norm)
             for reader in readers:
                 reader.replace_all_uses_with(reader.all_input_nodes[0])
                 graph.graph.erase_node(reader)
@@ -107,6 +110,15 @@ def _fold(layer: Layer | Any, batch_norm: Any) -> None:
         bias = bias + batch_norm.bias.double()
     scale_output(layer, slope)
     layer.bias = frozen(bias)
+
+
+def moments_after(batch_norm: Any) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (C,) of what leaves a batch norm on what it was trained on."""
+    spread = (batch_norm.running_var / (batch_norm.running_var + batch_norm.eps)).sqrt()
+    if batch_norm.weight is not None:
+        spread = spread * batch_norm.weight.detach().abs()
+    mean = torch.zeros_like(spread) if batch_norm.bias is None else batch_norm.bias.detach()
+    return mean.float(), spread.float()
 
 
 class _ShapeRecorder(fx.Interpreter):

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from dghlib.models import FloatModel
-from dghlib.quantizers.graph import device_of, folded_graph
+from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.layers import QuantizedLayer, channel_axis, frozen
 from dghlib.quantizers.operations import Layer, layer_at
+from dghlib.quantizers.preparation import prepared_graph
 from dghlib.quantizers.sites import site_of
 from dghlib.storage.records import write_atomically
 
@@ -31,7 +32,7 @@ class QuantizedModel(nn.Module):
         weights: quantizers of weights, by the path of the layer's module.
         activations: quantizers of tensors, by the name of the node that computes them; one at a site of several
             tensors serves them all (see `sites`).
-        about: plain facts for the file: the float model's name, the method, its settings.
+        about: plain facts for the file: the float model's name, the method, its settings, how the graph was prepared.
 
     Layers and tensors that are not named stay in float.
 
@@ -115,7 +116,7 @@ class QuantizedModel(nn.Module):
             ValueError: the file is damaged, was not written by `save`, or is of another network.
         """
         header, tensors = _read(path)
-        graph = folded_graph(model)
+        graph = prepared_graph(model, header["about"])
         try:
             for name in header["weights"]:
                 _make_room_for_bias(layer_at(graph, name), tensors.get(f"graph.{name}.layer.bias"))

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from dghlib.models import FloatModel
 from dghlib.quantizers.calibration import check_images
-from dghlib.quantizers.graph import device_of, folded_graph
+from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.operations import layer_at
+from dghlib.quantizers.preparation import prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.reconstruction import UnitError
 
@@ -54,7 +55,7 @@ def noise_report(model: FloatModel, quantized: QuantizedModel, images: Tensor, b
         TypeError, ValueError: images that do not fit the model.
     """
     images = check_images(images, model)
-    float_graph = folded_graph(model)
+    float_graph = prepared_graph(model, quantized.about)
     weights = [
         Noise(kind="weight", name=path, bits=grid.bits, own=ratio, accumulated=ratio)
         for path, grid in quantized.weight_quantizers().items()

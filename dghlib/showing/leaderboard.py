@@ -20,7 +20,7 @@ from dghlib.quantizers import QUANTIZERS
 from dghlib.showing import tables
 from dghlib.showing.figures import saved
 from dghlib.showing.tables import POLICY_TITLES, QUANTIZER_TITLES, TITLES
-from dghlib.storage.records import fingerprint, read_record, settings_from_the_start
+from dghlib.storage.records import always_recorded, fingerprint, read_record
 
 CELL = ["profile", "model", "quantizer", "policy", "bits", "num_images", "test_images"]
 CONFIDENCE = 0.95
@@ -69,7 +69,7 @@ def _weights_of_today(network: Mapping[str, str]) -> bool:
 
 def _settings_of_today(config: type[Any], recorded: Mapping[str, Any]) -> bool:
     """Return whether a record has all settings that a run has now, but for those added later, and no others."""
-    return settings_from_the_start(config) <= recorded.keys() <= {setting.name for setting in dataclasses.fields(config)}
+    return always_recorded(config) <= recorded.keys() <= {setting.name for setting in dataclasses.fields(config)}
 
 
 def overview(records: list[Record]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pandas as pd
 from IPython.display import HTML
 from torch import Tensor
 
-from dghlib.experiments.experiment import FLOAT, REAL, changed_settings
+from dghlib.experiments.experiment import FLOAT, NO_IMAGES, REAL, changed_settings
 from dghlib.experiments.profiles import PROFILES
 from dghlib.experiments.quantized_looks import noise_rows, unit_rows
 from dghlib.experiments.run import Record
@@ -20,6 +20,7 @@ PROVENANCE = '<p class="provenance">'  # begins a foot line
 
 # How the sources are called in print, in the order of the rows.
 TITLES = {
+    NO_IMAGES: "No images",
     "noise": "Gaussian noise",
     "zeroq": "ZeroQ",
     "deep_inversion": "DeepInversion",
@@ -37,6 +38,13 @@ QUANTIZER_TITLES = {
     "brecq": "BRECQ",
     "qdrop": "QDrop",
     "genie_m": "GENIE-M",
+    "lsq": "LSQ",
+    "genq_qat": "GenQ, fine-tuned",
+    "intraq_qat": "IntraQ, fine-tuned",
+    "ait": "AIT",
+    "synq": "SynQ",
+    "squant": "SQuant",
+    "dfq": "DFQ",
     FLOAT: "Float",
 }
 POLICY_TITLES = {"full": "everything", "academic": "all but the ends"}
@@ -72,13 +80,14 @@ def _row(record: Record) -> dict[str, Any]:
         row |= {"source": FLOAT, "quantizer": FLOAT, "bits": FLOAT, "seed": 0}
     else:
         config = inputs["quantizer"]["config"]
+        images = inputs.get("images", {"source": NO_IMAGES, "config": {"seed": 0, "num_images": 0}})
         row |= {
-            "source": inputs["images"]["source"],
+            "source": images["source"],
             "quantizer": inputs["quantizer"]["method"],
             "bits": f"W{config['weight_bits']}A{config['activation_bits']}",
             "policy": config["bits"],
-            "seed": inputs["images"]["config"]["seed"],
-            "num_images": inputs["images"]["config"]["num_images"],
+            "seed": images["config"]["seed"],
+            "num_images": images["config"]["num_images"],
         }
     return row | record["outputs"]
 
@@ -221,6 +230,40 @@ def quantizers(records: Sequence[Record]) -> pd.DataFrame:
     float_top1 = rows[rows.bits == FLOAT].groupby("model").top1.mean()
     table.loc[(FLOAT.capitalize(), "", ""), :] = [cell(float_top1.get(model, math.nan), None) for model, _ in columns]
     return table
+
+
+def ways(records: Sequence[Record]) -> pd.DataFrame:
+    """Return top-1 in percent, mean ± standard deviation over seeds: ways to quantize by (network, width).
+
+    A way is the source of images, the method, and the settings of the method that differ from its default; the float
+    networks are the last row.
+    """
+    if not records:
+        return nothing()
+    rows = frame(records)
+    rows["model"] = rows.model.map(short_name)
+    rows["method"] = [_method_of(record) for record in records]
+    quantized = rows[rows.bits != FLOAT]
+    groups = quantized.groupby(["source", "method", "model", "bits"], sort=False).top1.agg(["mean", "std"])
+    cells = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1)
+    index = list(dict.fromkeys(zip(quantized.source, quantized.method, strict=True)))
+    columns = in_order(list(zip(quantized.model, quantized.bits, strict=True)))
+    table = pd.DataFrame([[cells.get((*way, *column), "") for column in columns] for way in index])
+    table.index = pd.MultiIndex.from_tuples(
+        [(TITLES[source], way) for source, way in index], names=["images", "method"]
+    )
+    table.columns = pd.MultiIndex.from_tuples(columns, names=[MEASURES["top1"], ""])
+    whole = rows[rows.bits == FLOAT].groupby("model").top1.mean()
+    table.loc[(TITLES[FLOAT], ""), :] = [cell(whole.get(model, math.nan), None) for model, _ in columns]
+    return table
+
+
+def _method_of(record: Record) -> str:
+    """Name a record's quantizer, and what of its settings differs from the default."""
+    quantizer = record["inputs"]["quantizer"]
+    changed = changed_settings(quantizer["method"], quantizer.get("config", {}))
+    settings = [f"{name} = {value}" for name, value in changed.items()]
+    return ", ".join([QUANTIZER_TITLES[quantizer["method"]], *settings])
 
 
 def placements(records: Sequence[Record]) -> pd.DataFrame:

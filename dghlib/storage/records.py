@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import Field, field, fields, is_dataclass
+from dataclasses import MISSING, Field, field, fields, is_dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -22,23 +22,22 @@ from uuid import uuid4
 
 log = logging.getLogger(__name__)
 
-_BEFORE = "what it was before it was there"
-_SAME = object()
+_BEFORE = "before it was there"
 
 
-def added_later(default: Any, *, before: Any = _SAME) -> Any:
+def added_later(default: Any, *, before: Any = MISSING) -> Any:
     """Return the field of a dataclass of settings that came after records had been written.
 
-    It is in no record in which it is what it was `before` it was there, by default what it still is if nobody sets it:
-    the records from then are still found.
+    It is in no record in which it is what it was before it was there: the records from then are still found. That is
+    its default, or `before`, where what is computed unless asked otherwise has changed.
     """
-    return field(default=default, metadata={_BEFORE: default if before is _SAME else before})
+    return field(default=default, metadata={_BEFORE: default if before is MISSING else before})
 
 
 def plain(value: Any) -> Any:
     """Return `value` as JSON has it: dataclasses and mappings as dicts, tuples as lists, paths as strings.
 
-    Settings that were added later (`added_later`) are left out where they are as before.
+    Settings that were added later (`added_later`) are left out where they are what they were before.
 
     Raises:
         TypeError: a value that JSON cannot hold (its type is named), NaN and infinities included.
@@ -57,9 +56,9 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a record cannot hold {value!r} of type {type(value).__name__}")
 
 
-def settings_from_the_start(settings: type[Any]) -> set[str]:
-    """Return the names of the settings in a dataclass that every record has: those that were not added later."""
-    return {setting.name for setting in fields(settings) if _BEFORE not in setting.metadata}
+def always_recorded(settings: type[Any]) -> set[str]:
+    """Return the names of the fields of a dataclass of settings that are in every record: those not added later."""
+    return {each.name for each in fields(settings) if _BEFORE not in each.metadata}
 
 
 def _as_before(setting: Field[Any], settings: Any) -> bool:

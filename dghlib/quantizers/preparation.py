@@ -1,0 +1,26 @@
+"""Changes to a network's graph that come before its quantizers, by name, and are made again where a file is read.
+
+They depend on the float network alone, so a file of a quantized copy need not hold them: it names them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import fx
+
+from dghlib.models import FloatModel
+from dghlib.quantizers.equalization import equalize
+from dghlib.quantizers.graph import folded_graph
+
+PREPARATIONS: Mapping[str, Callable[..., None]] = {"equalize": equalize}
+
+
+def prepared_graph(model: FloatModel, about: Mapping[str, Any]) -> fx.GraphModule:
+    """Return the folded graph of a network, prepared as a quantized copy is of which `about` says the facts.
+
+    Its entry "preparation" has settings by name of change, in order. Raises as `folded_graph`.
+    """
+    graph = folded_graph(model)
+    for name, settings in about.get("preparation", {}).items():
+        PREPARATIONS[name](graph, **settings)
+    return graph

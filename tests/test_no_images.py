@@ -1,0 +1,299 @@
+"""Methods that need no images: what batch norms tell of tensors, SQuant's flips, DFQ's scales, files and refusals."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dghlib.models import FloatModel
+from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel, dfq, hptq, noise_report, squant
+from dghlib.quantizers.calibration import Histogram, observe
+from dghlib.quantizers.equalization import equalize, pairs_of
+from dghlib.quantizers.expectation import expect
+from dghlib.quantizers.flips import flipped, flipped_weight
+from dghlib.quantizers.graph import folded_graph
+from dghlib.quantizers.operations import layer_at
+from dghlib.quantizers.placement import every_tensor
+from dghlib.quantizers.scale_search import weight_grid
+
+MODULES = {name: QUANTIZERS[name] for name in WITHOUT_IMAGES}
+
+
+def noise(num_images: int, seed: int = 0) -> Tensor:
+    return torch.randn(num_images, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def as_model(net: nn.Module) -> FloatModel:
+    return FloatModel(name="net", net=net.eval(), image_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def outputs(net: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return net(images)
+
+
+# The contract
+
+
+@pytest.mark.parametrize("method", MODULES.values(), ids=MODULES.keys())
+def test_no_images_are_needed_and_the_float_model_is_left_as_it_is(method: Any, tiny_model: FloatModel) -> None:
+    before, random_state = copy.deepcopy(tiny_model.net.state_dict()), torch.get_rng_state()
+    first, again = (method.quantize(tiny_model, None, method.Config()) for _ in range(2))
+    assert first.about["method"] in MODULES
+    assert all(torch.equal(before[name], value) for name, value in tiny_model.net.state_dict().items())
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
+    assert not {p.data_ptr() for p in tiny_model.net.parameters()} & {t.data_ptr() for t in first.state_dict().values()}
+
+
+@pytest.mark.parametrize("method", MODULES.values(), ids=MODULES.keys())
+def test_many_bits_are_float_and_files_hold_what_was_saved(method: Any, tiny_model: FloatModel, tmp_path: Path) -> None:
+    config = method.Config(weight_bits=16, activation_bits=32)
+    quantized = method.quantize(tiny_model, None, config)
+    images = noise(8)
+    torch.testing.assert_close(outputs(quantized, images), outputs(tiny_model.net, images), rtol=5e-3, atol=5e-3)
+    quantized = method.quantize(tiny_model, None, method.Config(weight_bits=4, activation_bits=4))
+    quantized.save(tmp_path / "file")
+    torch.testing.assert_close(
+        outputs(QuantizedModel.load(tmp_path / "file", tiny_model), images), outputs(quantized, images)
+    )
+
+
+@pytest.mark.parametrize("method", MODULES.values(), ids=MODULES.keys())
+def test_images_choose_the_grids_of_tensors_where_there_are_any(method: Any, tiny_model: FloatModel) -> None:
+    told, seen, other = (
+        method.quantize(tiny_model, images, method.Config(activation_bits=4)).activation_quantizers()["relu"].scale
+        for images in (None, noise(16), 3 * noise(16))
+    )
+    assert len({told.item(), seen.item(), other.item()}) == 3
+
+
+def test_methods_that_need_images_refuse_to_go_without(tiny_model: FloatModel) -> None:
+    with pytest.raises(TypeError, match="calibration images are one tensor"):
+        hptq.quantize(tiny_model, None, hptq.Config())  # type: ignore[arg-type]
+
+
+# What batch norms tell
+
+
+def statistics(histogram: Histogram) -> tuple[float, float]:
+    share = histogram.counts / histogram.counts.sum()
+    mean = float(histogram.centres() @ share)
+    return mean, float((histogram.centres() - mean).square() @ share) ** 0.5
+
+
+def test_what_batch_norms_tell_is_what_their_training_images_show(tiny_model: FloatModel) -> None:
+    """Layers with a batch norm, the activation function behind one, a sum and an average, of smooth noise."""
+    graph = folded_graph(tiny_model)
+    coarse = torch.randn(512, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    coloured = coarse * torch.tensor([1.2, 0.8, 0.5]).view(3, 1, 1)
+    images = F.interpolate(coloured, 8, mode="bilinear") + 0.2 * noise(512)
+    tensors = every_tensor(graph)
+    told, seen = expect(graph, tensors, tiny_model), observe(graph, tensors, images, 128)
+    for name in ("relu", "conv2", "relu_1"):
+        assert statistics(told.histograms[name]) == pytest.approx(statistics(seen.histograms[name]), abs=0.1), name
+    torch.testing.assert_close(told.input_means["conv2"], seen.input_means["conv2"], atol=0.05, rtol=0)
+    assert told.histograms["images"].minimum == pytest.approx(-2, abs=1e-6)
+    assert told.histograms["images"].maximum == pytest.approx(2, abs=1e-6)
+
+
+def normalised(channels: int, mean: float, spread: float) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels, eps=0.0)
+    nn.init.constant_(norm.weight, -spread)  # the sign says nothing about the spread
+    nn.init.constant_(norm.bias, mean)
+    return norm
+
+
+class Gates(nn.Module):
+    def __init__(self, activation: nn.Module):
+        super().__init__()
+        self.conv, self.norm, self.activation = nn.Conv2d(3, 4, 1), normalised(4, 0.5, 0.8), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.norm(self.conv(x)))
+        first, second = torch.cat([x, x + 1], dim=1).chunk(2, dim=1)
+        return F.max_pool2d(first * torch.sigmoid(second), 2)
+
+
+@pytest.mark.parametrize(
+    ("activation", "mean"),
+    # of normal values with mean 0.5 and deviation 0.8: for ReLU and ReLU6 by the formulas of the DFQ paper
+    [(nn.ReLU(), 0.6295), (nn.ReLU6(), 0.6295), (nn.Identity(), 0.5)],
+)
+def test_means_behind_functions_are_those_of_the_formulas(activation: nn.Module, mean: float) -> None:
+    model = as_model(nn.Sequential(nn.Conv2d(3, 4, 1), normalised(4, 0.5, 0.8), activation, nn.Conv2d(4, 2, 1)))
+    told = expect(folded_graph(model), [], model)
+    torch.testing.assert_close(told.input_means["3"], torch.full((4,), mean).double(), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("activation", [nn.Hardswish(), nn.SiLU(), nn.PReLU(4)])
+def test_products_parts_and_concatenations_are_followed(activation: nn.Module) -> None:
+    model = as_model(Gates(activation))
+    graph = folded_graph(model)
+    told = expect(graph, every_tensor(graph), model).histograms
+    drawn = activation(0.5 + 0.8 * torch.randn(100_000, 4, generator=torch.Generator().manual_seed(0))).detach()
+    expected = (drawn * torch.sigmoid(drawn.roll(1, 0) + 1)).mean().item()
+    assert statistics(told["mul"])[0] == pytest.approx(expected, abs=0.05)
+
+
+def test_what_cannot_be_told_is_refused_by_name() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Softmax(dim=1), nn.Conv2d(4, 2, 1))
+    with pytest.raises(ValueError, match=r"what tensor '_2' holds cannot be told.*Calibrate with images"):
+        squant.quantize(as_model(net), None, squant.Config())
+
+
+# Flips
+
+
+def ends(steps: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.full_like(steps, -8), torch.full_like(steps, 7)
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 9), (8, 1, 9), (16, 100, 1)])
+def test_errors_of_kernels_and_channels_cancel(shape: tuple[int, int, int]) -> None:
+    steps = torch.randn(shape, generator=torch.Generator().manual_seed(0)).clamp(-3.5, 3.5) * 2
+    low, high = ends(steps)
+    kernels, both = (flipped(steps, low, high, flips) - steps for flips in ("kernels", "both"))
+    assert kernels.sum(2).abs().max() <= 0.5 + 1e-5
+    assert both.sum(2).abs().max() <= 1 + 1e-5
+    assert both.sum((1, 2)).abs().max() <= 0.5 + 1e-4
+    assert both.abs().max() <= 1
+    assert torch.equal(flipped(steps, low, high, "none"), steps.round())
+
+
+def test_flips_by_hand() -> None:
+    """The first channel's only kernel has errors of 1.1 in all; the second's have 0.2, 0.4 and 0.45, together 1.05."""
+    first, second = torch.tensor([[[0.6, 1.65, 2.65]]]), torch.tensor([[[0.7, 1.1], [0.6, 2.0], [2.55, 0.0]]])
+    assert flipped(first, *ends(first), "kernels").tolist() == [[[0, 2, 3]]]
+    assert flipped(second, *ends(second), "kernels").tolist() == [[[1, 1], [1, 2], [3, 0]]]
+    assert flipped(second, *ends(second), "both").tolist() == [[[1, 1], [1, 2], [2, 0]]]
+
+
+def test_a_sum_of_exactly_zero_flips_nothing_and_the_end_of_the_grid_stays() -> None:
+    steps = torch.tensor([[[0.25, -0.25, 1.0]], [[7.4, 7.4, 7.4]]])
+    low, high = ends(steps)
+    assert flipped(steps, low, high).tolist() == [[[0, 0, 1]], [[7, 7, 7]]]
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(6, 4, 3), nn.Conv2d(6, 6, 3, groups=6), nn.ConvTranspose2d(4, 6, 2), nn.Linear(20, 5)]
+)
+def test_weights_lie_on_their_grid_and_sum_to_what_they_did(layer: Any) -> None:
+    grid = weight_grid(layer, 4, "min_max")
+    weight = flipped_weight(layer, grid)
+    torch.testing.assert_close(grid(weight), weight, rtol=1e-5, atol=1e-6)
+    axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    sums = (weight - layer.weight.detach()).transpose(0, axis).flatten(1).sum(1)
+    assert (sums.abs() <= 0.5 * grid.scale.flatten() + 1e-5).all()
+
+
+def test_flips_bring_a_quantized_network_nearer_on_even_images(tiny_model: FloatModel) -> None:
+    images = noise(32)[:, :, :1, :1].expand(-1, -1, 8, 8)
+
+    def error(flips: str) -> float:
+        quantized = squant.quantize(tiny_model, None, squant.Config(weight_bits=3, activation_bits=32, flips=flips))
+        return float((outputs(quantized, images) - outputs(tiny_model.net, images)).square().mean())
+
+    assert error("both") < error("none")
+
+
+# Scales across layers
+
+
+class Chain(nn.Module):
+    """Every way from a layer to the next that a scale can take, and one that it cannot, on very unequal channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.norm1 = nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.grouped, self.prelu = nn.Conv2d(8, 12, 1, groups=4), nn.PReLU(12)
+        self.transposed = nn.ConvTranspose2d(12, 6, 2, groups=2)
+        self.linear = nn.Linear(6, 5)
+        for norm in (self.norm1, self.norm2):
+            norm.weight = nn.Parameter(torch.logspace(-2, 0.5, 8)[torch.randperm(8)])
+            nn.init.uniform_(norm.bias, 0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.norm1(self.expand(x)))
+        x = F.max_pool2d(F.relu(self.norm2(self.depthwise(x))), 2)
+        x = F.hardswish(self.transposed(self.prelu(self.grouped(x))))
+        return self.linear(x.mean((2, 3)))
+
+
+def chain() -> FloatModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return as_model(Chain())
+
+
+def test_scaled_channels_reach_alike_far_and_compute_the_same() -> None:
+    model = chain()
+    graph, plain = folded_graph(model), folded_graph(model)
+    equalize(graph, absorb=False)
+    images = 0.1 * noise(8)  # small, so that nothing reaches six, where ReLU6 would cut
+    torch.testing.assert_close(outputs(graph, images), outputs(plain, images), rtol=1e-4, atol=1e-5)
+    weights = {path: layer_at(graph, path).weight for path in ("expand", "depthwise", "grouped", "transposed")}
+    reach = weights["depthwise"].abs().flatten(1).amax(1)
+    torch.testing.assert_close(weights["expand"].abs().flatten(1).amax(1), reach, rtol=1e-2, atol=0)
+    of_inputs = weights["grouped"].abs().reshape(4, 3, 2).amax(1).flatten()
+    torch.testing.assert_close(of_inputs, reach, rtol=1e-2, atol=0)
+    of_outputs = weights["grouped"].abs().flatten(1).amax(1)
+    torch.testing.assert_close(weights["transposed"].abs().flatten(1).amax(1), of_outputs, rtol=1e-2, atol=0)
+    assert [pair.second for pair in pairs_of(graph)] == [layer_at(graph, path) for path in list(weights)[1:]]
+    told = {name: expect(each, [], model).input_means for name, each in (("before", plain), ("after", graph))}
+    torch.testing.assert_close(told["before"]["linear"], told["after"]["linear"], rtol=1e-3, atol=1e-3)
+
+
+def test_absorbed_biases_leave_a_channel_nearer_to_zero_and_the_network_as_it_was() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), normalised(4, 4.0, 0.1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    norm: Any = net[1]
+    norm.running_var.fill_(100.0)
+    model = as_model(net)
+    graph, scaled = folded_graph(model), folded_graph(model)
+    equalize(graph, absorb=True)
+    equalize(scaled, absorb=False)
+    images = noise(8)
+    torch.testing.assert_close(outputs(graph, images), outputs(net, images), rtol=1e-4, atol=1e-5)
+    absorbed, before = (expect(each, ["_2"], model).histograms["_2"].maximum for each in (graph, scaled))
+    assert absorbed < 0.25 * before
+
+
+def test_scales_save_a_network_whose_layers_have_one_grid_each() -> None:
+    net: Any = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    unequal = torch.logspace(-2, 1, 8)
+    net[1].weight.data, net[3].weight.data = unequal, net[3].weight.data / unequal.reshape(1, 8, 1, 1)
+    model, images = as_model(net), noise(32)
+
+    def error(scaled: bool) -> float:
+        config = dfq.Config(weight_bits=6, activation_bits=32, one_grid=True, equalize=scaled, bias_correction=False)
+        quantized = dfq.quantize(model, None, config)
+        assert all(len(grid.scale.unique()) == 1 for grid in quantized.weight_quantizers().values())
+        return float((outputs(quantized, images) - outputs(model.net, images)).square().mean())
+
+    assert error(True) < 0.1 * error(False)
+
+
+def test_biases_take_back_the_mean_error_that_batch_norms_tell_of() -> None:
+    """Of inputs that are as the batch norm says, the mean output stays what it was."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), normalised(8, 0.5, 0.8), nn.ReLU(), nn.Conv2d(8, 6, 1))
+    model = as_model(net)
+    drawn = F.relu(0.5 + 0.8 * torch.randn(4096, 8, 1, 1, generator=torch.Generator().manual_seed(0)))
+
+    def error(correct: bool) -> float:
+        config = dfq.Config(weight_bits=3, activation_bits=32, equalize=False, bias_correction=correct)
+        layer: Any = dfq.quantize(model, None, config).graph.get_submodule("3")
+        return float((outputs(layer, drawn) - outputs(net[3], drawn)).mean((0, 2, 3)).abs().max())
+
+    assert error(True) < 0.02 < error(False)
+
+
+def test_reports_compare_with_the_network_as_it_was_prepared(tiny_model: FloatModel) -> None:
+    quantized = dfq.quantize(tiny_model, None, dfq.Config(weight_bits=8, activation_bits=8))
+    assert quantized.about["preparation"] == {"equalize": {"absorb": True}}
+    weights = [each.own for each in noise_report(tiny_model, quantized, noise(8)) if each.kind == "weight"]
+    assert min(weights) > 35
