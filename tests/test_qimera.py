@@ -62,15 +62,18 @@ def test_many_classes_leave_a_mixture_what_it_is_whatever_the_noise():
         network(classes, shares, torch.randn(16, 500, 64, generator=draws))
     # Of embeddings, drawn with replacement, e + 1 parts are left of a mixture, e of the noise beside them.
     expected = (math.e + 1) / (2 * math.e + 1)
-    assert torch.cosine_similarity(*seen).mean().item() == pytest.approx(expected, abs=0.05)
+    assert torch.cosine_similarity(seen[0], seen[1]).mean().item() == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize("conditional", [True, False])
 def test_scales_and_shifts_are_mixed_where_classes_have_their_own(conditional):
     network = QimeraNetwork((3, 8, 8), torch.eye(4), conditional=conditional)
     rows = torch.tensor([1.0, 3.0, 0.0, 0.0]) if conditional else torch.tensor([2.0])
-    for norm in (network.norm, *(block.norm for block in network.blocks)):
-        assert norm.scales.shape == (len(rows), norm.norm.num_features)
+    assert network.norm.scales.shape == (len(rows), 128)
+    every = {
+        name: values.shape[0] for name, values in network.state_dict().items() if name.endswith(("scales", "shifts"))
+    }
+    assert list(every.values()) == [len(rows)] * 6
     seen: list[torch.Tensor] = []
     network.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
@@ -132,7 +135,12 @@ def test_a_coin_decides_for_a_batch_in_training_and_the_share_for_the_images(tin
     task = _task(tiny_model, replace(SMALL, num_images=30, superposed=0.4))
     asked: list[tuple[int, bool]] = []
     made = task._made
-    monkeypatch.setattr(task, "_made", lambda *given: asked.append(given[:2]) or made(*given))
+
+    def noted(count: int, superposed: bool, draws: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append((count, superposed))
+        return made(count, superposed, draws)
+
+    monkeypatch.setattr(task, "_made", noted)
     assert task.images().shape == (30, 3, 8, 8)
     assert asked == [(12, True), (16, False), (2, False)]
     asked.clear()
