@@ -1,10 +1,12 @@
 """Finding, verifying and downloading files, against a server on the loopback interface."""
 
 import hashlib
+import io
 import logging
 import re
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +16,7 @@ import pytest
 
 from dghlib.choices import UnknownName
 from dghlib.storage import assets
+from dghlib.storage.archives import DamagedArchive
 from dghlib.storage.assets import DownloadFailed, Manifest, MissingAsset, WrongChecksum
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -92,6 +95,61 @@ def manifest(server: Server) -> Manifest:
 
 def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# Archives whose bytes may change
+
+
+def zipped(members: dict[str, bytes], root: str = "repository-1234") -> bytes:
+    stored = io.BytesIO()
+    with zipfile.ZipFile(stored, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(f"{root}/{name}", content)
+    return stored.getvalue()
+
+
+MEMBERS = {"images/b.png": b"second", "images/a.png": b"first", "list.txt": b"a b", "README.md": b"other"}
+
+
+@pytest.fixture
+def packed(manifest: Manifest) -> Manifest:
+    """An archive of which the images and the list count, by their names and sums."""
+    lines = sorted(
+        f"{Path(name).name} {hashlib.sha256(content).hexdigest()}\n"
+        for name, content in MEMBERS.items()
+        if name != "README.md"
+    )
+    contents = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return replace(manifest, bytes=None, sha256=contents, members=["images/*.png", "list.txt"])
+
+
+def test_an_archive_is_verified_by_what_is_in_it(folder: Path, packed: Manifest, server: Server) -> None:
+    """Another folder, another order and another file beside them are the same images."""
+    server.content = zipped(MEMBERS)
+    path = assets.fetch(packed, progress=False)
+    path.unlink()
+    server.content = zipped(dict(reversed((MEMBERS | {"more": b""}).items())), "elsewhere")
+    assert assets.fetch(packed, progress=False) == path
+
+
+@pytest.mark.parametrize("change", [{"images/a.png": b"First"}, {"images/c.png": b"third"}])
+def test_another_image_in_an_archive_is_noticed(
+    change: dict[str, bytes], folder: Path, packed: Manifest, server: Server
+) -> None:
+    server.content = zipped(MEMBERS | change)
+    with pytest.raises(WrongChecksum, match="holds files whose sum is"):
+        assets.fetch(packed, progress=False)
+    assert files_in(folder) == {}
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-30], lambda content: content.replace(b"first", b"fiRst")])
+def test_a_damaged_archive_is_not_kept(
+    damage: Callable[[bytes], bytes], folder: Path, packed: Manifest, server: Server
+) -> None:
+    server.content = damage(zipped(MEMBERS))
+    with pytest.raises(DamagedArchive, match=r"file.bin.part is damaged or no zip archive"):
+        assets.fetch(packed, progress=False)
+    assert files_in(folder) == {}
 
 
 # Downloads
@@ -304,6 +362,8 @@ def test_the_manifests_are_complete() -> None:
         "coco_fcos",
         "coco_retinanet",
         "coco_ssdlite",
+        "imagenet_lite",
+        "imagenet_lite_samples",
         "imagenet_mobilenetv2",
         "imagenet_resnet18",
         "imagenet_resnet50",
@@ -316,8 +376,9 @@ def test_the_manifests_are_complete() -> None:
     for manifest in assets.manifests().values():
         assert manifest.url.startswith("https://")
         not_a_file_name = ":" in manifest.url.removeprefix("https:")  # not one of every system
-        assert manifest.url.endswith(Path(manifest.path).suffix if not_a_file_name else Path(manifest.path).name)
-        published_in_part = manifest.bytes is None
+        named_otherwise = not_a_file_name or manifest.members  # by a commit
+        assert manifest.url.endswith(Path(manifest.path).suffix if named_otherwise else Path(manifest.path).name)
+        published_in_part = manifest.bytes is None and not manifest.members
         assert re.fullmatch("[0-9a-f]{8}|" if published_in_part else "[0-9a-f]{64}", manifest.sha256)
         assert not published_in_part or manifest.path.startswith("weights/")
         assert manifest.origin

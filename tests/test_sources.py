@@ -17,12 +17,12 @@ from dghlib.storage.records import plain
 
 
 def test_a_budget_for_fewer_images_is_in_proportion() -> None:
-    assert observations.budget_for("quick") is BUDGETS["quick"]
-    few = observations.budget_for("quick", 32)
+    assert observations.budget_for("shapes", "quick") == BUDGETS["quick"]
+    few = observations.budget_for("shapes", "quick", 32)
     assert (few.num_images, few.batch_size, few.steps) == (32, 32, BUDGETS["quick"].steps)
-    assert observations.budget_for("quick", 500).batch_size == BUDGETS["quick"].batch_size
+    assert observations.budget_for("shapes", "quick", 500).batch_size == BUDGETS["quick"].batch_size
     with pytest.raises(UnknownName, match="unknown budget 'fast'"):
-        observations.budget_for("fast")
+        observations.budget_for("shapes", "fast")
 
 
 EQUAL = [name for name, budget in BUDGETS.items() if budget.share is None]

@@ -66,6 +66,8 @@ HOLDINGS = (
     Holding("cifar10", "standard", ("table1", "table2", "quantizers"), ("cifar10_resnet56",), seeds=1),
     Holding("cifar10", "standard", ("placements",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("dgh_settings",), ("cifar10_resnet20",), seeds=1),
+    Holding("cifar10", "quick", ("output_shares",), _SMALL, seeds=1),
+    Holding("tiny_imagenet", "quick", ("output_shares",), seeds=1),
     Holding("tiny_imagenet", "standard", ("table1", "table2", "table4"), seeds=1),
 )
 
@@ -86,6 +88,11 @@ def held(plan: str, profile: str, budget: str | None = None) -> list[Run]:
     return [
         experiment for holding in holders if holding.profile == profile for experiment in holding.runs(plan, budget)
     ]
+
+
+def of_every_profile(plan: str, budget: str | None = None) -> list[Run]:
+    """Return the runs of a plan that `results/` is to hold, of all profiles of which it has any: see `held`."""
+    return [each for name, profile in _items(None) if name == plan for each in held(plan, profile, budget)]
 
 
 def lacking(profile: str | None = None) -> list[Run]:

@@ -12,6 +12,7 @@ from dghlib.datasets.annotated import AnnotatedImages
 from dghlib.datasets.cifar import cifar10
 from dghlib.datasets.coco import coco
 from dghlib.datasets.imagenet import imagenet
+from dghlib.datasets.imagenet_lite import imagenet_lite
 from dghlib.datasets.labelled import LabelledImages, batches, sample
 from dghlib.datasets.tiny_imagenet import tiny_imagenet
 
@@ -35,12 +36,14 @@ def _shapes(split: str, num_images: int | None) -> LabelledImages:
     return shapes.classification(split, SHAPES_IMAGES if num_images is None else num_images)
 
 
-DATASETS: dict[str, Callable[[str, int | None], LabelledImages]] = {
+DATASETS: dict[str, Callable[..., LabelledImages]] = {
     "shapes": _shapes,
     "cifar10": cifar10,
     "tiny_imagenet": tiny_imagenet,
     "imagenet": imagenet,
+    "imagenet_lite": imagenet_lite,
 }
+PHOTOGRAPHS = ("imagenet", "imagenet_lite")  # are of many sizes, and scaled to that of a network
 
 
 def _scenes(split: str, num_images: int | None) -> AnnotatedImages:
@@ -77,7 +80,8 @@ def load(
         name_or_path: a name of DATASETS or a path; "./cifar10" is a folder in any case.
         split: "test" or "train"; files and folders have no splits, of them it takes no notice.
         num_images: how many, chosen once and for all so that they are of all classes; None for all.
-        image_size: (height, width) that the images must have; those of an image folder are brought to it.
+        image_size: (height, width) that the images must have; those of an image folder and of PHOTOGRAPHS are brought
+            to it.
 
     Raises:
         UnknownName: neither a known name nor a path (a path has a folder or ends in `.npz`).
@@ -87,7 +91,8 @@ def load(
     if str(name_or_path) not in DATASETS and _is_path(Path(name_or_path)):
         data = _read(Path(name_or_path), num_images, image_size)
     else:
-        data = look_up(DATASETS, str(name_or_path), "data set")(split, num_images)
+        how = {"image_size": image_size} if image_size and str(name_or_path) in PHOTOGRAPHS else {}
+        data = look_up(DATASETS, str(name_or_path), "data set")(split, num_images, **how)
     found = tuple(data.images.shape[2:])
     if image_size is not None and found != image_size:
         raise ValueError(f"images of {name_or_path} have height and width {found}, wanted {image_size}")

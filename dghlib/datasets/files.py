@@ -115,6 +115,25 @@ def read_image(file: IO[bytes] | Path, name: str, image_size: tuple[int, int] | 
     return np.asarray(image).transpose(2, 0, 1)
 
 
+def evaluation_crop(
+    file: IO[bytes] | Path, name: str, size: tuple[int, int], resampling: Image.Resampling
+) -> np.ndarray:
+    """Return the middle of an image, uint8 (3, H, W), as networks for ImageNet are tested.
+
+    It is scaled to cover 8/7 of `size` (H, W), 256 pixels for 224, before its middle is cut out; `name` is for the
+    error.
+
+    Raises:
+        ValueError: the file is not an image that Pillow can read.
+    """
+    image = open_rgb(file, name)
+    (height, width), found = size, image.size
+    scale = max(round(side * 8 / 7) / length for side, length in zip((width, height), found, strict=True))
+    image = image.resize((round(found[0] * scale), round(found[1] * scale)), resampling)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return np.asarray(image.crop((left, top, left + width, top + height))).transpose(2, 0, 1)
+
+
 def open_rgb(file: IO[bytes] | Path, name: str) -> Image.Image:
     """Return one image file as RGB; raises as `read_image` does."""
     try:

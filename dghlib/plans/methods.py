@@ -12,14 +12,13 @@ from typing import Any
 from dghlib.choices import look_up
 from dghlib.datasets import ANNOTATED
 from dghlib.experiments.experiment import REAL, Experiment
-from dghlib.experiments.profiles import BUDGETS
+from dghlib.experiments.profiles import budget_of
 from dghlib.plans.parts import (
     DETECTION_SOURCES,
     FIXED_WEIGHT,
     PAPER_SOURCES,
     SOURCES,
     calibrated,
-    detection_budget,
     every_source,
     networks_of,
     of_variants,
@@ -43,7 +42,7 @@ def table2(
     The paper prints W8A8; lower widths tell the sources further apart. `seeds` and `models` default to the budget's
     and to all of the profile.
     """
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     experiments = []
     for model in networks_of(profile, models):
         experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
@@ -91,7 +90,7 @@ def table3(
         UnknownName: the profile has no detectors.
     """
     look_up(ANNOTATED, profile, "profile with detectors")
-    spend = detection_budget(profile, budget)
+    spend = budget_of(profile, budget)
     names = networks_of(profile, models)
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
     chosen = detector_widths(profile) if quantized is None else quantized
@@ -171,7 +170,7 @@ def output_shares(
 
     Quantized with every tensor on the grids of HPTQ, at three widths, since a default has to hold at each.
     """
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     shares = [{"output_share": share} for share in OUTPUT_SHARES]
     variants = [*(("dgh", changed) for changed in (*shares, dict(FIXED_WEIGHT))), (REAL, {})]
     return of_variants(profile, spend, variants, ["W8A8", "W4A8", "W4A4"], seeds, models, "hptq")
@@ -188,7 +187,7 @@ def _of_settings(
 
     HPTQ at W4A4 chooses ranges alone, BRECQ at W2A4 learns from the images.
     """
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     variants = [*(("dgh", changed) for changed in settings), (REAL, {})]
     ranged = of_variants(profile, spend, variants, ["W4A4"], seeds, models, "hptq")
     learned = of_variants(profile, spend, variants, ["W2A4"], seeds, models, "brecq")
@@ -215,7 +214,7 @@ def quantizers(
     Seeds come first, so that a run that is stopped has whole repetitions. `settings` are of the quantizers' Configs,
     for instance `placement="every_tensor"`.
     """
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     names = networks_of(profile, models)
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
     for seed, model, source in itertools.product(repetitions(spend, seeds), names, sources):
@@ -248,7 +247,7 @@ def no_images(
     Everything is quantized. Without images nothing is drawn, so there is one repetition. One grid for a whole layer is
     asked for at eight bits alone.
     """
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     experiments = []
     for model in networks_of(profile, models):
         experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))

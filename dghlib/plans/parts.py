@@ -8,9 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from dghlib.choices import check_at_least, check_choice, look_up
-from dghlib.datasets import ANNOTATED
 from dghlib.experiments.experiment import REAL, Experiment, RealImages
-from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
+from dghlib.experiments.profiles import PROFILES, Budget
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 from dghlib.generators.pipelines import EMBEDDED as PIPELINES
 from dghlib.quantizers import QUANTIZERS, fine_tuning, genq_qat, reconstruction
@@ -46,19 +45,6 @@ def repetitions(budget: Budget, seeds: int | None) -> range:
     if seeds is not None:
         check_at_least(0, "seeds", seeds)
     return range(budget.seeds if seeds is None else seeds)
-
-
-def detection_budget(profile: str, name: str) -> Budget:
-    """Return a budget for detectors: at most 32 images to calibrate with, as in the paper; tests take a few hundred."""
-    spend = look_up(BUDGETS, name, "budget")
-    most = {"coco_lite": 287}.get(profile, 256)  # the former are all that there are
-    test_images = None if spend.test_images is None else min(spend.test_images, most)
-    return dataclasses.replace(spend, num_images=min(spend.num_images, 32), test_images=test_images)
-
-
-def budget_of(profile: str, name: str) -> Budget:
-    """Return a budget by name, as it is for the networks of a profile: classifiers or detectors."""
-    return detection_budget(profile, name) if profile in ANNOTATED else look_up(BUDGETS, name, "budget")
 
 
 def calibrated(

@@ -53,7 +53,7 @@ MEASURES = {"top1": "top-1 in %", "map": "mAP in %", "map50": "mAP50 in %"}
 # What `worst` shows of each table, in order.
 _WORST = {"noise": ["kind", "name", "bits", "own", "accumulated"], "units": ["unit", "learned", "before", "after"]}
 # Rows of the paper's tables that we call otherwise.
-_PAPER_ROWS = {
+PAPER_ROWS = {
     "Float": FLOAT,
     "ZeroQ": "zeroq",
     "IntraQ": "intraq",
@@ -196,7 +196,7 @@ def _paper_cells(name: str) -> dict[tuple[str, str, str], str]:
     settings = [setting for setting in dict.fromkeys(printed.setting) if setting != FLOAT]
     cells = {}
     for row in printed.itertuples(index=False):
-        if source := _PAPER_ROWS.get(str(row.method)):
+        if source := PAPER_ROWS.get(str(row.method)):
             for setting in settings if row.setting == FLOAT else [row.setting]:
                 cells[PAPER + str(row.network), setting, source] = cell(row.mean, row.spread)
     return cells

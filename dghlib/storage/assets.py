@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from dghlib.choices import look_up
+from dghlib.storage.archives import DamagedArchive, contents_sha256
 
 DATA_DIR_VARIABLE = "DGHLIB_DATA"
 MANIFESTS = Path(__file__).parents[1] / "data_manifests"
@@ -49,7 +51,8 @@ class DownloadFailed(OSError):
 class Manifest:
     """What is known of one file: `path` is relative to the data directory, the rest is for people.
 
-    Where the publisher tells no size, `bytes` is None; of `sha256` there may be only the first digits, or none.
+    Where the publisher tells no size, `bytes` is None; of `sha256` there may be only the first digits, or none. With
+    `members`, patterns of files in an archive whose own bytes may change, it is their sum (`contents_sha256`).
     """
 
     path: str
@@ -59,6 +62,7 @@ class Manifest:
     licence: str
     bytes: int | None
     sha256: str
+    members: Sequence[str] = ()
 
     @property
     def size(self) -> str:
@@ -107,6 +111,7 @@ def locate(name: str, *, strict: bool = True) -> Path:
         UnknownName: there is no such manifest.
         MissingAsset: the file is not there.
         WrongChecksum: it is another file (`strict` only). It stays where it is.
+        DamagedArchive: its manifest has a sum of what is in it, and it cannot be read.
     """
     manifest = look_up(manifests(), name, "file")
     path = data_dir() / manifest.path
@@ -140,10 +145,12 @@ def _file_sha256(path: Path, size: int, modified: int) -> str:
 def _verify(path: Path, manifest: Manifest) -> None:
     if not manifest.sha256:
         logger.warning("%s cannot be verified: its publisher gives no checksum", path)
-    elif not (found := file_sha256(path)).startswith(manifest.sha256):
+        return
+    found = contents_sha256(path, manifest.members) if manifest.members else file_sha256(path)
+    if not found.startswith(manifest.sha256):
+        what = "holds files whose sum is" if manifest.members else "has sha256"
         raise WrongChecksum(
-            f"{path} has sha256 {found}, but its manifest says {manifest.sha256}: "
-            f"not the file published at {manifest.url}."
+            f"{path} {what} {found}, but its manifest says {manifest.sha256}: not the file published at {manifest.url}."
         )
 
 
@@ -154,8 +161,8 @@ def fetch(manifest: Manifest, *, progress: bool = True, verify: bool = True) -> 
     in `<name>.part`, and only a whole file with the right sum gets its name. Without `verify`, whoever asks checks it.
 
     Raises:
-        WrongChecksum: the server sent another file, of which nothing is kept; or another file lies in its
-            place already, and is left there.
+        WrongChecksum, DamagedArchive: the server sent another file, of which nothing is kept; or another file lies
+            in its place already, and is left there.
         DownloadFailed: no answer, a refusal, connections that keep dropping, or a full disk. What has been
             received is kept.
     """
@@ -170,7 +177,7 @@ def fetch(manifest: Manifest, *, progress: bool = True, verify: bool = True) -> 
     try:
         if verify:
             _verify(part, manifest)
-    except WrongChecksum:
+    except (WrongChecksum, DamagedArchive):
         part.unlink()
         raise
     part.replace(target)
