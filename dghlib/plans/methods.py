@@ -261,6 +261,27 @@ def no_images(
     return experiments
 
 
+def compensation(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W4A4",),
+    sources: Sequence[str] = ("noise", "dgh", REAL),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return SQuant without images, and compensated with those of several sources: what they are worth in seconds."""
+    spend = budget_of(profile, budget)
+    experiments = []
+    for model, width in itertools.product(networks_of(profile, models), bits):
+        experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
+        experiments.append(without_images(profile, model, width, spend, "squant"))
+        for source, seed in itertools.product(sources, repetitions(spend, seeds)):
+            config = source_config(source, spend, seed)
+            experiments.append(calibrated(profile, model, source, config, width, spend, "compensated"))
+    return experiments
+
+
 def placements(
     profile: str = "cifar10",
     budget: str = "standard",
