@@ -6,6 +6,7 @@ import pytest
 
 from dghlib.showing import claims
 from dghlib.showing.claims import DGH, REAL_ROW, Claim
+from dghlib.showing.readings import distances, span
 
 
 def record(source: str, top1: float, *, model: str = "shapes_residual", seed: int = 0) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def test_every_claim_of_a_printed_table_has_the_papers_numbers() -> None:
     table = claims.table({})
     assert set(table.verdict) == {"not tried"}
     for claim in claims.CLAIMS:
-        assert claim.paper == "" or claims._span(claims._printed(claim)) != "", claim.says
+        assert claim.paper == "" or span(claims._printed(claim)) != "", claim.says
 
 
 def test_a_cell_beside_the_best_rival_has_both_differences() -> None:
@@ -67,3 +68,17 @@ def test_a_cell_beside_the_best_rival_has_both_differences() -> None:
     records = [record(source, top1) for source, top1 in reached.items()]
     table = claims.beside_the_best_rival({"table2": records}, ["table2"])
     assert table.to_numpy().tolist() == [["+5.0 / -1.0"]]
+
+
+def test_distances_span_the_networks() -> None:
+    records = [record("dgh", 80.0), record("real", 81.0), record("zeroq", 10.0)]
+    records += [record("dgh", 71.0, model="shapes_inverted"), record("real", 70.5, model="shapes_inverted")]
+    table = distances({"shapes": records})
+    assert table.columns.tolist() == [("shapes", "W8A8")]
+    assert table["shapes", "W8A8"].to_dict() == {"ZeroQ": "-71.0", "DGH": "-1.0 to +0.5"}
+    assert distances({"shapes": records}, "noise").to_numpy().tolist() == [["of these settings and versions"]]
+
+
+def test_distances_keep_quantizers_apart_where_asked() -> None:
+    table = distances({"shapes": [record("dgh", 80.0), record("real", 81.0)]}, by_quantizer=True)
+    assert table.columns.tolist() == [("shapes", "HPTQ", "W8A8")]

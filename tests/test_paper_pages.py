@@ -18,7 +18,7 @@ from dghlib.plans.catalogue import PLANS
 from dghlib.showing import detections, paper_figures, paper_tables, plan_tables, tables
 
 ONE: dict[str, Any] = {"seeds": 2, "models": ["shapes_residual"]}
-OF_DETECTORS = ("table3", "boxes")
+OF_DETECTORS = ("table3", "boxes", "head_outputs")
 
 
 def made_up(experiments: Sequence[Run]) -> list[run.Record]:
@@ -158,7 +158,7 @@ def test_two_quantizers_of_one_width_have_columns_of_their_own() -> None:
     table = detections.by_quantizer(records)
     assert list(table.columns) == [
         ("fastestdet", setting)
-        for setting in ("HPTQ W8A8", "AdaRound W4A8", "AdaRound W4A4", "BRECQ W4A8", "BRECQ W4A4")
+        for setting in ("HPTQ W8A8", "HPTQ W4A8", "AdaRound W4A8", "AdaRound W4A4", "BRECQ W4A8", "BRECQ W4A4")
     ]
     assert list(table.index) == ["Gaussian noise", "ZeroQ", "GENIE", "DGH", "Real data", "Float"]
     assert set(table.loc["Float"]) == {"0.00"}

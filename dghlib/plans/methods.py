@@ -68,7 +68,7 @@ def sources(
 DETECTOR_WIDTHS: Mapping[str, Sequence[str]] = MappingProxyType({"hptq": ("W8A8",), "adaround": ("W4A8",)})
 # The same on photographs, where sources differ more.
 PHOTOGRAPHS_WIDTHS: Mapping[str, Sequence[str]] = MappingProxyType(
-    {"hptq": ("W8A8",), "adaround": ("W4A8", "W4A4"), "brecq": ("W4A8", "W4A4")}
+    {"hptq": ("W8A8", "W4A8"), "adaround": ("W4A8", "W4A4"), "brecq": ("W4A8", "W4A4")}
 )
 
 
@@ -258,6 +258,27 @@ def no_images(
         for seed, source, method, width in every:
             config = source_config(source, spend, seed, model)
             experiments.append(calibrated(profile, model, source, config, width, spend, method))
+    return experiments
+
+
+def compensation(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W4A4",),
+    sources: Sequence[str] = ("noise", "dgh", REAL),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return SQuant without images, and compensated with those of several sources: what they are worth in seconds."""
+    spend = budget_of(profile, budget)
+    experiments = []
+    for model, width in itertools.product(networks_of(profile, models), bits):
+        experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
+        experiments.append(without_images(profile, model, width, spend, "squant"))
+        for source, seed in itertools.product(sources, repetitions(spend, seeds)):
+            config = source_config(source, spend, seed)
+            experiments.append(calibrated(profile, model, source, config, width, spend, "compensated"))
     return experiments
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dghlib.choices import check_at_least, look_up
+from dghlib.datasets import ANNOTATED
 from dghlib.experiments.experiment import REAL, ImageSet, Observation
 from dghlib.experiments.looks import REAL_SET, Border
 from dghlib.experiments.profiles import EMBEDDED, PROFILES, Budget, budget_of
@@ -93,6 +94,25 @@ def figure4(
         "DGH": ("dgh", {}),
     }
     return _observations("outputs", profile, budget_for(profile, budget), kinds, seeds, models)
+
+
+def head_outputs(
+    profile: str = "coco_lite",
+    budget: str = "quick",
+    *,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Observation]:
+    """Return what DGH's Figure 4 is for detectors: how far each tensor of the head reaches, for images of each source.
+
+    Of one repetition unless told otherwise.
+
+    Raises:
+        UnknownName: the profile has no detectors.
+    """
+    look_up(ANNOTATED, profile, "profile with detectors")
+    kinds: Kinds = {source: (source, {}) for source in DETECTION_SOURCES}
+    return _observations("tensors", profile, budget_of(profile, budget), kinds, 1 if seeds is None else seeds, models)
 
 
 def figure8(

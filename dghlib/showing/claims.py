@@ -15,6 +15,7 @@ from dghlib.experiments.experiment import FLOAT, REAL
 from dghlib.experiments.run import Record
 from dghlib.plans.papers import PARTS
 from dghlib.showing.paper_tables import RowOf, intraq_part_of, labelled, parts_of, settings_of
+from dghlib.showing.readings import span
 from dghlib.showing.tables import PAPER_ROWS, TITLES, paper_table, short_name
 
 RIVALS = (TITLES["zeroq"], TITLES["intraq"], TITLES["genie_d"])  # of DGH, in its tables
@@ -161,8 +162,8 @@ def _row(claim: Claim, records: Sequence[Record]) -> dict[str, object]:
     found = differences(claim, records)
     return {
         "claim": f"{claim.says} ({claim.where}, {claim.bits})",
-        "theirs": _span(_printed(claim)),
-        "ours": _span(found["points"]),
+        "theirs": span(_printed(claim)),
+        "ours": span(found["points"]),
         "networks": len(found),
         "runs": _counts(found["runs"]),
         "holds on": ", ".join(short_name(name) for name in found.index[found["points"] >= claim.points]) or "none",
@@ -233,14 +234,6 @@ def _printed(claim: Claim) -> pd.Series:
     if claim.better not in numbers or not worse:
         return pd.Series(dtype=float)
     return (numbers[claim.better] - numbers[worse].max(axis=1)).dropna()
-
-
-def _span(points: pd.Series) -> str:
-    """Return a range of points, such as "+0.3 to +2.1", or nothing for none."""
-    if not len(points):
-        return ""
-    low, high = f"{points.min():+.1f}", f"{points.max():+.1f}"
-    return low if low == high else f"{low} to {high}"
 
 
 def _counts(runs: pd.Series) -> str:

@@ -51,6 +51,17 @@ def by_quantizer(records: Sequence[Record], measure: str = "map") -> pd.DataFram
     return table
 
 
+def head_outputs(records: Sequence[Record]) -> pd.DataFrame:
+    """Return how far the tensors of heads reach: tensors and sources by quantile, of the first repetition."""
+    if not records:
+        return nothing()
+    rows = observed(records, "tensors")
+    rows = rows[rows.seed == rows.seed.min()].assign(images=rows.images.map(TITLES))
+    titles = {"q0.0": "the smallest", "q0.01": "1 % are below", "q0.99": "1 % are above", "q1.0": "the largest"}
+    table = rows.set_index(["model", "tensor", "images"])[list(titles)].rename(columns=titles)
+    return table.sort_index(level=["model", "tensor"], sort_remaining=False).map("{:.1f}".format)
+
+
 @if_any
 def detections(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return test scenes with the boxes that a detector finds, in float and quantized: one record of `boxes`.
