@@ -88,7 +88,7 @@ def _save_set(path: Path, images: torch.Tensor, model: FloatModel, about: dict[s
     elif not path.suffix:
         return f": {_export().save_png(path, images, model.mean, model.std)}"
     else:
-        save_images(path, images, about)
+        save_images(path, images, about, (model.mean, model.std))
     return ""
 
 
@@ -179,7 +179,7 @@ def _calibration_images(model: FloatModel, options: Namespace) -> torch.Tensor:
                 f"--images reads the .safetensors form that `dgh generate` writes, got {options.images}; "
                 "photographs with labels, as .npz or in folders, go with --real"
             )
-        return load_images(options.images)[0]
+        return load_images(options.images, (model.mean, model.std))[0]
     if model.task == "detection":
         return real_images(options.real, model, options.num_images, options.seed)
     available = DRAWN_TRAINING_IMAGES.get(options.real)  # so that they are the real images of the book

@@ -313,6 +313,14 @@ def test_bad_images(tiny_model: FloatModel, images: Any, error: type[Exception],
         hptq.quantize(tiny_model, images, hptq.Config())
 
 
+def test_a_few_pixels_far_out_are_no_other_unit(tiny_model: FloatModel) -> None:
+    images = noise(16)
+    images[3, 1, 2, 2] = 100.0  # generators that do not clip make such, a few in 100 000
+    hptq.quantize(tiny_model, images, hptq.Config())
+    with pytest.raises(ValueError, match=r"0\.13% of the values are beyond 20 times that"):
+        hptq.quantize(tiny_model, images[2:6], hptq.Config())
+
+
 def test_tensors_that_become_nan_are_named() -> None:
     class Root(nn.Module):
         def __init__(self) -> None:

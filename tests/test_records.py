@@ -35,10 +35,13 @@ def test_settings_that_came_later_leave_earlier_records_alone():
     @dataclasses.dataclass(frozen=True)
     class Grown(Settings):
         turns: float = records.added_later(0.0)
+        scaled: bool = records.added_later(True, before=False)
 
-    assert records.fingerprint(Grown()) == records.fingerprint(Settings())
-    assert records.fingerprint(Grown(turns=1.0)) != records.fingerprint(Settings())
+    assert records.fingerprint(Grown(scaled=False)) == records.fingerprint(Settings())
+    assert records.fingerprint(Grown(scaled=False, turns=1.0)) != records.fingerprint(Settings())
     assert records.plain(Grown(turns=1.0))["turns"] == 1.0
+    assert records.plain(Grown())["scaled"] is True, "what it is now is not what it was before"
+    assert records.always_recorded(Grown) == {"steps", "path", "bits"}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}])

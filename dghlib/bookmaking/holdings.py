@@ -43,7 +43,7 @@ class Holding:
         return PLANS[plan](self.profile, budget or self.budget, seeds=self.seeds, models=self.models)
 
 
-_OF_CIFAR10 = ("table1", "table2", "table4", "table5", "sources", "output_weights", "no_images")
+_OF_CIFAR10 = ("table1", "table2", "table4", "table5", "sources", "output_weights", "no_images", "compensation")
 _SMALL = ("cifar10_resnet20", "cifar10_mobilenetv2")
 _FIGURES = tuple(f"figure{number}" for number in range(1, 8))
 _PICTURES = ("figure8", "figure9")

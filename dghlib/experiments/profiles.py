@@ -30,11 +30,15 @@ class Budget:
 
     Attributes:
         num_images: calibration images per set.
-        steps: generation steps (sweeps over the set) for every method that iterates.
+        steps: generation steps (sweeps over the set) for every method that iterates, so that all cost about the same;
+            with a `share`, those of DGH.
         seeds: repetitions with other random numbers.
         test_images: size of the test set; None takes all there are.
         batch_size: images that a generator moves together.
         iterations: steps per unit of a quantizer that learns.
+        share: of the steps that each method's authors take, with their settings for the network or its data, their
+            batches, and schedules in proportion. None: as many steps and images in a batch for all, default settings,
+            schedules that do not shrink.
     """
 
     num_images: int
@@ -43,6 +47,7 @@ class Budget:
     test_images: int | None
     batch_size: int
     iterations: int
+    share: float | None = None
 
     def for_images(self, count: int) -> "Budget":
         """Return as much of the budget as `count` images need."""
@@ -121,7 +126,9 @@ BUDGETS = {
     "smoke": Budget(num_images=16, steps=3, seeds=2, test_images=96, batch_size=16, iterations=3),
     "quick": Budget(num_images=128, steps=80, seeds=3, test_images=1536, batch_size=128, iterations=100),
     "standard": Budget(num_images=256, steps=150, seeds=3, test_images=2000, batch_size=128, iterations=200),
-    "paper": Budget(num_images=1024, steps=1000, seeds=5, test_images=None, batch_size=128, iterations=20_000),
+    "paper": Budget(
+        num_images=1024, steps=1000, seeds=5, test_images=None, batch_size=128, iterations=20_000, share=1.0
+    ),
 }
 
 

@@ -27,7 +27,7 @@ from dghlib.experiments.recorded import NotRecorded, anew, only_recorded, show_m
 from dghlib.experiments.scoring import quality, real_images
 from dghlib.generators import GENERATORS, genq
 from dghlib.generators.identity import images_fingerprint
-from dghlib.images import load_timed_images, per_channel, save_images
+from dghlib.images import load_timed_images, renormalised, save_images
 from dghlib.models import FloatModel
 from dghlib.quantizers import QUANTIZERS, QuantizedModel
 from dghlib.quantizers.starting import LearningSettings
@@ -291,10 +291,8 @@ def _in_space_of(model: FloatModel, images: Tensor, maker: FloatModel) -> Tensor
     """
     if model.image_shape != maker.image_shape:
         raise ValueError(f"{model.name} wants images {model.image_shape}, {maker.name} makes {maker.image_shape}")
-    if (model.mean, model.std) == (maker.mean, maker.std):
-        return images
-    pixels = images * per_channel(maker.std, images) + per_channel(maker.mean, images)
-    return (pixels - per_channel(model.mean, images)) / per_channel(model.std, images)
+    spaces = (maker.mean, maker.std), (model.mean, model.std)
+    return images if spaces[0] == spaces[1] else renormalised(images, *spaces)
 
 
 def _images_name(maker: str, wanted: ImageSet) -> str:

@@ -38,6 +38,7 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "quantizers": methods.quantizers,
     "placements": methods.placements,
     "no_images": methods.no_images,
+    "compensation": methods.compensation,
     "sources": methods.sources,
     "image_costs": observations.image_costs,
     "gallery": observations.gallery,

@@ -48,7 +48,7 @@ def table2(
         experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
         for seed in repetitions(spend, seeds):
             for source in sources:
-                config = source_config(source, spend, seed)
+                config = source_config(source, spend, seed, model)
                 experiments += [calibrated(profile, model, source, config, width, spend) for width in bits]
     return experiments
 
@@ -97,7 +97,7 @@ def table3(
     pairs = [(method, width) for method, widths in chosen.items() for width in widths]
     for seed, (method, width) in itertools.product(repetitions(spend, seeds), pairs):
         for model, source in itertools.product(names, sources):
-            config = source_config(source, spend, seed)
+            config = source_config(source, spend, seed, model)
             experiments.append(calibrated(profile, model, source, config, width, spend, method))
     return experiments
 
@@ -218,7 +218,7 @@ def quantizers(
     names = networks_of(profile, models)
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
     for seed, model, source in itertools.product(repetitions(spend, seeds), names, sources):
-        config = source_config(source, spend, seed)
+        config = source_config(source, spend, seed, model)
         for width, policy, method in itertools.product(bits, policies, methods):
             own = {} if method == "hptq" else settings
             experiments.append(calibrated(profile, model, source, config, width, spend, method, bits=policy, **own))
@@ -256,8 +256,29 @@ def no_images(
                 experiments.append(without_images(profile, model, width, spend, method, **settings))
         every = itertools.product(repetitions(spend, seeds), ("dgh", REAL), ("hptq", "brecq"), ("W8A8", "W4A4"))
         for seed, source, method, width in every:
-            config = source_config(source, spend, seed)
+            config = source_config(source, spend, seed, model)
             experiments.append(calibrated(profile, model, source, config, width, spend, method))
+    return experiments
+
+
+def compensation(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W4A4",),
+    sources: Sequence[str] = ("noise", "dgh", REAL),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return SQuant without images, and compensated with those of several sources: what they are worth in seconds."""
+    spend = budget_of(profile, budget)
+    experiments = []
+    for model, width in itertools.product(networks_of(profile, models), bits):
+        experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
+        experiments.append(without_images(profile, model, width, spend, "squant"))
+        for source, seed in itertools.product(sources, repetitions(spend, seeds)):
+            config = source_config(source, spend, seed)
+            experiments.append(calibrated(profile, model, source, config, width, spend, "compensated"))
     return experiments
 
 

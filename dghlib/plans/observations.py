@@ -244,7 +244,7 @@ def genie_figure_a5(
     }
     counts = sorted({max(1, spend.steps // share) for share in (16, 8, 4, 2, 1)})
     kinds: Kinds = {
-        f"{title} {steps}": (source, {**settings, "steps": steps})
+        f"{title} {steps}": (source, {**settings, "steps": steps, "scaled_schedule": False})
         for (title, (source, settings)), steps in itertools.product(ways.items(), counts)
     }
     return _observations("distances", profile, spend, kinds, seeds, models)
@@ -297,7 +297,7 @@ def _observations(
     observations = []
     for seed, model in itertools.product(repetitions(spend, seeds), names):
         sets = {
-            title: ImageSet(source=source, config=dataclasses.replace(source_config(source, spend, seed), **settings))
+            title: ImageSet(source=source, config=source_config(source, spend, seed, model, **settings))
             for title, (source, settings) in kinds.items()
         }
         observations.append(

@@ -14,6 +14,7 @@ from typing import Any
 
 from dghlib.experiments.experiment import REAL, Experiment
 from dghlib.experiments.profiles import Budget, budget_of
+from dghlib.generators import intraq
 from dghlib.plans.methods import quantizers
 from dghlib.plans.parts import (
     PAPER_SOURCES,
@@ -207,7 +208,7 @@ intraq_amounts = partial(samples, bits=["W4A4"], sources=["intraq"], quantizer="
 # IntraQ, and without each of its parts.
 ROTATION = 15.0  # degrees at most; the supplement does not say how far it turns
 INTRAQ_PARTS: dict[str, dict[str, Any]] = {
-    "all three": {},
+    "all three": {},  # for CIFAR-10: what the authors have for ImageNet turns SIL and MDC off
     "without LOR": {"crop_area": 1.0},
     "without SIL": {"soft_target": 1.0},
     "without MDC": {"nearest": 0.0, "farthest": 2.0},
@@ -227,7 +228,8 @@ def intraq_parts(
 ) -> list[Experiment]:
     """Return IntraQ, without each of its parts and with other crops, with BRECQ and everything quantized."""
     spend = budget_of(profile, budget)
-    return of_variants(profile, spend, [("intraq", part) for part in INTRAQ_PARTS.values()], bits, seeds, models)
+    on = {name: getattr(intraq.Config(), name) for name in ("soft_target", "nearest", "farthest")}
+    return of_variants(profile, spend, [("intraq", on | part) for part in INTRAQ_PARTS.values()], bits, seeds, models)
 
 
 def transfer(
@@ -245,7 +247,7 @@ def transfer(
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
     every = itertools.product(repetitions(spend, seeds), sources, names, names, bits)
     for seed, source, maker, model, width in every:
-        config = source_config(source, spend, seed)
+        config = source_config(source, spend, seed, maker)
         quantized = calibrated(profile, model, source, config, width, spend, "genie_m", bits="academic")
         experiments.append(dataclasses.replace(quantized, images_of=None if maker == model else maker))
     return experiments

@@ -23,6 +23,8 @@ UNSTRETCHED: Mapping[str, Any] = MappingProxyType({**FIXED_WEIGHT, "output_stret
 SOURCES = ("noise", "zeroq", "dgh", REAL)
 PAPER_SOURCES = ("zeroq", "intraq", "genie_d", "dgh", REAL)  # the rows of DGH's tables
 DETECTION_SOURCES = ("noise", "zeroq", "genie_d", "dgh", REAL)  # those that need no classes
+# What authors have otherwise for networks with depthwise convolutions, see the modules of the quantizers.
+DEPTHWISE: Mapping[str, Mapping[str, Any]] = {"brecq": {"penalty": 0.1}, "qdrop": {"penalty": 0.1}}
 
 
 def networks_of(profile: str, chosen: Sequence[str] | None) -> list[str]:
@@ -57,8 +59,11 @@ def calibrated(
 ) -> Experiment:
     """Return a network quantized to a width such as "W4A8" with images of a source, by HPTQ or another method.
 
-    A method that learns draws its batches with the seed of the images.
+    A method that learns draws its batches with the seed of the images. With a budget that is a share of what authors
+    spend, it has their settings for networks with depthwise convolutions.
     """
+    if budget.share is not None and PROFILES[profile].models.get(model) == "MBV2":
+        settings = {**DEPTHWISE.get(quantizer, {}), **settings}
     chosen = quantizer_config(quantizer, width, budget, **settings)
     if isinstance(chosen, LearningSettings):
         chosen = dataclasses.replace(chosen, seed=config.seed)
@@ -98,21 +103,35 @@ def drawn_sources(profile: str) -> tuple[str, ...]:
     return ("genq",) if profile in PIPELINES and PIPELINES[profile].is_dir() else ()
 
 
-def source_config(source: str, budget: Budget, seed: int, **settings: Any) -> Any:
-    """Return the Config of a source at a budget: its published settings with the budget's images and steps."""
+def source_config(source: str, budget: Budget, seed: int, model: str, **settings: Any) -> Any:
+    """Return the Config of a source at a budget, for a network: published settings, the budget's images and steps."""
     if source == REAL:
         return RealImages(num_images=budget.num_images, seed=seed)
-    known: dict[str, Any] = {**GENERATORS, REAL: None}  # all that there are, should this one be unknown
-    default = look_up(known, source, "source of images").PRESETS["default"]
-    names = {field.name for field in dataclasses.fields(default)}
-    batch_size = budget.batch_size
+    published = _published(source, "" if budget.share is None else model)
+    spend: dict[str, Any] = {"num_images": budget.num_images}
+    if budget.share is None:
+        spend |= {"steps": budget.steps, "batch_size": budget.batch_size, "scaled_schedule": False}
+        # GenQ's steps are those of its pipeline, whose number the pipeline asks for.
+        spend["denoising_steps"] = min(getattr(published, "denoising_steps", 1), budget.steps)
+    elif hasattr(published, "steps"):
+        spend["steps"] = max(1, round(budget.share * published.steps))
     if source == "intraq":  # keeps images away from those of earlier batches: a set needs several
-        batch_size = min(batch_size, max(1, budget.num_images // 4))
-    spend = {"num_images": budget.num_images, "steps": budget.steps, "batch_size": batch_size}
-    if source == "genq":  # its steps are those of the pipeline, whose number the pipeline asks for
-        spend["denoising_steps"] = min(default.denoising_steps, budget.steps)
+        spend["batch_size"] = min(spend.get("batch_size", published.batch_size), max(1, budget.num_images // 4))
+    names = {field.name for field in dataclasses.fields(published)}
     wanted = {name: value for name, value in spend.items() if name in names}
-    return dataclasses.replace(default, **wanted, seed=seed, **settings)
+    return dataclasses.replace(published, **wanted | {"seed": seed} | settings)
+
+
+def _published(source: str, model: str) -> Any:
+    """Return the settings that a source's authors have for a network, for its data set, or, failing both, by default.
+
+    Raises:
+        UnknownName: there is no such source.
+    """
+    known: dict[str, Any] = {**GENERATORS, REAL: None}  # all that there are, should this one be unknown
+    presets = look_up(known, source, "source of images").PRESETS
+    profile = next((profile.name for profile in PROFILES.values() if model in profile.models), "")
+    return next(presets[name] for name in (model, profile, "default") if name in presets)
 
 
 def quantizer_config(method: str, width: str, budget: Budget, **settings: Any) -> Any:
@@ -161,7 +180,7 @@ def of_variants(
     experiments = [Experiment(profile=profile, model=model, test_images=budget.test_images) for model in names]
     every = itertools.product(repetitions(budget, seeds), names, variants, bits)
     for seed, model, (source, changed), width in every:
-        config = source_config(source, budget, seed, **changed)
+        config = source_config(source, budget, seed, model, **changed)
         experiments.append(
             calibrated(profile, model, source, config, width, budget, quantizer, bits=policy, **settings)
         )

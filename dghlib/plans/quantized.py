@@ -81,7 +81,7 @@ def _copies(
     every = itertools.product(repetitions(spend, 1 if seeds is None else seeds), networks_of(profile, models), bits)
     for seed, model, width in every:
         runs = [
-            calibrated(profile, model, source, source_config(source, spend, seed), width, spend, method)
+            calibrated(profile, model, source, source_config(source, spend, seed, model), width, spend, method)
             for source in sources
         ]
         observations.append(

@@ -6,6 +6,7 @@ from dghlib.quantizers import (
     adaround,
     ait,
     brecq,
+    compensated,
     dfq,
     genie_m,
     genq_qat,
@@ -46,5 +47,6 @@ QUANTIZERS: dict[str, ModuleType] = {
     "synq": synq,
     "squant": squant,
     "dfq": dfq,
+    "compensated": compensated,
 }
 WITHOUT_IMAGES = ("squant", "dfq")  # whose `quantize` takes None for images

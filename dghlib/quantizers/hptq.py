@@ -17,6 +17,8 @@ Differences from the paper:
    footnote on its settings, so those are the default here.
 4. The threshold of a bounded activation (sigmoid, softmax) is searched for like any other; MCT never clips it.
 5. What differs in the threshold search is listed in `ranges`.
+6. Before it quantizes, MCT joins layers that follow each other without an activation into one, and a layer with the
+   shortcut around it alone ("linear" and "residual collapsing"); here every layer keeps weights of its own.
 """
 
 from collections.abc import Mapping

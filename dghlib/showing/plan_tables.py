@@ -14,6 +14,7 @@ _TABLES: dict[str, Callable[..., Any]] = {
     "quantizers": tables.quantizers,
     "placements": tables.placements,
     "no_images": tables.ways,
+    "compensation": tables.ways,
     "dgh_settings": tables.settings,
     "output_weights": tables.settings,
     "output_shares": tables.settings,

@@ -45,6 +45,7 @@ QUANTIZER_TITLES = {
     "synq": "SynQ",
     "squant": "SQuant",
     "dfq": "DFQ",
+    "compensated": "Compensated",
     FLOAT: "Float",
 }
 POLICY_TITLES = {"full": "everything", "academic": "all but the ends"}
