@@ -58,7 +58,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "layer norm without weights": lambda x: F.layer_norm(x, (8, 8)),
     "group norm without weights": nn.GroupNorm(2, 8, affine=False),
     "group norm as a function": lambda x: F.group_norm(x, 4, ROWS, ROWS),
-    "attention": lambda x: F.scaled_dot_product_attention(*x.flatten(2).split([2, 3, 3], 1)[1:], x.flatten(2)[:, 5:]),
+    "attention": lambda x: F.scaled_dot_product_attention(x.flatten(2), x.flatten(2)[:, 2:], x.flatten(2)[:, 2:]),
     "rows before images": lambda x: x.flatten(2).permute(2, 0, 1).reshape(64, -1, 2, 4).mean((0, 3)),
 }
 
