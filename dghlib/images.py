@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from dghlib.storage.reading import reading
 from dghlib.storage.records import set_aside, write_atomically
 
 log = logging.getLogger(__name__)
@@ -221,12 +222,12 @@ def load_images(path: Path | str, space: Space | None = None) -> tuple[Tensor, d
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no image set at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            images, about = file.get_tensor("images"), file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not an image set written by dghlib: {error}") from error
-    made_for = json.loads(about.get("space", "null"))
+    with (
+        reading(path, "an image set written by dghlib", "`dgh generate` makes one"),
+        safe_open(path, framework="pt") as file,
+    ):
+        images, about = file.get_tensor("images"), file.metadata() or {}
+        made_for = json.loads(about.get("space", "null"))
     if space is None or made_for in (None, json.loads(json.dumps(space))) or len(space[0]) != images.shape[1]:
         return images, about
     message = "%s was made for a mean of %s and std of %s: its images are normalised anew, with %s and %s"

@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def test_images_are_scaled_and_cropped_to_the_wanted_size(folder: Path) -> None:
     stripes = np.zeros((10, 30, 3), np.uint8)
     stripes[:, 8:22] = 200  # the middle third, which a centred square crop keeps, and what scaling blends in
     Image.fromarray(stripes).save(folder / "a" / "wide.png")
-    data = datasets.load(folder, image_size=(5, 5))
+    data = datasets.load(folder, image_shape=(3, 5, 5))
     assert data.images.shape == (4, 3, 5, 5)
     assert bool((data.images[1] == 200).all())
 
@@ -178,9 +179,36 @@ def test_some_images_of_a_folder(folder: Path) -> None:
     assert len(datasets.load(folder, num_images=2)) == 2
 
 
+def test_images_of_a_folder_that_are_not_asked_for_are_not_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every, read = datasets.load(folder), files.read_image
+    opened: list[Path] = []
+
+    def noted(file: Path, *arguments: Any) -> np.ndarray:
+        opened.append(file)
+        return read(file, *arguments)
+
+    monkeypatch.setattr(files, "read_image", noted)
+    for seed in range(3):
+        opened.clear()
+        drawn = datasets.draw(folder, "train", 2, seed)
+        assert torch.equal(drawn.images, datasets.sample(every, 2, seed).images)
+        assert len(opened) == 2
+
+
+def test_grey_networks_get_grey_images_and_a_folder_alone_is_one_class(folder: Path) -> None:
+    data = datasets.load(folder / "b", image_shape=(1, 4, 4))
+    assert data.images[:, 0, 2, 2].tolist() == [77, 76]  # red is 76 of 255 bright
+    assert data.classes == ("b",)
+    np.savez(folder / "colour.npz", images=PIXELS, labels=np.zeros(len(PIXELS), int))
+    with pytest.raises(ValueError, match=r"3 channels, .*; wanted \(1, 4, 4\)"):
+        datasets.load(folder / "colour.npz", image_shape=(1, 4, 4))
+
+
 def test_a_folder_of_several_sizes(folder: Path) -> None:
     Image.new("RGB", (9, 6)).save(folder / "b" / "z.png")
-    with pytest.raises(ValueError, match=r"z\.png has height and width \(6, 9\), .* give an image_size"):
+    with pytest.raises(ValueError, match=r"z\.png has height and width \(6, 9\), .* give an image_shape"):
         datasets.load(folder)
 
 
@@ -196,7 +224,7 @@ def test_a_folder_without_images(folder: Path) -> None:
     (folder / "c").mkdir()
     with pytest.raises(ValueError, match=r"set/c holds no image"):
         datasets.load(folder)
-    with pytest.raises(ValueError, match=r"set/c has no sub-folder"):
+    with pytest.raises(ValueError, match=r"set/c holds no image"):
         datasets.load(folder / "c")
 
 
@@ -214,8 +242,8 @@ def test_names_paths_and_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_images_of_another_size_than_wanted() -> None:
-    with pytest.raises(ValueError, match=r"shapes have height and width \(32, 32\), wanted \(64, 64\)"):
-        datasets.load("shapes", num_images=3, image_size=(64, 64))
+    with pytest.raises(ValueError, match=r"3 channels, height and width \(32, 32\); wanted \(3, 64, 64\)"):
+        datasets.load("shapes", num_images=3, image_shape=(3, 64, 64))
 
 
 @pytest.mark.parametrize("name", datasets.DATASETS)
@@ -325,7 +353,7 @@ def test_tiny_imagenet_from_a_part_of_its_archive(data_dir: Path, caplog: pytest
 
 def test_a_tiny_imagenet_archive_that_is_not_right(data_dir: Path) -> None:
     place_tiny_imagenet(data_dir, {name: content for name, content in TINY.items() if "val_1" not in name})
-    with pytest.raises(ValueError, match=r"200\.zip is not laid out as the public archive: .*val_1\.JPEG"):
+    with pytest.raises(ValueError, match=r"200\.zip is not laid out as the public archive \(.*val_1\.JPEG"):
         datasets.load("tiny_imagenet", "test")
     (data_dir / "tiny_imagenet" / "tiny-imagenet-200.zip").write_bytes(b"no zip")
     with pytest.raises(ValueError, match=r"200\.zip is not laid out .*not a zip"):
@@ -415,7 +443,7 @@ def place_lite(data_dir: Path, members: dict[str, bytes], name: str = "val1300",
 def test_imagenet_lite_from_a_repositorys_archive(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     place_lite(data_dir, LITE, root="acuity-1234/ILSVRC2012_VAL_SET")
     with caplog.at_level(logging.WARNING):
-        data = datasets.load("imagenet_lite", "test", image_size=(32, 48))
+        data = datasets.load("imagenet_lite", "test", image_shape=(3, 32, 48))
     assert "val1300.zip holds files whose sum is" in caplog.text
     assert data.images.shape == (2, 3, 32, 48)
     assert data.images[:, 0, 5, 5].tolist() == [10, 20]
@@ -426,7 +454,7 @@ def test_imagenet_lite_from_a_repositorys_archive(data_dir: Path, caplog: pytest
 
 def test_samples_of_imagenet_lite_have_the_class_of_their_wordnet_id(data_dir: Path) -> None:
     place_lite(data_dir, SAMPLES, "samples1000")
-    data = datasets.load("imagenet_lite", "train", 20, (16, 16))
+    data = datasets.load("imagenet_lite", "train", 20, (3, 16, 16))
     assert data.images[:, 0, 8, 8].tolist() == [label % 256 for label in data.labels.tolist()]
     assert data.classes[7] == "thing 7"
 
@@ -446,7 +474,7 @@ def test_samples_of_imagenet_lite_have_the_class_of_their_wordnet_id(data_dir: P
 def test_an_archive_of_imagenet_lite_that_is_not_right(change: dict, message: str, data_dir: Path) -> None:
     place_lite(data_dir, LITE | change, root="ILSVRC2012_VAL_SET")
     with pytest.raises(ValueError, match=message):
-        datasets.load("imagenet_lite", "test", image_size=(32, 32))
+        datasets.load("imagenet_lite", "test", image_shape=(3, 32, 32))
 
 
 def test_imagenet_lite_that_is_damaged_lacking_or_missing(data_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """HPTQ as a whole: identities, its two corrections, files, refusals, and a real network where data is at hand."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tell_classes_apart
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dghlib import datasets, models
@@ -262,12 +265,48 @@ def test_files_keep_the_bias_that_correction_adds(tmp_path: Path) -> None:
 def test_files_of_other_networks_and_other_files_are_refused(tiny_model: FloatModel, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     hptq.quantize(tiny_model, noise(4), hptq.Config()).save(path)
-    with pytest.raises(ValueError, match="holds 'tiny' quantized, which does not fit the network of 'net'"):
+    with pytest.raises(ValueError, match="is not 'net' quantized, it holds 'tiny'"):
         QuantizedModel.load(path, as_model(nn.Sequential(nn.Conv2d(3, 4, 1))))
     with pytest.raises(FileNotFoundError, match="no quantized model at"):
         saved_facts(tmp_path / "other")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a quantized model"):
+        QuantizedModel.load(path, tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("graph.conv1.weight_quantizer.scale", lambda values: values * 0),
+        ("graph.conv1.weight_quantizer.scale", lambda values: -values),
+        ("graph.activation_quantizers.relu.scale", lambda values: values * torch.nan),
+        ("graph.activation_quantizers.relu.zero_point", lambda values: values + 256),
+        ("graph.activation_quantizers.relu.zero_point", lambda values: values.float()),
+        ("graph.linear.layer.bias", lambda values: values * torch.inf),
+        ("header", lambda text: text.replace("[4, true]", "[true, 4]")),
+        ("header", lambda text: text.replace("[4, true]", "[4.0, true]")),
+        ("header", lambda text: text.replace("[4, true]", "[9, true]")),
+        ("header", lambda text: text.replace("[4, true]", "4")),
+        ("header", lambda text: "[" * 100_000),
+        ("header", lambda text: '{"format": 1, "about": [], "weights": {}, "activations": {}}'),
+    ],
+)
+def test_grids_of_a_file_that_cannot_be_are_refused(
+    tiny_model: FloatModel, tmp_path: Path, name: str, change: Callable[[Any], Any]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    hptq.quantize(tiny_model, noise(4), hptq.Config(weight_bits=4)).save(path)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()["dghlib"]
+        tensors = {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118
+    if name == "header":
+        changed = change(header)
+        assert changed != header
+        header = changed
+    else:
+        tensors[name] = change(tensors[name])
+    save_file(tensors, path, metadata={"dghlib": header})
+    with pytest.raises(ValueError, match=r"model\.safetensors is not .*quantize"):
         QuantizedModel.load(path, tiny_model)
 
 

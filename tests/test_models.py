@@ -343,11 +343,11 @@ def test_efficientnet_lite0_reaches_its_accuracy() -> None:
     """71.5 on all 1300 validation images at 128 pixels, 83.2 at 224; three standard errors of 150 images are 11."""
     model = lite()
     try:
-        data = datasets.load("imagenet_lite", "test", 150, model.image_shape[1:])
+        data = datasets.load("imagenet_lite", "test", 150, model.image_shape)
     except FileNotFoundError as error:
         pytest.skip(f"public images are not here: {error}")
     assert float_top1(model, data) == pytest.approx(71.5, abs=11)
-    samples = datasets.load("imagenet_lite", "train", 60, model.image_shape[1:])
+    samples = datasets.load("imagenet_lite", "train", 60, model.image_shape)
     assert float_top1(model, samples) > 45  # their classes are those that the network means
 
 

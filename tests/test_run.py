@@ -21,7 +21,7 @@ from dghlib.images import normalise
 from dghlib.plans import methods
 from dghlib.plans.papers import transfer
 from dghlib.plans.parts import parse_bits, quantizer_config
-from dghlib.quantizers import QUANTIZERS
+from dghlib.quantizers import QUANTIZERS, reconstruction
 from dghlib.showing import tables
 from dghlib.storage.records import fingerprint
 
@@ -179,6 +179,27 @@ def test_every_quantizer_runs_in_a_plan(tmp_path):
     records = run.run(experiments, results=tmp_path / "results", progress=False)
     assert [record["inputs"]["quantizer"]["method"] for record in records] == ["float", "brecq", "genie_m"]
     assert not list(tmp_path.rglob("*.checkpoint"))
+
+
+def test_a_checkpoint_lasts_until_the_record_is_on_the_disk(tmp_path, monkeypatch):
+    options: dict[str, Any] = {
+        "methods": ["brecq"],
+        "bits": ["W4A4"],
+        "policies": ["academic"],
+        "sources": ["noise"],
+        "seeds": 1,
+    }
+    (experiment,) = methods.quantizers(**SMOKE, **options)[1:]
+    workshop = run.Workshop(tmp_path / "results")
+    with monkeypatch.context() as full:
+        full.setattr(run, "write_json", lambda *arguments: exec('raise OSError(28, "No space left on device")'))
+        with pytest.raises(OSError, match="No space left"):
+            workshop.compute(experiment, wait=True)
+    with monkeypatch.context() as again:
+        again.setattr(reconstruction, "learn", lambda *arguments: pytest.fail("learned again"))
+        workshop.compute(experiment, wait=True)
+    assert not list(tmp_path.rglob("*.checkpoint"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_short_runs_have_rates_to_match():

@@ -205,7 +205,6 @@ class _FineTuning:
         after = mean_distillation(self.student, self.teacher, self.images, self.settings)
         self.watch.check(after, steps)
         self.student.about["distillation"] = {"before": before, "after": after}
-        self.checkpoint.remove()
         return self.student.eval()
 
     def _learn(self, step: int) -> None:

@@ -13,10 +13,9 @@ Differences from the paper, which leaves most of this open:
 6. The start may be a network of BRECQ's, too; `quantize` takes one that is at hand, or makes it.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from dghlib.models import FloatModel
 from dghlib.quantizers import brecq, genie_m, reconstruction
 from dghlib.quantizers.fine_tuning import Settings, fine_tune
 from dghlib.quantizers.quantized_model import QuantizedModel
-from dghlib.storage.records import fingerprint
+from dghlib.storage import checkpoints
 
 VERSION = 1
 STARTS: dict[str, ModuleType] = {"genie_m": genie_m, "brecq": brecq}
@@ -77,30 +76,9 @@ def quantize(
 ) -> QuantizedModel:
     """Return a quantized copy of a network; see `fine_tuning.fine_tune`.
 
-    Without `start` it is made first, and kept beside the checkpoint until the end: other settings of the fine-tuning
-    find it there.
+    Without `start` it is made first, with a checkpoint of its own, in which other settings of the fine-tuning find it.
     """
-    if start is not None:
-        return fine_tune("genq_qat", model, images, config, checkpoint, start)
-    start, kept = _start(model, images, config, checkpoint)
-    quantized = fine_tune("genq_qat", model, images, config, checkpoint, start)
-    if kept is not None:
-        kept.unlink(missing_ok=True)
-    return quantized
-
-
-def _start(
-    model: FloatModel, images: Tensor, config: Config, checkpoint: Path | None
-) -> tuple[QuantizedModel, Path | None]:
-    """Return the network to begin with, and the file that keeps it, if one does."""
-    settings, method = config.of_start(), STARTS[config.start]
-    kept = None
-    if checkpoint is not None:
-        inputs: dict[str, Any] = {"method": config.start, "config": asdict(settings), "images": float(images.sum())}
-        kept = checkpoint.with_name(f"{checkpoint.name}.{fingerprint(inputs)}.safetensors")
-        if kept.exists():
-            return QuantizedModel.load(kept, model), kept
-    start = method.quantize(model, images, settings, checkpoint=checkpoint)
-    if kept is not None:
-        start.save(kept)
-    return start, kept
+    if start is None:
+        of_start = checkpoint and checkpoints.stage(checkpoint, "start")
+        start = STARTS[config.start].quantize(model, images, config.of_start(), checkpoint=of_start)
+    return fine_tune("genq_qat", model, images, config, checkpoint, start)

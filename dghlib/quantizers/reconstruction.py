@@ -164,7 +164,7 @@ def reconstruct(
     """Return a quantized copy of a network, reconstructed on normalised images (N, C, H, W).
 
     The model is left as it is. With `checkpoint`, a file, a run that was killed goes on after the last unit that was
-    done, to the same result.
+    done, to the same result; the file stays until the caller, who has that result on the disk, deletes it.
 
     Raises:
         UntraceableNetwork: torch.fx cannot follow the network.
@@ -263,7 +263,6 @@ class _Reconstruction:
                     self._measure_activations()
                 self.checkpoint.save({"done": number + 1, "errors": errors, "student": self.student.state_dict()})
         self.student.about["units"] = errors
-        self.checkpoint.remove()
         return self.student.eval()
 
     def _set_out(self, sweep: Sweep) -> None:
