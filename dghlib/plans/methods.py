@@ -277,7 +277,7 @@ def compensation(
         experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
         experiments.append(without_images(profile, model, width, spend, "squant"))
         for source, seed in itertools.product(sources, repetitions(spend, seeds)):
-            config = source_config(source, spend, seed)
+            config = source_config(source, spend, seed, model)
             experiments.append(calibrated(profile, model, source, config, width, spend, "compensated"))
     return experiments
 

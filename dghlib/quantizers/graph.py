@@ -78,8 +78,11 @@ def device_of(net: nn.Module) -> torch.device:
 
 
 class _ShapeRecorder(fx.Interpreter):
+    """Writes into `meta` the shape of a floating-point tensor, and whether what comes out holds any tensor."""
+
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        n.meta["holds"] = any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
         if isinstance(result, Tensor) and result.is_floating_point():
             n.meta["shape"] = tuple(result.shape)
         return result
