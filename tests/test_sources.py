@@ -80,7 +80,8 @@ def test_with_a_share_methods_have_their_settings_for_the_network_or_its_data() 
 
     assert settings("qimera", "imagenet_resnet50") == preset("qimera", "imagenet_resnet50")
     assert settings("deep_inversion", "cifar10_resnet20") == preset("deep_inversion", "cifar10")
-    assert settings("intraq", "imagenet_resnet18") == preset("intraq", "imagenet")
+    for model in ("imagenet_resnet18", "imagenet_efficientnet_lite0_128"):
+        assert settings("intraq", model) == preset("intraq", "imagenet")
     assert settings("intraq", "shapes_residual") == preset("intraq", "default")
     of_data = parts.source_config("deep_inversion", BUDGETS["paper"], 0, "cifar10_resnet20")
     assert changed_settings("deep_inversion", plain(of_data)) == {}, "or it would be taken for an ablation"

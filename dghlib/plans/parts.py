@@ -131,7 +131,8 @@ def _published(source: str, model: str) -> Any:
     known: dict[str, Any] = {**GENERATORS, REAL: None}  # all that there are, should this one be unknown
     presets = look_up(known, source, "source of images").PRESETS
     profile = next((profile.name for profile in PROFILES.values() if model in profile.models), "")
-    return next(presets[name] for name in (model, profile, "default") if name in presets)
+    data = profile.removesuffix("_lite")  # a part of the same images
+    return next(presets[name] for name in (model, data, "default") if name in presets)
 
 
 def quantizer_config(method: str, width: str, budget: Budget, **settings: Any) -> Any:
