@@ -112,7 +112,7 @@ def test_both_the_latents_and_the_network_are_trained_and_the_trained_network_is
 
 
 def test_learning_rates_fall_on_their_own_schedules(tiny_model):
-    task = _task(tiny_model, replace(SMALL, batch_size=2))
+    task = _task(tiny_model, replace(SMALL, batch_size=2, steps=genie_d.STEPS))
     task.latent_schedule.patience = 3
     task.latent_schedule.best = -1.0  # no loss is an improvement
     for _ in range(99):
