@@ -1,6 +1,7 @@
 """Images of every source: what a budget means for each, and what they cost."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 from dghlib.choices import UnknownName
 from dghlib.experiments.experiment import changed_settings
 from dghlib.experiments.profiles import BUDGETS
-from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
+from dghlib.generators import FOR_TRANSFORMERS, GENERATORS, genie_d, intraq, zeroq
 from dghlib.plans import observations, parts
 from dghlib.quantizers import QUANTIZERS
 from dghlib.showing import sources, speed
+from dghlib.showing.tables import TITLES
 from dghlib.storage.records import plain
 
 
@@ -143,3 +145,13 @@ def test_what_images_cost_is_beside_what_they_are_worth() -> None:
     assert table.columns.tolist() == ["steps", "of their authors'", "residual"]
     assert table.to_numpy().tolist() == [[50, "10%", "4 s"], [80, "2%", "12 s"]]
     assert "no records" in sources.spent(records[-2:]).columns
+
+
+def test_the_chapter_says_what_authors_spend_as_the_code_has_it() -> None:
+    text = (Path(__file__).parents[1] / "book" / "methods.md").read_text(encoding="utf-8")
+    for name, (steps, batch_size) in OF_AUTHORS.items():
+        (row,) = re.findall(rf"^\| {TITLES[name]} \| (\d.*?) \| ([\d ]+)", text, flags=re.MULTILINE)
+        assert str(batch_size) in re.findall(r"\d+", row[0]), name
+        assert int(row[1].replace(" ", "")) == (80_000 if name == "qimera" else steps), name
+    for method, row in ((zeroq, "ZeroQ"), (intraq, "IntraQ"), (genie_d, "GENIE")):
+        assert re.search(rf"^\| {row} \|.*{method.STEPS}.*{method.PATIENCE} steps", text, flags=re.MULTILINE), row

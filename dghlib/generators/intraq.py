@@ -10,9 +10,10 @@ Source: Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class Hetero
 Quantization" (2022), its supplement, and the authors' code at commit 5228f76.
 
 Differences from the paper:
- 1. Settings are those of the authors' scripts. Their ImageNet script bounds the cosine distance by 0 and 2, which
-    it never leaves, and sets every target to 1: of the three parts only LOR is on (preset "imagenet"). The values
-    of the paper's own ImageNet runs are not in the code; "all" has all three on with those for CIFAR-100.
+ 1. Settings are those of the authors' scripts. Their ImageNet script bounds the cosine distance by 0 and 2, which it
+    never leaves, and sets every target to 1, for ResNet-18 and MobileNets alike: of the three parts only LOR is on
+    (preset "imagenet"). The values of the paper's own ImageNet runs are not in the code; "all" has all three on with
+    those for CIFAR-100.
  2. As in the code, crops are flipped half the time, and either all images of a batch are cropped or none.
  3. The supplement turns crops, too, and does not say how far; here `rotation` says, and by default they are not.
 
