@@ -23,7 +23,7 @@ help: ## list the targets
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "PROFILE  shapes (default, needs no data), cifar10 or tiny_imagenet"
+	@echo "PROFILE  shapes (default, needs no data), cifar10, tiny_imagenet or imagenet_lite"
 	@echo "BUDGET   smoke (seconds), quick (default), standard (hours) or paper (the paper's own settings)"
 	@echo "PYTHON   the interpreter to set up with, 3.11 or later (default python3)"
 

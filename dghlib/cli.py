@@ -19,12 +19,13 @@ from typing import TypeAlias
 import torch
 
 from dghlib import commands, models
-from dghlib.choices import check_at_least
+from dghlib.choices import check_between
 from dghlib.experiments import run
 from dghlib.experiments.profiles import BUDGETS, PROFILES
 from dghlib.generators import GENERATORS
 from dghlib.plans.catalogue import PLANS
 from dghlib.quantizers import QUANTIZERS
+from dghlib.running import processes
 from dghlib.running.allocator import keep_freed_memory
 from dghlib.storage import assets
 
@@ -41,19 +42,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         assets.use_data_dir(options.data_dir)
     try:
         if options.threads is not None:
-            check_at_least(1, "--threads", options.threads)
+            check_between(1, processes.cores(), "--threads", options.threads)
             torch.set_num_threads(options.threads)
             os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of processes that are started from here
         options.command(options)
     except KeyboardInterrupt:
         print("dgh: stopped; what is finished, or lies in a checkpoint, is not computed again", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+    except Exception as error:
         if options.traceback:
             raise
-        print(f"dgh: {error}", file=sys.stderr)
+        print(f"dgh: {_told(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _told(error: Exception) -> str:
+    """Return what is said of an error: its message, and where that was not written for users, more."""
+    if isinstance(error, ValueError | TypeError | OSError | ImportError | RuntimeError | FloatingPointError):
+        return str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error} (--traceback shows where)"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,7 +104,9 @@ def _quantize(subparsers: _Subparsers) -> None:
         subparsers,
         "quantize",
         commands.quantize,
-        "Quantize a network, calibrated with generated or real images, or by a method that needs none.",
+        "Quantize a network, calibrated with generated or real images, or by a method that needs none. hptq takes "
+        "seconds; adaround, brecq, qdrop and genie_m learn block by block; lsq, genq_qat, intraq_qat, ait and synq as "
+        "a whole, from the float network's answers.",
         "dgh quantize shapes_residual --images images.safetensors --bits W4A8 --out model.safetensors",
         on_device=True,
     )

@@ -34,6 +34,7 @@ from dghlib.quantizers.starting import LearningSettings
 from dghlib.running import processes
 from dghlib.running.copies import private_copy
 from dghlib.storage import assets, checkpoints
+from dghlib.storage.locks import claim
 from dghlib.storage.records import plain
 
 Namespace = argparse.Namespace
@@ -51,34 +52,47 @@ def generate(options: Namespace) -> None:
         raise ValueError(f"--compile works with dgh alone, not with {options.method}")
     _check_set(options.out, options.force)
     checkpoint = _checkpoint(options.out)
-    with processes.joined(options.device) as device:
+    with processes.joined(options.device) as device, contextlib.ExitStack() as held:
         first = processes.rank() == 0
+        if first:
+            held.enter_context(claim(options.out))
         if processes.count() > 1 and options.method != "dgh":
             raise ValueError(f"{options.method} works in one process; several can share the images of dgh alone")
         how = {"compiled": True} if options.compile else {}
         images = method.generate(model, config, device=device, progress=first, checkpoint=checkpoint, **how)
-    if first:
-        about = {"model": model.name, "method": options.method, "config": str(plain(config))}
-        loss = _save_set(options.out, images, model, about)
-        checkpoints.remove(checkpoint)
-        print(f"{len(images)} images of shape {tuple(images.shape[1:])} in {options.out}{loss}")
-        if model.task == "classification":
-            logits = _logits(model, images)
-            seen, count = len(logits.argmax(1).unique()), logits.shape[1]
-            low, high = (bound.item() for bound in logits.aminmax())
-            print(f"the network sees {seen} of {count} classes in them; its logits reach from {low:.1f} to {high:.1f}")
-            if seen < count <= len(images) // ENOUGH:
-                print(
-                    "a quantizer that learns may lose the other classes; more images or more steps may bring them back"
-                )
+        if first:
+            about = {"model": model.name, "method": options.method, "config": str(plain(config))}
+            loss = _save_set(options.out, images, model, about)
+            checkpoints.remove(checkpoint)
+            print(f"{len(images)} images of shape {tuple(images.shape[1:])} in {options.out}{loss}")
+            if model.task == "classification":
+                _tell_classes(model, images)
 
 
-def _logits(model: FloatModel, images: torch.Tensor) -> torch.Tensor:
-    """Return what a classifier answers to images (N, C, H, W), (N, K): the classes it does not see may be lost."""
-    net = private_copy(model.net)
+def _tell_classes(model: FloatModel, images: torch.Tensor) -> None:
+    """Print how many classes a classifier sees in images, and what to do if many images show few of them.
+
+    Of a network that returns anything else than logits (N, K) nothing is said.
+    """
+    logits = _logits(model, images)
+    if logits is None:
+        return
+    seen, count = len(logits.argmax(1).unique()), logits.shape[1]
+    low, high = (bound.item() for bound in logits.aminmax())
+    print(f"the network sees {seen} of {count} classes in them; its logits reach from {low:.1f} to {high:.1f}")
+    if seen < count <= len(images) // ENOUGH:
+        print("a quantizer that learns may lose the other classes; more images or more steps may bring them back")
+
+
+def _logits(model: FloatModel, images: torch.Tensor) -> torch.Tensor | None:
+    """Return what a classifier answers to images (N, C, H, W), (N, K), or None if that is something else."""
+    net, found = private_copy(model.net), []
     with torch.inference_mode():
-        batches = tqdm(images.split(TEST_BATCH), desc="classes", unit="batch", leave=False, delay=3)
-        return torch.cat([net(batch) for batch in batches])
+        for batch in tqdm(images.split(TEST_BATCH), desc="classes", unit="batch", leave=False, delay=3):
+            found.append(net(batch))
+            if not isinstance(found[-1], torch.Tensor) or found[-1].ndim != 2:
+                return None
+    return torch.cat(found)
 
 
 def _save_set(path: Path, images: torch.Tensor, model: FloatModel, about: dict[str, str]) -> str:
@@ -88,7 +102,7 @@ def _save_set(path: Path, images: torch.Tensor, model: FloatModel, about: dict[s
     elif not path.suffix:
         return f": {_export().save_png(path, images, model.mean, model.std)}"
     else:
-        save_images(path, images, about)
+        save_images(path, images, about, (model.mean, model.std))
     return ""
 
 
@@ -127,12 +141,23 @@ def _needing(extra: str) -> Iterator[None]:
         raise ValueError(f"{error.name} is missing: pip install 'dghlib[{extra}]'") from error
 
 
+@contextlib.contextmanager
+def _claimed(path: Path, force: bool) -> Iterator[None]:
+    """Hold the right to write a file, for as long as it is computed; raises as `_check_free` and `claim` do."""
+    _check_free(path, force)
+    with claim(path):
+        yield
+
+
 def _check_free(path: Path, force: bool) -> None:
     """Ask before a file is replaced; without a terminal to ask at, refuse.
 
     Raises:
+        IsADirectoryError: it is a folder.
         FileExistsError: the answer is no.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it, such as {path / 'NAME'}")
     if force or not path.exists():
         return
     if sys.stdin.isatty() and input(f"{path} exists. Replace it? [y/N] ").strip().lower() in ("y", "yes"):
@@ -146,16 +171,24 @@ def _checkpoint(path: Path) -> Path:
 
 def quantize(options: Namespace) -> None:
     """Quantize a network and write it."""
+    if options.out.suffix == ".onnx":
+        raise ValueError(
+            f"`dgh quantize` writes the simulation, a .safetensors file, got --out {options.out}; "
+            "`dgh export --quantized` makes an ONNX file of that"
+        )
     method = look_up(QUANTIZERS, options.method, "quantizer")
     weight_bits, activation_bits = parse_bits(options.bits)
-    model = _model(options.model)
-    images = _images_for(options.method, model, options)
     config = method.Config(weight_bits=weight_bits, activation_bits=activation_bits)
     config = dataclasses.replace(config, **parse_settings(config, options.set))
-    _check_free(options.out, options.force)
-    learned = {"checkpoint": _checkpoint(options.out)} if isinstance(config, LearningSettings) else {}
-    quantized = method.quantize(model.on(options.device), images, config, **learned)
-    quantized.save(options.out)
+    with _claimed(options.out, options.force):
+        model = _model(options.model)
+        images = _images_for(options.method, model, options)
+        checkpoint = _checkpoint(options.out)
+        learned = {"checkpoint": checkpoint} if isinstance(config, LearningSettings) else {}
+        quantized = method.quantize(model.on(options.device), images, config, **learned)
+        quantized.save(options.out)
+        if learned:
+            checkpoints.remove(checkpoint)
     counts = f"{len(quantized.weight_quantizers())} weights and {len(quantized.activation_quantizers())} tensors"
     print(f"{model.name} with {counts} at W{config.weight_bits}A{config.activation_bits} in {options.out}")
 
@@ -179,20 +212,20 @@ def _calibration_images(model: FloatModel, options: Namespace) -> torch.Tensor:
                 f"--images reads the .safetensors form that `dgh generate` writes, got {options.images}; "
                 "photographs with labels, as .npz or in folders, go with --real"
             )
-        return load_images(options.images)[0]
+        return load_images(options.images, (model.mean, model.std))[0]
     if model.task == "detection":
         return real_images(options.real, model, options.num_images, options.seed)
     available = DRAWN_TRAINING_IMAGES.get(options.real)  # so that they are the real images of the book
-    data = datasets.load(options.real, "train", available, image_size=model.image_shape[1:])
-    return normalise(datasets.sample(data, options.num_images, options.seed).images, model.mean, model.std)
+    data = datasets.draw(options.real, "train", options.num_images, options.seed, available, model.image_shape)
+    return normalise(data.images, model.mean, model.std)
 
 
 def export(options: Namespace) -> None:
     """Write an ONNX file."""
-    model = _model(options.model)
-    quantized = QuantizedModel.load(options.quantized, model) if options.quantized else None
-    _check_free(options.out, options.force)
-    _export().export_onnx(options.out, model, quantized)
+    with _claimed(options.out, options.force):
+        model = _model(options.model)
+        quantized = QuantizedModel.load(options.quantized, model) if options.quantized else None
+        _export().export_onnx(options.out, model, quantized)
     print(f"{model.name}, {options.out.stat().st_size / 1e6:.2f} MB in {options.out}")
 
 
@@ -201,17 +234,19 @@ def report(options: Namespace) -> None:
     with _needing("book"):
         from dghlib.showing import figures, tables
 
-    if options.out:
-        _check_free(options.out, options.force)
-    model = _model(options.model)
-    quantized = QuantizedModel.load(options.quantized, model)
-    images = _calibration_images(model, options)[: options.num_images]
-    noise, units = tables.noise(model, quantized, images), tables.units(quantized)
-    print(noise.drop(columns="place").head(options.worst).to_string(float_format="%.1f"))
-    if len(units):
-        print("\nErrors of units, over the energy of the float output, before and after they learned:")
-        print(units.drop(columns="place").head(options.worst).to_string(float_format="%.2g"))
-    if options.out:
+    if options.out and options.out.exists() and not (options.force and options.out.is_dir()):
+        raise FileExistsError(f"{options.out} exists; --force writes into it, if it is a folder")
+    with claim(options.out) if options.out else contextlib.nullcontext():
+        model = _model(options.model)
+        quantized = QuantizedModel.load(options.quantized, model)
+        images = _calibration_images(model, options)[: options.num_images]
+        noise, units = tables.noise(model, quantized, images), tables.units(quantized)
+        print(noise.drop(columns="place").head(options.worst).to_string(float_format="%.1f"))
+        if len(units):
+            print("\nErrors of units, over the energy of the float output, before and after they learned:")
+            print(units.drop(columns="place").head(options.worst).to_string(float_format="%.2g"))
+        if not options.out:
+            return
         options.out.mkdir(parents=True, exist_ok=True)
         title = f"{model.name}, {quantized.about['method']}"
         figures.noise_profile(noise, title=title, save=str(options.out / "noise"))
@@ -233,28 +268,29 @@ def evaluate(options: Namespace) -> None:
     if options.boxes:
         raise ValueError(f"{model.name} is for {model.task}, only a detector finds boxes: leave out --boxes")
     net = _network_to_test(model, options.quantized)
-    data = datasets.load(
-        options.data or _test_data_of(model.name), "test", options.num_images, image_size=model.image_shape[1:]
-    )
+    name = options.data or _test_data_of(model.name)
+    data = datasets.load(name, "test", options.num_images, image_shape=model.image_shape)
     pairs = datasets.batches(data, model.mean, model.std, TEST_BATCH)
-    percent = top1(net.to(options.device), pairs, total=-(-len(data) // TEST_BATCH), progress=True)
+    # The label of an image in a folder is the place of its class among those of the folder.
+    classes = len(data.classes) if Path(name).is_dir() else None
+    total = -(-len(data) // TEST_BATCH)
+    percent = top1(net.to(options.device), pairs, num_classes=classes, total=total, progress=True)
     print(f"top-1 {percent:.2f} % of {len(data)} images")
 
 
 def _evaluate_detector(model: FloatModel, options: Namespace) -> None:
     with _needing("detection"):
         importlib.import_module("pycocotools")
-    if options.boxes:
-        _check_free(options.boxes, options.force)
-    reached = quality(
-        options.data or _test_data_of(model.name),
-        options.num_images,
-        model,
-        _network_to_test(model, options.quantized),
-        device=options.device,
-        progress=True,
-        boxes=options.boxes,
-    )
+    with _claimed(options.boxes, options.force) if options.boxes else contextlib.nullcontext():
+        reached = quality(
+            options.data or _test_data_of(model.name),
+            options.num_images,
+            model,
+            _network_to_test(model, options.quantized),
+            device=options.device,
+            progress=True,
+            boxes=options.boxes,
+        )
     print(", ".join(f"{measure} {percent:.2f} %" for measure, percent in reached.items()))
 
 

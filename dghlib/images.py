@@ -4,18 +4,25 @@ Images are (N, C, H, W). *Pixels* are uint8 or floats in [0, 1]; *normalised* im
 (pixel - mean) / std per channel. Generated images live in normalised space all the time.
 """
 
+import json
+import logging
+import math
 from collections.abc import Sequence
-from math import exp, log
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from dghlib.storage.reading import reading
 from dghlib.storage.records import set_aside, write_atomically
+
+log = logging.getLogger(__name__)
+
+Space = tuple[Sequence[float], Sequence[float]]  # mean and std of every channel, of pixels from 0 to 1
 
 
 def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
@@ -51,6 +58,13 @@ class _Clip(torch.autograd.Function):
         return gradient, None, None
 
 
+def renormalised(images: Tensor, source: Space, target: Space) -> Tensor:
+    """Return images that are normalised with the mean and std of `source` as those of `target` have them."""
+    (mean, std), (to_mean, to_std) = source, target
+    pixels = images * per_channel(std, images) + per_channel(mean, images)
+    return (pixels - per_channel(to_mean, images)) / per_channel(to_std, images)
+
+
 def smooth(images: Tensor, sigma: float) -> Tensor:
     """Return images filtered by a normalised 3x3 Gaussian of `sigma` pixels, zeros outside the border.
 
@@ -65,7 +79,7 @@ class _Smooth(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, sigma: float) -> Tensor:
         ctx.sigma = sigma
-        side = exp(-0.5 / sigma**2)
+        side = math.exp(-0.5 / sigma**2)
         centre, side = 1 / (1 + 2 * side), side / (1 + 2 * side)
         for dim in (2, 3):
             rest = images.shape[dim] - 1
@@ -135,7 +149,7 @@ def random_windows(count: int, size: Sequence[int], smallest: float, draws: torc
     """
     height, width = size
     area = height * width * (smallest + (1 - smallest) * torch.rand(10, count, generator=draws))
-    ratio = ((2 * torch.rand(10, count, generator=draws) - 1) * log(4 / 3)).exp()
+    ratio = ((2 * torch.rand(10, count, generator=draws) - 1) * math.log(4 / 3)).exp()
     heights, widths = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
     fits = (heights <= height) & (widths <= width)
     first = fits.int().argmax(0, keepdim=True)
@@ -189,14 +203,18 @@ def centre_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
     return images[:, :, top : top + size[0], left : left + size[1]]
 
 
-def save_images(path: Path | str, images: Tensor, about: dict[str, str]) -> None:
-    """Write a set of images as a safetensors file, atomically, with string facts about it."""
+def save_images(path: Path | str, images: Tensor, about: dict[str, str], space: Space | None = None) -> None:
+    """Write a set of images as a safetensors file, atomically, with string facts about it, their mean and std."""
     tensors = {"images": images.contiguous()}
+    if space is not None:
+        about = about | {"space": json.dumps(space)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=about))
 
 
-def load_images(path: Path | str) -> tuple[Tensor, dict[str, str]]:
+def load_images(path: Path | str, space: Space | None = None) -> tuple[Tensor, dict[str, str]]:
     """Return the images of `save_images` and what was said about them.
+
+    With a `space`, those that say that they were made for another mean and std are brought there, with a warning.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -204,11 +222,17 @@ def load_images(path: Path | str) -> tuple[Tensor, dict[str, str]]:
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no image set at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor("images"), file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not an image set written by dghlib: {error}") from error
+    with (
+        reading(path, "an image set written by dghlib", "`dgh generate` makes one"),
+        safe_open(path, framework="pt") as file,
+    ):
+        images, about = file.get_tensor("images"), file.metadata() or {}
+        made_for = json.loads(about.get("space", "null"))
+    if space is None or made_for in (None, json.loads(json.dumps(space))) or len(space[0]) != images.shape[1]:
+        return images, about
+    message = "%s was made for a mean of %s and std of %s: its images are normalised anew, with %s and %s"
+    log.warning(message, path, *made_for, *space)
+    return renormalised(images, made_for, space), about
 
 
 def load_timed_images(path: Path) -> tuple[Tensor, float] | None:

@@ -1,20 +1,28 @@
 """Finding, verifying and downloading files, against a server on the loopback interface."""
 
+import errno
+import gzip
 import hashlib
+import io
 import logging
 import re
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from dghlib.choices import UnknownName
 from dghlib.storage import assets
+from dghlib.storage.archives import DamagedArchive
 from dghlib.storage.assets import DownloadFailed, Manifest, MissingAsset, WrongChecksum
+from dghlib.storage.reading import Unreadable
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
@@ -28,6 +36,8 @@ class Server:
     statuses: list[int] = field(default_factory=list)  # to answer with, one a request, before any 200
     cuts: list[int] = field(default_factory=list)  # bytes after which to hang up, one a request
     knows_ranges: bool = True
+    shift: int = 0  # of the ranges that it says it sends
+    encoding: str = ""
     ranges: list[str | None] = field(default_factory=list)
     sent: int = 0  # bytes, all requests together
 
@@ -41,6 +51,10 @@ class Server:
         body = self.content[start:]
         request.send_response(206 if start else 200)
         request.send_header("Content-Length", str(len(body)))
+        if start:
+            request.send_header("Content-Range", f"bytes {start + self.shift}-{len(self.content) - 1}/*")
+        if self.encoding:
+            request.send_header("Content-Encoding", self.encoding)
         request.end_headers()
         body = body[: self.cuts.pop(0)] if self.cuts else body
         with suppress(ConnectionError):  # the client may hang up too
@@ -94,6 +108,61 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+# Archives whose bytes may change
+
+
+def zipped(members: dict[str, bytes], root: str = "repository-1234") -> bytes:
+    stored = io.BytesIO()
+    with zipfile.ZipFile(stored, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(f"{root}/{name}", content)
+    return stored.getvalue()
+
+
+MEMBERS = {"images/b.png": b"second", "images/a.png": b"first", "list.txt": b"a b", "README.md": b"other"}
+
+
+@pytest.fixture
+def packed(manifest: Manifest) -> Manifest:
+    """An archive of which the images and the list count, by their names and sums."""
+    lines = sorted(
+        f"{Path(name).name} {hashlib.sha256(content).hexdigest()}\n"
+        for name, content in MEMBERS.items()
+        if name != "README.md"
+    )
+    contents = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return replace(manifest, bytes=None, sha256=contents, members=["images/*.png", "list.txt"])
+
+
+def test_an_archive_is_verified_by_what_is_in_it(folder: Path, packed: Manifest, server: Server) -> None:
+    """Another folder, another order and another file beside them are the same images."""
+    server.content = zipped(MEMBERS)
+    path = assets.fetch(packed, progress=False)
+    path.unlink()
+    server.content = zipped(dict(reversed((MEMBERS | {"more": b""}).items())), "elsewhere")
+    assert assets.fetch(packed, progress=False) == path
+
+
+@pytest.mark.parametrize("change", [{"images/a.png": b"First"}, {"images/c.png": b"third"}])
+def test_another_image_in_an_archive_is_noticed(
+    change: dict[str, bytes], folder: Path, packed: Manifest, server: Server
+) -> None:
+    server.content = zipped(MEMBERS | change)
+    with pytest.raises(WrongChecksum, match="holds files whose sum is"):
+        assets.fetch(packed, progress=False)
+    assert files_in(folder) == {}
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-30], lambda content: content.replace(b"first", b"fiRst")])
+def test_a_damaged_archive_is_not_kept(
+    damage: Callable[[bytes], bytes], folder: Path, packed: Manifest, server: Server
+) -> None:
+    server.content = damage(zipped(MEMBERS))
+    with pytest.raises(DamagedArchive, match=r"file.bin.part is damaged or no zip archive"):
+        assets.fetch(packed, progress=False)
+    assert files_in(folder) == {}
+
+
 # Downloads
 
 
@@ -130,15 +199,78 @@ def test_a_whole_part_of_unknown_size_gets_its_name(folder: Path, manifest: Mani
     assert files_in(folder) == {"file.bin": CONTENT}
 
 
-def test_the_first_digits_of_a_sum_are_checked_and_no_sum_is_told(
+def test_the_first_digits_of_a_sum_are_checked(
     folder: Path, manifest: Manifest, caplog: pytest.LogCaptureFixture
 ) -> None:
     assets.fetch(replace(manifest, sha256=manifest.sha256[:8]), progress=False)
     assert not caplog.records
-    assets.fetch(replace(manifest, sha256=""), progress=False)
-    assert "cannot be verified" in caplog.text
     with pytest.raises(WrongChecksum, match="says 00000000"):
         assets.fetch(replace(manifest, sha256="00000000"), progress=False)
+
+
+def _weights() -> bytes:
+    file = io.BytesIO()
+    torch.save({"weight": torch.zeros(300_000)}, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"<!DOCTYPE html>", _weights()[:-1000], gzip.compress(_weights()), _weights()[5:], bytes(9999)]
+)
+def test_without_a_sum_weights_have_to_be_weights(
+    folder: Path, manifest: Manifest, server: Server, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    unknown = replace(manifest, sha256="", bytes=None)
+    server.content = sent
+    with pytest.raises(Unreadable, match=r"not a checkpoint of torch .*/file\.bin sent it: try again later"):
+        assets.fetch(unknown, progress=False)
+    assert files_in(folder) == {}
+    server.content = _weights()
+    assets.fetch(unknown, progress=False)
+    assert files_in(folder) == {"file.bin": _weights()}
+    assert "cannot be verified" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"shift": 7}, "asked for the bytes from 1000 on"), ({"encoding": "gzip"}, "in gzip")]
+)
+def test_an_answer_that_brings_other_bytes_is_not_appended(
+    folder: Path, manifest: Manifest, server: Server, wrong: dict[str, Any], message: str
+) -> None:
+    folder.mkdir()
+    (folder / "file.bin.part").write_bytes(CONTENT[:1000])
+    for name, value in wrong.items():
+        setattr(server, name, value)
+    with pytest.raises(DownloadFailed, match=message):
+        assets.fetch(manifest, progress=False)
+    assert files_in(folder) == {"file.bin.part": CONTENT[:1000]}
+
+
+def test_two_downloads_at_once_are_one(folder: Path, manifest: Manifest, server: Server) -> None:
+    downloads = [threading.Thread(target=assets.fetch, args=(manifest,), kwargs={"progress": False}) for _ in range(4)]
+    for download in downloads:
+        download.start()
+    for download in downloads:
+        download.join()
+    assert server.ranges == [None]
+    assert files_in(folder) == {"file.bin": CONTENT}
+
+
+def test_a_part_that_is_a_link_is_not_followed(folder: Path, manifest: Manifest, tmp_path: Path) -> None:
+    folder.mkdir()
+    (tmp_path / "elsewhere").write_bytes(b"of somebody")
+    (folder / "file.bin.part").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"symbolic links: .*file\.bin\.part"):
+        assets.fetch(manifest, progress=False)
+    assert (tmp_path / "elsewhere").read_bytes() == b"of somebody"
+
+
+@pytest.mark.parametrize(
+    "changed", [{"path": "../x"}, {"path": "/etc/x"}, {"path": "a/../../x"}, {"path": ""}, {"url": "file:///etc/x"}]
+)
+def test_a_manifest_stays_in_the_data_directory_and_on_the_web(manifest: Manifest, changed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a manifest's"):
+        replace(manifest, **changed)
 
 
 def test_after_too_many_cuts_the_bytes_are_kept_for_the_next_run(
@@ -218,10 +350,11 @@ def test_nobody_there(folder: Path, manifest: Manifest) -> None:
         assets.fetch(nowhere, progress=False)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_told(folder: Path, manifest: Manifest) -> None:
-    folder.mkdir()
-    (folder / "file.bin.part").symlink_to("/dev/full")
+def test_a_full_disk_is_told(folder: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(assets, "_copy", full)
     with pytest.raises(DownloadFailed, match="the disk is full"):
         assets.fetch(manifest, progress=False)
 
@@ -304,6 +437,8 @@ def test_the_manifests_are_complete() -> None:
         "coco_fcos",
         "coco_retinanet",
         "coco_ssdlite",
+        "imagenet_lite",
+        "imagenet_lite_samples",
         "imagenet_mobilenetv2",
         "imagenet_resnet18",
         "imagenet_resnet50",
@@ -316,8 +451,9 @@ def test_the_manifests_are_complete() -> None:
     for manifest in assets.manifests().values():
         assert manifest.url.startswith("https://")
         not_a_file_name = ":" in manifest.url.removeprefix("https:")  # not one of every system
-        assert manifest.url.endswith(Path(manifest.path).suffix if not_a_file_name else Path(manifest.path).name)
-        published_in_part = manifest.bytes is None
+        named_otherwise = not_a_file_name or manifest.members  # by a commit
+        assert manifest.url.endswith(Path(manifest.path).suffix if named_otherwise else Path(manifest.path).name)
+        published_in_part = manifest.bytes is None and not manifest.members
         assert re.fullmatch("[0-9a-f]{8}|" if published_in_part else "[0-9a-f]{64}", manifest.sha256)
         assert not published_in_part or manifest.path.startswith("weights/")
         assert manifest.origin

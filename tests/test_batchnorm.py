@@ -236,3 +236,28 @@ def test_a_network_that_views_its_feature_maps_works_too():
     images = torch.randn(2, 3, 6, 6)
     net = Views().eval()
     torch.testing.assert_close(working_copy(net, "cpu", (3, 6, 6))(images), net(images))
+
+
+def test_a_batch_norm_is_known_by_the_statistics_that_it_keeps() -> None:
+    class Frozen(nn.Module):
+        weight: Tensor
+        bias: Tensor
+        running_mean: Tensor
+        running_var: Tensor
+
+        def __init__(self, norm: nn.BatchNorm2d):
+            super().__init__()
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                self.register_buffer(name, norm.state_dict()[name].clone())
+
+        def forward(self, x: Tensor) -> Tensor:
+            scale = self.weight * (self.running_var + 1e-5).rsqrt()
+            return x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1)
+
+    norm = nn.BatchNorm2d(8)
+    norm.state_dict()["running_mean"].normal_()
+    found = [
+        stored_statistics(nn.Sequential(nn.Conv2d(3, 8, 3), each).eval(), (3, 8, 8)) for each in (norm, Frozen(norm))
+    ]
+    assert found[0].names == found[1].names == ("1",)
+    assert torch.equal(found[0].mean, found[1].mean)

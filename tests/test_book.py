@@ -219,8 +219,10 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     table = "from myst_nb import glue\nopen('table2.csv', 'w').close()\nglue('front_page', profile)"
     table += "\nglue('front_page_made', 'a foot line')"
     write_notebook(tmp_path / "notebooks" / "table2.ipynb", table, parameters=profile)
+    public = "from myst_nb import glue\nglue('imagenet', 'a table of ImageNet')"
+    write_notebook(tmp_path / "notebooks" / "table2_public.ipynb", public, parameters=profile)
     write_notebook(tmp_path / "notebooks" / "figure8.ipynb", "raise ValueError('<on purpose>')", parameters=profile)
-    monkeypatch.setattr(book, "run_notebook", run_only({"table2", "figure8"}))
+    monkeypatch.setattr(book, "run_notebook", run_only({"table2", "table2_public", "figure8"}))
     executed = tmp_path / "_build" / "executed"
     executed.mkdir(parents=True)
     methods = [page.stem for page in (ROOT / "book" / "methods").glob("*.md")]
@@ -240,6 +242,7 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     assert [name for name, page in pages.items() if "This page is incomplete" in page] == ["figure8"]
     assert "cifar10" in pages["index"]
     assert "a foot line" in pages["index"]
+    assert "a table of ImageNet" in pages["index"]
     assert (html / "notebooks" / "table2.csv").is_file()
     needs_network = re.compile(r'<(?:script|img|link)[^>]+(?:src|href)="https?:')
     assert [name for name, page in pages.items() if needs_network.search(page)] == []

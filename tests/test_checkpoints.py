@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dghlib.storage.checkpoints import Checkpoint, elapsed
+from dghlib.storage.checkpoints import Checkpoint, elapsed, folder_beside, remove
 
 
 def test_state_survives(tmp_path):
@@ -16,11 +16,14 @@ def test_state_survives(tmp_path):
     assert torch.equal(loaded["images"], images)
 
 
-def test_of_another_run_is_set_aside(tmp_path, caplog):
+def test_of_another_run_waits_for_that_run(tmp_path, caplog):
     Checkpoint(tmp_path / "c", "one run").save({"step": 3})
     assert Checkpoint(tmp_path / "c", "another run").load() is None
-    assert (tmp_path / "c.corrupt").exists()
     assert "another run" in caplog.text
+    Checkpoint(tmp_path / "c", "another run").save({"step": 5})
+    for key, step in {"one run": 3, "another run": 5, "a third run": None}.items():
+        state = Checkpoint(tmp_path / "c", key).load()
+        assert (state and state["step"]) == step, "what one run has done cost another its state"
 
 
 @pytest.mark.parametrize("size", [20, 500, None])
@@ -36,6 +39,29 @@ def test_a_damaged_one_is_set_aside(size, tmp_path, caplog):
     assert "not a checkpoint" in caplog.text
 
 
+def test_what_was_set_aside_before_stays_and_large_sets_go_along(tmp_path):
+    for number in range(3):
+        (tmp_path / "c").write_text(f"damaged {number}")
+        folder_beside(tmp_path / "c").mkdir()
+        (folder_beside(tmp_path / "c") / "images").write_text(f"images {number}")
+        assert Checkpoint(tmp_path / "c", "key").load() is None
+        assert not folder_beside(tmp_path / "c").exists()
+    for number, name in enumerate(["c.corrupt", "c.corrupt1", "c.corrupt2"]):
+        assert (tmp_path / name).read_text() == f"damaged {number}"
+        assert (folder_beside(tmp_path / name) / "images").read_text() == f"images {number}"
+
+
+def test_a_large_set_waits_with_the_checkpoint_of_its_run(tmp_path):
+    path = tmp_path / "c"
+    Checkpoint(path, "one run").save({"step": 3})
+    folder_beside(path).mkdir()
+    (folder_beside(path) / "images").write_text("of one run")
+    assert Checkpoint(path, "another run").load() is None
+    assert not folder_beside(path).exists()
+    assert Checkpoint(path, "one run").load() == {"step": 3}
+    assert (folder_beside(path) / "images").read_text() == "of one run"
+
+
 def test_is_saved_when_due_only(tmp_path):
     rare = Checkpoint(tmp_path / "c", "key", seconds=3600)
     rare.save_when_due(lambda: {"step": 1})
@@ -43,7 +69,7 @@ def test_is_saved_when_due_only(tmp_path):
     often = Checkpoint(tmp_path / "c", "key", seconds=0)
     often.save_when_due(lambda: {"step": 1})
     assert (tmp_path / "c").exists()
-    often.remove()
+    remove(tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_tiny_model
 from packaging.requirements import Requirement
 from PIL import Image
 
@@ -21,7 +22,9 @@ from dghlib.experiments.recorded import ANEW_VARIABLE
 from dghlib.generators import dgh, genq
 from dghlib.images import load_images
 from dghlib.plans.methods import table2
+from dghlib.quantizers import QuantizedModel, reconstruction
 from dghlib.running import processes
+from dghlib.storage.locks import claim
 
 
 @pytest.fixture(autouse=True)
@@ -140,8 +143,10 @@ def test_profiles_of_the_package_need_no_data(capsys):
 
 
 def test_threads_are_counted_from_one(capsys):
+    assert cli.main(["evaluate", "shapes_bottleneck", "--threads", "1000000"]) == 1
+    assert "--threads must be from 1 to" in capsys.readouterr().err
     assert cli.main(["evaluate", "shapes_bottleneck", "--threads", "-3"]) == 1
-    assert "--threads must be at least 1, got -3" in capsys.readouterr().err
+    assert "--threads must be from 1 to" in capsys.readouterr().err
 
 
 def test_quantizing_happens_on_the_device_that_is_named(tmp_path, capsys):
@@ -199,9 +204,104 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):
     assert "cannot get a network from 'own_network:nothing'" in capsys.readouterr().err
 
 
+def test_gray_images_go_all_the_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_gray.py").write_text(OWN)
+    few = ["--set", "num_images=4", "--set", "steps=2"]
+    assert _dgh("generate", "own_gray:make", "--out", "pngs", *few) == 0
+    for path in Path("pngs").iterdir():
+        with Image.open(path) as image:
+            assert image.mode == "L"
+    assert _dgh("quantize", "own_gray:make", "--real", "pngs", "--num-images", "4", "--out", "model") == 0
+    for name in ("one", "two"):
+        Path("classes", name).mkdir(parents=True)
+        Path("pngs", "00000.png").rename(Path("classes", name, "image.png"))
+        Path("pngs", "00001.png").rename(Path("pngs", "00000.png")) if name == "one" else None
+    assert _dgh("evaluate", "own_gray:make", "--quantized", "model", "--data", "classes") == 0
+    assert "of 2 images" in capsys.readouterr().out
+    assert _dgh("evaluate", "own_gray:make", "--data", "pngs") == 1
+    assert "of 1 classes, and the network tells 2 apart" in capsys.readouterr().err
+
+
+def test_a_network_in_half_precision_or_without_logits(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = """
+def half():
+    model = make()
+    model.net.half()
+    return model
+
+class Named(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+    def forward(self, x):
+        return {"logits": self.net(x)}
+
+def named():
+    return FloatModel(name="own", net=Named(make().net), image_shape=(1, 8, 8), mean=(0.5,), std=(0.5,))
+"""
+    (tmp_path / "own_half.py").write_text(OWN + code)
+    np.savez("data.npz", images=np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1), labels=np.array([0, 1]))
+    assert _dgh("evaluate", "own_half:half", "--data", "data.npz") == 0
+    assert "of 2 images" in capsys.readouterr().out
+    few = ["--set", "num_images=4", "--set", "steps=1"]
+    assert _dgh("generate", "own_half:named", "--method", "zeroq", "--out", "images.npz", *few) == 0
+    assert "classes" not in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
+SHORT = ["--method", "brecq", "--bits", "W4A4", "--set", "iterations=1", "--set", "step_iterations=1"]
+
+
+def test_what_was_computed_lasts_until_it_is_written(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "model.safetensors"
+    quantize = ["quantize", "shapes_bottleneck", "--real", "shapes", "--num-images", "8", *SHORT, "--out", str(out)]
+    with monkeypatch.context() as full:
+        full.setattr(QuantizedModel, "save", lambda *arguments: exec('raise OSError(28, "No space left on device")'))
+        assert _dgh(*quantize) == 1
+    assert "No space left" in capsys.readouterr().err
+    with monkeypatch.context() as again:
+        again.setattr(reconstruction, "learn", lambda *arguments: pytest.fail("learned again"))
+        assert _dgh(*quantize) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("command", ["generate", "quantize", "export", "report"])
+def test_where_nothing_can_be_written_nothing_is_computed(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(models, "load", lambda name: pytest.fail("began"))
+    source = {"quantize": ["--real", "shapes"], "report": ["--real", "shapes", "--quantized", "x"]}.get(command, [])
+    if command == "generate":
+        monkeypatch.setattr(models, "load", lambda name: make_tiny_model())
+        monkeypatch.setattr(dgh, "generate", lambda *arguments, **settings: pytest.fail("began"))
+    words = [command, "shapes_bottleneck", *source, "--out"]
+    (tmp_path / "full" / "x").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    refused = {
+        str(tmp_path / "full"): "--force writes into it" if command == "report" else "folder",
+        str(tmp_path / "file" / "x"): "file",
+        str(tmp_path / ("x" * 250)): "File name too long; name another place",
+        str(tmp_path / "busy"): "another process is writing",
+    }
+    for out, message in refused.items():
+        with claim(tmp_path / "busy"):
+            assert _dgh(*words, out) == 1, out
+        assert message in capsys.readouterr().err
+
+
+def test_errors_that_were_not_written_for_users_are_one_line_too(monkeypatch, capsys):
+    def broken(options):
+        raise KeyError("x")
+
+    monkeypatch.setattr(commands, "fetch_data", broken)
+    assert _dgh("data", "shapes") == 1
+    assert capsys.readouterr().err == "dgh: KeyError: 'x' (--traceback shows where)\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["quantize", "shapes_residual", "--real", "shapes", "--out", "x.onnx"], "`dgh export --quantized` makes"),
         (["generate", "shapes_residal", "--out", "x"], "did you mean 'shapes_residual'"),
         (["generate", "shapes_residual", "--out", "x", "--method", "dhg"], "did you mean 'dgh'"),
         (["generate", "shapes_residual", "--out", "x", "--set", "step=3"], "did you mean 'steps'"),
@@ -331,6 +431,7 @@ def test_help_teaches_by_example(command, capsys):
 
 def test_threads_are_set_here_and_in_processes_that_are_started(monkeypatch):
     before = torch.get_num_threads()
+    monkeypatch.setattr(processes, "cores", lambda: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(commands, "fetch_data", lambda options: None)
     assert cli.main(["data", "shapes", "--threads", "2"]) == 0

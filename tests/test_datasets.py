@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from dghlib.choices import UnknownName
 from dghlib.datasets import LabelledImages, batches, files, sample
 from dghlib.datasets.labelled import choose
 from dghlib.storage import assets
+from dghlib.storage.archives import DamagedArchive
 
 
 def numbered(num_images: int, num_classes: int = 4) -> LabelledImages:
@@ -168,7 +170,7 @@ def test_images_are_scaled_and_cropped_to_the_wanted_size(folder: Path) -> None:
     stripes = np.zeros((10, 30, 3), np.uint8)
     stripes[:, 8:22] = 200  # the middle third, which a centred square crop keeps, and what scaling blends in
     Image.fromarray(stripes).save(folder / "a" / "wide.png")
-    data = datasets.load(folder, image_size=(5, 5))
+    data = datasets.load(folder, image_shape=(3, 5, 5))
     assert data.images.shape == (4, 3, 5, 5)
     assert bool((data.images[1] == 200).all())
 
@@ -177,9 +179,36 @@ def test_some_images_of_a_folder(folder: Path) -> None:
     assert len(datasets.load(folder, num_images=2)) == 2
 
 
+def test_images_of_a_folder_that_are_not_asked_for_are_not_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every, read = datasets.load(folder), files.read_image
+    opened: list[Path] = []
+
+    def noted(file: Path, *arguments: Any) -> np.ndarray:
+        opened.append(file)
+        return read(file, *arguments)
+
+    monkeypatch.setattr(files, "read_image", noted)
+    for seed in range(3):
+        opened.clear()
+        drawn = datasets.draw(folder, "train", 2, seed)
+        assert torch.equal(drawn.images, datasets.sample(every, 2, seed).images)
+        assert len(opened) == 2
+
+
+def test_grey_networks_get_grey_images_and_a_folder_alone_is_one_class(folder: Path) -> None:
+    data = datasets.load(folder / "b", image_shape=(1, 4, 4))
+    assert data.images[:, 0, 2, 2].tolist() == [77, 76]  # red is 76 of 255 bright
+    assert data.classes == ("b",)
+    np.savez(folder / "colour.npz", images=PIXELS, labels=np.zeros(len(PIXELS), int))
+    with pytest.raises(ValueError, match=r"3 channels, .*; wanted \(1, 4, 4\)"):
+        datasets.load(folder / "colour.npz", image_shape=(1, 4, 4))
+
+
 def test_a_folder_of_several_sizes(folder: Path) -> None:
     Image.new("RGB", (9, 6)).save(folder / "b" / "z.png")
-    with pytest.raises(ValueError, match=r"z\.png has height and width \(6, 9\), .* give an image_size"):
+    with pytest.raises(ValueError, match=r"z\.png has height and width \(6, 9\), .* give an image_shape"):
         datasets.load(folder)
 
 
@@ -195,7 +224,7 @@ def test_a_folder_without_images(folder: Path) -> None:
     (folder / "c").mkdir()
     with pytest.raises(ValueError, match=r"set/c holds no image"):
         datasets.load(folder)
-    with pytest.raises(ValueError, match=r"set/c has no sub-folder"):
+    with pytest.raises(ValueError, match=r"set/c holds no image"):
         datasets.load(folder / "c")
 
 
@@ -213,8 +242,8 @@ def test_names_paths_and_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_images_of_another_size_than_wanted() -> None:
-    with pytest.raises(ValueError, match=r"shapes have height and width \(32, 32\), wanted \(64, 64\)"):
-        datasets.load("shapes", num_images=3, image_size=(64, 64))
+    with pytest.raises(ValueError, match=r"3 channels, height and width \(32, 32\); wanted \(3, 64, 64\)"):
+        datasets.load("shapes", num_images=3, image_shape=(3, 64, 64))
 
 
 @pytest.mark.parametrize("name", datasets.DATASETS)
@@ -324,7 +353,7 @@ def test_tiny_imagenet_from_a_part_of_its_archive(data_dir: Path, caplog: pytest
 
 def test_a_tiny_imagenet_archive_that_is_not_right(data_dir: Path) -> None:
     place_tiny_imagenet(data_dir, {name: content for name, content in TINY.items() if "val_1" not in name})
-    with pytest.raises(ValueError, match=r"200\.zip is not laid out as the public archive: .*val_1\.JPEG"):
+    with pytest.raises(ValueError, match=r"200\.zip is not laid out as the public archive \(.*val_1\.JPEG"):
         datasets.load("tiny_imagenet", "test")
     (data_dir / "tiny_imagenet" / "tiny-imagenet-200.zip").write_bytes(b"no zip")
     with pytest.raises(ValueError, match=r"200\.zip is not laid out .*not a zip"):
@@ -367,3 +396,93 @@ def test_imagenet_from_folders(data_dir: Path) -> None:
 def test_imagenet_that_is_missing_says_where_it_belongs(data_dir: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"imagenet.val is missing.*image-net.org"):
         datasets.load("imagenet", "test")
+
+
+@pytest.mark.parametrize("size", [(224, 224), (128, 128), (64, 96)])
+def test_a_test_crop_is_the_middle_of_eight_sevenths(size: tuple[int, int]) -> None:
+    """Of an image with a frame of another colour, a sixteenth wide on each side, nothing of the frame is left."""
+    stored = io.BytesIO()
+    height, width = size
+    image = Image.new("RGB", (2 * width, 2 * height), (0, 0, 255))
+    across, down = width // 8 - 2, height // 8 - 2
+    image.paste((255, 0, 0), (across, down, 2 * width - across, 2 * height - down))
+    image.save(stored, "png")
+    pixels = files.evaluation_crop(stored, "image", size, Image.Resampling.NEAREST)
+    assert pixels.shape == (3, *size)
+    assert (pixels[0] == 255).all()
+
+
+# The public part of ImageNet
+
+
+def picture(red: int) -> bytes:
+    stored = io.BytesIO()
+    Image.new("RGB", (40, 30), (red, 0, 0)).save(stored, "png")
+    return stored.getvalue()
+
+
+WORDS = "".join(f"n{label:08d} thing {label}, other name\n" for label in range(1000)).encode()
+LITE = {
+    "synset_words.txt": WORDS,
+    "dataset.txt": b"./data/val_1.JPEG, 999\n./data/val_2.JPEG, 3\n\n",
+    "data/val_1.JPEG": picture(10),
+    "data/val_2.JPEG": picture(20),
+}
+SAMPLES = {f"n{label:08d}_thing_{label}.JPEG": picture(label % 256) for label in reversed(range(1000))}
+
+
+def place_lite(data_dir: Path, members: dict[str, bytes], name: str = "val1300", root: str = "acuity") -> Path:
+    path = data_dir / "imagenet" / f"{name}.zip"
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in members.items():
+            archive.writestr(f"{root}/{member}", content)
+    return path
+
+
+def test_imagenet_lite_from_a_repositorys_archive(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place_lite(data_dir, LITE, root="acuity-1234/ILSVRC2012_VAL_SET")
+    with caplog.at_level(logging.WARNING):
+        data = datasets.load("imagenet_lite", "test", image_shape=(3, 32, 48))
+    assert "val1300.zip holds files whose sum is" in caplog.text
+    assert data.images.shape == (2, 3, 32, 48)
+    assert data.images[:, 0, 5, 5].tolist() == [10, 20]
+    assert data.labels.tolist() == [999, 3]
+    assert data.classes[3] == "thing 3, other name"
+    assert datasets.load("imagenet_lite", "test", 1).images.shape == (1, 3, 224, 224)
+
+
+def test_samples_of_imagenet_lite_have_the_class_of_their_wordnet_id(data_dir: Path) -> None:
+    place_lite(data_dir, SAMPLES, "samples1000")
+    data = datasets.load("imagenet_lite", "train", 20, (3, 16, 16))
+    assert data.images[:, 0, 8, 8].tolist() == [label % 256 for label in data.labels.tolist()]
+    assert data.classes[7] == "thing 7"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data/val_2.JPEG": b"no picture"}, r"val_2\.JPEG in .*val1300\.zip is not a readable image"),
+        ({"data/val_2.JPEG": picture(1)[:60]}, r"val_2\.JPEG in .*val1300\.zip is not a readable image"),
+        ({"dataset.txt": b"./data/val_1.JPEG, 1000\n"}, r"line 1 of dataset.txt is .*1000.*classes 0 to 999"),
+        ({"dataset.txt": b"val_1"}, r"line 1 of dataset.txt is 'val_1', expected \"path, class\""),
+        ({"dataset.txt": b"./data/val_3.JPEG, 1\n"}, r"dataset.txt names .*val_3.JPEG, which is not in the archive"),
+        ({"dataset.txt": b"\xff\xfe"}, r"val1300.zip is not laid out as the public archive: .*decode"),
+        ({"synset_words.txt": WORDS[:5000]}, r"synset_words.txt names \d+ classes, expected 1000, sorted"),
+    ],
+)
+def test_an_archive_of_imagenet_lite_that_is_not_right(change: dict, message: str, data_dir: Path) -> None:
+    place_lite(data_dir, LITE | change, root="ILSVRC2012_VAL_SET")
+    with pytest.raises(ValueError, match=message):
+        datasets.load("imagenet_lite", "test", image_shape=(3, 32, 32))
+
+
+def test_imagenet_lite_that_is_damaged_lacking_or_missing(data_dir: Path) -> None:
+    with pytest.raises(assets.MissingAsset, match=r"samples1000.zip is missing. `dgh data imagenet_lite`"):
+        datasets.load("imagenet_lite", "train")
+    path = place_lite(data_dir, dict(list(SAMPLES.items())[:998]), "samples1000")
+    with pytest.raises(ValueError, match="it holds images of 998 WordNet ids, expected one of each of 1000"):
+        datasets.load("imagenet_lite", "train")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DamagedArchive, match=r"samples1000.zip is damaged .*Delete it and get it again"):
+        datasets.load("imagenet_lite", "train")

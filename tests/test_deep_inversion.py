@@ -44,6 +44,9 @@ def test_jensen_shannon_by_hand():
     expected = 0.5 * (0.8 * math.log(0.8 / middle[0]) + 0.2 * math.log(0.2 / middle[1]))
     expected += 0.5 * (0.4 * math.log(0.4 / middle[0]) + 0.6 * math.log(0.6 / middle[1]))
     assert jensen_shannon(first, second).item() == pytest.approx(expected, rel=1e-5)
+    turned = 0.5 * (0.6 * math.log(0.6 / 0.8) + 0.4 * math.log(0.4 / 0.2))
+    turned += 0.5 * (0.6 * math.log(0.6 / 0.4) + 0.4 * math.log(0.4 / 0.6))
+    assert jensen_shannon(first, second, "of middle").item() == pytest.approx(turned, rel=1e-5)
 
 
 def test_the_terms_are_weighted_and_the_first_batch_norm_more(tiny_model):
@@ -129,3 +132,5 @@ def test_settings_out_of_range_are_refused():
         deep_inversion.Config(jitter=-1)
     with pytest.raises(ValueError, match="size_weight must be from 0 to inf, got -1"):
         deep_inversion.Config(size_weight=-1)
+    with pytest.raises(ValueError, match="divergence must be one of 'from middle', 'of middle', got 'middle'"):
+        deep_inversion.Config(divergence="middle")

@@ -48,8 +48,8 @@ def test_files_are_not_mixed_with_others(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is not empty"):
         save_png(tmp_path, images(), MEAN, STD)
-    with pytest.raises(ValueError, match="three channels"):
-        save_png(tmp_path / "grey", images()[:, :1], MEAN, STD)
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        save_png(tmp_path / "two", images()[:, :2], MEAN, STD)
 
 
 def test_the_reader_yields_every_image_once_and_rewinds() -> None:

@@ -1,5 +1,6 @@
 """What generators share: the loop over tasks, finding classes and features."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, StepLR
 
-from dghlib.generators import deep_inversion, intraq, qimera
+from dghlib.generators import deep_inversion, genie_d, intraq, qimera, zeroq
 from dghlib.generators.classes import NoFeatures, NotAClassifier, find_head
+from dghlib.generators.schedules import in_proportion
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.models import FloatModel
 from dghlib.storage.checkpoints import Checkpoint
@@ -113,3 +115,26 @@ def test_a_network_without_classes_is_refused(method):
         method.generate(_model(net, task="detection"), method.Config(num_images=2), progress=False)
     with pytest.raises(NotAClassifier, match=r"mine returns \(2, 7, 2, 2\)"):
         method.generate(_model(net), method.Config(num_images=2), progress=False)
+
+
+@pytest.mark.parametrize("method", [zeroq, intraq, genie_d])
+@pytest.mark.parametrize(("share", "scaled", "expected"), [(0.5, True, 0.5), (0.5, False, 1.0), (1.0, True, 1.0)])
+def test_schedules_shrink_with_the_steps(method, share, scaled, expected, tiny_model, monkeypatch):
+    waits = []
+
+    class Watched(ReduceLROnPlateau):
+        def __init__(self, optimizer, *, patience, min_lr):
+            waits.append(patience)
+            super().__init__(optimizer, patience=patience, min_lr=min_lr)
+
+    monkeypatch.setattr(method, "ReduceLROnPlateau", Watched)
+    monkeypatch.setattr(method, "run_tasks", lambda start, **_: start(0, []).images())
+    steps = round(share * method.STEPS)
+    config = replace(method.Config(), num_images=2, batch_size=2, steps=steps, scaled_schedule=scaled)
+    method.generate(tiny_model, config, progress=False)
+    assert waits == [expected * method.PATIENCE]
+
+
+def test_a_stretch_of_a_short_schedule_is_a_step_at_least():
+    assert in_proportion(50, 80, 1000) == 4
+    assert in_proportion(100, 3, 4000) == 1

@@ -11,13 +11,14 @@ from dghlib.experiments import helpers
 from dghlib.experiments.experiment import Experiment
 from dghlib.experiments.run import RESULTS_VARIABLE, Workshop
 from dghlib.plans import methods
+from dghlib.running import processes
 from dghlib.storage.records import provenance
 
 RUNS = methods.table2("shapes", "smoke", sources=["noise"], bits=["W8A8"], seeds=1, models=["shapes_residual"])
 
 
 def test_helpers_begin_with_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(helpers, "_cores", lambda: 2)
+    monkeypatch.setattr(processes, "cores", lambda: 2)
     monkeypatch.setenv(RESULTS_VARIABLE, str(tmp_path / "results"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     broken = Experiment(profile="shapes", model="no such network")
@@ -32,7 +33,7 @@ def test_helpers_begin_with_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_one_core_has_no_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(helpers, "_cores", lambda: 1)
+    monkeypatch.setattr(processes, "cores", lambda: 1)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with helpers.helped(RUNS):
         assert "OMP_NUM_THREADS" not in os.environ
@@ -53,7 +54,7 @@ def test_processes_of_several_threads_share_the_cores(
     monkeypatch: pytest.MonkeyPatch, threads: int, count: int
 ) -> None:
     started: list[str] = []
-    monkeypatch.setattr(helpers, "_cores", lambda: 4)
+    monkeypatch.setattr(processes, "cores", lambda: 4)
     monkeypatch.setattr(helpers.torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr("multiprocessing.process.BaseProcess.start", lambda process: started.append(process.name))
     monkeypatch.setattr("multiprocessing.process.BaseProcess.terminate", lambda process: None)

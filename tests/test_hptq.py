@@ -1,6 +1,7 @@
 """HPTQ as a whole: identities, its two corrections, files, refusals, and a real network where data is at hand."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tell_classes_apart
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dghlib import datasets, models
@@ -94,6 +98,7 @@ def test_batch_size_does_not_matter(tiny_model: FloatModel) -> None:
 
 @pytest.mark.parametrize("method", QUANTIZERS.values(), ids=QUANTIZERS.keys())
 def test_the_float_model_is_left_as_it_is(method: Any, tiny_model: FloatModel) -> None:
+    tell_classes_apart(tiny_model, noise(16))
     net = tiny_model.net.train()
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -101,8 +106,8 @@ def test_the_float_model_is_left_as_it_is(method: Any, tiny_model: FloatModel) -
     random_state = torch.get_rng_state()
 
     config = method.Config()
-    if hasattr(config, "iterations"):
-        config = replace(config, iterations=2, step_iterations=min(config.step_iterations, 2))
+    few = {name: 2 for name in ("iterations", "step_iterations", "steps") if getattr(config, name, 0)}
+    config = replace(config, **few)
     quantized = method.quantize(tiny_model, noise(16), config)
 
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
@@ -260,12 +265,48 @@ def test_files_keep_the_bias_that_correction_adds(tmp_path: Path) -> None:
 def test_files_of_other_networks_and_other_files_are_refused(tiny_model: FloatModel, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     hptq.quantize(tiny_model, noise(4), hptq.Config()).save(path)
-    with pytest.raises(ValueError, match="holds 'tiny' quantized, which does not fit the network of 'net'"):
+    with pytest.raises(ValueError, match="is not 'net' quantized, it holds 'tiny'"):
         QuantizedModel.load(path, as_model(nn.Sequential(nn.Conv2d(3, 4, 1))))
     with pytest.raises(FileNotFoundError, match="no quantized model at"):
         saved_facts(tmp_path / "other")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a quantized model"):
+        QuantizedModel.load(path, tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("graph.conv1.weight_quantizer.scale", lambda values: values * 0),
+        ("graph.conv1.weight_quantizer.scale", lambda values: -values),
+        ("graph.activation_quantizers.relu.scale", lambda values: values * torch.nan),
+        ("graph.activation_quantizers.relu.zero_point", lambda values: values + 256),
+        ("graph.activation_quantizers.relu.zero_point", lambda values: values.float()),
+        ("graph.linear.layer.bias", lambda values: values * torch.inf),
+        ("header", lambda text: text.replace("[4, true]", "[true, 4]")),
+        ("header", lambda text: text.replace("[4, true]", "[4.0, true]")),
+        ("header", lambda text: text.replace("[4, true]", "[9, true]")),
+        ("header", lambda text: text.replace("[4, true]", "4")),
+        ("header", lambda text: "[" * 100_000),
+        ("header", lambda text: '{"format": 1, "about": [], "weights": {}, "activations": {}}'),
+    ],
+)
+def test_grids_of_a_file_that_cannot_be_are_refused(
+    tiny_model: FloatModel, tmp_path: Path, name: str, change: Callable[[Any], Any]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    hptq.quantize(tiny_model, noise(4), hptq.Config(weight_bits=4)).save(path)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()["dghlib"]
+        tensors = {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118
+    if name == "header":
+        changed = change(header)
+        assert changed != header
+        header = changed
+    else:
+        tensors[name] = change(tensors[name])
+    save_file(tensors, path, metadata={"dghlib": header})
+    with pytest.raises(ValueError, match=r"model\.safetensors is not .*quantize"):
         QuantizedModel.load(path, tiny_model)
 
 
@@ -309,6 +350,14 @@ def broken(images: Tensor) -> Tensor:
 def test_bad_images(tiny_model: FloatModel, images: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         hptq.quantize(tiny_model, images, hptq.Config())
+
+
+def test_a_few_pixels_far_out_are_no_other_unit(tiny_model: FloatModel) -> None:
+    images = noise(16)
+    images[3, 1, 2, 2] = 100.0  # generators that do not clip make such, a few in 100 000
+    hptq.quantize(tiny_model, images, hptq.Config())
+    with pytest.raises(ValueError, match=r"0\.13% of the values are beyond 20 times that"):
+        hptq.quantize(tiny_model, images[2:6], hptq.Config())
 
 
 def test_tensors_that_become_nan_are_named() -> None:

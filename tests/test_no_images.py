@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dghlib.models import FloatModel
-from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel, dfq, hptq, noise_report, squant
+from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel, compensated, dfq, hptq, noise_report, squant
 from dghlib.quantizers.calibration import Histogram, observe
+from dghlib.quantizers.compensation import compensate
 from dghlib.quantizers.equalization import equalize, pairs_of
 from dghlib.quantizers.expectation import expect
 from dghlib.quantizers.flips import flipped, flipped_weight
 from dghlib.quantizers.graph import folded_graph
+from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.operations import layer_at
 from dghlib.quantizers.placement import every_tensor
 from dghlib.quantizers.scale_search import weight_grid
@@ -297,3 +299,62 @@ def test_reports_compare_with_the_network_as_it_was_prepared(tiny_model: FloatMo
     assert quantized.about["preparation"] == {"equalize": {"absorb": True}}
     weights = [each.own for each in noise_report(tiny_model, quantized, noise(8)) if each.kind == "weight"]
     assert min(weights) > 35
+
+
+# Compensation
+
+
+def test_a_line_for_each_channel_brings_back_what_a_wrong_scale_and_shift_took(tiny_model: FloatModel) -> None:
+    images, others = noise(64), noise(64, seed=1)
+    quantized = squant.quantize(tiny_model, None, squant.Config(weight_bits=16, activation_bits=32))
+    layer: Any = quantized.graph.get_submodule("conv1")
+    codes = layer.weight_quantizer.to_codes(layer.layer.weight)
+    grid = layer.weight_quantizer
+    layer.layer.weight = nn.Parameter(layer.layer.weight * 1.3, requires_grad=False)
+    layer.weight_quantizer = UniformQuantizer(grid.scale * 1.3, grid.zero_point, bits=16, signed=grid.signed)
+    layer.layer.bias = nn.Parameter(layer.layer.bias + 0.2, requires_grad=False)
+    expected, before = outputs(tiny_model.net, others), outputs(quantized, others)
+    compensate(tiny_model, quantized, images, ridge=0)
+    torch.testing.assert_close(outputs(quantized, others), expected, rtol=1e-2, atol=1e-2)
+    assert (before - expected).abs().max() > 0.1
+    assert torch.equal(layer.weight_quantizer.to_codes(layer.layer.weight), codes)
+
+
+def test_compensation_judges_by_images_that_it_was_not_fitted_to(tiny_model: FloatModel) -> None:
+    """The images that fit are far from those that judge: what helps the former harms the latter, and is not kept."""
+    quantized = squant.quantize(tiny_model, None, squant.Config(weight_bits=2, activation_bits=32))
+    images = noise(16)
+    images[::2] = 8 + 4 * images[::2].flip(1)
+    compensate(tiny_model, quantized, images)
+    judged = quantized.about["compensation"]
+    again = squant.quantize(tiny_model, None, squant.Config(weight_bits=2, activation_bits=32))
+    compensate(tiny_model, again, noise(16))
+    assert judged["channels"] < again.about["compensation"]["channels"] <= judged["of"] == 17
+
+
+def test_compensated_networks_are_nearer_and_files_hold_them(tiny_model: FloatModel, tmp_path: Path) -> None:
+    images, others = noise(64), noise(64, seed=1)
+    config = compensated.Config(weight_bits=3, activation_bits=8)
+    quantized = compensated.quantize(tiny_model, images, config)
+    plain = squant.quantize(tiny_model, None, squant.Config(weight_bits=3, activation_bits=8))
+    expected = outputs(tiny_model.net, others)
+    errors = [float((outputs(net, others) - expected).square().mean()) for net in (quantized, plain)]
+    assert errors[0] < errors[1]
+    quantized.save(tmp_path / "file")
+    torch.testing.assert_close(
+        outputs(QuantizedModel.load(tmp_path / "file", tiny_model), others), outputs(quantized, others)
+    )
+
+
+def test_steps_that_are_powers_of_two_stay_so(tiny_model: FloatModel) -> None:
+    images = noise(32)
+    quantized = hptq.quantize(tiny_model, images, hptq.Config(weight_bits=3, activation_bits=8, bias_correction=False))
+    before = {path: grid.scale for path, grid in quantized.weight_quantizers().items()}
+    compensate(tiny_model, quantized, images)
+    assert quantized.about["compensation"]["channels"] > 0
+    assert all(torch.equal(grid.scale, before[path]) for path, grid in quantized.weight_quantizers().items())
+
+
+def test_one_image_cannot_fit_and_judge(tiny_model: FloatModel) -> None:
+    with pytest.raises(ValueError, match="two images at least"):
+        compensated.quantize(tiny_model, noise(1), compensated.Config())

@@ -11,14 +11,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from dghlib.experiments import run
-from dghlib.experiments.experiment import FLOAT, Run, width_of
+from dghlib.experiments.experiment import FLOAT, Experiment, Run, width_of
 from dghlib.experiments.profiles import first_models
 from dghlib.plans import papers
 from dghlib.plans.catalogue import PLANS
-from dghlib.showing import paper_figures, paper_tables, plan_tables, tables
+from dghlib.showing import detections, paper_figures, paper_tables, plan_tables, tables
 
 ONE: dict[str, Any] = {"seeds": 2, "models": ["shapes_residual"]}
-OF_DETECTORS = ("table3", "boxes")
+OF_DETECTORS = ("table3", "boxes", "head_outputs")
 
 
 def made_up(experiments: Sequence[Run]) -> list[run.Record]:
@@ -150,3 +150,23 @@ def test_the_widths_of_a_network_stand_together_where_some_are_missing() -> None
 def test_records_that_came_with_the_repository_make_the_table_of_their_plan(name: str) -> None:
     profile = "shapes_detection" if name in OF_DETECTORS else "shapes"
     assert len(plan_tables.table_of(name, run.published(PLANS[name](profile, "quick")))) > 0
+
+
+def test_two_quantizers_of_one_width_have_columns_of_their_own() -> None:
+    experiments = PLANS["table3"]("coco_lite", "quick", seeds=2)
+    records = [record | {"outputs": {"map": record["outputs"]["top1"]}} for record in made_up(experiments)]
+    table = detections.by_quantizer(records)
+    assert list(table.columns) == [
+        ("fastestdet", setting)
+        for setting in ("HPTQ W8A8", "HPTQ W4A8", "AdaRound W4A8", "AdaRound W4A4", "BRECQ W4A8", "BRECQ W4A4")
+    ]
+    assert list(table.index) == ["Gaussian noise", "ZeroQ", "GENIE", "DGH", "Real data", "Float"]
+    assert set(table.loc["Float"]) == {"0.00"}
+    of_brecq = [
+        number
+        for number, experiment in enumerate(experiments)
+        if experiment.quantizer == "brecq" and width_of(experiment.quantizer_config) == "W4A8"
+        if isinstance(experiment, Experiment) and experiment.source == "dgh"
+    ]
+    assert table.loc["DGH", ("fastestdet", "BRECQ W4A8")].startswith(f"{sum(of_brecq) / 2:.2f} ± ")
+    assert "no records" in detections.by_quantizer([]).columns[0]

@@ -9,11 +9,10 @@ from torch import nn
 
 from dghlib.generators import qimera
 from dghlib.generators.classes import find_head
-from dghlib.generators.networks import QimeraNetwork
-from dghlib.generators.qimera import mixtures_of_classes
+from dghlib.generators.networks import QimeraNetwork, mixtures_of
+from dghlib.generators.qimera import random_mixtures
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics, working_copy
-from dghlib.seeds import stream
 
 SMALL = qimera.Config(num_images=32, batch_size=16, steps=20)
 
@@ -26,40 +25,73 @@ def _task(model: FloatModel, config: qimera.Config) -> qimera._Task:
 
 def test_mixtures_are_classes_or_superpositions():
     draws = torch.Generator().manual_seed(0)
-    mixtures = mixtures_of_classes(2000, 10, 0.4, 2, draws)
+    classes, shares = random_mixtures(2000, 10, 2, draws)
+    mixtures = mixtures_of(classes, shares, 10)
     torch.testing.assert_close(mixtures.sum(1), torch.ones(2000))
-    assert (mixtures >= 0).all()
-    classes = (mixtures > 0).sum(1)
     # two classes coincide in a tenth of the mixtures
-    assert (classes == 2).float().mean() == pytest.approx(0.4 * 0.9, abs=0.04)
-    assert (classes <= 2).all()
-    assert ((mixtures_of_classes(50, 10, 0.0, 2, draws) > 0).sum(1) == 1).all()
-    assert ((mixtures_of_classes(50, 10, 1.0, 300, draws) > 0).sum(1) == 10).all()
+    assert ((mixtures > 0).sum(1) == 2).float().mean() == pytest.approx(0.9, abs=0.03)
+    larger = mixtures[classes[:, 0] != classes[:, 1]].max(1).values  # sigmoids of |N(0, 2)|
+    assert larger.mean().item() == pytest.approx(0.73, abs=0.02)
+    alone, whole = random_mixtures(50, 10, 1, draws)
+    assert (whole == 1).all()
+    assert torch.equal(mixtures_of(alone, whole, 10).argmax(1), alone[:, 0])
 
 
-def test_the_network_mixes_embeddings_and_the_scales_of_classes():
+def test_noise_is_added_to_each_embedding_and_mixed_with_it():
     network = QimeraNetwork((3, 8, 8), torch.eye(4))
     seen: list[torch.Tensor] = []
     network.linear.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    network.body[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    classes, shares = torch.tensor([[0, 1]] * 8), torch.tensor([[0.25, 0.75]] * 8)
+    noise = torch.zeros(8, 2, 4)
+    noise[:, 1, 2] = 1.0
+    network(classes, shares, noise)
+    # (1, 0, 0, 0) and (0, 1, 1, 0), each less its mean and over its deviation, then mixed
+    first = (torch.tensor([1.0, 0.0, 0.0, 0.0]) - 1 / 4) / math.sqrt(3 / 16)
+    second = torch.tensor([-1.0, 1.0, 1.0, -1.0])
+    torch.testing.assert_close(seen[0][0], 0.25 * first + 0.75 * second, atol=1e-3, rtol=0)
+
+
+def test_many_classes_leave_a_mixture_what_it_is_whatever_the_noise():
+    embeddings = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
+    network = QimeraNetwork((3, 8, 8), embeddings)
+    seen: list[torch.Tensor] = []
+    network.linear.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    draws = torch.Generator().manual_seed(1)
+    classes, shares = random_mixtures(16, 500, 500, draws)
+    for _ in range(2):
+        network(classes, shares, torch.randn(16, 500, 64, generator=draws))
+    # Of embeddings, drawn with replacement, e + 1 parts are left of a mixture, e of the noise beside them.
+    expected = (math.e + 1) / (2 * math.e + 1)
+    assert torch.cosine_similarity(seen[0], seen[1]).mean().item() == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_scales_and_shifts_are_mixed_where_classes_have_their_own(conditional):
+    network = QimeraNetwork((3, 8, 8), torch.eye(4), conditional=conditional)
+    rows = torch.tensor([1.0, 3.0, 0.0, 0.0]) if conditional else torch.tensor([2.0])
+    assert network.norm.scales.shape == (len(rows), 128)
+    every = {
+        name: values.shape[0] for name, values in network.state_dict().items() if name.endswith(("scales", "shifts"))
+    }
+    assert list(every.values()) == [len(rows)] * 6
+    seen: list[torch.Tensor] = []
+    network.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
-        network.scales.copy_(torch.tensor([1.0, 3.0, 0.0, 0.0])[:, None].expand(4, 128))
-        network.shifts.copy_(torch.tensor([0.0, 2.0, 0.0, 0.0])[:, None].expand(4, 128))
-        network(torch.tensor([[0.5, 0.5, 0.0, 0.0]] * 8), torch.zeros(8, 4))
-    # (1/2, 1/2, 0, 0) less its mean, over its deviation of 1/4
-    torch.testing.assert_close(seen[0][0], torch.tensor([1.0, 1.0, -1.0, -1.0]), atol=1e-3, rtol=0)
-    # all images are alike: of variance 0 but for the places in a map, so the mean is the shift, mixed
-    assert seen[1].mean().item() == pytest.approx(1.0, abs=1e-3)
-    assert seen[1].std().item() == pytest.approx(2.0, rel=0.05)  # the scale, mixed
+        network.norm.scales.copy_(rows[:, None].expand(-1, 128))
+        network.norm.shifts.copy_(rows[:, None].expand(-1, 128))
+        network(torch.tensor([[0, 1]] * 8), torch.full((8, 2), 0.5), torch.zeros(8, 2, 4))
+    # all images are alike: of variance 0 but for the places in a map, so the mean is the shift
+    assert seen[0].mean().item() == pytest.approx(2.0, abs=1e-3)
+    assert seen[0].std().item() == pytest.approx(2.0, rel=0.05)
 
 
 def test_the_loss_by_hand(tiny_model, monkeypatch):
     task = _task(tiny_model, replace(SMALL, superposed=0.0))
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(task, "_made", lambda mixtures, draws: images + 0 * task.generator.embeddings.sum())
-    draws = torch.Generator()
-    draws.set_state(task.draws.get_state())
-    labels = mixtures_of_classes(16, 5, 0.0, 2, draws).argmax(1)
+    labels = torch.arange(16) % 5
+    targets = nn.functional.one_hot(labels, 5).float()
+    made = images + 0 * task.generator.embeddings.sum()
+    monkeypatch.setattr(task, "_made", lambda count, superposed, draws: (made, targets))
     terms = task.step()
     net, bn = tiny_model.net, tiny_model.net.bn1
     with torch.no_grad():
@@ -74,13 +106,13 @@ def test_the_loss_by_hand(tiny_model, monkeypatch):
 
 
 def test_the_loss_falls_and_images_are_of_their_class(tiny_model):
-    task = _task(tiny_model, replace(SMALL, superposed=0.0, batch_size=32))
+    task = _task(tiny_model, replace(SMALL, superposed=0.0, batch_size=32, steps=400))
     losses = [sum(task.step().values()) for _ in range(80)]
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
-    labels = mixtures_of_classes(32, 5, 0.0, 2, stream(0, "qimera", "images")).argmax(1)
     with torch.no_grad():
-        predicted = tiny_model.net(task.images()).argmax(1)
-    assert (predicted == labels).sum() >= 13  # of 32; by chance one in five
+        images, targets = task._made(64, False, torch.Generator().manual_seed(0))
+        predicted = tiny_model.net(images).argmax(1)
+    assert (predicted == targets.argmax(1)).sum() >= 26  # of 64; by chance one in five
 
 
 def test_steps_are_for_each_batch_of_images(tiny_model, monkeypatch):
@@ -90,6 +122,34 @@ def test_steps_are_for_each_batch_of_images(tiny_model, monkeypatch):
     assert seen["steps"] == 3 * 7
 
 
+def test_the_rate_falls_at_each_quarter_but_the_last(tiny_model):
+    task = _task(tiny_model, replace(SMALL, num_images=32, batch_size=16, steps=4))
+    rates = []
+    for _ in range(8):
+        rates.append(task.optimizer.param_groups[0]["lr"])
+        task.step()
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
+
+
+def test_a_coin_decides_for_a_batch_in_training_and_the_share_for_the_images(tiny_model, monkeypatch):
+    task = _task(tiny_model, replace(SMALL, num_images=30, superposed=0.4))
+    asked: list[tuple[int, bool]] = []
+    made = task._made
+
+    def noted(count: int, superposed: bool, draws: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append((count, superposed))
+        return made(count, superposed, draws)
+
+    monkeypatch.setattr(task, "_made", noted)
+    assert task.images().shape == (30, 3, 8, 8)
+    assert asked == [(12, True), (16, False), (2, False)]
+    asked.clear()
+    for _ in range(12):
+        task.step()
+    assert {count for count, _ in asked} == {16}
+    assert {superposed for _, superposed in asked} == {True, False}
+
+
 def test_embeddings_may_begin_with_the_classifier(tiny_model):
     task = _task(tiny_model, replace(SMALL, embeddings="classifier"))
     assert torch.equal(task.generator.embeddings, tiny_model.net.linear.weight)
@@ -97,7 +157,7 @@ def test_embeddings_may_begin_with_the_classifier(tiny_model):
 
 
 def test_presets_of_thousands_of_classes_run_with_few(tiny_model):
-    config = replace(qimera.PRESETS["resnet50"], num_images=3, batch_size=2, steps=1)
+    config = replace(qimera.PRESETS["imagenet_resnet50"], num_images=3, batch_size=2, steps=1)
     assert qimera.generate(tiny_model, config, progress=False).shape == (3, 3, 8, 8)
 
 

@@ -274,7 +274,7 @@ def test_classes_that_inherit_from_torch() -> None:
         pass
 
     assert not batch_norms(check_equal(nn.Sequential(MyConv(3, 4, 3), MyBatchNorm(4))))
-    assert len(batch_norms(check_equal(nn.Sequential(Doubling(3, 4, 3), MyBatchNorm(4))))) == 1
+    assert not batch_norms(check_equal(nn.Sequential(Doubling(3, 4, 3), MyBatchNorm(4))))
 
 
 def test_optional_inputs_keep_their_default() -> None:
@@ -385,7 +385,7 @@ def test_networks_that_hide_from_tracing_are_refused() -> None:
             self.calls += 1
             return self.conv(x) * self.calls
 
-    with pytest.raises(UntraceableNetwork, match="differs from the original"):
+    with pytest.raises(UntraceableNetwork, match="changes from call to call"):
         folded_graph(as_model(Counting().eval()))
 
 
@@ -410,16 +410,3 @@ def test_broken_tensors_are_named(tensor: str) -> None:
     net.state_dict()[tensor].view(-1)[0] = torch.nan
     with pytest.raises(ValueError, match=tensor):
         folded_graph(as_model(net))
-
-
-def test_weights_that_stay_in_float_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    net = Written(lambda net, x: net.attention(*[x.flatten(2)] * 3)[0], attention=nn.MultiheadAttention(64, 1)).eval()
-    folded_graph(as_model(net))
-    assert "attention (MultiheadAttention)" in caplog.text
-
-
-def test_parameters_that_no_layer_reads_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    net = Written(lambda net, x: net.a(x).mean((2, 3)) @ net.weight).eval()
-    net.weight = nn.Parameter(torch.zeros(4, 5))
-    folded_graph(as_model(net))
-    assert "weight (read as it is)" in caplog.text

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from dghlib.storage import records
 
@@ -35,10 +36,13 @@ def test_settings_that_came_later_leave_earlier_records_alone():
     @dataclasses.dataclass(frozen=True)
     class Grown(Settings):
         turns: float = records.added_later(0.0)
+        scaled: bool = records.added_later(True, before=False)
 
-    assert records.fingerprint(Grown()) == records.fingerprint(Settings())
-    assert records.fingerprint(Grown(turns=1.0)) != records.fingerprint(Settings())
+    assert records.fingerprint(Grown(scaled=False)) == records.fingerprint(Settings())
+    assert records.fingerprint(Grown(scaled=False, turns=1.0)) != records.fingerprint(Settings())
     assert records.plain(Grown(turns=1.0))["turns"] == 1.0
+    assert records.plain(Grown())["scaled"] is True, "what it is now is not what it was before"
+    assert records.always_recorded(Grown) == {"steps", "path", "bits"}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}])
@@ -59,6 +63,35 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         records.write_atomically(target, disk_full)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[enforce fail]\nin C++"), SafetensorError("I/O error")])
+def test_whatever_a_library_calls_a_full_disk_it_is_one_line_with_path_and_remedy(error, tmp_path):
+    def disk_full(path: Path) -> None:
+        raise error
+
+    with pytest.raises(OSError, match=r"could not write .*/m: .*MB are free there: make room, or name") as told:
+        records.write_atomically(tmp_path / "m", disk_full)
+    assert "\n" not in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_has_its_name_once_it_is_complete(tmp_path):
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "1").touch()
+        assert not list((tmp_path / "set").iterdir())
+        if fails:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "set").mkdir()
+    fails = True
+    with pytest.raises(OSError, match="No space left"):
+        records.write_folder_atomically(tmp_path / "set", write)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    fails = False
+    records.write_folder_atomically(tmp_path / "set", write)
+    assert (tmp_path / "set" / "1").exists()
 
 
 def _sound_record(folder: Path) -> Path:
@@ -84,7 +117,16 @@ def test_provenance_names_the_processor_and_the_threads():
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda text: text[:-20], lambda text: "[]", lambda text: text.replace('"m"', '"n"')]
+    "damage",
+    [
+        lambda text: text[:-20],
+        lambda text: "[]",
+        lambda text: "[" * 100_000,
+        lambda text: text.replace('"m"', '"n"'),
+        lambda text: text.replace("1.0", "NaN"),
+        lambda text: text.replace("1.0", "1e999"),
+        lambda text: text.replace('{\n  "top1": 1.0\n }', "[1.0]"),
+    ],
 )
 def test_a_corrupt_record_is_kept_aside_and_told(tmp_path, damage, caplog):
     path = _sound_record(tmp_path)
@@ -93,6 +135,10 @@ def test_a_corrupt_record_is_kept_aside_and_told(tmp_path, damage, caplog):
     assert not path.exists()
     assert path.with_name(path.name + ".corrupt").exists()
     assert "computed again" in caplog.text
+    again = _sound_record(tmp_path)
+    again.write_text("torn")
+    records.read_record(again)
+    assert len(list(tmp_path.glob("*.corrupt*"))) == 2
 
 
 def test_a_record_says_of_which_code_it_is_and_whether_that_was_modified(tmp_path, monkeypatch):

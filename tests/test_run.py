@@ -21,7 +21,7 @@ from dghlib.images import normalise
 from dghlib.plans import methods
 from dghlib.plans.papers import transfer
 from dghlib.plans.parts import parse_bits, quantizer_config
-from dghlib.quantizers import QUANTIZERS
+from dghlib.quantizers import QUANTIZERS, reconstruction
 from dghlib.showing import tables
 from dghlib.storage.records import fingerprint
 
@@ -181,6 +181,27 @@ def test_every_quantizer_runs_in_a_plan(tmp_path):
     assert not list(tmp_path.rglob("*.checkpoint"))
 
 
+def test_a_checkpoint_lasts_until_the_record_is_on_the_disk(tmp_path, monkeypatch):
+    options: dict[str, Any] = {
+        "methods": ["brecq"],
+        "bits": ["W4A4"],
+        "policies": ["academic"],
+        "sources": ["noise"],
+        "seeds": 1,
+    }
+    (experiment,) = methods.quantizers(**SMOKE, **options)[1:]
+    workshop = run.Workshop(tmp_path / "results")
+    with monkeypatch.context() as full:
+        full.setattr(run, "write_json", lambda *arguments: exec('raise OSError(28, "No space left on device")'))
+        with pytest.raises(OSError, match="No space left"):
+            workshop.compute(experiment, wait=True)
+    with monkeypatch.context() as again:
+        again.setattr(reconstruction, "learn", lambda *arguments: pytest.fail("learned again"))
+        workshop.compute(experiment, wait=True)
+    assert not list(tmp_path.rglob("*.checkpoint"))
+    assert not list(tmp_path.rglob(".*"))
+
+
 def test_short_runs_have_rates_to_match():
     """A rounding's way is rate times steps; published: 0.001 times 20 000."""
     paper, short = BUDGETS["paper"], BUDGETS["standard"]
@@ -189,6 +210,16 @@ def test_short_runs_have_rates_to_match():
     assert (config.weight_bits, config.activation_bits, config.bits) == (2, 4, "academic")
     assert config.rounding_rate * config.iterations == pytest.approx(20)
     assert config.step_iterations == config.iterations / 4
+
+
+def test_fine_tuning_has_its_part_of_a_budget():
+    """At the same rate: a step that is stable in a long run is so in a short one."""
+    paper, quick = BUDGETS["paper"], BUDGETS["quick"]
+    assert quantizer_config("lsq", "W4A4", paper) == QUANTIZERS["lsq"].Config()
+    short = quantizer_config("genq_qat", "W3A3", quick, bits="academic")
+    assert (short.weight_bits, short.steps, short.iterations) == (3, 500, 100)
+    assert short.rate == QUANTIZERS["genq_qat"].Config().rate
+    assert short.of_start() == quantizer_config("genie_m", "W3A3", quick, bits="academic")
 
 
 def test_images_of_another_network(tmp_path):

@@ -43,12 +43,13 @@ class Holding:
         return PLANS[plan](self.profile, budget or self.budget, seeds=self.seeds, models=self.models)
 
 
+_OF_CIFAR10 = ("table1", "table2", "table4", "table5", "sources", "output_weights", "no_images", "compensation")
 _SMALL = ("cifar10_resnet20", "cifar10_mobilenetv2")
 _FIGURES = tuple(f"figure{number}" for number in range(1, 8))
 _PICTURES = ("figure8", "figure9")
 _OUTSIDE = ("files", "onnxruntime")
 # Are not held for all networks and seeds of shapes.
-_FEWER = ("table3", "boxes", "layers", "image_costs", "gallery", *_PICTURES, *_OUTSIDE)
+_FEWER = ("table3", "boxes", "head_outputs", "layers", "image_costs", "gallery", *_PICTURES, *_OUTSIDE)
 HOLDINGS = (
     Holding("shapes", "quick", tuple(name for name in PLANS if name not in _FEWER)),
     Holding("shapes", "quick", _PICTURES, seeds=1),
@@ -56,16 +57,19 @@ HOLDINGS = (
     Holding("shapes", "quick", ("image_costs",), ("shapes_residual",)),
     Holding("shapes", "quick", ("gallery", *_OUTSIDE), ("shapes_residual",), seeds=1),
     Holding("shapes_detection", "quick", ("table3",)),
+    Holding("coco_lite", "quick", ("table3",)),
+    Holding("coco_lite", "quick", ("head_outputs",), seeds=1),
     Holding("shapes_detection", "quick", ("figure8", "boxes"), ("shapes_ssdlite",), seeds=1),
-    Holding(
-        "cifar10", "standard", ("table1", "table2", "table4", "table5", *_FIGURES, "sources", "output_weights"), _SMALL
-    ),
+    Holding("cifar10", "standard", (*_OF_CIFAR10, *_FIGURES), _SMALL),
     Holding("cifar10", "standard", _PICTURES, _SMALL, seeds=1),
     Holding("cifar10", "standard", ("quantizers",), ("cifar10_resnet20",)),
     Holding("cifar10", "standard", ("quantizers",), ("cifar10_mobilenetv2",), seeds=2),
     Holding("cifar10", "standard", ("table1", "table2", "quantizers"), ("cifar10_resnet56",), seeds=1),
     Holding("cifar10", "standard", ("placements",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("dgh_settings",), ("cifar10_resnet20",), seeds=1),
+    Holding("cifar10", "quick", ("output_shares",), _SMALL, seeds=1),
+    Holding("tiny_imagenet", "quick", ("output_shares",), seeds=1),
+    Holding("imagenet_lite", "quick", ("table2",), seeds=1),
     Holding("tiny_imagenet", "standard", ("table1", "table2", "table4"), seeds=1),
 )
 
@@ -86,6 +90,11 @@ def held(plan: str, profile: str, budget: str | None = None) -> list[Run]:
     return [
         experiment for holding in holders if holding.profile == profile for experiment in holding.runs(plan, budget)
     ]
+
+
+def of_every_profile(plan: str, budget: str | None = None) -> list[Run]:
+    """Return the runs of a plan that `results/` is to hold, of all profiles of which it has any: see `held`."""
+    return [each for name, profile in _items(None) if name == plan for each in held(plan, profile, budget)]
 
 
 def lacking(profile: str | None = None) -> list[Run]:

@@ -12,6 +12,7 @@ from dghlib.datasets.annotated import AnnotatedImages
 from dghlib.datasets.cifar import cifar10
 from dghlib.datasets.coco import coco
 from dghlib.datasets.imagenet import imagenet
+from dghlib.datasets.imagenet_lite import imagenet_lite
 from dghlib.datasets.labelled import LabelledImages, batches, sample
 from dghlib.datasets.tiny_imagenet import tiny_imagenet
 
@@ -22,6 +23,7 @@ __all__ = [
     "AnnotatedImages",
     "LabelledImages",
     "batches",
+    "draw",
     "load",
     "load_annotated",
     "sample",
@@ -35,12 +37,14 @@ def _shapes(split: str, num_images: int | None) -> LabelledImages:
     return shapes.classification(split, SHAPES_IMAGES if num_images is None else num_images)
 
 
-DATASETS: dict[str, Callable[[str, int | None], LabelledImages]] = {
+DATASETS: dict[str, Callable[..., LabelledImages]] = {
     "shapes": _shapes,
     "cifar10": cifar10,
     "tiny_imagenet": tiny_imagenet,
     "imagenet": imagenet,
+    "imagenet_lite": imagenet_lite,
 }
+PHOTOGRAPHS = ("imagenet", "imagenet_lite")  # are of many sizes, and scaled to that of a network
 
 
 def _scenes(split: str, num_images: int | None) -> AnnotatedImages:
@@ -69,7 +73,8 @@ def load(
     name_or_path: str | Path,
     split: str = "test",
     num_images: int | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    seed: int = 0,
 ) -> LabelledImages:
     """Return a data set by its name, or from an `.npz` file or an image folder.
 
@@ -77,30 +82,53 @@ def load(
         name_or_path: a name of DATASETS or a path; "./cifar10" is a folder in any case.
         split: "test" or "train"; files and folders have no splits, of them it takes no notice.
         num_images: how many, chosen once and for all so that they are of all classes; None for all.
-        image_size: (height, width) that the images must have; those of an image folder are brought to it.
+        image_shape: (C, H, W) that the images must have, C being 1 or 3; those of an image folder and of PHOTOGRAPHS
+            are brought to it.
+        seed: which images of a file or folder; of those that are not chosen none is decoded.
 
     Raises:
         UnknownName: neither a known name nor a path (a path has a folder or ends in `.npz`).
         FileNotFoundError: nothing is there; for public data sets the message says which command gets it.
-        ValueError: images of another size than `image_size`, and what else the readers object to.
+        ValueError: images of another shape than `image_shape`, and what else the readers object to.
     """
     if str(name_or_path) not in DATASETS and _is_path(Path(name_or_path)):
-        data = _read(Path(name_or_path), num_images, image_size)
+        data = _read(Path(name_or_path), num_images, image_shape, seed)
     else:
-        data = look_up(DATASETS, str(name_or_path), "data set")(split, num_images)
-    found = tuple(data.images.shape[2:])
-    if image_size is not None and found != image_size:
-        raise ValueError(f"images of {name_or_path} have height and width {found}, wanted {image_size}")
+        how = {"image_size": image_shape[1:]} if image_shape and str(name_or_path) in PHOTOGRAPHS else {}
+        data = look_up(DATASETS, str(name_or_path), "data set")(split, num_images, **how)
+    found = tuple(data.images.shape[1:])
+    if image_shape is not None and found != tuple(image_shape):
+        raise ValueError(
+            f"images of {name_or_path} have {found[0]} channels, height and width {found[1:]}; wanted {image_shape}"
+        )
     return data
+
+
+def draw(
+    name_or_path: str | Path,
+    split: str,
+    num_images: int,
+    seed: int,
+    available: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> LabelledImages:
+    """Return `num_images` drawn from a data set without replacement, the same ones for the same seed.
+
+    Of a file or a folder that is `load` with a seed; a data set by its name is loaded, its first `available` images if
+    that is said, and drawn from. Raises as `load` does, and ValueError where there are fewer.
+    """
+    if str(name_or_path) not in DATASETS and _is_path(Path(name_or_path)):
+        return load(name_or_path, split, num_images, image_shape, seed)
+    return sample(load(name_or_path, split, available, image_shape), num_images, seed)
 
 
 def _is_path(path: Path) -> bool:
     return path.exists() or path.suffix == ".npz" or len(path.parts) > 1
 
 
-def _read(path: Path, num_images: int | None, image_size: tuple[int, int] | None) -> LabelledImages:
+def _read(path: Path, num_images: int | None, image_shape: tuple[int, int, int] | None, seed: int) -> LabelledImages:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     if path.is_dir():
-        return files.image_folder(path, num_images, image_size)
-    return files.npz(path, num_images)
+        return files.image_folder(path, num_images, image_shape, seed)
+    return files.npz(path, num_images, seed)

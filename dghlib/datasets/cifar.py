@@ -15,6 +15,7 @@ from dghlib.choices import look_up
 from dghlib.datasets import files
 from dghlib.datasets.labelled import LabelledImages, choose
 from dghlib.storage import assets
+from dghlib.storage.reading import reading
 
 _BATCHES = {"test": ["test_batch"], "train": [f"data_batch_{number}" for number in range(1, 6)]}
 
@@ -34,10 +35,12 @@ def cifar10(split: str, num_images: int | None = None) -> LabelledImages:
     prepared = assets.data_dir() / "cifar10" / _PREPARED[split]
     if prepared.is_file():
         return files.npz(prepared, num_images)
-    batches, classes = _unpack(assets.locate("cifar10"), names)
-    images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-    labels = np.concatenate([batch["labels"] for batch in batches])
-    data = LabelledImages(torch.from_numpy(images), torch.from_numpy(labels), classes)
+    path = assets.locate("cifar10")
+    with reading(path, "laid out as the public archive", "`dgh data cifar10` downloads that one"):
+        batches, classes = _unpack(path, names)
+        images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        labels = np.concatenate([batch["labels"] for batch in batches])
+        data = LabelledImages(torch.from_numpy(images), torch.from_numpy(labels), classes)
     return data[choose(len(data), num_images)]
 
 

@@ -18,6 +18,7 @@ from dghlib.datasets.annotated import AnnotatedImages, Annotations
 from dghlib.datasets.files import read_image
 from dghlib.datasets.labelled import choose
 from dghlib.storage import assets
+from dghlib.storage.reading import reading
 
 ANNOTATIONS = "annotations/instances_val2017.json"
 CALIBRATION_IMAGES = 1_000  # the last of the photographs, which no test looks at
@@ -49,11 +50,11 @@ def read_annotations(archive: Path, member: str) -> Annotations:
     Raises:
         ValueError: it is no zip archive, or is laid out in another way, or what it holds is no JSON.
     """
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            return json.loads(opened.read(member))
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{archive} is not laid out as the public archive: {error}") from error
+    with (
+        reading(archive, "laid out as the public archive", "`dgh data coco` downloads that one"),
+        zipfile.ZipFile(archive) as opened,
+    ):
+        return json.loads(opened.read(member))
 
 
 class ArchivedImages(Sequence[Tensor]):
@@ -69,10 +70,8 @@ class ArchivedImages(Sequence[Tensor]):
 
     def __init__(self, archive: Path, names: Sequence[str]):
         self.path, self.names = archive, list(names)
-        try:
+        with reading(archive, "a zip archive", "`dgh data coco` downloads it"):
             self.archive = zipfile.ZipFile(archive)
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{archive} is no zip archive: {error}") from error
 
     def __len__(self) -> int:
         return len(self.names)

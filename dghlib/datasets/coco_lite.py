@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dghlib.choices import look_up
 from dghlib.datasets.annotated import AnnotatedImages, Annotations
 from dghlib.datasets.coco import ArchivedImages, read_annotations
-from dghlib.datasets.files import open_rgb
+from dghlib.datasets.files import open_image
 from dghlib.datasets.labelled import choose
 from dghlib.storage import assets
 from dghlib.storage.records import write_atomically
@@ -121,9 +121,9 @@ def _photograph(part: str, entry: Mapping[str, Any]) -> Image.Image:
     whole = assets.data_dir() / assets.manifests()["coco"].path
     if part == "val" and whole.is_file():
         with zipfile.ZipFile(whole) as archive:
-            image = open_rgb(io.BytesIO(archive.read(member)), member)
+            image = open_image(io.BytesIO(archive.read(member)), member)
     else:
-        image = open_rgb(assets.fetch(_manifest(member), progress=False, verify=False), member)
+        image = open_image(assets.fetch(_manifest(member), progress=False, verify=False), member)
     if image.size != (entry["width"], entry["height"]):
         raise ValueError(f"{member} is of {image.size} pixels, COCO says {entry['width']} x {entry['height']}")
     return image

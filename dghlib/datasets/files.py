@@ -3,8 +3,6 @@
 Whatever is wrong with them is told with the file's name and the way to put it right.
 """
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import IO
 
@@ -13,13 +11,15 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from dghlib.choices import check_choice
 from dghlib.datasets.labelled import LabelledImages, choose
+from dghlib.storage.reading import reading
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"})
 
 
-def npz(path: Path, num_images: int | None = None) -> LabelledImages:
-    """Read images from the arrays of an `.npz` file.
+def npz(path: Path, num_images: int | None = None, seed: int = 0) -> LabelledImages:
+    """Read images from the arrays of an `.npz` file; `seed` says which, if not all.
 
     `images` is uint8, (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; `labels` holds N integers from 0;
     `classes`, if there, the names of the classes.
@@ -27,11 +27,12 @@ def npz(path: Path, num_images: int | None = None) -> LabelledImages:
     Raises:
         ValueError: not an `.npz` file, an array missing, of another shape or, for pixels, of another dtype.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in ("images", "labels", "classes") if name in arrays}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not an .npz file of plain arrays: {error}") from error
+    with (
+        reading(path, "an .npz file of plain arrays", "numpy.savez writes such files"),
+        path.open("rb") as file,
+        np.load(file, allow_pickle=False) as arrays,
+    ):
+        found = {name: arrays[name] for name in ("images", "labels", "classes") if name in arrays}
     if missing := {"images", "labels"} - found.keys():
         raise ValueError(f"{path} has no array {' and no array '.join(sorted(missing))}")
     images, labels = _channels_first(path, found["images"]), _integers(path, found["labels"])
@@ -39,7 +40,7 @@ def npz(path: Path, num_images: int | None = None) -> LabelledImages:
         classes = tuple(str(name) for name in found["classes"])
     else:
         classes = tuple(str(label) for label in range(labels.max(initial=0) + 1))
-    which = choose(len(images), num_images)
+    which = choose(len(images), num_images, seed)
     try:
         return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels), classes)[which]
     except ValueError as error:
@@ -66,29 +67,29 @@ def _integers(path: Path, labels: np.ndarray) -> np.ndarray:
 
 
 def image_folder(
-    path: Path, num_images: int | None = None, image_size: tuple[int, int] | None = None
+    path: Path, num_images: int | None = None, image_shape: tuple[int, int, int] | None = None, seed: int = 0
 ) -> LabelledImages:
     """Read a folder that has one sub-folder of images for each class, classes in alphabetic order.
 
-    Images of another size than `image_size` (height, width) are scaled until they cover it, and cropped about
-    their centre. Grey ones become RGB.
+    A folder of images alone is one class. Images of another size than `image_shape` (C, H, W) are scaled until they
+    cover it, and cropped about their centre; they become RGB, or grey if C is 1. Those that are not among the
+    `num_images` that `seed` chooses are not opened.
 
     Raises:
-        ValueError: no sub-folder, one without images, a file that is no image, or images of several sizes
-            without an `image_size`.
+        ValueError: no image, a sub-folder without images, a file that is no image, or images of several sizes
+            without an `image_shape`.
     """
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
-    if not folders:
-        raise ValueError(f"{path} has no sub-folder; it needs one for each class, with the images of that class")
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir()) or [path]
     files = [(file, label) for label, folder in enumerate(folders) for file in image_files(folder)]
-    chosen = [files[k] for k in choose(len(files), num_images)]
+    chosen = [files[k] for k in choose(len(files), num_images, seed)]
+    channels, size = (3, None) if image_shape is None else (image_shape[0], image_shape[1:])
     images: list[np.ndarray] = []
     for file, _ in tqdm(chosen, desc=f"read {path.name}", unit="image", delay=3, leave=False):
-        images.append(read_image(file, str(file), image_size))
+        images.append(read_image(file, str(file), size, channels))
         if images[-1].shape != images[0].shape:
             raise ValueError(
                 f"{file} has height and width {images[-1].shape[1:]}, but {chosen[0][0]} has "
-                f"{images[0].shape[1:]}; give an image_size to bring all to one"
+                f"{images[0].shape[1:]}; give an image_shape to bring all to one"
             )
     labels = torch.tensor([label for _, label in chosen])
     return LabelledImages(torch.from_numpy(np.stack(images)), labels, tuple(folder.name for folder in folders))
@@ -102,23 +103,42 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_image(file: IO[bytes] | Path, name: str, image_size: tuple[int, int] | None = None) -> np.ndarray:
-    """Return one image file as RGB pixels, uint8 (3, H, W); `name` is for the error.
+def read_image(
+    file: IO[bytes] | Path, name: str, image_size: tuple[int, int] | None = None, channels: int = 3
+) -> np.ndarray:
+    """Return one image file as pixels, uint8 (C, H, W), grey if `channels` is 1, else RGB; `name` is for the error.
+
+    Raises:
+        ValueError: the file is not an image that Pillow can read, or of neither 1 nor 3 channels.
+    """
+    check_choice("the number of channels", channels, (1, 3))
+    image = open_image(file, name, "L" if channels == 1 else "RGB")
+    if image_size is not None:
+        height, width = image_size
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
+
+
+def evaluation_crop(
+    file: IO[bytes] | Path, name: str, size: tuple[int, int], resampling: Image.Resampling
+) -> np.ndarray:
+    """Return the middle of an image, uint8 (3, H, W), as networks for ImageNet are tested.
+
+    It is scaled to cover 8/7 of `size` (H, W), 256 pixels for 224, before its middle is cut out; `name` is for the
+    error.
 
     Raises:
         ValueError: the file is not an image that Pillow can read.
     """
-    image = open_rgb(file, name)
-    if image_size is not None:
-        height, width = image_size
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
+    image = open_image(file, name)
+    (height, width), found = size, image.size
+    scale = max(round(side * 8 / 7) / length for side, length in zip((width, height), found, strict=True))
+    image = image.resize((round(found[0] * scale), round(found[1] * scale)), resampling)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return np.asarray(image.crop((left, top, left + width, top + height))).transpose(2, 0, 1)
 
 
-def open_rgb(file: IO[bytes] | Path, name: str) -> Image.Image:
-    """Return one image file as RGB; raises as `read_image` does."""
-    try:
-        with Image.open(file) as opened:
-            return opened.convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow's unidentified, truncated and malformed images
-        raise ValueError(f"{name} is not a readable image: {error}") from error
+def open_image(file: IO[bytes] | Path, name: str, mode: str = "RGB") -> Image.Image:
+    """Return one image file in a mode of Pillow's; raises as `read_image` does."""
+    with reading(name, "a readable image", "replace it, or take it out of the folder"), Image.open(file) as opened:
+        return opened.convert(mode)

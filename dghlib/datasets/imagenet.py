@@ -5,26 +5,25 @@ have them: `imagenet/val/<WordNet id>/*.JPEG`, and `imagenet/train` likewise. A 
 sorted list.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from dghlib.choices import look_up
-from dghlib.datasets.files import image_files, open_rgb
+from dghlib.datasets.files import evaluation_crop, image_files
 from dghlib.datasets.labelled import LabelledImages, choose
 from dghlib.storage import assets
 
-_SHORTER_SIDE, _CROP = 256, 224
+DEFAULT_SIZE = (224, 224)  # pixels, height and width
 _FOLDERS = {"test": "val", "train": "train"}
 
 
-def imagenet(split: str, num_images: int | None = None) -> LabelledImages:
-    """Return uint8 images (N, 3, 224, 224) of a split, "test" (the validation images) or "train".
+def imagenet(split: str, num_images: int | None = None, image_size: tuple[int, int] = DEFAULT_SIZE) -> LabelledImages:
+    """Return uint8 images (N, 3, H, W) of a split, "test" (the validation images) or "train".
 
-    As all papers test: the shorter side is scaled to 256 pixels, bilinearly, and the middle 224x224 are cut out.
+    As all papers test: the shorter side is scaled to 256 pixels, bilinearly, and the middle 224x224 are cut out; at
+    another `image_size` (H, W) in proportion.
 
     Raises:
         FileNotFoundError: the folder is not there; the message says where it belongs.
@@ -40,17 +39,7 @@ def imagenet(split: str, num_images: int | None = None) -> LabelledImages:
     classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
     files = [(file, label) for label, name in enumerate(classes) for file in image_files(folder / name)]
     chosen = [files[k] for k in choose(len(files), num_images)]
-    pixels = np.empty((len(chosen), 3, _CROP, _CROP), dtype=np.uint8)
+    pixels = np.empty((len(chosen), 3, *image_size), dtype=np.uint8)
     for k, (file, _) in enumerate(tqdm(chosen, desc="read imagenet", unit="image", delay=3, leave=False)):
-        pixels[k] = _test_crop(file)
+        pixels[k] = evaluation_crop(file, str(file), image_size, Image.Resampling.BILINEAR)
     return LabelledImages(torch.from_numpy(pixels), torch.tensor([label for _, label in chosen]), classes)
-
-
-def _test_crop(file: Path) -> np.ndarray:
-    """Return the middle of an image (3, 224, 224) whose shorter side has been scaled to 256."""
-    image = open_rgb(file, str(file))
-    width, height = image.size
-    scale = _SHORTER_SIDE / min(width, height)
-    image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
-    left, top = (round((side - _CROP) / 2) for side in image.size)
-    return np.asarray(image.crop((left, top, left + _CROP, top + _CROP))).transpose(2, 0, 1)

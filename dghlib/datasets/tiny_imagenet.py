@@ -15,8 +15,10 @@ from dghlib.choices import look_up
 from dghlib.datasets.files import read_image
 from dghlib.datasets.labelled import LabelledImages, choose
 from dghlib.storage import assets
+from dghlib.storage.reading import reading
 
 ROOT = "tiny-imagenet-200"
+PUBLIC_ARCHIVE = ("laid out as the public archive", "`dgh data tiny_imagenet` downloads that one")
 
 
 def tiny_imagenet(split: str, num_images: int | None = None) -> LabelledImages:
@@ -31,17 +33,16 @@ def tiny_imagenet(split: str, num_images: int | None = None) -> LabelledImages:
     splits = {"test": _validation_files, "train": _training_files}
     list_files = look_up(splits, split, "split of tiny_imagenet")
     path = assets.locate("tiny_imagenet", strict=False)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            ids = sorted(_text(archive, "wnids.txt").split())
-            names = dict(line.split("\t", 1) for line in _text(archive, "words.txt").splitlines())
-            files = list_files(archive)
-            chosen = [files[k] for k in choose(len(files), num_images)]
-            images = _decode(archive, [name for name, _ in chosen])
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not laid out as the public archive: {error}") from error
-    labels = torch.tensor([ids.index(wordnet_id) for _, wordnet_id in chosen])
-    return LabelledImages(images, labels, tuple(names[wordnet_id] for wordnet_id in ids))
+    with reading(path, *PUBLIC_ARCHIVE), zipfile.ZipFile(path) as archive:
+        ids = sorted(_text(archive, "wnids.txt").split())
+        names = dict(line.split("\t", 1) for line in _text(archive, "words.txt").splitlines())
+        files = list_files(archive)
+    which = choose(len(files), num_images)
+    with reading(path, *PUBLIC_ARCHIVE), zipfile.ZipFile(path) as archive:
+        chosen = [files[k] for k in which]
+        images = _decode(archive, [name for name, _ in chosen])
+        labels = torch.tensor([ids.index(wordnet_id) for _, wordnet_id in chosen])
+        return LabelledImages(images, labels, tuple(names[wordnet_id] for wordnet_id in ids))
 
 
 def _validation_files(archive: zipfile.ZipFile) -> list[tuple[str, str]]:

@@ -14,17 +14,20 @@ def top1(
     net: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
+    num_classes: int | None = None,
     total: int | None = None,
     progress: bool = False,
 ) -> float:
     """Return the share of images whose largest logit is that of their label, in percent.
 
-    The network runs in eval mode on the device of its parameters; afterwards every module is in the mode that
-    it was in. Of equal logits the first counts.
+    The network runs in eval mode, on the device of its parameters and in their precision; afterwards every module is in
+    the mode that it was in. Of equal logits the first counts.
 
     Args:
         net: maps images (n, C, H, W) to logits (n, K).
         batches: yields images, and labels (n,) from 0 to K - 1.
+        num_classes: how many the labels tell apart, if that is known: with another number of logits they are not the
+            network's labels.
         total: the number of batches, for the progress bar.
         progress: whether to show the bar.
 
@@ -32,12 +35,12 @@ def top1(
         TypeError: the network returns something else than a tensor.
         ValueError: no images, shapes that do not fit, labels outside of the logits, or logits that are NaN or infinite.
     """
-    device = next(chain(net.parameters(), net.buffers()), torch.empty(0)).device
+    device, dtype = next(chain(net.parameters(), net.buffers()), torch.empty(0)).device, _dtype_of(net)
     correct = seen = 0
     with _eval_mode(net), torch.inference_mode():
         for images, labels in tqdm(batches, desc="top-1", total=total, unit="batch", disable=not progress, leave=False):
-            logits = net(images.to(device))
-            _check(logits, labels)
+            logits = net(images.to(device, dtype))
+            _check(logits, labels, num_classes)
             logits = logits.cpu()
             correct += int((logits.argmax(dim=1) == labels).sum())
             seen += len(labels)
@@ -46,7 +49,12 @@ def top1(
     return 100 * correct / seen
 
 
-def _check(logits: Any, labels: Tensor) -> None:
+def _dtype_of(net: nn.Module) -> torch.dtype:
+    """Return the precision that a network computes in: that of its first floating-point parameter."""
+    return next((each.dtype for each in net.parameters() if each.is_floating_point()), torch.float32)
+
+
+def _check(logits: Any, labels: Tensor, num_classes: int | None) -> None:
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"expected a network that returns logits (n, K), got one that returns a {type(logits).__name__}"
@@ -55,6 +63,12 @@ def _check(logits: Any, labels: Tensor) -> None:
         raise ValueError(f"expected labels of shape (n,), the number of each image's class, got {tuple(labels.shape)}")
     if logits.ndim != 2 or len(logits) != len(labels):
         raise ValueError(f"expected logits of shape ({len(labels)}, K), got {tuple(logits.shape)}")
+    if num_classes not in (None, logits.shape[1]):
+        raise ValueError(
+            f"the images are of {num_classes} classes, and the network tells {logits.shape[1]} apart: their labels are "
+            "not the network's. In folders, a class is the place of its folder in alphabetic order, so that every "
+            "class needs one; an .npz file says the number of every label"
+        )
     if wrong := int((~logits.isfinite()).any(dim=1).sum()):
         raise ValueError(f"logits of {wrong} of the {len(labels)} images in a batch are NaN or infinite")
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:

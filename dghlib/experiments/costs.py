@@ -43,8 +43,8 @@ def _generation_units(config: dict[str, Any]) -> int:
 
 
 def _quantization_units(config: dict[str, Any], images: dict[str, Any]) -> int:
-    """Return the iterations per unit of a method that learns, else the images that pass."""
-    return config.get("iterations") or images["num_images"]
+    """Return the steps of a method that learns, those of one unit if by units, else the images that pass."""
+    return config.get("steps") or config.get("iterations") or images["num_images"]
 
 
 def estimate(experiments: Sequence[Run], units: dict[Unit, float]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dghlib.experiments.profiles import PROFILES
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
 from dghlib.storage.records import plain
@@ -127,18 +128,29 @@ def width_of(config: Any) -> str:
 
 
 # What a budget, a width and a repetition set; other settings make a run one of an ablation.
-_SET_BY_BUDGET = {"num_images", "batch_size", "steps", "seed"}
+_SET_BY_BUDGET = {"num_images", "batch_size", "steps", "seed", "scaled_schedule"}
 _SET_BY_WIDTH = {"weight_bits", "activation_bits", "bits", "seed", "batch_size"}
-_SHORTENED = {"iterations", "step_iterations", "rounding_rate", "scale_rate", "step_rate"}
+_SHORTENED = {"steps", "iterations", "step_iterations", "rounding_rate", "scale_rate", "step_rate"}
+# Presets of these names are what authors have for a network or its data, not for an ablation.
+_OF_DATA = {name for profile in PROFILES.values() for name in (profile.name, *profile.models)}
+
+
+def published(source: str, config: Mapping[str, Any]) -> Any:
+    """Return the Config that a generator's authors have for a network or its data if this is one, else the usual."""
+    presets = GENERATORS[source].PRESETS
+    named = (presets[name] for name in presets if name in _OF_DATA and not _differing(plain(presets[name]), config))
+    return next(named, presets["default"])
 
 
 def changed_settings(method: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a generator or quantizer that differ from its published ones: of real images, none.
 
-    Those of a generator differ from the preset that they are nearest to, which is named unless it is the default.
+    Those of a generator differ from the preset that they are nearest to, which is named unless it is the default. What
+    authors have for a network or its data is as good as the default.
     """
     if method in GENERATORS:
-        return _changed_preset(GENERATORS[method].PRESETS, config)
+        others = {name: preset for name, preset in GENERATORS[method].PRESETS.items() if name not in _OF_DATA}
+        return _changed_preset(others | {"default": published(method, config)}, config)
     if method in QUANTIZERS:
         default, usual = plain(QUANTIZERS[method].Config()), _SET_BY_WIDTH | _SHORTENED
     else:

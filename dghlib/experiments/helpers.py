@@ -15,6 +15,7 @@ import torch
 
 from dghlib.experiments.experiment import Run
 from dghlib.experiments.run import Workshop, results_dir
+from dghlib.running import processes
 
 MOST = 7  # helpers; each takes one to two GB of memory
 _THREADS = "OMP_NUM_THREADS"  # of torch in processes that are started from here
@@ -28,7 +29,7 @@ def helped(experiments: Sequence[Run]) -> Iterator[None]:
     as many as the environment says: what it says reaches all processes that are started meanwhile.
     """
     threads = torch.get_num_threads() if _THREADS in os.environ else 1
-    count = min(_cores() // threads - 1, MOST, len(experiments))
+    count = min(processes.cores() // threads - 1, MOST, len(experiments))
     if count < 1:
         yield
         return
@@ -43,10 +44,6 @@ def helped(experiments: Sequence[Run]) -> Iterator[None]:
             for helper in helpers:
                 helper.terminate()  # what it was at continues from its checkpoint
                 helper.join()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -76,5 +73,5 @@ def _compute(experiments: Sequence[Run]) -> None:
     for experiment in experiments:
         if helped_one and not helped_one.is_alive():  # killed: nobody would end this process
             return
-        with contextlib.suppress(Exception):  # a Timeout among them: another process is at it
+        with contextlib.suppress(Exception):  # a Busy among them: another process is at it
             workshop.compute(experiment, wait=False)

@@ -39,6 +39,7 @@ Tables = dict[str, Columns]
 REAL_SET = "Real data"  # the title of the set that others are compared with
 POINTS_OF_A_CURVE = 200
 QUANTILES = (0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0)
+_QUANTILE_NAMES = [f"q{level}" for level in QUANTILES]
 NEIGHBOURS = 30  # that t-SNE looks at (its perplexity); a third of the images where those are few
 
 
@@ -203,6 +204,18 @@ def outputs(model: FloatModel, sets: Images) -> Tables:
     return {"densities": columns(densities), "quantiles": columns(quantiles)}
 
 
+def tensors(model: FloatModel, sets: Images) -> Tables:
+    """Return the quantiles of each tensor that a detector's head returns, by name, for each set."""
+    rows = []
+    for title, images in sets.items():
+        with torch.inference_mode():
+            found = model.net(images)
+        for name, values in found.items():
+            ends = values.flatten().double().quantile(torch.tensor(QUANTILES, dtype=torch.float64))
+            rows.append({"images": title, "tensor": name} | dict(zip(_QUANTILE_NAMES, ends.tolist(), strict=True)))
+    return {"tensors": columns(rows)}
+
+
 def distances(model: FloatModel, sets: Images) -> Tables:
     """Return how far each set is from the network's statistics, see `distance`."""
     rows = [{"images": title, "distance": distance(model, images)} for title, images in sets.items()]
@@ -293,6 +306,7 @@ LOOKS: dict[str, Callable[..., Tables]] = {
     "features": features,
     "classes": classes,
     "outputs": outputs,
+    "tensors": tensors,
     "distances": distances,
     "pictures": pictures,
     "onnxruntime": onnxruntime,

@@ -1,7 +1,8 @@
 """Profiles (a data set with its networks) and budgets (how much compute a plan may spend)."""
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from dghlib.choices import check_at_least, look_up
 
@@ -14,11 +15,13 @@ class Profile:
         name: also the data set's name.
         models: our network -> the paper's network of the same family, or None where it has no like.
         about: one line for people.
+        most: what a budget spends on it at most, by the names of `Budget`'s numbers, where images are dear or few.
     """
 
     name: str
     models: dict[str, str | None]
     about: str
+    most: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +30,15 @@ class Budget:
 
     Attributes:
         num_images: calibration images per set.
-        steps: generation steps (sweeps over the set) for every method that iterates.
+        steps: generation steps (sweeps over the set) for every method that iterates, so that all cost about the same;
+            with a `share`, those of DGH.
         seeds: repetitions with other random numbers.
         test_images: size of the test set; None takes all there are.
         batch_size: images that a generator moves together.
         iterations: steps per unit of a quantizer that learns.
+        share: of the steps that each method's authors take, with their settings for the network or its data, their
+            batches, and schedules in proportion. None: as many steps and images in a batch for all, default settings,
+            schedules that do not shrink.
     """
 
     num_images: int
@@ -40,11 +47,15 @@ class Budget:
     test_images: int | None
     batch_size: int
     iterations: int
+    share: float | None = None
 
     def for_images(self, count: int) -> "Budget":
         """Return as much of the budget as `count` images need."""
         return dataclasses.replace(self, num_images=count, batch_size=min(count, self.batch_size))
 
+
+# As in the paper 32 images to calibrate with; tests of boxes take long.
+_DETECTION = {"num_images": 32, "test_images": 256}
 
 PROFILES = {
     "shapes": Profile(
@@ -64,9 +75,22 @@ PROFILES = {
     ),
     "imagenet": Profile(
         name="imagenet",
-        models={"imagenet_resnet18": "ResNet-18", "imagenet_resnet50": "ResNet-50", "imagenet_mobilenetv2": "MBV2"},
+        models={
+            "imagenet_resnet18": "ResNet-18",
+            "imagenet_resnet50": "ResNet-50",
+            "imagenet_mobilenetv2": "MBV2",
+            "imagenet_efficientnet_lite0": None,
+        },
         about="ImageNet, 1000 classes, 3x224x224; `make data PROFILE=imagenet` fetches the networks, the images are "
         "placed by the user in imagenet/train and imagenet/val of the data directory; needs a GPU",
+    ),
+    # At 224 pixels two cores would take three times as long, and a set of images by GENIE or DGH more than an hour.
+    "imagenet_lite": Profile(
+        name="imagenet_lite",
+        models={"imagenet_efficientnet_lite0_128": None},
+        about="1300 public validation images of ImageNet and 1000 samples, 1000 classes, 3x128x128, for machines with "
+        "two cores; `make data PROFILE=imagenet_lite` fetches them, the network is the extra imagenet-lite",
+        most={"num_images": 128, "test_images": 1000, "batch_size": 32},
     ),
     "shapes_detection": Profile(
         name="shapes_detection",
@@ -76,6 +100,7 @@ PROFILES = {
             "shapes_retinanet": "RetinaNet ResNet50 FPN V2",
         },
         about="scenes of drawn shapes with boxes of 6 categories, 3x64x64; data and detectors are part of the package",
+        most=_DETECTION,
     ),
     "coco": Profile(
         name="coco",
@@ -85,11 +110,13 @@ PROFILES = {
             "coco_retinanet": "RetinaNet ResNet50 FPN V2",
         },
         about="COCO val2017, boxes of 80 categories; `make data PROFILE=coco` fetches it; needs a GPU",
+        most=_DETECTION,
     ),
     "coco_lite": Profile(
         name="coco_lite",
         models={"coco_fastestdet": None},
         about="287 photographs of COCO val2017, scaled, for two cores; `make data PROFILE=coco_lite` fetches them",
+        most=_DETECTION | {"test_images": 287},  # all that there are
     ),
 }
 
@@ -99,8 +126,21 @@ BUDGETS = {
     "smoke": Budget(num_images=16, steps=3, seeds=2, test_images=96, batch_size=16, iterations=3),
     "quick": Budget(num_images=128, steps=80, seeds=3, test_images=1536, batch_size=128, iterations=100),
     "standard": Budget(num_images=256, steps=150, seeds=3, test_images=2000, batch_size=128, iterations=200),
-    "paper": Budget(num_images=1024, steps=1000, seeds=5, test_images=None, batch_size=128, iterations=20_000),
+    "paper": Budget(
+        num_images=1024, steps=1000, seeds=5, test_images=None, batch_size=128, iterations=20_000, share=1.0
+    ),
 }
+
+
+def budget_of(profile: str, name: str) -> Budget:
+    """Return a budget by name, with no number above the `most` of a profile; None, all test images, stays.
+
+    Raises:
+        UnknownName: there is no such profile, or no such budget.
+    """
+    spend, most = look_up(BUDGETS, name, "budget"), look_up(PROFILES, profile, "profile").most
+    less = {key: min(value, limit) for key, limit in most.items() if (value := getattr(spend, key)) is not None}
+    return dataclasses.replace(spend, **less)
 
 
 def first_models(profile: str, count: int) -> list[str]:

@@ -6,17 +6,15 @@ so processes that share the folders divide the work between them; a run that is 
 and no other, and the generation it was in continues from its checkpoint.
 """
 
-import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -27,11 +25,12 @@ from dghlib.experiments.recorded import NotRecorded, anew, only_recorded, show_m
 from dghlib.experiments.scoring import quality, real_images
 from dghlib.generators import GENERATORS, genq
 from dghlib.generators.identity import images_fingerprint
-from dghlib.images import load_timed_images, per_channel, save_images
+from dghlib.images import load_timed_images, renormalised, save_images
 from dghlib.models import FloatModel
 from dghlib.quantizers import QUANTIZERS, QuantizedModel
 from dghlib.quantizers.starting import LearningSettings
 from dghlib.storage import checkpoints
+from dghlib.storage.locks import Busy, claim
 from dghlib.storage.records import code_version, fingerprint, plain, provenance, read_record, write_json
 
 log = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ def run(
             bar.set_postfix_str(experiment.title)
             try:
                 found[experiment] = workshop.compute(experiment, wait=False)
-            except Timeout:
+            except Busy:
                 busy.append(experiment)
                 continue
             bar.update()
@@ -123,10 +122,10 @@ class Workshop:
         """Return an experiment's record; make it if, once we hold its lock, it still is not there.
 
         Raises:
-            filelock.Timeout: another process is at it, and `wait` is False.
+            Busy: another process is at it, and `wait` is False.
         """
         path = self.record_path(experiment)
-        with _lock(path, wait):
+        with claim(path, wait=wait):
             if record := read_record(path):
                 return record
             start = time.perf_counter()
@@ -139,6 +138,8 @@ class Workshop:
                 }
             )
             self.keep(experiment, record)
+            for checkpoint in self._checkpoints(experiment):
+                checkpoints.remove(checkpoint)
             return record
 
     def keep(self, experiment: Run, record: Record) -> None:
@@ -159,7 +160,7 @@ class Workshop:
         name = _images_name(maker, wanted)
         if self._images is None or self._images[0] != name:
             path = self.cache / f"{name}.safetensors"
-            with _lock(path, wait):
+            with claim(path, wait=wait):
                 self._images = (name, *(load_timed_images(path) or self._generate(maker, wanted, path)))
         return self._images[1], self._images[2]
 
@@ -196,7 +197,10 @@ class Workshop:
         if observation.quantizer == FLOAT:
             tables = looks.LOOKS[observation.look](model, images, **settings)
         else:
-            copies = {title: self._quantize(observation, model, each).to("cpu") for title, each in images.items()}
+            copies = {
+                title: self._quantize(observation, model, each, f"-{number}").to("cpu")
+                for number, (title, each) in enumerate(images.items())
+            }
             tables = quantized_looks.LOOKS[observation.look](model, copies, images, **settings)
         seconds = {title: round(seconds, 3) for title, (_, seconds) in found.items()}
         return {"generation_seconds": seconds, "tables": tables}
@@ -223,15 +227,20 @@ class Workshop:
         images, seconds = self.images(experiment, wait=wait)
         return _in_space_of(model, images, load_model(experiment.maker)), seconds
 
-    def _quantize(self, experiment: Run, model: FloatModel, images: Tensor | None) -> QuantizedModel:
+    def _quantize(self, experiment: Run, model: FloatModel, images: Tensor | None, which: str = "") -> QuantizedModel:
         method, config = QUANTIZERS[experiment.quantizer], experiment.quantizer_config
         model = model.on(self.device)
         if not isinstance(config, LearningSettings):
             return method.quantize(model, images, config)
-        return method.quantize(model, images, config, checkpoint=self._checkpoint(experiment))
+        return method.quantize(model, images, config, checkpoint=self._checkpoint(experiment, which))
 
-    def _checkpoint(self, experiment: Run) -> Path:
-        return self.cache / f"{self.record_path(experiment).stem}.checkpoint"
+    def _checkpoints(self, experiment: Run) -> list[Path]:
+        count = len(experiment.sets) if isinstance(experiment, Observation) else 0
+        return [self._checkpoint(experiment, which) for which in ("", *(f"-{number}" for number in range(count)))]
+
+    def _checkpoint(self, experiment: Run, which: str = "") -> Path:
+        """Return the file of a quantizer's checkpoint; an observation has one for each of its sets of images."""
+        return self.cache / f"{self.record_path(experiment).stem}{which}.checkpoint"
 
     def _quality(self, experiment: Experiment, model: FloatModel, net: nn.Module) -> dict[str, float]:
         profile, test_images = experiment.profile, experiment.test_images
@@ -291,10 +300,8 @@ def _in_space_of(model: FloatModel, images: Tensor, maker: FloatModel) -> Tensor
     """
     if model.image_shape != maker.image_shape:
         raise ValueError(f"{model.name} wants images {model.image_shape}, {maker.name} makes {maker.image_shape}")
-    if (model.mean, model.std) == (maker.mean, maker.std):
-        return images
-    pixels = images * per_channel(maker.std, images) + per_channel(maker.mean, images)
-    return (pixels - per_channel(model.mean, images)) / per_channel(model.std, images)
+    spaces = (maker.mean, maker.std), (model.mean, model.std)
+    return images if spaces[0] == spaces[1] else renormalised(images, *spaces)
 
 
 def _images_name(maker: str, wanted: ImageSet) -> str:
@@ -319,12 +326,3 @@ def load_model(name: str) -> FloatModel:
 @cache
 def _loaded(name: str) -> FloatModel:
     return models.load(name)
-
-
-@contextlib.contextmanager
-def _lock(path: Path, wait: bool) -> Iterator[None]:
-    """Hold the lock of a file that is to be written; it is released when the process dies, too."""
-    locks = path.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{path.name}.lock", timeout=-1 if wait else 0):
-        yield

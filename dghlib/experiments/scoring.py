@@ -48,7 +48,7 @@ def quality(
         if boxes is not None:
             save_results(boxes, found)
         return mean_average_precision(scenes.annotations, found)
-    data = _labelled_images(profile, "test", num_images)
+    data = _labelled_images(profile, "test", num_images, model.image_shape)
     pairs = datasets.batches(data, model.mean, model.std, TEST_BATCH)
     return {"top1": top1(net.to(device), pairs, total=-(-len(data) // TEST_BATCH), progress=progress)}
 
@@ -57,7 +57,7 @@ def real_images(profile: str, model: FloatModel, num_images: int, seed: int) -> 
     """Return a random part of a profile's training images, (N, C, H, W) normalised; a detector's scaled to its size."""
     available = DRAWN_TRAINING_IMAGES.get(profile)
     if model.task != "detection":
-        data = datasets.sample(_labelled_images(profile, "train", available), num_images, seed)
+        data = datasets.sample(_labelled_images(profile, "train", available, model.image_shape), num_images, seed)
         return normalise(data.images, model.mean, model.std)
     images = _annotated_images(profile, "train", available).images
     chosen = [images[k][None] for k in choose(len(images), num_images, seed).tolist()]
@@ -65,8 +65,8 @@ def real_images(profile: str, model: FloatModel, num_images: int, seed: int) -> 
 
 
 @cache
-def _labelled_images(profile: str, split: str, num_images: int | None) -> LabelledImages:
-    return datasets.load(profile, split, num_images)
+def _labelled_images(profile: str, split: str, num_images: int | None, shape: tuple[int, int, int]) -> LabelledImages:
+    return datasets.load(profile, split, num_images, shape)
 
 
 @cache

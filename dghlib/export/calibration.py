@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dghlib.export.onnx_file import INPUT
-from dghlib.storage.records import write_atomically
+from dghlib.storage.records import write_atomically, write_folder_atomically
 
 _LEVELS = 255
 
@@ -50,22 +50,29 @@ class PixelLoss:
 
 
 def save_png(folder: Path, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> PixelLoss:
-    """Write normalised images (N, 3, H, W) as `00000.png`, ... into a new folder; return what that loses.
+    """Write normalised images (N, C, H, W) as `00000.png`, ... into a new folder; return what that loses.
+
+    The folder gets its name once all are in it.
 
     Raises:
         FileExistsError: there is something in the folder already.
-        ValueError: the images are not of three channels.
+        ValueError: the images have neither one channel, for grey files, nor three, for RGB.
     """
-    if images.shape[1] != 3:
-        raise ValueError(f"PNG files are written of three channels, got images of shape {tuple(images.shape[1:])}")
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"PNG files have 1 or 3 channels, got images of shape {tuple(images.shape[1:])}")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: choose a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
     levels = (images * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)) * _LEVELS
     pixels = levels.round().clamp(0, _LEVELS)
     digits = max(5, len(str(len(pixels))))
-    for number, image in enumerate(tqdm(pixels, desc="PNG files", unit="image", delay=3, leave=False)):
-        Image.fromarray(image.permute(1, 2, 0).byte().numpy()).save(folder / f"{number:0{digits}}.png")
+
+    def write(temporary: Path) -> None:
+        temporary.mkdir()
+        for number, image in enumerate(tqdm(pixels, desc="PNG files", unit="image", delay=3, leave=False)):
+            array = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+            Image.fromarray(array.byte().numpy()).save(temporary / f"{number:0{digits}}.png")
+
+    write_folder_atomically(folder, write)
     beyond = (levels < -0.5) | (levels > _LEVELS + 0.5)
     return PixelLoss(beyond.float().mean().item(), (pixels - levels).square().mean().sqrt().item())
 

@@ -1,11 +1,11 @@
-"""Operations that put values elsewhere, in ONNX: reshapes, slices, padding, interpolation."""
+"""Operations that put values elsewhere, in ONNX: reshapes, parts, padding."""
 
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from dghlib.export.onnx_graph import OnnxGraph, UnsupportedOperation, batched, shape_of, source
+from dghlib.export.onnx_graph import OnnxGraph, batched, reshaped, shape_of, source
 
 
 def arguments(node: fx.Node) -> Any:
@@ -15,8 +15,7 @@ def arguments(node: fx.Node) -> Any:
 
 def reshape(graph: OnnxGraph, node: fx.Node) -> str:
     """Every operation that only changes the shape, to that which was seen in tracing."""
-    shape = graph.constant(f"{node.name}.shape", batched(shape_of(node)), dtype="int64")
-    return graph.add("Reshape", [source(graph, node), shape], node.name)
+    return reshaped(graph, node, source(graph, node), node.name)
 
 
 def permute(graph: OnnxGraph, node: fx.Node) -> str:
@@ -59,24 +58,6 @@ def split(graph: OnnxGraph, node: fx.Node) -> list[str]:
     return names
 
 
-def pick(graph: OnnxGraph, node: fx.Node) -> str:
-    """`x[...]`: one of several tensors, or a part of one, cut out by slices with positive steps."""
-    origin, index = arguments(node)
-    held = graph.values[origin]
-    if isinstance(held, list):
-        return held[index]
-    slices = index if isinstance(index, tuple) else (index,)
-    if not all(isinstance(part, slice) for part in slices):
-        raise UnsupportedOperation(f"{node.name} picks {index!r}; of a tensor only slices such as x[:, ::2] can be")
-    whole = torch.iinfo(torch.int64).max
-    starts = [part.start or 0 for part in slices]
-    ends = [whole if part.stop is None else part.stop for part in slices]
-    steps = [part.step or 1 for part in slices]
-    values = {"starts": starts, "ends": ends, "axes": list(range(len(slices))), "steps": steps}
-    names = [graph.constant(f"{node.name}.{name}", value, dtype="int64") for name, value in values.items()]
-    return graph.add("Slice", [held, *names], node.name)
-
-
 def pad(graph: OnnxGraph, node: fx.Node) -> str:
     """Zeros, or copies, around a tensor."""
     found = graph.settings(node, "pad", "mode", "value", "padding")
@@ -92,23 +73,6 @@ def pad(graph: OnnxGraph, node: fx.Node) -> str:
     return graph.add("Pad", names, node.name, mode={"replicate": "edge", "circular": "wrap"}.get(mode, mode))
 
 
-def nearest_upsampling(graph: OnnxGraph, node: fx.Node) -> str:
-    """Nearest-neighbour upsampling, by the factors that are given or to the size that was seen in tracing."""
-    found = graph.settings(node, "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
-    if (mode := found.get("mode", "nearest")) != "nearest":
-        raise UnsupportedOperation(f"{node.name} interpolates with mode {mode!r}, only 'nearest' can be")
-    before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
-    factors = [new / old for new, old in zip(after[2:], before[2:], strict=True)]
-    if (given := found.get("scale_factor")) and not found.get("recompute_scale_factor"):
-        factors = (
-            [float(factor) for factor in given] if isinstance(given, list | tuple) else [float(given)] * len(factors)
-        )
-    factors = [1.0, 1.0, *factors]
-    names = [source(graph, node), "", graph.constant(f"{node.name}.scales", factors)]
-    settings = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    return graph.add("Resize", names, node.name, mode="nearest", **settings)
-
-
 def channel_shuffle(graph: OnnxGraph, node: fx.Node) -> str:
     """Channels of several groups take turns."""
     _, channels, *sides = shape_of(node)
@@ -116,5 +80,5 @@ def channel_shuffle(graph: OnnxGraph, node: fx.Node) -> str:
     inner = graph.constant(f"{node.name}.grouped", [-1, groups, channels // groups, *sides], dtype="int64")
     grouped = graph.add("Reshape", [source(graph, node), inner], f"{node.name}.in_groups")
     turned = graph.add("Transpose", [grouped], f"{node.name}.turned", perm=[0, 2, 1, *range(3, 3 + len(sides))])
-    shape = graph.constant(f"{node.name}.shape", batched(shape_of(node)), dtype="int64")
+    shape = graph.constant(f"{node.name}.shape", batched(node), dtype="int64")
     return graph.add("Reshape", [turned, shape], node.name)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from dghlib.export.onnx_graph import OnnxGraph, UnsupportedOperation, source
+from dghlib.export.onnx_graph import OnnxGraph, shape_of, source
 
 
 def batch_norm(graph: OnnxGraph, node: fx.Node) -> str:
@@ -20,13 +20,20 @@ def batch_norm(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def group_norm(graph: OnnxGraph, node: fx.Node) -> str:
-    """A norm over groups of channels of each image, as the heads of detectors have."""
+    """A norm over groups of channels of each image, as a module or a function."""
     module: Any = graph.module(node)
-    if module is None or module.weight is None:
-        raise UnsupportedOperation(f"{node.name}: a group norm must be a module nn.GroupNorm with a weight and a bias")
-    names = [graph.constant(f"{node.target}.{name}", getattr(module, name)) for name in ("weight", "bias")]
-    settings = {"num_groups": module.num_groups, "epsilon": module.eps}
-    return graph.add("GroupNormalization", [source(graph, node), *names], node.name, **settings)
+    channels = shape_of(node)[1]
+    if module is not None:
+        groups, eps, given = module.num_groups, module.eps, (module.weight, module.bias)
+    else:
+        found = graph.settings(node, "num_groups", "weight", "bias", "eps")
+        groups, eps, given = found["num_groups"], found.get("eps", 1e-5), (found.get("weight"), found.get("bias"))
+    usual = (torch.ones(channels), torch.zeros(channels))
+    names = [
+        graph.value(value if value is not None else default, f"{node.name}.{name}")
+        for name, value, default in zip(("weight", "bias"), given, usual, strict=True)
+    ]
+    return graph.add("GroupNormalization", [source(graph, node), *names], node.name, num_groups=groups, epsilon=eps)
 
 
 def matrix_product(graph: OnnxGraph, node: fx.Node) -> str:

@@ -25,7 +25,7 @@ from dghlib.models import FloatModel
 from dghlib.quantizers import QuantizedModel
 from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.grid import UniformQuantizer
-from dghlib.quantizers.operations import MAX_POOLING, MOVEMENTS, SPLITS, does
+from dghlib.quantizers.operations import MAX_POOLING, MOVEMENTS, does
 from dghlib.storage.records import write_atomically
 
 __all__ = ["OnnxNetwork", "UnsupportedOperation", "export_onnx", "open_session"]
@@ -66,7 +66,7 @@ def export_onnx(path: Path | str, model: FloatModel, quantized: QuantizedModel |
             moved = any(does(traced, reader, MOVEMENTS) for reader in node.users)
             value = graph.value(read, "")
             graph.values[node] = graph.quantize(value, grid, read.name, four_bits=not pooled, signed_bytes=not moved)
-        elif "shape" in node.meta or does(traced, node, SPLITS):  # else a size, which is constant in the file
+        elif "shape" in node.meta or node.meta.get("holds"):  # else a size, which is constant in the file
             graph.values[node] = _translated(graph, node)
 
     outputs = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, fx.Node)]

@@ -162,9 +162,16 @@ def both_sides(padding: Any) -> list[int]:
     return pair(padding) * 2
 
 
-def batched(shape: Sequence[int]) -> list[int]:
-    """Return a shape that was seen with some number of images as one for any number."""
-    return [-1, *shape[1:]]
+def batched(node: fx.Node) -> list[int]:
+    """Return the shape of a node's tensor, that was seen with some number of images, as one for any number."""
+    shape = list(shape_of(node))
+    axis = node.meta.get("batch_axis", 0)
+    return [*shape[:axis], -1, *shape[axis + 1 :]]
+
+
+def reshaped(graph: "OnnxGraph", node: fx.Node, value: str, name: str) -> str:
+    """Append what gives a value the shape of a node's tensor; return the name of the result."""
+    return graph.add("Reshape", [value, graph.constant(f"{name}.shape", batched(node), "int64")], name)
 
 
 def source(graph: OnnxGraph, node: fx.Node) -> str:

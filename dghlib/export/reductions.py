@@ -5,6 +5,7 @@ from typing import Any
 from torch import fx
 
 from dghlib.export.onnx_graph import OnnxGraph, Translation, UnsupportedOperation, both_sides, pair, shape_of, source
+from dghlib.export.resizing import overlapping_average
 
 
 def pooling(operation: str) -> Translation:
@@ -35,11 +36,13 @@ def pooling(operation: str) -> Translation:
 
 
 def adaptive_pooling(operation: str) -> Translation:
-    """Return the translation of pooling to a fixed size, where windows do not overlap."""
+    """Return the translation of pooling to a fixed size; where windows overlap, to averages alone."""
 
     def translate(graph: OnnxGraph, node: fx.Node) -> str:
         before, after = shape_of(node.all_input_nodes[0])[2:], shape_of(node)[2:]
         if any(size % windows for size, windows in zip(before, after, strict=True)):
+            if operation == "AveragePool":
+                return overlapping_average(graph, node)
             raise UnsupportedOperation(f"{node.name} pools {before} to {after}: its windows overlap")
         window = [size // windows for size, windows in zip(before, after, strict=True)]
         return graph.add(operation, [source(graph, node)], node.name, kernel_shape=window, strides=window)

@@ -1,6 +1,6 @@
 """How each operation of a traced network is written in ONNX: one table, from operation to translation.
 
-The translations themselves are in `layers`, `norms`, `elements`, `reductions` and `movements`, by kind of operation.
+The translations themselves are in modules by kind of operation.
 """
 
 import operator
@@ -10,15 +10,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from dghlib.export.calculations import (
+    clamp,
+    einsum,
+    extreme,
+    layer_norm,
+    masked_fill,
+    norm,
+    normalize,
+    not_equal,
+    of_two,
+    reduction,
+    to_float,
+    where,
+)
 from dghlib.export.elements import arithmetic, clip, gelu, prelu, silu, simple, softplus, with_setting
+from dghlib.export.indexing import expand, flip, pick, repeat, roll, select, stack, unbind
 from dghlib.export.layers import float_layer, quantized_layer
 from dghlib.export.movements import (
     channel_shuffle,
     concatenate,
-    nearest_upsampling,
     pad,
     permute,
-    pick,
     reshape,
     split,
     transpose,
@@ -26,19 +39,29 @@ from dghlib.export.movements import (
 from dghlib.export.norms import batch_norm, group_norm, matrix_product
 from dghlib.export.onnx_graph import OnnxGraph, Translation, UnsupportedOperation
 from dghlib.export.reductions import adaptive_pooling, mean, pooling, softmax
+from dghlib.export.resizing import interpolate, pixel_shuffle, pixel_unshuffle
 from dghlib.quantizers.layers import QuantizedLayer
 from dghlib.quantizers.operations import RESHAPES, is_batch_norm
 
-_SIMPLE_ACTIVATIONS = {
+_SIMPLE = {
     "Relu": (nn.ReLU, F.relu, torch.relu, "relu"),
     "Sigmoid": (nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid"),
     "Tanh": (nn.Tanh, F.tanh, torch.tanh, "tanh"),
     "HardSwish": (nn.Hardswish, F.hardswish),
     "Mish": (nn.Mish, F.mish),
     "Selu": (nn.SELU, F.selu),
+    "Neg": (operator.neg, torch.neg, "neg"),
+    "Abs": (operator.abs, torch.abs, "abs"),
+    "Sqrt": (torch.sqrt, "sqrt"),
+    "Exp": (torch.exp, "exp"),
+    "Log": (torch.log, "log"),
+    "Floor": (torch.floor, "floor"),
+    "Reciprocal": (torch.reciprocal, "reciprocal"),
+    "Erf": (torch.erf, "erf"),
+    "Not": (torch.logical_not, "logical_not", operator.invert),
 }
 _TRANSLATIONS: dict[Translation, tuple[Any, ...]] = {
-    **{simple(operation): names for operation, names in _SIMPLE_ACTIVATIONS.items()},
+    **{simple(operation): names for operation, names in _SIMPLE.items()},
     simple("HardSigmoid", alpha=1 / 6, beta=0.5): (nn.Hardsigmoid, F.hardsigmoid),
     clip(0.0, 6.0): (nn.ReLU6, F.relu6),
     clip(-1.0, 1.0): (nn.Hardtanh, F.hardtanh),
@@ -68,9 +91,38 @@ _TRANSLATIONS: dict[Translation, tuple[Any, ...]] = {
     split: (torch.chunk, "chunk", torch.split, "split"),
     pick: (operator.getitem,),
     pad: (F.pad, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
-    nearest_upsampling: (F.interpolate, nn.Upsample, nn.UpsamplingNearest2d),
+    interpolate: (F.interpolate, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
+    pixel_shuffle: (nn.PixelShuffle, F.pixel_shuffle),
+    pixel_unshuffle: (nn.PixelUnshuffle, F.pixel_unshuffle),
     channel_shuffle: (nn.ChannelShuffle, F.channel_shuffle),
-    matrix_product: (torch.matmul, "matmul", operator.matmul, torch.bmm),
+    matrix_product: (torch.matmul, "matmul", operator.matmul, torch.bmm, "bmm"),
+    einsum: (torch.einsum,),
+    layer_norm: (nn.LayerNorm, F.layer_norm, torch.layer_norm),
+    select: (torch.select, "select", torch.narrow, "narrow", torch.index_select, "index_select"),
+    roll: (torch.roll, "roll"),
+    flip: (torch.flip, "flip"),
+    expand: ("expand", "expand_as"),
+    repeat: ("repeat", torch.tile, "tile"),
+    stack: (torch.stack,),
+    unbind: (torch.unbind, "unbind"),
+    clamp: (torch.clamp, "clamp", torch.clip, "clip", torch.clamp_min, "clamp_min", torch.clamp_max, "clamp_max"),
+    reduction("ReduceSum"): (torch.sum, "sum"),
+    reduction("ReduceMax"): (torch.amax, "amax"),
+    reduction("ReduceMin"): (torch.amin, "amin"),
+    extreme("Max"): (torch.max, "max", torch.maximum, "maximum"),
+    extreme("Min"): (torch.min, "min", torch.minimum, "minimum"),
+    norm: (torch.norm, "norm"),
+    normalize: (F.normalize,),
+    of_two("Pow"): (operator.pow, torch.pow, "pow"),
+    of_two("Greater"): (operator.gt, torch.gt, "gt"),
+    of_two("GreaterOrEqual"): (operator.ge, torch.ge, "ge"),
+    of_two("Less"): (operator.lt, torch.lt, "lt"),
+    of_two("LessOrEqual"): (operator.le, torch.le, "le"),
+    of_two("Equal"): (operator.eq, torch.eq, "eq"),
+    not_equal: (operator.ne, torch.ne, "ne"),
+    where: (torch.where,),
+    masked_fill: (torch.masked_fill, "masked_fill"),
+    to_float: ("to", "float", "type", "type_as"),
 }
 BY_OPERATION = {name: translation for translation, names in _TRANSLATIONS.items() for name in names}
 
@@ -110,4 +162,5 @@ def constant_tensor(graph: OnnxGraph, node: fx.Node) -> str:
     value: Any = operator.attrgetter(str(node.target))(graph.traced)
     if not isinstance(value, Tensor):
         raise UnsupportedOperation(f"{node.target} is a {type(value).__name__}, only tensors can be constants")
-    return graph.constant(str(node.target), value)
+    kind = "float32" if value.is_floating_point() else "bool" if value.dtype is torch.bool else "int64"
+    return graph.constant(str(node.target), value, dtype=kind)

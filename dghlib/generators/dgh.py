@@ -27,11 +27,13 @@ Differences from the paper:
     quantized too, and a few impossible pixels would double the step of its grid (`clip`).
  8. 32 extra pixels at 224 are scaled with the size of the image (4 at 32 pixels, `extra_pixels`).
 
-Differences from the toolkit: statistics of an unequal last batch are weighted by its size; flips and crops are
-drawn per image, not per batch (`augmentation`); lambda weighs the mean over all images (Eq. 7), not over the batch,
-so the toolkit's value is to be multiplied by its number of batches; the slack terms of Eq. 7 exist; the pixel layer
-weighs as much as any other layer; the moments before a batch has moved are those of augmented images, as later ones;
-images are larger by a seventh (32 pixels at 224), not by 64 pixels; weights are frozen; no half precision.
+Differences from the toolkit: statistics of an unequal last batch are weighted by its size; flips and crops are drawn
+per image, not per batch (`augmentation`); lambda weighs the mean over all images (Eq. 7), not over the batch, so the
+toolkit's value is to be multiplied by its number of batches; ranges of a detector's outputs are averaged over its
+tensors, not summed, so a fixed lambda is to be multiplied by their number, too; the slack terms of Eq. 7 exist; the
+pixel layer weighs as much as any other layer; the moments before a batch has moved are those of augmented images, as
+later ones; images are larger by a seventh (32 pixels at 224), not by 64 pixels; weights are frozen; no half
+precision.
 """
 
 import math

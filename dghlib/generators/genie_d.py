@@ -31,14 +31,18 @@ from dghlib.choices import check_at_least, check_between
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, spread_of
 from dghlib.generators.networks import GenieNetwork, initialised
+from dghlib.generators.schedules import in_proportion
 from dghlib.generators.space import brought_over, working_twin
 from dghlib.generators.tasks import run_tasks, values_of
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import StoredStatistics, moments, stored_statistics, variance_of, working_copy
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
+from dghlib.storage.records import added_later
 
 VERSION = 1
+# The authors': steps of a run, and those after which the network's rate falls, and, if the loss has not, the latents'.
+STEPS, PATIENCE = 4000, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +51,14 @@ class Config:
 
     num_images: int = 1024
     batch_size: int = 128  # images that share a generator network and match the statistics together
-    steps: int = 4000  # of each batch
+    steps: int = STEPS  # of each batch
     learning_rate: float = 0.01  # of the generator network
     latent_learning_rate: float = 0.1
     latent_size: int = 256
     swing: bool = True  # shift what strided convolutions read
     seed: int = 0
+
+    scaled_schedule: bool = added_later(True, before=False)  # PATIENCE is for STEPS; False: whatever the steps
 
     def __post_init__(self) -> None:
         for name in ("num_images", "batch_size", "steps", "latent_size"):
@@ -127,9 +133,10 @@ class _Task:
         shifts.set_state(stream(config.seed, "genie_d", "shifts", index).get_state())
 
         self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate)
-        self.schedule = StepLR(self.optimizer, step_size=100, gamma=0.95)
+        patience = in_proportion(PATIENCE, config.steps, STEPS) if config.scaled_schedule else PATIENCE
+        self.schedule = StepLR(self.optimizer, step_size=patience, gamma=0.95)
         self.latent_optimizer = torch.optim.Adam([self.latents], config.latent_learning_rate)
-        self.latent_schedule = ReduceLROnPlateau(self.latent_optimizer, patience=100, min_lr=1e-4)
+        self.latent_schedule = ReduceLROnPlateau(self.latent_optimizer, patience=patience, min_lr=1e-4)
         self.parts = {
             "latents": self.latents,
             "generator": self.generator,

@@ -10,9 +10,10 @@ Source: Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class Hetero
 Quantization" (2022), its supplement, and the authors' code at commit 5228f76.
 
 Differences from the paper:
- 1. Settings are those of the authors' scripts. Their ImageNet script bounds the cosine distance by 0 and 2, which
-    it never leaves, and sets every target to 1: of the three parts only LOR is on (preset "imagenet"). The values
-    of the paper's own ImageNet runs are not in the code; "all" has all three on with those for CIFAR-100.
+ 1. Settings are those of the authors' scripts. Their ImageNet script bounds the cosine distance by 0 and 2, which it
+    never leaves, and sets every target to 1, for ResNet-18 and MobileNets alike: of the three parts only LOR is on
+    (preset "imagenet"). The values of the paper's own ImageNet runs are not in the code; "all" has all three on with
+    those for CIFAR-100.
  2. As in the code, crops are flipped half the time, and either all images of a batch are cropped or none.
  3. The supplement turns crops, too, and does not say how far; here `rotation` says, and by default they are not.
 
@@ -35,6 +36,7 @@ from dghlib.choices import check_at_least, check_between
 from dghlib.generators.classes import Head, find_head, random_labels
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
+from dghlib.generators.schedules import in_proportion
 from dghlib.generators.space import brought_over, working_twin
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.images import random_windows, resize_windows, rotate
@@ -46,6 +48,7 @@ from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
 
 VERSION = 1
+STEPS, PATIENCE = 1000, 50  # the authors': how long a run is, and a plateau after which the rate falls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class Config:
 
     num_images: int = 5120
     batch_size: int = 256  # images that match the statistics together; class centres are those of earlier batches
-    steps: int = 1000  # of each batch
+    steps: int = STEPS  # of each batch
     learning_rate: float = 0.5
     seed: int = 0
 
@@ -64,6 +67,7 @@ class Config:
     farthest: float = 0.8  # MDC: largest (lambda_u), 0 to 2
     flip: bool = added_later(True)  # LOR: crops are mirrored half the time
     rotation: float = added_later(0.0)  # LOR: crops are turned, either way, by so many degrees at most
+    scaled_schedule: bool = added_later(True, before=False)  # PATIENCE is for STEPS; False: whatever the steps
 
     def __post_init__(self) -> None:
         for name in ("num_images", "batch_size", "steps"):
@@ -110,6 +114,7 @@ def generate(
     layers = stored_statistics(net, model.image_shape)
     head = find_head(model, net, "IntraQ")
     images = torch.randn((config.num_images, *model.image_shape), generator=stream(config.seed, "intraq", "images"))
+    patience = in_proportion(PATIENCE, config.steps, STEPS) if config.scaled_schedule else PATIENCE
     batches = images.split(config.batch_size)
     labels = labels_of(config, head.num_classes).split(config.batch_size)
 
@@ -122,7 +127,7 @@ def generate(
             batches[index].to(device),
             _Loss(net, layers, config, labels[index], centres, draws),
             lambda leaves: torch.optim.Adam(leaves, config.learning_rate),
-            lambda optimizer: ReduceLROnPlateau(optimizer, patience=50, min_lr=1e-4),
+            lambda optimizer: ReduceLROnPlateau(optimizer, patience=patience, min_lr=1e-4),
             draws=draws,
         )
 

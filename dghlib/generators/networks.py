@@ -51,44 +51,73 @@ class GenieNetwork(nn.Module):
 
 
 class QimeraNetwork(nn.Module):
-    """The generator network of Qimera: mixtures of classes (N, num_classes) and noise -> images (N, C, H, W).
+    """The generator network of Qimera: mixtures of K classes and noise -> images (N, C, H, W).
 
-    A row of a mixture sums to 1; one class alone is a row with one 1. The embeddings of the classes are mixed, noise
-    is added, and each vector is normalised. The scales and shifts of the first batch norm belong to classes and are
-    mixed likewise.
+    Noise is added to the embedding of each class, the sum is normalised, and the K vectors of an image are mixed, in
+    shares that sum to 1.
 
     Args:
         image_shape: (C, H, W), of any size.
         embeddings: of every class, (num_classes, latent_size); they are trained, too.
+        conditional: whether each class has scales and shifts of its own in the batch norms, mixed like embeddings.
     """
 
     EPSILON = 0.8  # of the batch norms behind convolutions, in the code of GDFQ and of Qimera
 
-    def __init__(self, image_shape: tuple[int, int, int], embeddings: Tensor):
+    def __init__(self, image_shape: tuple[int, int, int], embeddings: Tensor, *, conditional: bool = False):
         super().__init__()
-        num_classes, latent_size = embeddings.shape
+        self.num_classes, self.latent_size = embeddings.shape
         self.seed_shape, half, whole = _shapes(image_shape)
+        rows = self.num_classes if conditional else 1
         self.embeddings = nn.Parameter(embeddings.clone())
-        self.linear = nn.Linear(latent_size, prod(self.seed_shape))
-        self.norm = _batch_norm(CHANNELS, affine=False)
-        self.scales = nn.Parameter(torch.ones(num_classes, CHANNELS))
-        self.shifts = nn.Parameter(torch.zeros(num_classes, CHANNELS))
-        self.body = nn.Sequential(
-            *_enlarged(CHANNELS, CHANNELS, half, self.EPSILON),
-            *_enlarged(CHANNELS, 64, whole, self.EPSILON),
-            *_image_layers(64, image_shape[0]),
+        self.linear = nn.Linear(self.latent_size, prod(self.seed_shape))
+        self.norm = _ClassNorm(CHANNELS, rows, 1e-5)
+        self.blocks = nn.ModuleList(
+            _ClassBlock(channels, size, rows, self.EPSILON) for channels, size in ((CHANNELS, half), (64, whole))
         )
+        self.image = nn.Sequential(*_image_layers(64, image_shape[0]))
 
-    @property
-    def latent_size(self) -> int:
-        """Return the length of an embedding, which is that of the noise."""
-        return self.embeddings.shape[1]
+    def forward(self, classes: Tensor, shares: Tensor, noise: Tensor) -> Tensor:
+        """Return images of classes (N, K), in shares (N, K), with noise (N, K, latent_size)."""
+        latents = nn.functional.layer_norm(self.embeddings[classes] + noise, (self.latent_size,))
+        mixtures = mixtures_of(classes, shares, self.num_classes)
+        maps = _feature_maps(self.linear((shares[..., None] * latents).sum(1)), self.seed_shape)
+        maps = self.norm(maps, mixtures)
+        for block in self.blocks:
+            maps = block(maps, mixtures)
+        return self.image(maps)
 
-    def forward(self, mixtures: Tensor, noise: Tensor) -> Tensor:
-        latents = nn.functional.layer_norm(mixtures @ self.embeddings + noise, (self.latent_size,))
-        maps = self.norm(_feature_maps(self.linear(latents), self.seed_shape))
-        scales, shifts = (values[:, :, None, None] for values in (mixtures @ self.scales, mixtures @ self.shifts))
-        return self.body(maps * scales + shifts)
+
+def mixtures_of(classes: Tensor, shares: Tensor, num_classes: int) -> Tensor:
+    """Return the share of every class in each image, (N, num_classes), of classes (N, K), some of them equal."""
+    return shares.new_zeros(len(shares), num_classes).scatter_add_(1, classes, shares)
+
+
+class _ClassNorm(nn.Module):
+    """A batch norm that scales and shifts as the mixture of an image's classes says, or, of one row, always alike."""
+
+    def __init__(self, channels: int, rows: int, epsilon: float):
+        super().__init__()
+        self.norm = _batch_norm(channels, epsilon, affine=False)
+        self.scales = nn.Parameter(torch.ones(rows, channels))
+        self.shifts = nn.Parameter(torch.zeros(rows, channels))
+
+    def forward(self, maps: Tensor, mixtures: Tensor) -> Tensor:
+        chosen = mixtures if len(self.scales) > 1 else mixtures.new_ones(len(mixtures), 1)
+        scales, shifts = ((chosen @ rows)[:, :, None, None] for rows in (self.scales, self.shifts))
+        return self.norm(maps) * scales + shifts
+
+
+class _ClassBlock(nn.Module):
+    """Enlarges feature maps and combines them into other channels: `_enlarged`, with classes."""
+
+    def __init__(self, channels: int, size: tuple[int, int], rows: int, epsilon: float):
+        super().__init__()
+        self.enlarge = nn.Sequential(nn.Upsample(size), nn.Conv2d(CHANNELS, channels, 3, padding=1))
+        self.norm = _ClassNorm(channels, rows, epsilon)
+
+    def forward(self, maps: Tensor, mixtures: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(self.norm(self.enlarge(maps), mixtures), 0.2)
 
 
 def _shapes(image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], tuple[int, int], tuple[int, int]]:
@@ -105,12 +134,12 @@ def _batch_norm(channels: int, epsilon: float = 1e-5, *, affine: bool = True) ->
     return nn.BatchNorm2d(channels, epsilon, affine=affine, track_running_stats=False)
 
 
-def _enlarged(channels_in: int, channels: int, size: tuple[int, int], epsilon: float = 1e-5) -> Iterable[nn.Module]:
+def _enlarged(channels_in: int, channels: int, size: tuple[int, int]) -> Iterable[nn.Module]:
     """Return the layers that enlarge feature maps to `size` and combine them into other `channels`."""
     return (
         nn.Upsample(size),
         nn.Conv2d(channels_in, channels, 3, padding=1),
-        _batch_norm(channels, epsilon),
+        _batch_norm(channels),
         nn.LeakyReLU(0.2),
     )
 

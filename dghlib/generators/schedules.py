@@ -3,6 +3,11 @@
 from math import inf
 
 
+def in_proportion(length: int, steps: int, whole: int) -> int:
+    """Return a stretch of a schedule, `length` of `whole` steps, in a run of `steps`: at least one step."""
+    return max(1, round(length * steps / whole))
+
+
 class PlateauWithReset:
     """Halve the learning rate when the loss stops falling, then forget the best loss.
 

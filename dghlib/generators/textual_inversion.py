@@ -26,7 +26,6 @@ from string import Formatter
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -36,6 +35,7 @@ from dghlib.generators.pipelines import Pipeline, content_sha256, fit, folder_of
 from dghlib.generators.tasks import run_tasks, values_of
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
+from dghlib.storage.reading import reading
 from dghlib.storage.records import fingerprint, write_atomically
 
 VERSION = 1
@@ -226,10 +226,8 @@ def load_token(path: Path) -> Tensor:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no learned token at {path}")
-    try:
+    with reading(path, "a learned token written by dghlib", "`learn_token` makes one"):
         return load_file(path)[PLACEHOLDER]
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is not a learned token written by dghlib: {error}") from error
 
 
 def _parts(pipeline: Pipeline) -> tuple[Any, Any]:

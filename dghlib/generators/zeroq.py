@@ -22,14 +22,17 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from dghlib.choices import check_at_least, check_between
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, with_pixels
+from dghlib.generators.schedules import in_proportion
 from dghlib.generators.space import brought_over, working_twin
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics, working_copy
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
+from dghlib.storage.records import added_later
 
 VERSION = 1
+STEPS, PATIENCE = 500, 100  # the authors': how long a run is, and a plateau after which the rate falls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +41,11 @@ class Config:
 
     num_images: int = 1024
     batch_size: int = 64  # images that are computed side by side; they share the learning rate only
-    steps: int = 500
+    steps: int = STEPS
     learning_rate: float = 0.5
     seed: int = 0
+
+    scaled_schedule: bool = added_later(True, before=False)  # PATIENCE is for STEPS; False: whatever the steps
 
     def __post_init__(self) -> None:
         for name in ("num_images", "batch_size", "steps"):
@@ -72,6 +77,7 @@ def generate(
     net = working_copy(model.net, device, model.image_shape)
     layers = with_pixels(stored_statistics(net, model.image_shape), model.image_shape[0])
     weights = channel_weights(layers.sizes, "sum", layers.mean.device)
+    patience = in_proportion(PATIENCE, config.steps, STEPS) if config.scaled_schedule else PATIENCE
     batches = _initial_images(model, config).to(device).split(config.batch_size)
 
     def loss(images: Tensor) -> dict[str, Tensor]:
@@ -83,7 +89,7 @@ def generate(
             batches[index],
             loss,
             lambda images: torch.optim.Adam(images, config.learning_rate),
-            lambda optimizer: ReduceLROnPlateau(optimizer, patience=100, min_lr=1e-4),
+            lambda optimizer: ReduceLROnPlateau(optimizer, patience=patience, min_lr=1e-4),
         ),
         count=len(batches),
         steps=config.steps,

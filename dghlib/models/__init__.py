@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from dghlib.choices import look_up
-from dghlib.models import coco, detectors, embedded, fastestdet, imagenet, public
+from dghlib.models import coco, detectors, efficientnet, embedded, fastestdet, imagenet, public
 from dghlib.models.float_model import FloatModel
 from dghlib.storage import assets
 
@@ -20,6 +20,7 @@ MODELS: dict[str, Callable[[], FloatModel]] = {
     "cifar10_mobilenetv2": public.cifar10_mobilenetv2,
     "tiny_imagenet_mobilenetv2": public.tiny_imagenet_mobilenetv2,
     **{name: partial(imagenet.load, name) for name in imagenet.BUILDERS},
+    **{name: partial(efficientnet.load, name) for name in efficientnet.SIZES},
     **{name: partial(detectors.load, name) for name in detectors.NETS},
     **{name: partial(coco.load, name) for name in coco.BUILDERS},
     fastestdet.NAME: fastestdet.load,
@@ -29,11 +30,12 @@ MODELS: dict[str, Callable[[], FloatModel]] = {
 def load(name: str) -> FloatModel:
     """Return a trained network, in eval mode on the CPU; the names are the keys of MODELS.
 
-    The `shapes_*` networks ship with the package, the others are read from the data directory.
+    The `shapes_*` networks ship with the package, the others are read from the data directory, except that the weights
+    of EfficientNet-Lite0 are a package of their own.
 
     Raises:
         UnknownName: no network has this name; the message suggests the nearest.
-        MissingAsset: the data directory lacks the weights; the message says how to get them.
+        MissingAsset: the weights are not there; the message says how to get them.
         WrongChecksum: the weights there are not the published ones.
     """
     return look_up(MODELS, name, "model")()
@@ -49,4 +51,6 @@ def weights_sha256(name: str) -> str:
     look_up(MODELS, name, "model")
     if manifest := assets.manifests().get(name):
         return manifest.sha256 if len(manifest.sha256) == 64 else assets.file_sha256(assets.locate(name))
+    if name in efficientnet.SIZES:
+        return efficientnet.SHA256
     return hashlib.sha256(embedded.checkpoint(name).read_bytes()).hexdigest()

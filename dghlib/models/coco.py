@@ -9,14 +9,13 @@ Generated images have the size that SSDLite scales all photographs to, and for t
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import nn
 from torchvision.models.detection import fcos_resnet50_fpn, retinanet_resnet50_fpn_v2, ssdlite320_mobilenet_v3_large
 from torchvision.ops import FrozenBatchNorm2d
 
 from dghlib.models.detectors import DetectorNet
 from dghlib.models.float_model import FloatModel
-from dghlib.storage import assets
+from dghlib.models.public import published
 
 IMAGE_SHAPES = {
     "coco_ssdlite": (3, 320, 320),
@@ -48,7 +47,8 @@ def load(name: str) -> FloatModel:
         MissingAsset, WrongChecksum: as `assets.locate`.
     """
     detector = BUILDERS[name]()
-    detector.load_state_dict(torch.load(assets.locate(name), map_location="cpu", weights_only=True))
+    with published(name) as checkpoint:
+        detector.load_state_dict(checkpoint)
     return as_model(name, detector)
 
 

@@ -6,12 +6,11 @@ images, as users measure it: ResNet-18 71.0, ResNet-50 76.6, MobileNetV2 72.6.
 
 from collections.abc import Callable
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
 from dghlib.models.float_model import FloatModel
-from dghlib.storage import assets
+from dghlib.models.public import published
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -32,8 +31,8 @@ def load(name: str) -> FloatModel:
         MissingAsset, WrongChecksum: as `assets.locate`.
         ValueError: the checkpoint holds another network.
     """
-    checkpoint = torch.load(assets.locate(name), map_location="cpu", weights_only=True)
-    net = with_weights(BUILDERS[name](weights=None), checkpoint.get("model", checkpoint), name)
+    with published(name) as checkpoint:
+        net = with_weights(BUILDERS[name](weights=None), checkpoint.get("model", checkpoint), name)
     return FloatModel(name=name, net=net.eval(), image_shape=(3, 224, 224), mean=MEAN, std=STD)
 
 

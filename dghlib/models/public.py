@@ -1,6 +1,9 @@
 """Networks that others trained on real images, from their public checkpoints in the data directory."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +11,7 @@ from torch import Tensor, nn
 from dghlib.models.classifiers import BasicBlock, MobileNetV2, ResidualNet
 from dghlib.models.float_model import FloatModel
 from dghlib.storage import assets
+from dghlib.storage.reading import reading
 
 # Of pixels from 0 to 1, as each network was trained.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -45,28 +49,42 @@ def half_width_mobilenetv2(num_classes: int, stem_stride: int) -> MobileNetV2:
 def cifar10_resnet(depth: int) -> FloatModel:
     """Return ResNet-20 or ResNet-56 for CIFAR-10."""
     name = f"cifar10_resnet{depth}"
-    state = {_our_resnet_key(key): tensor for key, tensor in _published(name)["state_dict"].items()}
-    net = _with_weights(resnet(depth), state)
+    with published(name) as checkpoint:
+        state = {_our_resnet_key(key): tensor for key, tensor in checkpoint["state_dict"].items()}
+        net = _with_weights(resnet(depth), state)
     return FloatModel(name=name, net=net, image_shape=(3, 32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def cifar10_mobilenetv2() -> FloatModel:
     """Return MobileNetV2 x0.5 for CIFAR-10, which keeps the full resolution through its stem."""
     name = "cifar10_mobilenetv2"
-    net = _with_weights(half_width_mobilenetv2(num_classes=10, stem_stride=1), _published(name))
+    with published(name) as checkpoint:
+        net = _with_weights(half_width_mobilenetv2(num_classes=10, stem_stride=1), checkpoint)
     return FloatModel(name=name, net=net, image_shape=(3, 32, 32), mean=CIFAR10_MEAN, std=CIFAR10_STD)
 
 
 def tiny_imagenet_mobilenetv2() -> FloatModel:
     """Return MobileNetV2 x0.5 for the 200 classes of Tiny-ImageNet, sorted by their WordNet id."""
     name = "tiny_imagenet_mobilenetv2"
-    net = _with_weights(half_width_mobilenetv2(num_classes=200, stem_stride=2), _published(name))
+    with published(name) as checkpoint:
+        net = _with_weights(half_width_mobilenetv2(num_classes=200, stem_stride=2), checkpoint)
     return FloatModel(name=name, net=net, image_shape=(3, 64, 64), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
-def _published(name: str) -> dict:
-    """Return what a public checkpoint holds; `weights_only`, so that opening it runs no code."""
-    return torch.load(assets.locate(name), map_location="cpu", weights_only=True)
+@contextmanager
+def published(name: str) -> Iterator[Any]:
+    """Yield what a public checkpoint holds; `weights_only`, so that opening it runs no code.
+
+    Of some no sum is published: what their content lacks shows only where it is used, which is in this block.
+
+    Raises:
+        MissingAsset, WrongChecksum: as `assets.locate`.
+        ValueError: the file holds something else; the message names it and what to do.
+    """
+    path = assets.locate(name)
+    again = f"delete it, and `dgh data {assets.manifests()[name].profile}` downloads it again"
+    with reading(path, f"the checkpoint of {name}", again):
+        yield torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _our_resnet_key(key: str) -> str:

@@ -12,21 +12,20 @@ from typing import Any
 from dghlib.choices import look_up
 from dghlib.datasets import ANNOTATED
 from dghlib.experiments.experiment import REAL, Experiment
-from dghlib.experiments.profiles import BUDGETS
+from dghlib.experiments.profiles import budget_of
 from dghlib.plans.parts import (
     DETECTION_SOURCES,
     FIXED_WEIGHT,
     PAPER_SOURCES,
     SOURCES,
     calibrated,
-    detection_budget,
     every_source,
     networks_of,
     of_variants,
     repetitions,
     source_config,
+    without_images,
 )
-from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES
 
 
 def table2(
@@ -43,13 +42,13 @@ def table2(
     The paper prints W8A8; lower widths tell the sources further apart. `seeds` and `models` default to the budget's
     and to all of the profile.
     """
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     experiments = []
     for model in networks_of(profile, models):
         experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
         for seed in repetitions(spend, seeds):
             for source in sources:
-                config = source_config(source, spend, seed)
+                config = source_config(source, spend, seed, model)
                 experiments += [calibrated(profile, model, source, config, width, spend) for width in bits]
     return experiments
 
@@ -69,7 +68,7 @@ def sources(
 DETECTOR_WIDTHS: Mapping[str, Sequence[str]] = MappingProxyType({"hptq": ("W8A8",), "adaround": ("W4A8",)})
 # The same on photographs, where sources differ more.
 PHOTOGRAPHS_WIDTHS: Mapping[str, Sequence[str]] = MappingProxyType(
-    {"hptq": ("W8A8",), "adaround": ("W4A8", "W4A4"), "brecq": ("W4A8", "W4A4")}
+    {"hptq": ("W8A8", "W4A8"), "adaround": ("W4A8", "W4A4"), "brecq": ("W4A8", "W4A4")}
 )
 
 
@@ -91,14 +90,14 @@ def table3(
         UnknownName: the profile has no detectors.
     """
     look_up(ANNOTATED, profile, "profile with detectors")
-    spend = detection_budget(profile, budget)
+    spend = budget_of(profile, budget)
     names = networks_of(profile, models)
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
     chosen = detector_widths(profile) if quantized is None else quantized
     pairs = [(method, width) for method, widths in chosen.items() for width in widths]
     for seed, (method, width) in itertools.product(repetitions(spend, seeds), pairs):
         for model, source in itertools.product(names, sources):
-            config = source_config(source, spend, seed)
+            config = source_config(source, spend, seed, model)
             experiments.append(calibrated(profile, model, source, config, width, spend, method))
     return experiments
 
@@ -171,7 +170,7 @@ def output_shares(
 
     Quantized with every tensor on the grids of HPTQ, at three widths, since a default has to hold at each.
     """
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     shares = [{"output_share": share} for share in OUTPUT_SHARES]
     variants = [*(("dgh", changed) for changed in (*shares, dict(FIXED_WEIGHT))), (REAL, {})]
     return of_variants(profile, spend, variants, ["W8A8", "W4A8", "W4A4"], seeds, models, "hptq")
@@ -188,14 +187,14 @@ def _of_settings(
 
     HPTQ at W4A4 chooses ranges alone, BRECQ at W2A4 learns from the images.
     """
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     variants = [*(("dgh", changed) for changed in settings), (REAL, {})]
     ranged = of_variants(profile, spend, variants, ["W4A4"], seeds, models, "hptq")
     learned = of_variants(profile, spend, variants, ["W2A4"], seeds, models, "brecq")
     return list(dict.fromkeys(ranged + learned))
 
 
-_WITH_IMAGES = tuple(name for name in QUANTIZERS if name not in WITHOUT_IMAGES)
+BLOCK_BY_BLOCK = ("hptq", "adaround", "brecq", "qdrop", "genie_m")  # and HPTQ, which learns nothing
 
 
 def quantizers(
@@ -203,26 +202,83 @@ def quantizers(
     budget: str = "standard",
     *,
     bits: Sequence[str] = ("W4A4", "W2A4"),
-    methods: Sequence[str] = _WITH_IMAGES,
+    methods: Sequence[str] = BLOCK_BY_BLOCK,
     policies: Sequence[str] = ("full", "academic"),
     sources: Sequence[str] = ("dgh", REAL),
     seeds: int | None = None,
     models: Sequence[str] | None = None,
     **settings: Any,
 ) -> list[Experiment]:
-    """Return every quantizer that needs images on every network, with everything quantized and with the ends spared.
+    """Return several quantizers on every network of a profile, with everything quantized and with the ends spared.
 
     Seeds come first, so that a run that is stopped has whole repetitions. `settings` are of the quantizers' Configs,
     for instance `placement="every_tensor"`.
     """
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     names = networks_of(profile, models)
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
     for seed, model, source in itertools.product(repetitions(spend, seeds), names, sources):
-        config = source_config(source, spend, seed)
+        config = source_config(source, spend, seed, model)
         for width, policy, method in itertools.product(bits, policies, methods):
             own = {} if method == "hptq" else settings
             experiments.append(calibrated(profile, model, source, config, width, spend, method, bits=policy, **own))
+    return experiments
+
+
+# Ways without images, by what differs from a method's defaults: rounding to the nearest first, as what others add to.
+WITHOUT: tuple[tuple[str, dict[str, Any]], ...] = (("squant", {"flips": "none"}), ("squant", {}), ("dfq", {}))
+# With a grid for a whole layer, which is where scales across layers count.
+WITH_ONE_GRID: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("dfq", {"one_grid": True, "equalize": False}),
+    ("dfq", {"one_grid": True}),
+)
+
+
+def no_images(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W8A8", "W6A6", "W4A4", "W4A32"),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return every network quantized without images, and at eight and four bits HPTQ and BRECQ with images.
+
+    Everything is quantized. Without images nothing is drawn, so there is one repetition. One grid for a whole layer is
+    asked for at eight bits alone.
+    """
+    spend = budget_of(profile, budget)
+    experiments = []
+    for model in networks_of(profile, models):
+        experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
+        for width in bits:
+            for method, settings in WITHOUT + (WITH_ONE_GRID if width == "W8A8" else ()):
+                experiments.append(without_images(profile, model, width, spend, method, **settings))
+        every = itertools.product(repetitions(spend, seeds), ("dgh", REAL), ("hptq", "brecq"), ("W8A8", "W4A4"))
+        for seed, source, method, width in every:
+            config = source_config(source, spend, seed, model)
+            experiments.append(calibrated(profile, model, source, config, width, spend, method))
+    return experiments
+
+
+def compensation(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W4A4",),
+    sources: Sequence[str] = ("noise", "dgh", REAL),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return SQuant without images, and compensated with those of several sources: what they are worth in seconds."""
+    spend = budget_of(profile, budget)
+    experiments = []
+    for model, width in itertools.product(networks_of(profile, models), bits):
+        experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
+        experiments.append(without_images(profile, model, width, spend, "squant"))
+        for source, seed in itertools.product(sources, repetitions(spend, seeds)):
+            config = source_config(source, spend, seed, model)
+            experiments.append(calibrated(profile, model, source, config, width, spend, "compensated"))
     return experiments
 
 

@@ -14,16 +14,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dghlib.choices import check_at_least, look_up
+from dghlib.datasets import ANNOTATED
 from dghlib.experiments.experiment import REAL, ImageSet, Observation
 from dghlib.experiments.looks import REAL_SET, Border
-from dghlib.experiments.profiles import BUDGETS, EMBEDDED, PROFILES, Budget
+from dghlib.experiments.profiles import EMBEDDED, PROFILES, Budget, budget_of
 from dghlib.generators import deep_inversion
 from dghlib.plans.papers import filter_settings
 from dghlib.plans.parts import (
     DETECTION_SOURCES,
     SOURCES,
     UNSTRETCHED,
-    budget_of,
     every_source,
     networks_of,
     repetitions,
@@ -42,9 +42,9 @@ PICTURES = 8  # of a set, where images are to be looked at
 Kinds = Mapping[str, tuple[str, Mapping[str, Any]]]
 
 
-def budget_for(name: str, num_images: int | None = None) -> Budget:
-    """Return a budget by name; with `num_images`, as much of it as so many images need."""
-    spend = look_up(BUDGETS, name, "budget")
+def budget_for(profile: str, name: str, num_images: int | None = None) -> Budget:
+    """Return a budget by name, as it is for a profile; with `num_images`, as much of it as so many images need."""
+    spend = budget_of(profile, name)
     return spend if num_images is None else spend.for_images(num_images)
 
 
@@ -57,7 +57,7 @@ def figure2(
 ) -> list[Observation]:
     """Return DGH's Figure 2: features of real images, of DGH's and of ZeroQ's."""
     kinds: Kinds = {REAL_SET: (REAL, {}), "DGH": ("dgh", {}), "ZeroQ": ("zeroq", {})}
-    return _observations("features", profile, budget_for(budget), kinds, seeds, models)
+    return _observations("features", profile, budget_for(profile, budget), kinds, seeds, models)
 
 
 def figure3(
@@ -72,7 +72,7 @@ def figure3(
 
     The paper takes 1024 images.
     """
-    spend, (margin, border) = budget_for(budget, num_images), MOVED.get(profile, MOVED_ELSEWHERE)
+    spend, (margin, border) = budget_for(profile, budget, num_images), MOVED.get(profile, MOVED_ELSEWHERE)
     observations = _observations("errors", profile, spend, {REAL_SET: (REAL, {})}, seeds, models)
     return [
         dataclasses.replace(each, settings=(("margin", margin), ("border", border), ("seed", each.seed)))
@@ -93,7 +93,26 @@ def figure4(
         "DGH, batch-norm loss only": ("dgh", dict(UNSTRETCHED)),
         "DGH": ("dgh", {}),
     }
-    return _observations("outputs", profile, budget_for(budget), kinds, seeds, models)
+    return _observations("outputs", profile, budget_for(profile, budget), kinds, seeds, models)
+
+
+def head_outputs(
+    profile: str = "coco_lite",
+    budget: str = "quick",
+    *,
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Observation]:
+    """Return what DGH's Figure 4 is for detectors: how far each tensor of the head reaches, for images of each source.
+
+    Of one repetition unless told otherwise.
+
+    Raises:
+        UnknownName: the profile has no detectors.
+    """
+    look_up(ANNOTATED, profile, "profile with detectors")
+    kinds: Kinds = {source: (source, {}) for source in DETECTION_SOURCES}
+    return _observations("tensors", profile, budget_of(profile, budget), kinds, 1 if seeds is None else seeds, models)
 
 
 def figure8(
@@ -134,7 +153,7 @@ def figure9(
     Raises:
         ValueError: `iterations` is not above the budget's.
     """
-    spend = budget_for(budget, num_images)
+    spend = budget_for(profile, budget, num_images)
     more = iterations or (PAPER_ITERATIONS if budget == "paper" else MORE_ITERATIONS)
     check_at_least(spend.steps + 1, f"iterations, beside those of the budget {budget!r},", more)
     kinds: Kinds = {str(steps): ("dgh", {"steps": steps}) for steps in (spend.steps, more)}
@@ -173,7 +192,7 @@ def intraq_figure1(
     The student is another network of the profile, the one after; without one there is no competition.
     """
     kinds: Kinds = {REAL_SET: (REAL, {}), "IntraQ": ("intraq", {}), "DeepInversion": ("deep_inversion", {})}
-    observations = _observations("features", profile, budget_for(budget), kinds, seeds, models)
+    observations = _observations("features", profile, budget_for(profile, budget), kinds, seeds, models)
     names = list(look_up(PROFILES, profile, "profile").models)
     weight = deep_inversion.PRESETS["adi"].competition_weight
     competing = []
@@ -201,7 +220,7 @@ def genq_classes(
     kinds: Kinds = {
         f"{name}, {discarded:.0%}": ("genq", settings) for (name, discarded), settings in filter_settings().items()
     }
-    return _observations("classes", profile, budget_for(budget), kinds, seeds, models)
+    return _observations("classes", profile, budget_for(profile, budget), kinds, seeds, models)
 
 
 def genie_figure_a5(
@@ -217,7 +236,7 @@ def genie_figure_a5(
     Of ZeroQ, of a generator network that is given fixed noise (GBA), and of GENIE, whose latent vectors learn, too.
     Each number of steps is a run of its own, which for these methods is the beginning of a longer one.
     """
-    spend = budget_for(budget, num_images)
+    spend = budget_for(profile, budget, num_images)
     ways: Kinds = {
         "ZeroQ": ("zeroq", {}),
         "GBA": ("genie_d", {"latent_learning_rate": 0.0}),
@@ -225,7 +244,7 @@ def genie_figure_a5(
     }
     counts = sorted({max(1, spend.steps // share) for share in (16, 8, 4, 2, 1)})
     kinds: Kinds = {
-        f"{title} {steps}": (source, {**settings, "steps": steps})
+        f"{title} {steps}": (source, {**settings, "steps": steps, "scaled_schedule": False})
         for (title, (source, settings)), steps in itertools.product(ways.items(), counts)
     }
     return _observations("distances", profile, spend, kinds, seeds, models)
@@ -244,7 +263,7 @@ def image_costs(
     GenQ's Table 1 compares four of the sources.
     """
     kinds: Kinds = {source: (source, {}) for source in every_source(profile)}
-    return _observations("distances", profile, budget_for(budget, num_images), kinds, seeds, models)
+    return _observations("distances", profile, budget_for(profile, budget, num_images), kinds, seeds, models)
 
 
 def onnxruntime(
@@ -258,7 +277,7 @@ def onnxruntime(
 
     Of one repetition unless told otherwise.
     """
-    spend = budget_for(budget)
+    spend = budget_for(profile, budget)
     kinds: Kinds = {source: (source, {}) for source in SOURCES}
     tested = (("profile", profile), ("test_images", spend.test_images))
     return _observations("onnxruntime", profile, spend, kinds, 1 if seeds is None else seeds, models, settings=tested)
@@ -278,7 +297,7 @@ def _observations(
     observations = []
     for seed, model in itertools.product(repetitions(spend, seeds), names):
         sets = {
-            title: ImageSet(source=source, config=dataclasses.replace(source_config(source, spend, seed), **settings))
+            title: ImageSet(source=source, config=source_config(source, spend, seed, model, **settings))
             for title, (source, settings) in kinds.items()
         }
         observations.append(

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from dghlib.choices import look_up
 from dghlib.experiments.experiment import REAL, Experiment
-from dghlib.experiments.profiles import BUDGETS, Budget
+from dghlib.experiments.profiles import Budget, budget_of
+from dghlib.generators import intraq
 from dghlib.plans.methods import quantizers
 from dghlib.plans.parts import (
     PAPER_SOURCES,
@@ -87,7 +87,7 @@ def table4(
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return DGH's Table 4: every choice of its three parts, with BRECQ and everything quantized."""
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     chosen = itertools.chain.from_iterable(itertools.combinations(PARTS, count) for count in range(len(PARTS) + 1))
     variants = [("dgh", part_settings(parts, spend)) for parts in chosen]
     return of_variants(profile, spend, variants, bits, seeds, models)
@@ -116,7 +116,7 @@ def scopes(
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return AdaRound on DGH images that are matched by 1, 4, 16, ... together, and all; and on real images."""
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     sizes = [4**power for power in range(6) if 4**power < spend.num_images]
     variants: list[tuple[str, dict[str, Any]]] = [
         ("dgh", {"scope": scope, **({} if on else UNSTRETCHED)}) for on in stretching for scope in (*sizes, None)
@@ -141,7 +141,7 @@ def samples(
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return GENIE's Table A1: QDrop on an eighth, a quarter, half and all of a budget's images."""
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     experiments = []
     for share in (8, 4, 2, 1):
         count = spend.num_images // share
@@ -161,7 +161,7 @@ def step_sizes(
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return GENIE's Figure A2: weights' steps that begin at the least error in different powers (Eq. A3)."""
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     experiments = []
     for method, search in itertools.product(methods, ("l1", "l2", "shrink_100", "l3", "l4")):
         experiments += of_variants(
@@ -199,9 +199,7 @@ def genq_filters(
 ) -> list[Experiment]:
     """Return Figure 6 of GenQ's paper: GENIE-M on images of which one filter, or none, has discarded more and more."""
     variants = [("genq", settings) for settings in filter_settings().values()]
-    return of_variants(
-        profile, look_up(BUDGETS, budget, "budget"), variants, bits, seeds, models, "genie_m", "academic"
-    )
+    return of_variants(profile, budget_of(profile, budget), variants, bits, seeds, models, "genie_m", "academic")
 
 
 # Table 2 of IntraQ's supplement.
@@ -210,7 +208,7 @@ intraq_amounts = partial(samples, bits=["W4A4"], sources=["intraq"], quantizer="
 # IntraQ, and without each of its parts.
 ROTATION = 15.0  # degrees at most; the supplement does not say how far it turns
 INTRAQ_PARTS: dict[str, dict[str, Any]] = {
-    "all three": {},
+    "all three": {},  # for CIFAR-10: what the authors have for ImageNet turns SIL and MDC off
     "without LOR": {"crop_area": 1.0},
     "without SIL": {"soft_target": 1.0},
     "without MDC": {"nearest": 0.0, "farthest": 2.0},
@@ -229,8 +227,9 @@ def intraq_parts(
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return IntraQ, without each of its parts and with other crops, with BRECQ and everything quantized."""
-    spend = look_up(BUDGETS, budget, "budget")
-    return of_variants(profile, spend, [("intraq", part) for part in INTRAQ_PARTS.values()], bits, seeds, models)
+    spend = budget_of(profile, budget)
+    on = {name: getattr(intraq.Config(), name) for name in ("soft_target", "nearest", "farthest")}
+    return of_variants(profile, spend, [("intraq", on | part) for part in INTRAQ_PARTS.values()], bits, seeds, models)
 
 
 def transfer(
@@ -243,12 +242,12 @@ def transfer(
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return Table 5 of GenQ's paper: GENIE-M on images of each network, for each network."""
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     names, sources = networks_of(profile, models), sources or (*drawn_sources(profile), "zeroq", "dgh")
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
     every = itertools.product(repetitions(spend, seeds), sources, names, names, bits)
     for seed, source, maker, model, width in every:
-        config = source_config(source, spend, seed)
+        config = source_config(source, spend, seed, maker)
         quantized = calibrated(profile, model, source, config, width, spend, "genie_m", bits="academic")
         experiments.append(dataclasses.replace(quantized, images_of=None if maker == model else maker))
     return experiments

@@ -8,13 +8,11 @@ from types import MappingProxyType
 from typing import Any
 
 from dghlib.choices import check_at_least, check_choice, look_up
-from dghlib.datasets import ANNOTATED
 from dghlib.experiments.experiment import REAL, Experiment, RealImages
-from dghlib.experiments.profiles import BUDGETS, PROFILES, Budget
+from dghlib.experiments.profiles import PROFILES, Budget
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 from dghlib.generators.pipelines import EMBEDDED as PIPELINES
-from dghlib.quantizers import QUANTIZERS
-from dghlib.quantizers.reconstruction import Settings
+from dghlib.quantizers import QUANTIZERS, fine_tuning, genq_qat, reconstruction
 from dghlib.quantizers.starting import LearningSettings
 
 # Of DGH: the fixed lambda of experiments on its other settings, and no reward at all, where neither acts, written as in
@@ -25,6 +23,8 @@ UNSTRETCHED: Mapping[str, Any] = MappingProxyType({**FIXED_WEIGHT, "output_stret
 SOURCES = ("noise", "zeroq", "dgh", REAL)
 PAPER_SOURCES = ("zeroq", "intraq", "genie_d", "dgh", REAL)  # the rows of DGH's tables
 DETECTION_SOURCES = ("noise", "zeroq", "genie_d", "dgh", REAL)  # those that need no classes
+# What authors have otherwise for networks with depthwise convolutions, see the modules of the quantizers.
+DEPTHWISE: Mapping[str, Mapping[str, Any]] = {"brecq": {"penalty": 0.1}, "qdrop": {"penalty": 0.1}}
 
 
 def networks_of(profile: str, chosen: Sequence[str] | None) -> list[str]:
@@ -47,19 +47,6 @@ def repetitions(budget: Budget, seeds: int | None) -> range:
     return range(budget.seeds if seeds is None else seeds)
 
 
-def detection_budget(profile: str, name: str) -> Budget:
-    """Return a budget for detectors: at most 32 images to calibrate with, as in the paper; tests take a few hundred."""
-    spend = look_up(BUDGETS, name, "budget")
-    most = {"coco_lite": 287}.get(profile, 256)  # the former are all that there are
-    test_images = None if spend.test_images is None else min(spend.test_images, most)
-    return dataclasses.replace(spend, num_images=min(spend.num_images, 32), test_images=test_images)
-
-
-def budget_of(profile: str, name: str) -> Budget:
-    """Return a budget by name, as it is for the networks of a profile: classifiers or detectors."""
-    return detection_budget(profile, name) if profile in ANNOTATED else look_up(BUDGETS, name, "budget")
-
-
 def calibrated(
     profile: str,
     model: str,
@@ -72,8 +59,11 @@ def calibrated(
 ) -> Experiment:
     """Return a network quantized to a width such as "W4A8" with images of a source, by HPTQ or another method.
 
-    A method that learns draws its batches with the seed of the images.
+    A method that learns draws its batches with the seed of the images. With a budget that is a share of what authors
+    spend, it has their settings for networks with depthwise convolutions.
     """
+    if budget.share is not None and PROFILES[profile].models.get(model) == "MBV2":
+        settings = {**DEPTHWISE.get(quantizer, {}), **settings}
     chosen = quantizer_config(quantizer, width, budget, **settings)
     if isinstance(chosen, LearningSettings):
         chosen = dataclasses.replace(chosen, seed=config.seed)
@@ -84,6 +74,17 @@ def calibrated(
         source_config=config,
         quantizer=quantizer,
         quantizer_config=chosen,
+        test_images=budget.test_images,
+    )
+
+
+def without_images(profile: str, model: str, width: str, budget: Budget, quantizer: str, **settings: Any) -> Experiment:
+    """Return a network quantized to a width such as "W4A8" by a method that needs no images."""
+    return Experiment(
+        profile=profile,
+        model=model,
+        quantizer=quantizer,
+        quantizer_config=quantizer_config(quantizer, width, budget, **settings),
         test_images=budget.test_images,
     )
 
@@ -102,41 +103,52 @@ def drawn_sources(profile: str) -> tuple[str, ...]:
     return ("genq",) if profile in PIPELINES and PIPELINES[profile].is_dir() else ()
 
 
-def source_config(source: str, budget: Budget, seed: int, **settings: Any) -> Any:
-    """Return the Config of a source at a budget: its published settings with the budget's images and steps."""
+def source_config(source: str, budget: Budget, seed: int, model: str, **settings: Any) -> Any:
+    """Return the Config of a source at a budget, for a network: published settings, the budget's images and steps."""
     if source == REAL:
         return RealImages(num_images=budget.num_images, seed=seed)
-    known: dict[str, Any] = {**GENERATORS, REAL: None}  # all that there are, should this one be unknown
-    default = look_up(known, source, "source of images").PRESETS["default"]
-    names = {field.name for field in dataclasses.fields(default)}
-    batch_size = budget.batch_size
+    published = _published(source, "" if budget.share is None else model)
+    spend: dict[str, Any] = {"num_images": budget.num_images}
+    if budget.share is None:
+        spend |= {"steps": budget.steps, "batch_size": budget.batch_size, "scaled_schedule": False}
+        # GenQ's steps are those of its pipeline, whose number the pipeline asks for.
+        spend["denoising_steps"] = min(getattr(published, "denoising_steps", 1), budget.steps)
+    elif hasattr(published, "steps"):
+        spend["steps"] = max(1, round(budget.share * published.steps))
     if source == "intraq":  # keeps images away from those of earlier batches: a set needs several
-        batch_size = min(batch_size, max(1, budget.num_images // 4))
-    spend = {"num_images": budget.num_images, "steps": budget.steps, "batch_size": batch_size}
-    if source == "genq":  # its steps are those of the pipeline, whose number the pipeline asks for
-        spend["denoising_steps"] = min(default.denoising_steps, budget.steps)
+        spend["batch_size"] = min(spend.get("batch_size", published.batch_size), max(1, budget.num_images // 4))
+    names = {field.name for field in dataclasses.fields(published)}
     wanted = {name: value for name, value in spend.items() if name in names}
-    return dataclasses.replace(default, **wanted, seed=seed, **settings)
+    return dataclasses.replace(published, **wanted | {"seed": seed} | settings)
+
+
+def _published(source: str, model: str) -> Any:
+    """Return the settings that a source's authors have for a network, for its data set, or, failing both, by default.
+
+    Raises:
+        UnknownName: there is no such source.
+    """
+    known: dict[str, Any] = {**GENERATORS, REAL: None}  # all that there are, should this one be unknown
+    presets = look_up(known, source, "source of images").PRESETS
+    profile = next((profile.name for profile in PROFILES.values() if model in profile.models), "")
+    return next(presets[name] for name in (model, profile, "default") if name in presets)
 
 
 def quantizer_config(method: str, width: str, budget: Budget, **settings: Any) -> Any:
     """Return the Config of a quantizer for a width such as "W4A8": its published settings with the budget's steps.
 
-    Fewer steps get larger rates: a rounding has the same way to go, so its rate grows as the steps become fewer; the
-    rates of grids' steps, which have less far to go, grow by the square root of that.
+    What a reconstruction does in fewer steps, it does at larger rates (see `reconstruction.shortened`). Fine-tuning has
+    as large a part of its steps as reconstruction of its iterations, at the same rates.
     """
     weight_bits, activation_bits = parse_bits(width)
     config = look_up(QUANTIZERS, method, "quantizer").Config(weight_bits=weight_bits, activation_bits=activation_bits)
-    if isinstance(config, Settings):
-        shortening = config.iterations / budget.iterations
-        config = dataclasses.replace(
-            config,
-            iterations=budget.iterations,
-            step_iterations=math.ceil(config.step_iterations / shortening),
-            rounding_rate=config.rounding_rate * shortening,
-            scale_rate=config.scale_rate * math.sqrt(shortening),
-            step_rate=config.step_rate * math.sqrt(shortening),
-        )
+    if isinstance(config, reconstruction.Settings):
+        config = reconstruction.shortened(config, budget.iterations)
+    elif isinstance(config, fine_tuning.Settings):
+        part = budget.iterations / reconstruction.Settings.iterations
+        config = dataclasses.replace(config, steps=math.ceil(config.steps * part))
+    if isinstance(config, genq_qat.Config):
+        config = dataclasses.replace(config, iterations=budget.iterations)
     return dataclasses.replace(config, **settings)
 
 
@@ -168,7 +180,7 @@ def of_variants(
     experiments = [Experiment(profile=profile, model=model, test_images=budget.test_images) for model in names]
     every = itertools.product(repetitions(budget, seeds), names, variants, bits)
     for seed, model, (source, changed), width in every:
-        config = source_config(source, budget, seed, **changed)
+        config = source_config(source, budget, seed, model, **changed)
         experiments.append(
             calibrated(profile, model, source, config, width, budget, quantizer, bits=policy, **settings)
         )

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dghlib.choices import look_up
 from dghlib.datasets import ANNOTATED
 from dghlib.experiments.experiment import Observation
-from dghlib.experiments.profiles import BUDGETS
+from dghlib.experiments.profiles import budget_of
 from dghlib.plans.parts import (
     DETECTION_SOURCES,
-    budget_of,
     calibrated,
     networks_of,
     repetitions,
@@ -61,7 +60,7 @@ def files(
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
     """Return the ONNX files of networks that HPTQ quantized with DGH images, one observation for each width."""
-    settings = (("profile", profile), ("test_images", look_up(BUDGETS, budget, "budget").test_images))
+    settings = (("profile", profile), ("test_images", budget_of(profile, budget).test_images))
     return _copies("files", profile, budget, "hptq", bits, ["dgh"], seeds, models, settings)
 
 
@@ -82,7 +81,7 @@ def _copies(
     every = itertools.product(repetitions(spend, 1 if seeds is None else seeds), networks_of(profile, models), bits)
     for seed, model, width in every:
         runs = [
-            calibrated(profile, model, source, source_config(source, spend, seed), width, spend, method)
+            calibrated(profile, model, source, source_config(source, spend, seed, model), width, spend, method)
             for source in sources
         ]
         observations.append(

@@ -2,7 +2,21 @@
 
 from types import ModuleType
 
-from dghlib.quantizers import adaround, brecq, dfq, genie_m, hptq, qdrop, squant
+from dghlib.quantizers import (
+    adaround,
+    ait,
+    brecq,
+    compensated,
+    dfq,
+    genie_m,
+    genq_qat,
+    hptq,
+    intraq_qat,
+    lsq,
+    qdrop,
+    squant,
+    synq,
+)
 from dghlib.quantizers.quantized_model import QuantizedModel, saved_facts
 from dghlib.quantizers.reconstruction import UnitError
 from dghlib.quantizers.report import Noise, noise_report, unit_errors
@@ -26,7 +40,13 @@ QUANTIZERS: dict[str, ModuleType] = {
     "brecq": brecq,
     "qdrop": qdrop,
     "genie_m": genie_m,
+    "lsq": lsq,
+    "genq_qat": genq_qat,
+    "intraq_qat": intraq_qat,
+    "ait": ait,
+    "synq": synq,
     "squant": squant,
     "dfq": dfq,
+    "compensated": compensated,
 }
 WITHOUT_IMAGES = ("squant", "dfq")  # whose `quantize` takes None for images

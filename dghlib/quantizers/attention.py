@@ -7,7 +7,7 @@ Source: A. Vaswani et al., "Attention Is All You Need", 2017, Eq. 1.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,6 +81,7 @@ def multi_head_attention_forward(
     if not use_separate_proj_weight:
         weights = in_proj_weight.chunk(3)
     biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+    projected: Sequence[Tensor]
     if query is key is value and not use_separate_proj_weight:
         projected = F.linear(query, in_proj_weight, in_proj_bias).chunk(3, dim=-1)
     else:

@@ -19,7 +19,8 @@ from dghlib.quantizers.sites import site_of
 
 HALF_BINS = 2048
 _AT_ONCE = 2**16  # values that stay in a processor's cache: three times as fast as all at once
-_UNLIKELY = 20  # times the brightest pixel: values beyond are not of normalised images
+_UNLIKELY = 20  # times the brightest pixel: values beyond are not of normalised images,
+_FEW = 1e-3  # unless they are a smaller share: generators that do not clip leave single pixels far out
 
 
 def check_images(images: Tensor, model: FloatModel) -> Tensor:
@@ -27,7 +28,7 @@ def check_images(images: Tensor, model: FloatModel) -> Tensor:
 
     Raises:
         TypeError: not a tensor, or not float32.
-        ValueError: wrong shape, none at all, NaN or Inf, or values far beyond normalised pixels.
+        ValueError: wrong shape, none at all, NaN or Inf, or not a few values far beyond normalised pixels.
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"calibration images are one tensor (N, C, H, W), got {type(images).__name__}")
@@ -47,12 +48,18 @@ def check_images(images: Tensor, model: FloatModel) -> Tensor:
         broken = int((~images.isfinite().flatten(1).all(1)).sum())
         raise ValueError(f"{broken} of {len(images)} calibration images hold NaN or Inf")
     brightest = max(max(m / s, (1 - m) / s) for m, s in zip(model.mean, model.std, strict=True))
-    if largest > _UNLIKELY * brightest:
+    if largest > _UNLIKELY * brightest and (share := _share_beyond(images, _UNLIKELY * brightest)) > _FEW:
         raise ValueError(
-            f"calibration images reach {largest:.4g}, but normalised pixels end at {brightest:.3g}: "
+            f"calibration images reach {largest:.4g}, but normalised pixels end at {brightest:.3g}, and {share:.2%} "
+            f"of the values are beyond {_UNLIKELY} times that: "
             "scale pixels to 0..1, then subtract the mean and divide by the std of the network"
         )
     return images
+
+
+def _share_beyond(images: Tensor, limit: float) -> float:
+    """Return the share of values that are farther from 0 than a limit."""
+    return sum(int((image.abs() > limit).sum()) for image in images) / images.numel()
 
 
 class Histogram:

@@ -26,7 +26,8 @@ from torch import Tensor, fx
 
 from dghlib.models import FloatModel
 from dghlib.quantizers.calibration import Histogram, Observations
-from dghlib.quantizers.graph import device_of, moments_after
+from dghlib.quantizers.folding import moments_after
+from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.layers import mean_response
 from dghlib.quantizers.operations import AVERAGES, Kind, Layer, called_module, does, kind_of, layer_calls, source_of
 from dghlib.quantizers.sites import site_of

@@ -90,7 +90,7 @@ class UniformQuantizer(nn.Module):
         signed: whether codes start at -2**(bits-1), or at 0.
 
     Raises:
-        ValueError: bits out of range, a scale that is not positive and finite, a zero point of another shape.
+        ValueError: see `check`.
     """
 
     scale: Tensor
@@ -100,15 +100,25 @@ class UniformQuantizer(nn.Module):
         super().__init__()
         if bits not in CODED_BITS:
             raise ValueError(f"a quantizer has 2 to 8 or 16 bits, got {bits}")
-        if not (scale.isfinite() & (scale > 0)).all():
-            raise ValueError(f"scale must be positive and finite, got {scale.flatten()[:8].tolist()}")
-        if zero_point.shape != scale.shape:
-            raise ValueError(f"zero_point {tuple(zero_point.shape)} and scale {tuple(scale.shape)} differ")
         self.register_buffer("scale", scale.detach().clone())
         self.register_buffer("zero_point", zero_point.detach().to(torch.int32))
         self.bits = bits
         self.signed = signed
         self.quant_min, self.quant_max = code_limits(bits, signed)
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError unless the scale is positive and finite, and the zero point one of the codes, in its shape.
+
+        What is read from a file replaces both after they were made.
+        """
+        if not (self.scale.isfinite() & (self.scale > 0)).all():
+            raise ValueError(f"scale must be positive and finite, got {self.scale.flatten()[:8].tolist()}")
+        if self.zero_point.shape != self.scale.shape:
+            raise ValueError(f"zero_point {tuple(self.zero_point.shape)} and scale {tuple(self.scale.shape)} differ")
+        if not ((self.zero_point >= self.quant_min) & (self.zero_point <= self.quant_max)).all():
+            codes = f"codes of {self.bits} bits are {self.quant_min} to {self.quant_max}"
+            raise ValueError(f"{codes}, zero_point has {self.zero_point.flatten()[:8].tolist()}")
 
     @classmethod
     def from_threshold(cls, threshold: Tensor, *, bits: int, signed: bool) -> "UniformQuantizer":

@@ -17,6 +17,8 @@ Differences from the paper:
    footnote on its settings, so those are the default here.
 4. The threshold of a bounded activation (sigmoid, softmax) is searched for like any other; MCT never clips it.
 5. What differs in the threshold search is listed in `ranges`.
+6. Before it quantizes, MCT joins layers that follow each other without an activation into one, and a layer with the
+   shortcut around it alone ("linear" and "residual collapsing"); here every layer keeps weights of its own.
 """
 
 from collections.abc import Mapping
@@ -27,14 +29,15 @@ from torch import Tensor, fx
 
 from dghlib.choices import check_at_least, check_choice
 from dghlib.models import FloatModel
-from dghlib.quantizers.calibration import Histogram, check_images, observe
+from dghlib.quantizers.calibration import Histogram, check_images, observe, power_of_two_above
 from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.grid import UniformQuantizer, check_bits
 from dghlib.quantizers.layers import along_channels, channel_axis, frozen, mean_response
 from dghlib.quantizers.operations import AVERAGE_POOLING, NEGATIVE_TAIL, Kind, Layer, does, kind_of, layer_at
-from dghlib.quantizers.placement import BIT_POLICIES, assign_bits, every_tensor
+from dghlib.quantizers.placement import BIT_POLICIES, assign_bits, every_tensor, output_sites
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.ranges import WEIGHT_THRESHOLDS, activation_threshold, weight_thresholds
+from dghlib.storage.records import added_later
 
 VERSION = 1
 _LARGEST_SHIFT = 0.05  # of the threshold; MCT's shift_negative_ratio
@@ -49,6 +52,9 @@ class Config:
         bits: "full", all layers and tensors alike; or "academic", the ends at 8 bits and the logits in float.
         weight_thresholds: "power_of_two" as in the paper, or "free"; one per output channel either way.
         shift_negative: whether activations with a small negative tail get an unsigned grid.
+        clip_outputs: whether the grids of the network's outputs are searched for like any other, as in the paper, or
+            hold all that was seen. No next layer mends a tie of logits that were clipped, and the first of the equals
+            wins; but at 4 bits a grid that holds every outlier is coarse for the others.
         bias_correction: whether biases take back the mean error of the rounded weights.
         batch_size: images that pass the network at once; the result depends on it only by rounding.
     """
@@ -59,6 +65,7 @@ class Config:
     weight_thresholds: str = "power_of_two"
     shift_negative: bool = True
     bias_correction: bool = True
+    clip_outputs: bool = added_later(True)
     batch_size: int = 32
 
     def __post_init__(self) -> None:
@@ -83,7 +90,11 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
     tensors = every_tensor(graph)
     bits = assign_bits(graph, tensors, config.weight_bits, config.activation_bits, config.bits)
     seen = observe(graph, bits.activations, images, config.batch_size)
-    activations = {name: activation_quantizer(seen.histograms[name], width) for name, width in bits.activations.items()}
+    whole = () if config.clip_outputs else output_sites(graph)
+    activations = {
+        name: activation_quantizer(seen.histograms[name], width, clip=name not in whole)
+        for name, width in bits.activations.items()
+    }
     if config.shift_negative:
         activations |= shifted_quantizers(graph, activations, seen.histograms)
     weights = {
@@ -98,10 +109,13 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
     )
 
 
-def activation_quantizer(histogram: Histogram, bits: int) -> UniformQuantizer:
-    """Return the best power-of-two grid for a tensor: signed if any value was below zero."""
+def activation_quantizer(histogram: Histogram, bits: int, clip: bool = True) -> UniformQuantizer:
+    """Return the best power-of-two grid for a tensor, or the finest that holds all: signed if any value was below 0."""
     signed = histogram.minimum < 0
-    threshold = torch.tensor(activation_threshold(histogram, bits, signed))
+    largest = max(-histogram.minimum, histogram.maximum)
+    threshold = torch.tensor(
+        activation_threshold(histogram, bits, signed) if clip else power_of_two_above(largest), dtype=torch.float32
+    )
     return UniformQuantizer.from_threshold(threshold, bits=bits, signed=signed)
 
 

@@ -3,6 +3,7 @@
 * Operations in place become ordinary ones, and whoever read the overwritten tensor later reads the result.
 * Views become reshapes, which take tensors of any memory format.
 * Convolutions, linear layers and batch norms that were called as functions become modules.
+* What does not depend on the images is computed once, and kept; a layer's own weight that is read besides is copied.
 * What does nothing in eval mode (dropout, identity, stochastic depth) disappears.
 """
 
@@ -16,16 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.ops import stochastic_depth
 
-from dghlib.quantizers.operations import called_module
+from dghlib.quantizers.operations import LAYERS, called_module
+from dghlib.quantizers.tracing import TRACED
 
 
 def to_normal_form(graph: fx.GraphModule) -> None:
     """Rewrite a traced graph, in place, as the module's docstring says."""
     _make_out_of_place(graph)
     _make_views_reshapes(graph)
+    _compute_constants(graph)
     _turn_functions_into_layers(graph)
     _drop_what_does_nothing(graph)
     graph.graph.eliminate_dead_code()
+    _forget_unread_constants(graph)
     graph.graph.lint()
     graph.recompile()
 
@@ -102,6 +106,64 @@ def _make_views_reshapes(graph: fx.GraphModule) -> None:
             node.target = "reshape"
 
 
+# Constants
+
+CONSTANT = "constant_"  # how the buffers begin that hold what was computed once
+
+
+def _compute_constants(graph: fx.GraphModule) -> None:
+    values: dict[fx.Node, Any] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = operator.attrgetter(str(node.target))(graph)
+        elif node.op.startswith("call_") and node.all_input_nodes and all(n in values for n in node.all_input_nodes):
+            values[node] = _result(graph, node, values)
+    for node, value in values.items():
+        computed = node.op != "get_attr" or isinstance(_owner(graph, node), LAYERS)
+        if computed and isinstance(value, Tensor) and any(reader not in values for reader in node.users):
+            _keep(graph, node, value, _parameters_of(graph, node))
+
+
+def _result(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    if node.op == "call_module":
+        return graph.get_submodule(str(node.target))(*args, **kwargs)
+    if isinstance(node.target, str):
+        return getattr(args[0], node.target)(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)
+
+
+def _owner(graph: fx.GraphModule, node: fx.Node) -> nn.Module:
+    return graph.get_submodule(str(node.target).rpartition(".")[0])
+
+
+def _parameters_of(graph: fx.GraphModule, node: fx.Node) -> tuple[str, ...]:
+    """Return the names of the matrices among the parameters that a constant is computed from."""
+    if node.op == "get_attr":
+        value = operator.attrgetter(str(node.target))(graph)
+        return (str(node.target),) if isinstance(value, nn.Parameter) and value.ndim > 1 else ()
+    return tuple(dict.fromkeys(name for read in node.all_input_nodes for name in _parameters_of(graph, read)))
+
+
+def _keep(graph: fx.GraphModule, node: fx.Node, value: Tensor, parameters: tuple[str, ...]) -> None:
+    """Put a buffer in the place of a node that is the same for all images."""
+    name = f"{CONSTANT}{node.name}"
+    while hasattr(graph, name):
+        name += "_"
+    graph.register_buffer(name, value.detach().clone())
+    with graph.graph.inserting_before(node):
+        read = graph.graph.get_attr(name)
+    read.meta = {**node.meta, "parameters": parameters}
+    node.replace_all_uses_with(read)
+
+
+def _forget_unread_constants(graph: fx.GraphModule) -> None:
+    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in graph.named_buffers(recurse=False) if name not in read]:
+        if name.startswith((CONSTANT, TRACED)):
+            delattr(graph, name)
+
+
 # Functions that are layers
 
 _ARGUMENTS: dict[Any, tuple[str, ...]] = {
@@ -133,6 +195,8 @@ def _turn_functions_into_layers(graph: fx.GraphModule) -> None:
         if values.get("training") or any(value is _UNKNOWN for value in values.values()):
             continue  # stays a function, in float
         name = f"{node.name}_layer"
+        while hasattr(graph, name):
+            name += "_"
         graph.add_submodule(name, _layer(node.target, values).requires_grad_(False).eval())
         with graph.graph.inserting_before(node):
             call = graph.graph.call_module(name, (source,))
@@ -142,18 +206,10 @@ def _turn_functions_into_layers(graph: fx.GraphModule) -> None:
 
 
 def _constant(graph: fx.GraphModule, value: Any) -> Any:
-    """Return the value of an argument, computed if need be, or _UNKNOWN if it depends on the images."""
+    """Return the value of an argument, or _UNKNOWN if it depends on the images."""
     if not isinstance(value, fx.Node):
         return value
-    if value.op == "get_attr":
-        return operator.attrgetter(str(value.target))(graph)
-    known = {node: _constant(graph, node) for node in value.all_input_nodes}
-    if value.op not in ("call_function", "call_method") or any(v is _UNKNOWN for v in known.values()):
-        return _UNKNOWN
-    args, kwargs = fx.node.map_arg((value.args, value.kwargs), known.__getitem__)
-    if isinstance(value.target, str):
-        return getattr(args[0], value.target)(*args[1:], **kwargs)
-    return value.target(*args, **kwargs)
+    return operator.attrgetter(str(value.target))(graph) if value.op == "get_attr" else _UNKNOWN
 
 
 def _layer(function: Callable, values: dict[str, Any]) -> nn.Module:
@@ -184,12 +240,14 @@ def _layer(function: Callable, values: dict[str, Any]) -> nn.Module:
 
 _IDLE_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _IDLE_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, stochastic_depth)
+_IDLE_METHODS = ("detach", "clone")  # once nothing is done in place
 
 
 def _drop_what_does_nothing(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         bound = _bound(node) if node.target in _IDLE_FUNCTIONS else None
         idle_function = bound is not None and bound.arguments.get("training") is False
-        if idle_function or type(called_module(graph, node)) in _IDLE_MODULES:
+        idle_method = node.op == "call_method" and node.target in _IDLE_METHODS
+        if idle_function or idle_method or type(called_module(graph, node)) in _IDLE_MODULES:
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.graph.erase_node(node)

@@ -21,6 +21,7 @@ from torch import fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.modules.instancenorm._InstanceNorm)
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear
 
 
@@ -116,8 +117,20 @@ def kind_of(graph: fx.GraphModule, node: fx.Node) -> Kind:
         return Kind.LAYER
     if module is not None and is_batch_norm(module):
         return Kind.BATCH_NORM
+    if node.target is operator.getitem and not _of_one_tensor(node) and not _moves(graph, node.all_input_nodes[0]):
+        return Kind.OTHER  # one of several tensors that were computed
     named = {Kind.ACTIVATION: ACTIVATIONS, Kind.ARITHMETIC: ARITHMETIC, Kind.MOVEMENT: MOVEMENTS}
     return next((kind for kind, operations in named.items() if does(graph, node, operations)), Kind.OTHER)
+
+
+def _of_one_tensor(node: fx.Node) -> bool:
+    return "shape" in node.all_input_nodes[0].meta
+
+
+def _moves(graph: fx.GraphModule, node: fx.Node) -> bool:
+    return does(graph, node, MOVEMENTS) and (
+        node.target is not operator.getitem or _moves(graph, node.all_input_nodes[0])
+    )
 
 
 def layer_calls(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, Layer]]:

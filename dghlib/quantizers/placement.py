@@ -133,9 +133,14 @@ def assign_bits(graph: fx.GraphModule, tensors: list[str], weight_bits: int, act
             source = _quantized_source(graph, call.all_input_nodes[0], activations)
             if source in activations:
                 activations[source] = max(activation_bits, _SPARED_BITS)
-        for output in _outputs(graph):
-            activations.pop(site_of(source_of(graph, output)), None)
+        for output in output_sites(graph):
+            activations.pop(output, None)
     return Bits(_quantized(weights), _quantized(activations))
+
+
+def output_sites(graph: fx.GraphModule) -> list[str]:
+    """Return the sites of the tensors that a network returns, as of the last operation that computes anything."""
+    return [site_of(source_of(graph, output)) for output in _outputs(graph)]
 
 
 def _quantized_source(graph: fx.GraphModule, node: fx.Node, tensors: Collection[str]) -> str:

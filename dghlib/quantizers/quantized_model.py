@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
@@ -18,6 +18,7 @@ from dghlib.quantizers.layers import QuantizedLayer, channel_axis, frozen
 from dghlib.quantizers.operations import Layer, layer_at
 from dghlib.quantizers.preparation import prepared_graph
 from dghlib.quantizers.sites import site_of
+from dghlib.storage.reading import reading
 from dghlib.storage.records import write_atomically
 
 _FORMAT = 1
@@ -117,7 +118,8 @@ class QuantizedModel(nn.Module):
         """
         header, tensors = _read(path)
         graph = prepared_graph(model, header["about"])
-        try:
+        again = "quantize that network again, or name the network that the file is of"
+        with reading(path, f"{model.name!r} quantized, it holds {header['about'].get('model')!r}", again):
             for name in header["weights"]:
                 _make_room_for_bias(layer_at(graph, name), tensors.get(f"graph.{name}.layer.bias"))
             weights = {name: _empty_like(layer_at(graph, name), *grid) for name, grid in header["weights"].items()}
@@ -126,13 +128,11 @@ class QuantizedModel(nn.Module):
                 for name, grid in header["activations"].items()
             }
             quantized = cls(graph, weights, activations, header["about"])
+            _check_types(quantized.state_dict(), tensors)
             quantized.load_state_dict(tensors)
-        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{path} holds {header['about'].get('model')!r} quantized, which does not fit the network of "
-                f"{model.name!r}: {error}"
-            ) from error
-        return quantized
+            for quantizer in (*weights.values(), *activations.values()):
+                quantizer.check()
+            return quantized
 
 
 def quantizer_path(tensor: str) -> str:
@@ -157,15 +157,28 @@ def saved_facts(path: Path | str) -> dict[str, Any]:
 def _read(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no quantized model at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["dghlib"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a quantized model written by dghlib: {error}") from error
-    if header["format"] != _FORMAT:
-        raise ValueError(f"{path} has format {header['format']}, this version reads {_FORMAT}: quantize again")
-    return header, tensors
+    with (
+        reading(path, "a quantized model written by dghlib", "quantize again"),
+        safe_open(path, framework="pt") as file,
+    ):
+        header = json.loads((file.metadata() or {})["dghlib"])
+        if header["format"] != _FORMAT:
+            raise ValueError(f"it has format {header['format']}, this version reads {_FORMAT}")
+        for part in ("about", "weights", "activations"):
+            header[part].items()  # raises where it is no mapping
+        for name, (bits, signed) in (header["weights"] | header["activations"]).items():
+            if type(bits) is not int or type(signed) is not bool:
+                raise TypeError(f"the grid of {name} has bits {bits!r}, signed {signed!r}")
+        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _check_types(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a tensor of a file has another type than the network's, or is not finite."""
+    for name, tensor in found.items():
+        if name in wanted and tensor.dtype != wanted[name].dtype:
+            raise ValueError(f"{name} is {tensor.dtype}, not {wanted[name].dtype}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity")
 
 
 def _empty_like(layer: Layer, bits: int, signed: bool) -> UniformQuantizer:

@@ -13,8 +13,9 @@ Steps of activations are fixed, learned with the weights, or learned after them 
 
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,7 +30,7 @@ from dghlib.quantizers.layers import QuantizedLayer
 from dghlib.quantizers.learners import LearnedRounding, LearnedStep, keep_positive
 from dghlib.quantizers.quantized_model import QuantizedModel, quantized_node, quantizer_path
 from dghlib.quantizers.scale_search import activation_grid
-from dghlib.quantizers.starting import LearningSettings, nearest
+from dghlib.quantizers.starting import LearningSettings, checksum, nearest
 from dghlib.quantizers.unit_data import STORES, Frontier, UnitData, output_importance, relative_error, unit_error
 from dghlib.quantizers.units import KINDS_OF_UNIT, Unit, piece_of, units_of
 from dghlib.seeds import derived_seed, stream
@@ -40,6 +41,9 @@ INPUTS = ("float", "quantized", "mixed")
 _WARM_UP = 0.2  # part of the steps without the penalty
 _BETA = (20.0, 2.0)  # of the penalty, at its start and at the end
 _FASTEST = 0.01  # part of itself that a weight's step moves at most in one iteration; at 8 bits it is 0.001 or so
+
+
+Chosen = TypeVar("Chosen", bound="Settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,23 @@ class Settings(LearningSettings):
             raise ValueError("fisher needs unit='block': what follows a block has one input, the block's output")
 
 
+def shortened(settings: Chosen, iterations: int) -> Chosen:
+    """Return a method's settings with so many iterations for each unit.
+
+    Fewer steps get larger rates: a rounding has the same way to go, so its rate grows as the steps become fewer; the
+    rates of grids' steps, which have less far to go, grow by the square root of that.
+    """
+    shortening = settings.iterations / iterations
+    return replace(
+        settings,
+        iterations=iterations,
+        step_iterations=math.ceil(settings.step_iterations / shortening),
+        rounding_rate=settings.rounding_rate * shortening,
+        scale_rate=settings.scale_rate * math.sqrt(shortening),
+        step_rate=settings.step_rate * math.sqrt(shortening),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """One pass over all units, and what is learned in it.
@@ -143,7 +164,7 @@ def reconstruct(
     """Return a quantized copy of a network, reconstructed on normalised images (N, C, H, W).
 
     The model is left as it is. With `checkpoint`, a file, a run that was killed goes on after the last unit that was
-    done, to the same result.
+    done, to the same result; the file stays until the caller, who has that result on the disk, deletes it.
 
     Raises:
         UntraceableNetwork: torch.fx cannot follow the network.
@@ -152,7 +173,7 @@ def reconstruct(
     images = check_images(images, model)
     about = {"model": model.name, "method": method, "config": asdict(settings)}
     student = nearest(model, images, settings, about)
-    key = fingerprint({"about": about, "images": float(images.double().sum()), "nearest": _checksum(student)})
+    key = fingerprint({"about": about, "images": float(images.double().sum()), "nearest": checksum(student)})
     return _Reconstruction(model, student, images, settings, Checkpoint(checkpoint, key, seconds=0)).run()
 
 
@@ -212,10 +233,6 @@ def beta(step: int, iterations: int, cosine: bool) -> float:
     return last + (first - last) * left
 
 
-def _checksum(net: nn.Module) -> float:
-    return sum(float(value.double().abs().sum()) for value in net.state_dict().values())
-
-
 class _Reconstruction:
     """A student that learns from its teacher, the float network, unit by unit; `run` does it all."""
 
@@ -246,7 +263,6 @@ class _Reconstruction:
                     self._measure_activations()
                 self.checkpoint.save({"done": number + 1, "errors": errors, "student": self.student.state_dict()})
         self.student.about["units"] = errors
-        self.checkpoint.remove()
         return self.student.eval()
 
     def _set_out(self, sweep: Sweep) -> None:

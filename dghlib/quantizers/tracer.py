@@ -41,16 +41,20 @@ class OneInput(nn.Module):
 class Known(fx.Proxy):
     """Stands for a tensor, or several, of the traced network, and passes for one in all that code can ask of it."""
 
+    tracer: "Tracer"
+
     def __init__(self, node: fx.Node, tracer: "Tracer", value: Any):
         fx.Proxy.__init__(self, node, tracer)
         self.value = value
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return type(self.value)
 
     def __getattr__(self, k: str) -> Any:
         value = self.__dict__["value"]
+        if k == "data":
+            return self
         found = getattr(value, k)
         if isinstance(value, tuple):  # one of several tensors, as in torch.max(...).values
             places = [place for place, part in enumerate(value) if part is found]
@@ -88,7 +92,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         home = getattr(m.forward, "__module__", None) or ""
-        alone = home.startswith("torch.nn.") and next(m.children(), None) is None
+        alone = home.startswith("torch.nn.") and not isinstance(m, nn.Sequential) and not list(m.children())
         return module_qualified_name != "" and (alone or is_batch_norm(m))
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:

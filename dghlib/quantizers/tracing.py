@@ -6,6 +6,7 @@ The graph is that of a private copy in eval mode, in float32, without hooks, and
 import inspect
 import linecache
 import traceback
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +15,84 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from dghlib.quantizers.layers import frozen
-from dghlib.quantizers.operations import LAYERS, is_batch_norm
+from dghlib.quantizers.operations import LAYERS
+from dghlib.quantizers.sizes import PathDependsOnNumber, free_number_of_images
+from dghlib.quantizers.tracer import PREFIX, OneInput, Tracer
 
-_PREFIX = "net."  # of all names inside _OneInput
-_TORCH = str(Path(torch.__file__).parent)
+_NOT_THE_NETWORK = (str(Path(torch.__file__).parent), str(Path(__file__).parent))  # code of torch and of ours
+
+TRACED = "traced"  # how the buffers begin that hold what `forward` computed from constants
 
 
 class UntraceableNetwork(ValueError):
     """A network that torch.fx cannot turn into a graph, or not into one that computes the same."""
 
 
-def trace(net: nn.Module) -> fx.GraphModule:
+def trace(net: nn.Module, images: Tensor, known_sizes: bool = True) -> fx.GraphModule:
     """Return the graph of a network of one input. Its modules are those of `net`, not copies.
 
-    Nodes keep `nn_module_stack` (path -> (path, class)) in their `meta`, so that blocks can be found by path.
+    Nodes keep `nn_module_stack` (path -> (path, class)) in their `meta`, so that blocks can be found by path, and the
+    `shape` that floating-point tensors have for `images`.
+
+    Args:
+        net: a private copy in eval mode, which may gain buffers.
+        images: two or more (N, C, H, W) of the size that the network is for.
+        known_sizes: whether the graph is for images of this size alone, in any number; else it reads sizes in every
+            pass as the network does, and a path that depends on them cannot be followed.
 
     Raises:
-        UntraceableNetwork: with the place in the network's code that torch.fx cannot follow.
+        UntraceableNetwork: with the place in the network's code that cannot be followed.
     """
-    wrapped = _OneInput(net)
-    try:
-        recorded = _Tracer().trace(wrapped)
-    except Exception as error:
-        raise UntraceableNetwork(_explanation(error, net)) from error
+    wrapped, recorded = _recorded(net, images, known_sizes)
+    if known_sizes:
+        others, fewer = _recorded(net, images[:-1], known_sizes)
+        try:
+            free_number_of_images(recorded, fewer)
+            _free_constants(recorded, wrapped, others)
+        except PathDependsOnNumber as error:
+            raise UntraceableNetwork(
+                f"{error}. Something in it changes from call to call (random numbers, a counter), or a decision hangs "
+                "on the number of images, of which a quantized network takes any"
+            ) from error
     for node in recorded.nodes:
         if node.op == "get_attr":
             node.target = _kept_by(net, wrapped, str(node.target))
         stack = node.meta.get("nn_module_stack", {})
         node.meta["nn_module_stack"] = {key: value for key, value in stack.items() if key}
+        if hasattr(nn.ModuleDict, node.name):  # which keeps quantizers by these names
+            node._rename(f"{node.name}_of")
     return fx.GraphModule(net, recorded, class_name=type(net).__name__)
+
+
+def _recorded(net: nn.Module, images: Tensor, known_sizes: bool) -> tuple[nn.Module, fx.Graph]:
+    """Return the graph of a wrapped network, and the wrapper that keeps its constants."""
+    wrapped = OneInput(net)
+    try:
+        return wrapped, Tracer(images.clone(), known_sizes).trace(wrapped)
+    except Exception as error:
+        raise UntraceableNetwork(_explanation(error, net)) from error
+
+
+def _free_constants(recorded: fx.Graph, wrapped: nn.Module, others: nn.Module) -> None:
+    """Keep what `forward` made for each image alike once, and repeat it for the images of a pass.
+
+    Raises:
+        PathDependsOnNumber: a constant is another one for other numbers of images.
+    """
+    images = next(iter(recorded.nodes))
+    for node in [node for node in recorded.nodes if node.op == "get_attr"]:
+        value, other = (attrgetter(str(node.target))(net) for net in (wrapped, others))
+        if not isinstance(value, Tensor) or value is other or torch.equal(value, other):
+            continue
+        if value.shape[1:] != other.shape[1:] or not (value == value[:1]).all() or not (other == value[:1]).all():
+            raise PathDependsOnNumber(f"{node.target} is a tensor that forward makes anew in each pass")
+        setattr(wrapped, str(node.target), value[:1])
+        with recorded.inserting_after(node):
+            count = recorded.call_method("size", (images, 0))
+        with recorded.inserting_after(count):
+            rows = recorded.call_method("expand", (node, count, *value.shape[1:]))
+        rows.meta = {**node.meta, "shape": tuple(value.shape), "batch_axis": 0}
+        node.replace_all_uses_with(rows, delete_user_cb=lambda user, kept=rows: user is not kept)
 
 
 def _kept_by(net: nn.Module, wrapped: nn.Module, name: str) -> str:
@@ -51,9 +101,9 @@ def _kept_by(net: nn.Module, wrapped: nn.Module, name: str) -> str:
     What `forward` computed from constants (a view of a buffer, `torch.tensor(...)`) the tracer keeps on the wrapper;
     it becomes a buffer of the network.
     """
-    if name.startswith(_PREFIX):
-        return name.removeprefix(_PREFIX)
-    path = f"traced{name}"
+    if name.startswith(PREFIX):
+        return name.removeprefix(PREFIX)
+    path = f"{TRACED}{name}"
     while hasattr(net, path):
         path += "_"
     net.register_buffer(path, getattr(wrapped, name))
@@ -83,30 +133,6 @@ def _make_parametrized_permanent(module: Any) -> None:
         module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
-class _OneInput(nn.Module):
-    """Hides optional arguments of `forward`, so that their defaults are constants of the trace."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Any:
-        return self.net(images)
-
-
-class _Tracer(fx.Tracer):
-    """Names modules as the network does, and stops at those whose forward is torch's own, inherited or not."""
-
-    def path_of_module(self, mod: nn.Module) -> str:
-        path = super().path_of_module(mod)
-        return path.removeprefix(_PREFIX) if path != "net" else ""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        home = getattr(type(m).forward, "__module__", None) or ""
-        of_torch = home.startswith("torch.nn.") and not isinstance(m, nn.Sequential)
-        return module_qualified_name != "" and (of_torch or is_batch_norm(m))
-
-
 def check_one_input(net: nn.Module) -> None:
     """Raise ValueError if a network wants more than images."""
     parameters = inspect.signature(net.forward).parameters.values()
@@ -128,7 +154,7 @@ def _explanation(error: Exception, net: nn.Module) -> str:
         file = frame.f_code.co_filename
         first_argument = next(iter(frame.f_locals.values()), None)
         module = names.get(id(first_argument), module)
-        if not file.startswith((_TORCH, __file__)):
+        if not file.startswith(_NOT_THE_NETWORK):
             place = f"{file}, line {line}: `{linecache.getline(file, line).strip()}`"
     kind = type(net.get_submodule(module)).__name__
     return (

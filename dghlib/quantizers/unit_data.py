@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, fx
 from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.learners import coins
 from dghlib.quantizers.units import piece_of
+from dghlib.storage.large_sets import reserve
 
 STORES = ("device", "cpu", "disk")
 
@@ -59,6 +61,7 @@ def _empty(shape: Sequence[int], device: torch.device, on_disk: bool) -> Tensor:
     if on_disk:
         with tempfile.NamedTemporaryFile(prefix="dghlib-") as file:  # the mapping outlives the name
             size = torch.Size(stored).numel()
+            reserve(Path(file.name), size * torch.float32.itemsize)
             values = torch.from_file(file.name, shared=True, size=size, dtype=torch.float32).view(stored)
     else:
         values = torch.empty(stored, device=device)

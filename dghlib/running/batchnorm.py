@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from dghlib.running import processes
 from dghlib.running.copies import output_for, private_copy, to_channels_last
@@ -33,11 +32,15 @@ class _Layer(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.Module) -> "_Layer | None":
-        """Return a module's statistics, or None if it is no batch norm or keeps none."""
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d):
-            return None
-        mean, variance = module.running_mean, module.running_var
+        """Return a module's statistics, or None if it keeps none.
+
+        A batch norm is known by what it keeps, not by its class: frozen ones are often written by hand. Instance norms
+        that keep statistics normalise by them in eval mode, as batch norms do.
+        """
+        mean, variance = (getattr(module, name, None) for name in ("running_mean", "running_var"))
         if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+            return None
+        if mean.ndim != 1 or mean.shape != variance.shape:
             return None
         return cls(mean.float(), variance.float())
 

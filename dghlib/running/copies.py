@@ -4,15 +4,17 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 def private_copy(net: nn.Module) -> nn.Module:
-    """Return a copy in eval mode, in float32 and without gradients.
+    """Return a copy in eval mode, in float32 and without gradients; of a compiled network, of what was compiled.
 
     Raises:
-        ValueError: the network cannot be copied.
+        ValueError: the network cannot be copied, or torch holds its code in a form that shows no layers.
     """
+    net = getattr(net, "_orig_mod", net)  # of torch.compile
+    _refuse_compiled_code(net)
     try:
         net = copy.deepcopy(net)
     except Exception as error:
@@ -20,7 +22,33 @@ def private_copy(net: nn.Module) -> nn.Module:
             f"the network cannot be copied ({error}). Pruning and weight norm in the old style leave tensors "
             "that torch cannot copy: make them permanent first (prune.remove, remove_weight_norm)"
         ) from error
+    _as_written(net)
     return net.eval().float().requires_grad_(False)
+
+
+def _refuse_compiled_code(net: nn.Module) -> None:
+    for name, module in net.named_modules():
+        kind = "scripted or traced by torch.jit" if isinstance(module, torch.jit.ScriptModule) else ""
+        if isinstance(module, fx.GraphModule) and any(
+            isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
+        ):
+            kind = "exported by torch.export"
+        if kind:
+            raise ValueError(
+                f"{f'module {name!r} of the network' if name else 'the network'} was {kind}, which hides its layers: "
+                "pass the Python module that it was made from"
+            )
+
+
+def _as_written(net: nn.Module) -> None:
+    """Take compiled code, and wrappers that spread images over devices, out of the modules of a network."""
+    for module in net.modules():
+        module._compiled_call_impl = None  # of `module.compile()`
+        if isinstance(module, nn.DataParallel):
+            module.device_ids = []  # so that it does no more than call what it wraps
+        for name, child in module.named_children():
+            if hasattr(child, "_orig_mod"):
+                setattr(module, name, child._orig_mod)
 
 
 def to_channels_last(net: nn.Module) -> None:

@@ -27,6 +27,11 @@ def count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def joined(device: torch.device | str) -> Iterator[torch.device]:
     """Join the job, if `torchrun` started this process; yield the device to work on, one of its own if it is CUDA's."""

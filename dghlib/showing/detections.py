@@ -13,7 +13,53 @@ from dghlib import datasets
 from dghlib.experiments.experiment import FLOAT
 from dghlib.experiments.run import Record
 from dghlib.showing.figures import if_any, saved
-from dghlib.showing.tables import TITLES, observed
+from dghlib.showing.tables import (
+    MEASURES,
+    QUANTIZER_TITLES,
+    TITLES,
+    cell,
+    frame,
+    in_order,
+    nothing,
+    observed,
+    short_name,
+)
+
+
+def by_quantizer(records: Sequence[Record], measure: str = "map") -> pd.DataFrame:
+    """Return a measure, mean ± standard deviation over seeds: sources by (network, quantizer and width).
+
+    The float networks are the last row.
+    """
+    if not records:
+        return nothing()
+    numbers = frame(records)
+    quantized = numbers[numbers.bits != FLOAT]
+    groups = quantized.groupby(["model", "quantizer", "bits", "source"], sort=False)[measure]
+    cells = {
+        (short_name(model), f"{QUANTIZER_TITLES[quantizer]} {bits}", source): cell(group.mean(), group.std())
+        for (model, quantizer, bits, source), group in groups
+    }
+    columns = in_order([(network, setting) for network, setting, _ in cells])
+    for row in numbers[numbers.bits == FLOAT].itertuples(index=False):
+        own = [column for column in columns if column[0] == short_name(row.model)]
+        cells |= {(*column, FLOAT): cell(getattr(row, measure), None) for column in own}
+    rows = [source for source in TITLES if any(source == key[2] for key in cells)]
+    table = pd.DataFrame([[cells.get((*column, source), "") for column in columns] for source in rows])
+    table.index = pd.Index([TITLES[source] for source in rows], name="calibrated with")
+    table.columns = pd.MultiIndex.from_tuples(columns, names=[MEASURES[measure], ""])
+    return table
+
+
+def head_outputs(records: Sequence[Record]) -> pd.DataFrame:
+    """Return how far the tensors of heads reach: tensors and sources by quantile, of the first repetition."""
+    if not records:
+        return nothing()
+    rows = observed(records, "tensors")
+    rows = rows[rows.seed == rows.seed.min()].assign(images=rows.images.map(TITLES))
+    titles = {"q0.0": "the smallest", "q0.01": "1 % are below", "q0.99": "1 % are above", "q1.0": "the largest"}
+    table = rows.set_index(["model", "tensor", "images"])[list(titles)].rename(columns=titles)
+    return table.sort_index(level=["model", "tensor"], sort_remaining=False).map("{:.1f}".format)
 
 
 @if_any

@@ -7,12 +7,14 @@ from typing import Any
 import pandas as pd
 
 from dghlib.experiments.run import Record
-from dghlib.showing import deployment, image_figures, paper_tables, sources, tables
+from dghlib.showing import deployment, detections, image_figures, paper_tables, sources, tables
 
 # Of all plans that are not for `tables.accuracy`.
 _TABLES: dict[str, Callable[..., Any]] = {
     "quantizers": tables.quantizers,
     "placements": tables.placements,
+    "no_images": tables.ways,
+    "compensation": tables.ways,
     "dgh_settings": tables.settings,
     "output_weights": tables.settings,
     "output_shares": tables.settings,
@@ -28,10 +30,11 @@ _TABLES: dict[str, Callable[..., Any]] = {
     "genq_filters": tables.settings,
     "genq_classes": paper_tables.filtered_classes,
     "transfer": paper_tables.transfers,
-    "table3": partial(tables.accuracy, measure="map"),
+    "table3": detections.by_quantizer,
     "figure2": image_figures.spreads,
     "figure3": image_figures.nearer,
     "figure4": image_figures.output_ends,
+    "head_outputs": detections.head_outputs,
     "figure8": image_figures.described,
     "figure9": image_figures.described,
     "gallery": image_figures.described,

@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 
 import pandas as pd
 
-from dghlib.experiments.experiment import REAL
+from dghlib.experiments.experiment import REAL, published
 from dghlib.experiments.run import Record
-from dghlib.showing.tables import TITLES, nothing
+from dghlib.showing.tables import TITLES, nothing, short_name
 
 COST = {"passes per image": "{:.0f}", "seconds per image": "{:.3f}", "distance from the statistics": "{:.3g}"}
 
@@ -37,6 +37,30 @@ def cost(
     if save:
         table.to_csv(f"{save}.csv")
     return table
+
+
+def spent(records: Sequence[Record]) -> pd.DataFrame:
+    """Return what the images behind a table of accuracies cost, so that nobody is favoured unseen.
+
+    That is, by source: steps, how many of their authors' steps these are, and by network the seconds that a set took,
+    median over repetitions. They are those of the machines that computed the records.
+    """
+    rows = []
+    for record in records:
+        images = record["inputs"].get("images", {})
+        if "steps" not in images.get("config", {}):
+            continue
+        source, config = images["source"], images["config"]
+        share = config["steps"] / published(source, config).steps
+        maker = short_name(images.get("model", record["inputs"]["model"])["name"])
+        rows.append((source, config["steps"], f"{share:.0%}", maker, record["outputs"]["generation_seconds"]))
+    if not rows:
+        return nothing()
+    names = ["source", "steps", "of their authors'", "network", "seconds"]
+    seconds = pd.DataFrame(rows, columns=names).groupby(names[:-1], sort=False).seconds.median()
+    table = seconds.map("{:.0f} s".format).unstack("network", fill_value="").reset_index(names[1:-2])
+    table = table.loc[[source for source in TITLES if source in table.index]]
+    return table.rename(index=TITLES).rename_axis(index="images of", columns=None)
 
 
 def save_lines(records: Sequence[Record]) -> None:

@@ -38,8 +38,14 @@ QUANTIZER_TITLES = {
     "brecq": "BRECQ",
     "qdrop": "QDrop",
     "genie_m": "GENIE-M",
+    "lsq": "LSQ",
+    "genq_qat": "GenQ, fine-tuned",
+    "intraq_qat": "IntraQ, fine-tuned",
+    "ait": "AIT",
+    "synq": "SynQ",
     "squant": "SQuant",
     "dfq": "DFQ",
+    "compensated": "Compensated",
     FLOAT: "Float",
 }
 POLICY_TITLES = {"full": "everything", "academic": "all but the ends"}
@@ -48,7 +54,7 @@ MEASURES = {"top1": "top-1 in %", "map": "mAP in %", "map50": "mAP50 in %"}
 # What `worst` shows of each table, in order.
 _WORST = {"noise": ["kind", "name", "bits", "own", "accumulated"], "units": ["unit", "learned", "before", "after"]}
 # Rows of the paper's tables that we call otherwise.
-_PAPER_ROWS = {
+PAPER_ROWS = {
     "Float": FLOAT,
     "ZeroQ": "zeroq",
     "IntraQ": "intraq",
@@ -191,7 +197,7 @@ def _paper_cells(name: str) -> dict[tuple[str, str, str], str]:
     settings = [setting for setting in dict.fromkeys(printed.setting) if setting != FLOAT]
     cells = {}
     for row in printed.itertuples(index=False):
-        if source := _PAPER_ROWS.get(str(row.method)):
+        if source := PAPER_ROWS.get(str(row.method)):
             for setting in settings if row.setting == FLOAT else [row.setting]:
                 cells[PAPER + str(row.network), setting, source] = cell(row.mean, row.spread)
     return cells
@@ -225,6 +231,40 @@ def quantizers(records: Sequence[Record]) -> pd.DataFrame:
     float_top1 = rows[rows.bits == FLOAT].groupby("model").top1.mean()
     table.loc[(FLOAT.capitalize(), "", ""), :] = [cell(float_top1.get(model, math.nan), None) for model, _ in columns]
     return table
+
+
+def ways(records: Sequence[Record]) -> pd.DataFrame:
+    """Return top-1 in percent, mean ± standard deviation over seeds: ways to quantize by (network, width).
+
+    A way is the source of images, the method, and the settings of the method that differ from its default; the float
+    networks are the last row.
+    """
+    if not records:
+        return nothing()
+    rows = frame(records)
+    rows["model"] = rows.model.map(short_name)
+    rows["method"] = [_method_of(record) for record in records]
+    quantized = rows[rows.bits != FLOAT]
+    groups = quantized.groupby(["source", "method", "model", "bits"], sort=False).top1.agg(["mean", "std"])
+    cells = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1)
+    index = list(dict.fromkeys(zip(quantized.source, quantized.method, strict=True)))
+    columns = in_order(list(zip(quantized.model, quantized.bits, strict=True)))
+    table = pd.DataFrame([[cells.get((*way, *column), "") for column in columns] for way in index])
+    table.index = pd.MultiIndex.from_tuples(
+        [(TITLES[source], way) for source, way in index], names=["images", "method"]
+    )
+    table.columns = pd.MultiIndex.from_tuples(columns, names=[MEASURES["top1"], ""])
+    whole = rows[rows.bits == FLOAT].groupby("model").top1.mean()
+    table.loc[(TITLES[FLOAT], ""), :] = [cell(whole.get(model, math.nan), None) for model, _ in columns]
+    return table
+
+
+def _method_of(record: Record) -> str:
+    """Name a record's quantizer, and what of its settings differs from the default."""
+    quantizer = record["inputs"]["quantizer"]
+    changed = changed_settings(quantizer["method"], quantizer.get("config", {}))
+    settings = [f"{name} = {value}" for name, value in changed.items()]
+    return ", ".join([QUANTIZER_TITLES[quantizer["method"]], *settings])
 
 
 def placements(records: Sequence[Record]) -> pd.DataFrame:

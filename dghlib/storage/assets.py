@@ -15,14 +15,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from dghlib.choices import look_up
+from dghlib.storage.archives import DamagedArchive, contents_sha256
+from dghlib.storage.locks import claim
+from dghlib.storage.reading import Unreadable, reading
 
 DATA_DIR_VARIABLE = "DGHLIB_DATA"
 MANIFESTS = Path(__file__).parents[1] / "data_manifests"
@@ -49,7 +54,8 @@ class DownloadFailed(OSError):
 class Manifest:
     """What is known of one file: `path` is relative to the data directory, the rest is for people.
 
-    Where the publisher tells no size, `bytes` is None; of `sha256` there may be only the first digits, or none.
+    Where the publisher tells no size, `bytes` is None; of `sha256` there may be only the first digits, or none. With
+    `members`, patterns of files in an archive whose own bytes may change, it is their sum (`contents_sha256`).
     """
 
     path: str
@@ -59,6 +65,14 @@ class Manifest:
     licence: str
     bytes: int | None
     sha256: str
+    members: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        place, scheme = PurePosixPath(self.path), urlsplit(self.url).scheme
+        if place.is_absolute() or ".." in place.parts or not place.parts:
+            raise ValueError(f"a manifest's path is one inside of the data directory, got {self.path!r}")
+        if scheme not in ("http", "https"):
+            raise ValueError(f"a manifest's url begins with https:// or http://, got {self.url!r}")
 
     @property
     def size(self) -> str:
@@ -107,6 +121,7 @@ def locate(name: str, *, strict: bool = True) -> Path:
         UnknownName: there is no such manifest.
         MissingAsset: the file is not there.
         WrongChecksum: it is another file (`strict` only). It stays where it is.
+        DamagedArchive: its manifest has a sum of what is in it, and it cannot be read.
     """
     manifest = look_up(manifests(), name, "file")
     path = data_dir() / manifest.path
@@ -140,10 +155,12 @@ def _file_sha256(path: Path, size: int, modified: int) -> str:
 def _verify(path: Path, manifest: Manifest) -> None:
     if not manifest.sha256:
         logger.warning("%s cannot be verified: its publisher gives no checksum", path)
-    elif not (found := file_sha256(path)).startswith(manifest.sha256):
+        return
+    found = contents_sha256(path, manifest.members) if manifest.members else file_sha256(path)
+    if not found.startswith(manifest.sha256):
+        what = "holds files whose sum is" if manifest.members else "has sha256"
         raise WrongChecksum(
-            f"{path} has sha256 {found}, but its manifest says {manifest.sha256}: "
-            f"not the file published at {manifest.url}."
+            f"{path} {what} {found}, but its manifest says {manifest.sha256}: not the file published at {manifest.url}."
         )
 
 
@@ -153,28 +170,41 @@ def fetch(manifest: Manifest, *, progress: bool = True, verify: bool = True) -> 
     What is there and right is left alone. A download that was cut is taken up where it ended: its bytes wait
     in `<name>.part`, and only a whole file with the right sum gets its name. Without `verify`, whoever asks checks it.
 
+    Another process that downloads the same file is waited for. Weights of which no sum is published have to be some.
+
     Raises:
-        WrongChecksum: the server sent another file, of which nothing is kept; or another file lies in its
-            place already, and is left there.
+        WrongChecksum, DamagedArchive, Unreadable: the server sent another file, of which nothing is kept; or another
+            file lies in its place already, and is left there.
         DownloadFailed: no answer, a refusal, connections that keep dropping, or a full disk. What has been
             received is kept.
     """
     target = data_dir() / manifest.path
-    if target.exists():
-        if verify:
-            _verify(target, manifest)
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    _receive_all(manifest, part, progress)
-    try:
-        if verify:
-            _verify(part, manifest)
-    except WrongChecksum:
-        part.unlink()
-        raise
-    part.replace(target)
+    with claim(target, wait=True):
+        if target.exists():
+            if verify:
+                _verify(target, manifest)
+            return target
+        part = target.with_name(target.name + ".part")
+        _receive_all(manifest, part, progress)
+        try:
+            if verify:
+                _verify(part, manifest)
+            if verify and not manifest.sha256:
+                _look(part, manifest)
+        except (WrongChecksum, DamagedArchive, Unreadable):
+            part.unlink()
+            raise
+        part.replace(target)
     return target
+
+
+def _look(part: Path, manifest: Manifest) -> None:
+    """Raise Unreadable if a file that no sum tells from others is not what torch reads weights from."""
+    import torch
+
+    remedy = f"{manifest.url} sent it: try again later, or put the right file in its place"
+    with reading(part, "a checkpoint of torch", remedy):
+        torch.load(part, map_location="cpu", weights_only=True)
 
 
 def _receive_all(manifest: Manifest, part: Path, progress: bool) -> None:
@@ -228,10 +258,11 @@ def _receive(manifest: Manifest, part: Path, progress: bool) -> int:
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             start = 0
+        _check_answer(response, start)
         told = response.headers.get("Content-Length")
         whole = manifest.bytes or (start + int(told) if told else sys.maxsize)
         with (
-            part.open("ab" if start else "wb") as file,
+            open(part, "ab" if start else "wb", opener=_without_links) as file,
             tqdm(
                 desc=Path(manifest.path).name,
                 initial=start,
@@ -243,6 +274,20 @@ def _receive(manifest: Manifest, part: Path, progress: bool) -> int:
         ):
             _copy(response, file, bar, whole)
     return whole if whole < sys.maxsize else _size(part)
+
+
+def _without_links(name: str, flags: int) -> int:
+    """Open a file as `open` does, unless it is a link, with which others could have us write elsewhere."""
+    return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _check_answer(response: http.client.HTTPResponse, start: int) -> None:
+    """Raise HTTPException unless an answer brings the file's own bytes, from `start` on."""
+    told = response.headers.get("Content-Range", "")
+    if start and not told.startswith(f"bytes {start}-"):
+        raise http.client.HTTPException(f"asked for the bytes from {start} on, it sent {told or 'others'}")
+    if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+        raise http.client.HTTPException(f"it sent the file in {encoding}, which was not asked for")
 
 
 def _copy(response: http.client.HTTPResponse, file: BinaryIO, bar: tqdm, limit: int) -> None:

@@ -1,11 +1,13 @@
 """Checkpoints: a file from which a killed run continues to the same result.
 
+Whoever asked for one deletes it, once the result is on the disk: until then the state is all there is.
+
 What is too large to be written again and again lies in a folder beside the file, see `dghlib.storage.large_sets`.
 In a job of several processes one file holds the states of all, so that they are of the same step.
 """
 
+import glob
 import logging
-import pickle
 import shutil
 import time
 from collections.abc import Callable
@@ -15,12 +17,11 @@ from typing import Any
 import torch
 
 from dghlib.running import processes
-from dghlib.storage.records import set_aside, write_atomically
+from dghlib.storage.records import fingerprint, set_aside, write_atomically
 
 log = logging.getLogger(__name__)
 
-# What reading a file may raise that is no checkpoint, or one of an earlier version.
-_UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError)
+_STAGE = ".stage."
 
 
 def folder_beside(path: Path) -> Path:
@@ -28,18 +29,42 @@ def folder_beside(path: Path) -> Path:
     return path.with_name(path.name + ".values")
 
 
+def stage(path: Path, name: str) -> Path:
+    """Return the checkpoint of a part of a run that is done before the rest, and lasts as long as the run's own."""
+    return path.with_name(f"{path.name}{_STAGE}{name}")
+
+
+def _of_run(path: Path) -> list[Path]:
+    """Return the checkpoints of a run: its own, and those of its stages that are there."""
+    return [path, *path.parent.glob(f"{glob.escape(path.name)}{_STAGE}*")]
+
+
 def elapsed(path: Path) -> float:
     """Return the seconds that a run had taken, over all times it was started, when it saved; 0 without a checkpoint."""
+    return sum(_elapsed(each) for each in _of_run(path))
+
+
+def _elapsed(path: Path) -> float:
     try:
         return float(torch.load(path, weights_only=True, mmap=True)["elapsed"])
-    except _UNREADABLE:
+    except Exception:  # a damaged file makes readers raise nearly everything
         return 0.0
 
 
 def remove(path: Path) -> None:
     """Delete a checkpoint: the run is finished and its result is kept elsewhere."""
-    path.unlink(missing_ok=True)
-    shutil.rmtree(folder_beside(path), ignore_errors=True)
+    for each in _of_run(path):
+        each.unlink(missing_ok=True)
+        shutil.rmtree(folder_beside(each), ignore_errors=True)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Move a checkpoint and its folder, or a folder alone, as far as they are there, in the place of what is there."""
+    for source, goal in ((path, target), (folder_beside(path), folder_beside(target))):
+        if source.exists() and source != goal:
+            if goal.is_dir():
+                shutil.rmtree(goal)
+            source.replace(goal)
 
 
 class Checkpoint:
@@ -58,24 +83,47 @@ class Checkpoint:
         self._started_at = self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """Return the saved state, or None. A corrupt or foreign file is set aside with a warning."""
+        """Return the saved state, or None.
+
+        A corrupt file is set aside, one of another run under a name by which that run finds it again; a warning says
+        so. What lies in their folders goes with them.
+        """
         return processes.scattered(self._read() if processes.rank() == 0 else None)
 
     def _read(self) -> list[dict[str, Any]] | None:
         """Return the states of all processes."""
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return None
+        content = self._content(self.path)
+        if content is not None and content["key"] != self.key:
+            kept = self._parked(self.path, content["key"])
+            _move(self.path, kept)
+            log.warning("%s is of another run (other settings or network), which finds it as %s", self.path, kept.name)
+            content = None
+        if content is None and (own := self._parked(self.path, self.key)).exists():
+            _move(own, self.path)
+            content = self._content(self.path)
+        if content is None:
+            return None
+        self._started_at -= content["elapsed"]
+        return content["states"]
+
+    def _content(self, path: Path) -> dict[str, Any] | None:
+        """Return what a checkpoint's file holds, or None where there is none, or a corrupt one."""
+        if not path.exists():
             return None
         try:
-            content = torch.load(self.path, weights_only=True)
-            key, states, earlier = content["key"], content["states"], content["elapsed"]
-        except _UNREADABLE as error:
-            set_aside(self.path, f"not a checkpoint ({type(error).__name__})")
+            content = torch.load(path, weights_only=True)
+            return {name: content[name] for name in ("key", "states", "elapsed")}
+        except Exception as error:  # a damaged file makes readers raise nearly everything
+            kept = set_aside(path, f"not a checkpoint ({type(error).__name__})")
+            _move(folder_beside(path), folder_beside(kept))
             return None
-        if key != self.key:
-            set_aside(self.path, "a checkpoint of another run (other settings or another network)")
-            return None
-        self._started_at -= earlier
-        return states
+
+    @staticmethod
+    def _parked(path: Path, key: str) -> Path:
+        """Return where the state of a run lies while another uses the name."""
+        return path.with_name(f"{path.name}.{fingerprint(key)[:8]}")
 
     def save(self, state: dict[str, Any]) -> None:
         """Write `state` (tensors, numbers, strings, lists and dicts of them), atomically."""
@@ -89,8 +137,3 @@ class Checkpoint:
         """Save if the last save is long enough ago, by the clock of the first process; `state` is called only then."""
         if self.path is not None and processes.agreed(time.monotonic() - self._saved_at >= self.seconds):
             self.save(state())
-
-    def remove(self) -> None:
-        """Delete the file: the run is finished and its result is kept elsewhere."""
-        if self.path is not None:
-            remove(self.path)

@@ -1,5 +1,7 @@
 """Values of sets of images, batch by batch: in memory, or, when they are many, in files of which a batch is mapped."""
 
+import errno
+import os
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -10,6 +12,34 @@ from torch import Tensor
 
 LARGEST_IN_MEMORY = 2**30  # bytes of one set of values; while images move there are three
 _ITEM = 4  # bytes of a float32
+
+
+def reserve(file: Path, size: int) -> None:
+    """Give a file `size` bytes of the disk: what it holds stays, the rest is zeros.
+
+    Without, it would be sparse, and whoever writes to its map when the disk is full would be killed (SIGBUS).
+
+    Raises:
+        OSError: the disk has no room for it; the message says how much is wanted.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab") as handle:
+        try:
+            if size:
+                _allocate(handle.fileno(), size)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"no room for {file} of {size / 1e6:.0f} MB: {error.strerror}; make room, or take fewer images",
+            ) from error
+        handle.truncate(size)
+
+
+def _allocate(handle: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+    elif size > (found := os.fstatvfs(handle)).f_bavail * found.f_frsize:  # macOS has no such call
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class BatchedValues:
@@ -30,9 +60,7 @@ class BatchedValues:
             self.values = torch.zeros(sum(sizes), *shape, device=device)
             self.batches = self.values.split(self.sizes)
         else:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("ab") as handle:
-                handle.truncate(_ITEM * sum(sizes) * prod(shape))
+            reserve(file, _ITEM * sum(sizes) * prod(shape))
 
     def __getitem__(self, index: int) -> Tensor:
         """Return batch `index`; what is written into it stays. One in a file is mapped until nobody holds it."""

@@ -4,15 +4,20 @@ A *fingerprint* is a hash of a run's inputs. A record's file name is the fingerp
 done is found by asking for it, on any machine, and a changed setting is another file.
 """
 
+import errno
+import glob
 import hashlib
+import itertools
 import json
 import logging
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from functools import cache
 from importlib import metadata
@@ -20,9 +25,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
 log = logging.getLogger(__name__)
 
 _BEFORE = "before it was there"
+_PARTS = ("inputs", "outputs", "provenance")  # of a record
 
 
 def added_later(default: Any, *, before: Any = MISSING) -> Any:
@@ -75,21 +83,63 @@ def write_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: readers see the old or the new one.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; the message names `path`, nothing is left behind.
+        OSError: the disk is full or the folder cannot be written, whatever `write` calls that; the message names
+            `path`, nothing is left behind.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
+    with _to_be_named(Path(path)) as temporary:
         temporary.touch()
         usual = temporary.stat().st_mode
         write(temporary)
         temporary.chmod(usual)  # safetensors lets nobody but the owner read its files
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make and fill a temporary folder, then rename it to `path`, where nothing is or an empty folder.
+
+    Raises: as `write_atomically`.
+    """
+    with _to_be_named(path) as temporary:
+        write(temporary)
+
+
+@contextmanager
+def _to_be_named(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; what has it by the end of the block gets the right one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+        number = getattr(error, "errno", None) or errno.EIO
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise OSError(number, f"could not write {path}: {reason}; {_room(path)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _room(path: Path) -> str:
+    """Say how much room there is for `path`, and what to do if it is too little."""
+    free = shutil.disk_usage(path.parent).free
+    return f"{free / 1e6:.0f} MB are free there: make room, or name another place"
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a new name beside `path`, on the same disk, for what is to get its name once it is complete."""
+    return path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+
+
+def temporaries(path: Path) -> list[Path]:
+    """Return what `temporary_beside` named, and what is still there."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -98,31 +148,45 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def set_aside(path: Path, reason: str) -> None:
-    """Rename a file that cannot be used to `NAME.corrupt` and say so; what was in it is not lost."""
-    kept = path.with_name(path.name + ".corrupt")
-    os.replace(path, kept)
+def set_aside(path: Path, reason: str) -> Path:
+    """Rename a file that cannot be used to a new name `NAME.corrupt` and say so; nothing that was kept is lost.
+
+    Returns the new name; the old one where the folder cannot be written.
+    """
+    names = (path.with_name(f"{path.name}.corrupt{number or ''}") for number in itertools.count())
+    kept = next(name for name in names if not name.exists())
+    try:
+        os.replace(path, kept)
+    except OSError as error:
+        log.warning("%s: %s; it stays there (%s), and is not used", path, reason, error.strerror)
+        return path
     log.warning("%s: %s; kept as %s, it will be computed again", path, reason, kept.name)
+    return kept
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return the record at `path`, or None when there is none, or a corrupt one, which is set aside.
 
-    A record is sound when it parses and its file name is the fingerprint of its inputs.
+    A record is sound when it parses, its parts are there, its numbers are finite, and its file name is the fingerprint
+    of its inputs.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return _checked_record(path.read_text(encoding="utf-8"), path.stem)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        set_aside(path, f"not JSON ({error})")
+    except (ValueError, TypeError, RecursionError) as error:  # nested ever deeper, JSON ends in the last
+        set_aside(path, f"not a record ({error})")
         return None
-    if not isinstance(record, dict) or not {"inputs", "outputs", "provenance"} <= record.keys():
-        set_aside(path, "not a record: it lacks inputs, outputs or provenance")
-        return None
-    if fingerprint(record["inputs"]) != path.stem:
-        set_aside(path, f"its inputs have the fingerprint {fingerprint(record['inputs'])}, not its name's")
-        return None
+
+
+def _checked_record(text: str, name: str) -> dict[str, Any]:
+    """Return the record of a text; raises ValueError, TypeError or RecursionError if it is not sound."""
+    record = json.loads(text)
+    if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in _PARTS):
+        raise ValueError(f"it lacks {', '.join(_PARTS)}, each with entries by name")
+    plain(record)
+    if (found := fingerprint(record["inputs"])) != name:
+        raise ValueError(f"its inputs have the fingerprint {found}, not its name's")
     return record
 
 

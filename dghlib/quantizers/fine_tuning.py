@@ -1,0 +1,386 @@
+"""Fine-tuning: a quantized network learns, as a whole, to answer images as the float network does; no labels, no data.
+
+One loop serves LSQ, GenQ's initialisation, IntraQ's second stage, AIT and SynQ; each of those modules is a set of
+defaults for `Settings` and says what its authors do otherwise. In every step
+
+    1. a minibatch is drawn, cropped and mirrored;
+    2. the student, whose weights and tensors are rounded, and the teacher, the float network, answer it;
+    3. SGD moves what the student learns - its weights, the steps of its grids, or offsets of codes - against the
+       gradient of the loss of `distillation`, through rounding as if it were not there.
+
+Student and teacher are graphs whose batch norms are folded, so their statistics stay what they are, and what a batch
+norm scales and shifts by is learned as part of a layer's weight and bias. Statistics of synthetic images would ruin
+the student. Ranges of tensors are settled before, on all images, and are never measured again.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from tqdm import tqdm
+
+from dghlib.choices import check_at_least, check_between, check_choice
+from dghlib.images import random_windows, resize_windows
+from dghlib.models import FloatModel
+from dghlib.quantizers.calibration import check_images
+from dghlib.quantizers.distillation import Lesson, Terms, check_classifier, distillation, low_pass
+from dghlib.quantizers.graph import device_of, folded_graph
+from dghlib.quantizers.inundation import inundate
+from dghlib.quantizers.layers import QuantizedLayer
+from dghlib.quantizers.learners import keep_positive
+from dghlib.quantizers.operations import LAYERS
+from dghlib.quantizers.quantized_model import QuantizedModel
+from dghlib.quantizers.starting import LearningSettings, checksum, nearest
+from dghlib.quantizers.trainable import FixedRange, MinMaxWeight, OffsetWeight, TrainedStep, settle
+from dghlib.seeds import stream
+from dghlib.storage.checkpoints import Checkpoint
+from dghlib.storage.records import fingerprint
+
+Answer = Callable[[Tensor], Tensor]  # of a network to images
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _quarters(done: float) -> float:
+    return 0.1 ** math.floor(4 * done)
+
+
+# How much of the rate is left when some part of the steps, 0 to 1, is done.
+SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "quarters": _quarters}
+_MOMENTUM = 0.9
+_SMOOTHING = 0.9  # of the loss that tells whether the student diverges
+_DIVERGED = 2.0  # times the loss at the start
+_LOST = 0.25  # of the loss of a student that knows nothing; below it, no student has diverged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(LearningSettings):
+    """What the methods of fine-tuning have in common, and where they differ; beside `starting.LearningSettings`.
+
+    Args:
+        learn_steps: whether the steps of all grids are learned, as LSQ does; else those of weights follow the weights'
+            extremes, those of tensors stay, and gradients pass grids as if they were not there.
+        steps: minibatches.
+        rate: SGD's learning rate at the start. What counts is its product with `distillation`.
+        weight_decay: of weights and biases; steps of grids and offsets of codes have none.
+        schedule: how the rate falls, "cosine" to zero, or "quarters", to a tenth after each quarter of the steps.
+        distillation, temperature: weight and temperature of T^2 KL(teacher || student).
+        cross_entropy: weight of the cross-entropy to the class that the teacher takes an image for.
+        easy: which images count in it: those of which the teacher is surer than 1 - easy. 1 takes all.
+        features: weight of HAST's alignment of what leaves the blocks.
+        perturbation: how far every image is moved against what the student knows, in normalised values, for a second
+            pass of each minibatch (HAST); 0 makes none.
+        maps: weight of SynQ's alignment of class activation maps.
+        low_pass: radius of SynQ's Gaussian filter on the images, in periods per image; 0 for none.
+        inundation: share of a layer's weights whose codes change in a step, at least (AIT); falls as the rate does.
+        smallest_crop: smallest share of an image in a random crop; 1 crops none.
+        flip: whether images are mirrored half the time.
+    """
+
+    placement: str = "relu_only"
+    weight_search: str = "min_max"
+    activation_search: str = "min_max"
+    batch_size: int = 64
+    learn_steps: bool = False
+    steps: int = 100_000
+    rate: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    distillation: float = 1.0
+    temperature: float = 20.0
+    cross_entropy: float = 0.0
+    easy: float = 1.0
+    features: float = 0.0
+    perturbation: float = 0.0
+    maps: float = 0.0
+    low_pass: float = 0.0
+    inundation: float = 0.0
+    smallest_crop: float = 0.5
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, "steps", self.steps)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_between(0.01, 1, "smallest_crop", self.smallest_crop)
+        check_between(1e-3, math.inf, "temperature", self.temperature)
+        for name in ("easy", "inundation"):
+            check_between(0, 1, name, getattr(self, name))
+        for name in (
+            *("rate", "weight_decay", "distillation", "cross_entropy"),
+            *("features", "perturbation", "maps", "low_pass"),
+        ):
+            check_between(0, math.inf, name, getattr(self, name))
+        if not self.learn_steps and self.weight_search != "min_max":
+            raise ValueError(
+                f"weight_search={self.weight_search!r} finds steps that are learned: set learn_steps=True, "
+                "or weight_search='min_max'"
+            )
+        if self.inundation and self.learn_steps:
+            raise ValueError("inundation counts codes on grids that follow the weights: set learn_steps=False")
+
+    def terms(self) -> Terms:
+        """Return the weights of the loss."""
+        return Terms(**{field.name: getattr(self, field.name) for field in fields(Terms)})
+
+
+def fine_tune(
+    method: str,
+    model: FloatModel,
+    images: Tensor,
+    settings: Settings,
+    checkpoint: Path | None = None,
+    start: QuantizedModel | None = None,
+) -> QuantizedModel:
+    """Return a quantized copy of a network, fine-tuned on normalised images (N, C, H, W).
+
+    The model is left as it is, and so is `start`, a quantized copy to begin with; its codes move then, instead of the
+    weights. With `checkpoint`, a file, a run that was killed goes on to the same result.
+
+    Raises:
+        UntraceableNetwork: torch.fx cannot follow the network.
+        TypeError, ValueError: images that do not fit the model, or are of one class to it; weights or tensors with NaN
+            or Inf; a network that answers no logits, or whose answer does not depend on what is learned.
+        FloatingPointError: the student diverges; the step is named. What was saved before is left where it is.
+    """
+    images = check_images(images, model)
+    if settings.low_pass:
+        images = low_pass(images, settings.low_pass)
+    about = {"model": model.name, "method": method, "config": asdict(settings)}
+    teacher = folded_graph(model)
+    check_classifier(teacher)
+    _check_classes(teacher, images, settings.batch_size)
+    student = nearest(model, images, settings, about) if start is None else _copy(start, model, about)
+    key = fingerprint({"about": about, "images": float(images.double().sum()), "start": checksum(student)})
+    return _FineTuning(teacher, student, images, settings, Checkpoint(checkpoint, key), start is not None).run()
+
+
+class _FineTuning:
+    """A student that learns from its teacher; `run` does it all."""
+
+    def __init__(
+        self,
+        teacher: fx.GraphModule,
+        student: QuantizedModel,
+        images: Tensor,
+        settings: Settings,
+        checkpoint: Checkpoint,
+        by_offsets: bool,
+    ):
+        self.teacher, self.student, self.images = teacher, student, images
+        self.settings, self.checkpoint, self.device = settings, checkpoint, device_of(teacher)
+        self.layers = _prepare(student, settings.learn_steps, by_offsets)
+        self.lesson = Lesson(student, teacher, settings.terms())
+        self.scales, learned = _learned(student, by_offsets)
+        decay = 0.0 if by_offsets else settings.weight_decay
+        groups = [{"params": learned, "weight_decay": decay}, {"params": self.scales, "weight_decay": 0.0}]
+        used = [group for group in groups if group["params"]]
+        self.optimizer = (
+            torch.optim.SGD(used, settings.rate, momentum=_MOMENTUM, nesterov=True) if used else None  # all in float
+        )
+
+    def run(self) -> QuantizedModel:
+        before = mean_distillation(self.student, self.teacher, self.images, self.settings)
+        self.watch = _Watch(before, _ignorance(self.teacher, self.images, self.settings))
+        steps = self.settings.steps if self.optimizer else 0
+        with tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, delay=3) as bar:
+            bar.update(first := self._resume())
+            for step in range(first, steps):
+                self._learn(step)
+                self.checkpoint.save_when_due(partial(self._state, step + 1))
+                bar.update()
+        for layer in self.layers:
+            settle(layer, layer.weight_quantizer)  # type: ignore[arg-type]
+        tensors = self.student.activation_quantizers()
+        self.student.set_activation_quantizers({name: tensor.harden() for name, tensor in tensors.items()})  # type: ignore[operator]
+        self.student.requires_grad_(False)
+        after = mean_distillation(self.student, self.teacher, self.images, self.settings)
+        self.watch.check(after, steps)
+        self.student.about["distillation"] = {"before": before, "after": after}
+        return self.student.eval()
+
+    def _learn(self, step: int) -> None:
+        """Let the student learn from one minibatch: the loop of all methods."""
+        settings, optimizer = self.settings, self.optimizer
+        assert optimizer is not None
+        left = SCHEDULES[settings.schedule](step / settings.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate * left
+        images = self._minibatch(step)
+        optimizer.zero_grad()
+        loss, distilled = self.lesson(images.requires_grad_(settings.perturbation > 0))
+        loss.backward()
+        if images.grad is not None:
+            moved = images.detach() + settings.perturbation * images.grad.sign()
+            self.lesson(moved, perturbed=True)[0].backward()
+        self.watch.add(distilled.item(), step)
+        if step == 0:
+            self._check_gradients(distilled.item())
+        with inundate(self.layers, settings.inundation * left):
+            optimizer.step()
+        keep_positive(self.scales)
+
+    def _minibatch(self, step: int) -> Tensor:
+        """Return the images of one step, which are the same whatever was drawn before."""
+        settings = self.settings
+        rows = rows_of(step, len(self.images), settings.batch_size, settings.seed)
+        images = self.images[rows.to(self.images.device)].to(self.device)
+        if settings.smallest_crop == 1 and not settings.flip:
+            return images
+        draws = stream(settings.seed, "fine-tuning", "crops", step)
+        windows = random_windows(len(images), images.shape[2:], settings.smallest_crop, draws)
+        flips = torch.rand(len(images), generator=draws) < 0.5 * settings.flip
+        return resize_windows(images, windows, flips).contiguous(memory_format=torch.channels_last)
+
+    def _check_gradients(self, distilled: float) -> None:
+        """Raise ValueError if nothing that is learned has a gradient though the student differs from its teacher."""
+        values = [value for group in self.optimizer.param_groups for value in group["params"]]  # type: ignore[union-attr]
+        if distilled > 0 and not any(value.grad is not None and value.grad.any() for value in values):
+            raise ValueError(
+                "the loss does not depend on anything that is learned, its gradient is zero everywhere: all weights "
+                "of the loss may be 0, or the network ends in something without a gradient"
+            )
+
+    def _state(self, done: int) -> dict[str, Any]:
+        assert self.optimizer is not None
+        return {
+            "done": done,
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "watch": vars(self.watch),
+        }
+
+    def _resume(self) -> int:
+        """Take up what a checkpoint holds; return how many steps are done."""
+        state = self.checkpoint.load()
+        if state is None or self.optimizer is None:
+            return 0
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        vars(self.watch).update(state["watch"])
+        return int(state["done"])
+
+
+class _Watch:
+    """Notices a student that diverges, by its distillation.
+
+    Args:
+        before: its distillation at the start.
+        ignorance: that of a student which answers nothing.
+    """
+
+    def __init__(self, before: float, ignorance: float):
+        self.start, self.ignorance = before, ignorance
+        self.smooth: float | None = None
+
+    def add(self, loss: float, step: int) -> None:
+        """Take in the loss of a step, from 0.
+
+        Raises:
+            FloatingPointError: the loss is no number, or has grown too far.
+        """
+        if self.smooth is None:
+            self.smooth, self.start = loss, max(self.start, loss)
+        self.smooth = _SMOOTHING * self.smooth + (1 - _SMOOTHING) * loss
+        self.check(self.smooth, step + 1)
+
+    def check(self, loss: float, step: int) -> None:
+        """Raise FloatingPointError if this loss, in so many steps, is that of a student that has diverged."""
+        limit = max(_DIVERGED * self.start, _LOST * self.ignorance)
+        if not loss <= limit:  # NaN is not
+            raise FloatingPointError(
+                f"the student diverges: at step {step} its distillation is {loss:.4g}, which began at {self.start:.4g} "
+                f"and is {self.ignorance:.4g} for one that knows nothing. Take a smaller rate: what counts is rate "
+                "times distillation, and 0.001 is a good start"
+            )
+
+
+def rows_of(step: int, count: int, batch_size: int, seed: int) -> Tensor:
+    """Return which of `count` images are in the minibatch of a step: each comes once before any comes again."""
+    size = min(batch_size, count)
+    epoch, first = divmod(step * size, count)
+    orders = [torch.randperm(count, generator=stream(seed, "fine-tuning", "order", epoch + k)) for k in (0, 1)]
+    return torch.cat(orders)[first : first + size]
+
+
+@torch.no_grad()
+def mean_distillation(student: Answer, teacher: nn.Module, images: Tensor, settings: Settings) -> float:
+    """Return how far a student's answers are from its teacher's: the distillation over all images, without weight."""
+    total, device = 0.0, device_of(teacher)
+    for batch in images.split(settings.batch_size):
+        batch = batch.to(device)
+        total += len(batch) * distillation(student(batch), teacher(batch), settings.temperature).item()
+    return total / len(images)
+
+
+def _ignorance(teacher: nn.Module, images: Tensor, settings: Settings) -> float:
+    """Return the distillation of a student that finds all classes alike."""
+    return mean_distillation(lambda batch: torch.zeros_like(teacher(batch)), teacher, images, settings)
+
+
+@torch.no_grad()
+def _check_classes(teacher: nn.Module, images: Tensor, batch_size: int) -> None:
+    device = device_of(teacher)
+    classes = {int(label) for batch in images.split(batch_size) for label in teacher(batch.to(device)).argmax(1)}
+    if len(classes) == 1:
+        raise ValueError(
+            f"the network takes all {len(images)} images for class {classes.pop()}: a student that learns from them "
+            "forgets the other classes. Take more images, or those of another source"
+        )
+
+
+def _copy(start: QuantizedModel, model: FloatModel, about: dict[str, Any]) -> QuantizedModel:
+    """Return a copy of a quantized network that says of itself what `about` says.
+
+    Raises:
+        TypeError: it is not quantized.
+        ValueError: it is a copy of another network.
+    """
+    if not isinstance(start, QuantizedModel):
+        raise TypeError(f"fine-tuning starts from the QuantizedModel of a quantizer, got {type(start).__name__}")
+    if start.about.get("model") != model.name:
+        raise ValueError(f"the start is {start.about.get('model')!r} quantized, it should be {model.name!r}")
+    student = copy.deepcopy(start)
+    student.about = about
+    return student
+
+
+def _prepare(student: QuantizedModel, learn_steps: bool, by_offsets: bool) -> list[QuantizedLayer]:
+    """Put quantizers that train into their places; return the layers that have one."""
+    layers = []
+    for path, grid in student.weight_quantizers().items():
+        layer = student.graph.get_submodule(path)
+        assert isinstance(layer, QuantizedLayer)
+        if by_offsets:
+            layer.weight_quantizer = OffsetWeight(grid, layer.layer.weight)
+        else:
+            layer.weight_quantizer = TrainedStep(grid) if learn_steps else MinMaxWeight(layer.layer, grid.bits)
+        layers.append(layer)
+    tensors = student.activation_quantizers()
+    student.set_activation_quantizers(
+        {name: TrainedStep(grid) if learn_steps else FixedRange(grid) for name, grid in tensors.items()}
+    )
+    return layers
+
+
+def _learned(student: QuantizedModel, by_offsets: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Let gradients reach what is learned; return (steps of grids, everything else)."""
+    modules = list(student.modules())
+    scales = [module.scale for module in modules if isinstance(module, TrainedStep | OffsetWeight)]
+    if by_offsets:
+        learned = [module.offset for module in modules if isinstance(module, OffsetWeight)]
+    else:
+        layers = [module for module in modules if isinstance(module, LAYERS)]
+        values: list[Any] = [value for layer in layers for value in (layer.weight, layer.bias) if value is not None]
+        learned = list({id(value): value for value in values}.values())  # layers may share a weight
+    for value in (*scales, *learned):
+        value.requires_grad_()
+    return scales, learned

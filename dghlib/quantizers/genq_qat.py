@@ -1,0 +1,84 @@
+"""GenQ's fine-tuning: the codes of a reconstructed network move on, by offsets that begin at zero.
+
+Source: Y. Li, Y. Kim, D. Lee, S. Kundu, P. Panda: "GenQ: Quantization in Low Data Regimes with Generative Synthetic
+Data", ECCV 2024, Eq. 12 and 13. Its code is not public.
+
+Differences from the paper, which leaves most of this open:
+1. The loss is the distillation of the float network's logits; the paper names none.
+2. Offsets are added to the codes of the start as they are stored, clamped to the grid; in Eq. 12 they are added before
+   that.
+3. Steps of weights and tensors learn on, as in `lsq`; biases stay.
+4. Offsets have no weight decay, which would pull the network back to its start.
+5. The paper trains 50 epochs of 1.2 million images at a rate of 0.001, which falls along a cosine, as here.
+6. The start may be a network of BRECQ's, too; `quantize` takes one that is at hand, or makes it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor
+
+from dghlib.choices import check_at_least, check_choice
+from dghlib.models import FloatModel
+from dghlib.quantizers import brecq, genie_m, reconstruction
+from dghlib.quantizers.fine_tuning import Settings, fine_tune
+from dghlib.quantizers.quantized_model import QuantizedModel
+from dghlib.storage import checkpoints
+
+VERSION = 1
+STARTS: dict[str, ModuleType] = {"genie_m": genie_m, "brecq": brecq}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
+    """Settings of GenQ's fine-tuning; see `fine_tuning.Settings` for what they mean.
+
+    Args:
+        start: how the network is made that it begins with, "genie_m" or "brecq": with the same widths, placement,
+            searches, batches and seed.
+        iterations: of that method, per unit.
+    """
+
+    placement: str = "genie"
+    weight_search: str = "shrink_100"
+    activation_search: str = "symmetric_100"
+    learn_steps: bool = True
+    start: str = "genie_m"
+    iterations: int = 20_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("start", self.start, STARTS)
+        check_at_least(1, "iterations", self.iterations)
+
+    def of_start(self) -> reconstruction.Settings:
+        """Return the Config of the network that it begins with."""
+        config = STARTS[self.start].Config(
+            weight_bits=self.weight_bits,
+            activation_bits=self.activation_bits,
+            bits=self.bits,
+            placement=self.placement,
+            weight_search=self.weight_search,
+            activation_search=self.activation_search,
+            seed=self.seed,
+        )
+        return reconstruction.shortened(config, self.iterations)
+
+
+def quantize(
+    model: FloatModel,
+    images: Tensor,
+    config: Config,
+    *,
+    checkpoint: Path | None = None,
+    start: QuantizedModel | None = None,
+) -> QuantizedModel:
+    """Return a quantized copy of a network; see `fine_tuning.fine_tune`.
+
+    Without `start` it is made first, with a checkpoint of its own, in which other settings of the fine-tuning find it.
+    """
+    if start is None:
+        of_start = checkpoint and checkpoints.stage(checkpoint, "start")
+        start = STARTS[config.start].quantize(model, images, config.of_start(), checkpoint=of_start)
+    return fine_tune("genq_qat", model, images, config, checkpoint, start)

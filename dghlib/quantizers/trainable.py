@@ -1,0 +1,168 @@
+"""Quantizers that train with the weights of a network: what stands in their places while it is fine-tuned.
+
+Each yields the plain `UniformQuantizer` that it has become, and the weight that lies on its grid; a network that was
+fine-tuned is a `QuantizedModel` like any other.
+
+Sources: S. Xu et al., "Generative Low-bitwidth Data Free Quantization", ECCV 2020 (min-max grids that follow the
+weight, gradients that ignore them); S. K. Esser et al., "Learned Step Size Quantization", ICLR 2020 (learned steps);
+Y. Li et al., "GenQ: Quantization in Low Data Regimes with Generative Synthetic Data", ECCV 2024, Eq. 12 and 13 (codes
+that move away from those of a reconstruction).
+"""
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dghlib.quantizers.grid import UniformQuantizer, fake_quantize
+from dghlib.quantizers.layers import QuantizedLayer, along_channels, channel_axis, frozen
+from dghlib.quantizers.learners import LearnedStep
+from dghlib.quantizers.operations import Layer
+from dghlib.quantizers.scale_search import min_max
+
+
+class TrainableWeight(Protocol):
+    """What takes the place of a weight's quantizer: a module that can tell where it has come to."""
+
+    def __call__(self, weight: Tensor) -> Tensor: ...
+
+    def grid_of(self, weight: Tensor) -> UniformQuantizer:
+        """Return the grid on which the quantized `weight` lies."""
+        ...
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Rounds to codes from `low` to `high` forward; its gradient is the identity's, clamped values included."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Any, low: Any, high: Any) -> Tensor:
+        return x.div(scale).round_().clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0], None, None, None
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """Leaves a tensor as it is, to the bit, and multiplies its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0] * ctx.factor, None
+
+
+def _scaled_as_lsq(scale: Tensor, values: int, largest_code: int) -> Tensor:
+    """Return the steps of grids with gradients divided by sqrt(values of a grid * largest code), as LSQ does."""
+    return _ScaledGradient.apply(scale, (values / scale.numel() * max(1, largest_code)) ** -0.5)
+
+
+class MinMaxWeight(nn.Module):
+    """A weight quantizer whose grids, one per channel, reach from the smallest to the largest weight at any time.
+
+    Args:
+        layer: whose weight it is; says along which axis the channels lie.
+        bits: of the codes.
+    """
+
+    def __init__(self, layer: Layer, bits: int):
+        super().__init__()
+        self.axis, self.bits = channel_axis(layer), bits
+        self._shape = tuple(along_channels(torch.zeros(layer.weight.shape[self.axis]), layer).shape)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        scale, zero_point = self._grids(weight.detach())
+        return _StraightThrough.apply(weight, scale, -zero_point, 2**self.bits - 1 - zero_point)
+
+    def grid_of(self, weight: Tensor) -> UniformQuantizer:
+        scale, zero_point = self._grids(weight)
+        return UniformQuantizer(scale, zero_point, bits=self.bits, signed=False)
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Return the integers that a weight would be stored as."""
+        scale, zero_point = self._grids(weight)
+        return (weight / scale).round_().add_(zero_point)
+
+    def _grids(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = weight.transpose(0, self.axis).flatten(1).aminmax(dim=1, keepdim=True)
+        ((scale, zero_point),) = min_max(low.clamp(max=0), high.clamp(min=0), self.bits)
+        return scale.reshape(self._shape), zero_point.reshape(self._shape)
+
+
+class TrainedStep(LearnedStep):
+    """A quantizer of weights or tensors whose steps are learned as LSQ does; it begins at a grid that was searched."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = _scaled_as_lsq(self.scale, x.numel(), self.limits[1])
+        return fake_quantize(x, scale, self.zero_point, *self.limits)
+
+    def grid_of(self, weight: Tensor) -> UniformQuantizer:
+        return self.harden()
+
+
+class OffsetWeight(nn.Module):
+    """A weight quantizer whose codes are those of a start, plus a learned offset in steps (GenQ).
+
+    Quantized, a weight is (clamp(code + round(u / s)) - z) s, where u, the offset, is zero at first: the start to the
+    bit. Rounding passes gradients through. The steps s learn under codes that stay what they are.
+
+    Args:
+        start: the grid of the start, per output channel.
+        weight: what the start rounds.
+    """
+
+    codes: Tensor
+    zero_point: Tensor
+
+    def __init__(self, start: UniformQuantizer, weight: Tensor):
+        super().__init__()
+        self.bits, self.signed = start.bits, start.signed
+        self.limits = (start.quant_min, start.quant_max)
+        self.register_buffer("codes", start.to_codes(weight.detach()).to(weight.dtype))
+        self.register_buffer("zero_point", start.zero_point.to(weight.dtype))
+        self.offset = nn.Parameter(torch.zeros_like(weight))
+        self.scale = nn.Parameter(start.scale.clone())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the quantized weight; `weight` is what it was made for, and is not read again."""
+        low, high = self.limits
+        steps = self.offset / self.scale.detach()
+        moved = F.hardtanh(self.codes + steps, low - 0.5, high + 0.5)  # where rounding leads to a code
+        codes = moved + ((self.codes + steps.round()).clamp(low, high) - moved).detach()
+        scale = _scaled_as_lsq(self.scale, self.codes.numel(), self.limits[1])
+        return (codes - self.zero_point) * scale
+
+    def grid_of(self, weight: Tensor) -> UniformQuantizer:
+        return UniformQuantizer(self.scale, self.zero_point, bits=self.bits, signed=self.signed)
+
+
+class FixedRange(nn.Module):
+    """An activation quantizer whose range was settled before, with the gradient of the identity.
+
+    It keeps plain numbers: processors take them three times as fast as tensors of one value.
+    """
+
+    def __init__(self, quantizer: UniformQuantizer):
+        super().__init__()
+        self.quantizer, zero_point = quantizer, int(quantizer.zero_point)
+        self._numbers = quantizer.scale.item(), quantizer.quant_min - zero_point, quantizer.quant_max - zero_point
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _StraightThrough.apply(x, *self._numbers)
+
+    def harden(self) -> UniformQuantizer:
+        """Return the grid, which is what it was."""
+        return self.quantizer
+
+
+@torch.no_grad()
+def settle(layer: QuantizedLayer, quantizer: TrainableWeight) -> None:
+    """Let a layer have the weight and the grid that a trainable quantizer has come to."""
+    weight, grid = layer.quantized_weight(), quantizer.grid_of(layer.layer.weight)
+    layer.layer.weight = frozen(weight)
+    layer.weight_quantizer = grid

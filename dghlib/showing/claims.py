@@ -1,0 +1,243 @@
+"""What the papers claim, and whether our records bear it out: one row a claim, judged by rules, not by hand.
+
+A claim says that images of one kind are better than those of another, by some points of top-1, or no worse than a
+margin. It is judged for every network that has records of both: by the mean of the differences of runs that have the
+seed in common. It *holds* if it does on all networks, *holds in part* if on some, *does not hold* if on none, and is
+*not tried* without records. What the paper printed is the range over its own networks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from dghlib.experiments.experiment import FLOAT, REAL
+from dghlib.experiments.run import Record
+from dghlib.plans.papers import PARTS
+from dghlib.showing.paper_tables import RowOf, intraq_part_of, labelled, parts_of, settings_of
+from dghlib.showing.readings import span
+from dghlib.showing.tables import PAPER_ROWS, TITLES, paper_table, short_name
+
+RIVALS = (TITLES["zeroq"], TITLES["intraq"], TITLES["genie_d"])  # of DGH, in its tables
+ALL_PARTS = " + ".join(PARTS)
+
+
+def source_of(record: Record) -> str:
+    """Name the source of a record's images."""
+    return TITLES[record["inputs"]["images"]["source"]]
+
+
+def stretched_of(record: Record) -> str:
+    """Name the source of a record's images, or of DGH's how many were matched together, without the reward."""
+    settings = settings_of(record)
+    if record["inputs"]["images"]["source"] == REAL or settings["output_stretching"]:
+        return "other"
+    return {None: "all together", 1: "each alone"}.get(settings["scope"], "other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """That images `better` reach at least `points` more than each of `worse`; with negative points, hardly less.
+
+    Attributes:
+        where: the paper, and the table or figure.
+        says: in a sentence.
+        plan: the name of the plan whose records judge it; `bits`, and `quantizer` if it has several, which of them.
+        row_of: names the kind of images of a record.
+        paper: the table of the paper's numbers, and there the setting; "" where it prints a picture only.
+    """
+
+    where: str
+    says: str
+    plan: str
+    better: str
+    worse: tuple[str, ...]
+    bits: str
+    points: float
+    row_of: RowOf = source_of
+    quantizer: str | None = None
+    paper: str = ""
+    setting: str = ""
+
+
+DGH, REAL_ROW = TITLES["dgh"], TITLES[REAL]
+CLAIMS = (
+    Claim(
+        where="DGH, Table 2",
+        says="With every tensor in 8 bits DGH's images are as good as real ones, within a point",
+        plan="table2", better=DGH, worse=(REAL_ROW,), bits="W8A8", points=-1.0, paper="dgh_table2", setting="W8A8",
+    ),
+    Claim(
+        where="DGH, Table 2",
+        says="ZeroQ's images fail there: DGH's are ahead by 10 points or more",
+        plan="table2", better=DGH, worse=(TITLES["zeroq"],), bits="W8A8", points=10.0,
+        paper="dgh_table2", setting="W8A8",
+    ),
+    Claim(
+        where="DGH, Table 1",
+        says="With everything in 4 bits DGH is ahead of every rival",
+        plan="table1", better=DGH, worse=RIVALS, bits="W4A4", points=0.0, paper="dgh_table1", setting="W4A4",
+    ),
+    Claim(
+        where="DGH, Table 1",
+        says="With 2-bit weights DGH is ahead of every rival",
+        plan="table1", better=DGH, worse=RIVALS, bits="W2A4", points=0.0, paper="dgh_table1", setting="W2A4",
+    ),
+    Claim(
+        where="DGH, Table 1",
+        says="With everything in 4 bits DGH's images are as good as real ones, within a point",
+        plan="table1", better=DGH, worse=(REAL_ROW,), bits="W4A4", points=-1.0, paper="dgh_table1", setting="W4A4",
+    ),
+    Claim(
+        where="DGH, Table 5",
+        says="With the ends spared DGH is no more than a point behind any rival",
+        plan="table5", better=DGH, worse=RIVALS, bits="W4A4", points=-1.0, paper="dgh_table5", setting="W4A4",
+    ),
+    Claim(
+        where="DGH, Table 4",
+        says="The three parts together are worth 10 points or more",
+        plan="table4", row_of=parts_of, better=ALL_PARTS, worse=("none",), bits="W4A4", points=10.0,
+        paper="dgh_table4", setting="W4A4",
+    ),
+    Claim(
+        where="DGH, Table 4",
+        says="Output stretching adds to the other two parts",
+        plan="table4", row_of=parts_of, better=ALL_PARTS, worse=("scope + preprocessing",), bits="W4A4", points=0.0,
+        paper="dgh_table4", setting="W4A4",
+    ),
+    Claim(
+        where="DGH, Table 4",
+        says="Preprocessing adds to the other two parts",
+        plan="table4", row_of=parts_of, better=ALL_PARTS, worse=("scope + stretching",), bits="W4A4", points=0.0,
+        paper="dgh_table4", setting="W4A4",
+    ),
+    Claim(
+        where="DGH, Figure 1",
+        says="Matching all images together is better than each alone",
+        plan="figure1", row_of=stretched_of, better="all together", worse=("each alone",), bits="W3A8", points=0.0,
+    ),
+    Claim(
+        where="GENIE, Table A1",
+        says="GENIE's images are better than ZeroQ's, whatever their number",
+        plan="samples", better=TITLES["genie_d"], worse=(TITLES["zeroq"],), bits="W2A4", points=0.0,
+        paper="genie_tableA1",
+    ),
+    Claim(
+        where="IntraQ, supplement",
+        says="Turning crops as well changes little: within a point",
+        plan="intraq_parts", row_of=intraq_part_of, better="LOR with turns (L+R+F)", worse=("all three",), bits="W4A4",
+        points=-1.0,
+    ),
+    Claim(
+        where="IntraQ",
+        says="Leaving out the local reinforcement of objects costs accuracy",
+        plan="intraq_parts", row_of=intraq_part_of, better="all three", worse=("without LOR",), bits="W4A4", points=0.0,
+    ),
+    Claim(
+        where="GenQ, Table 2",
+        says="Images of a diffusion model are better than GENIE's for GENIE-M with 2-bit weights",
+        plan="genq_table2", quantizer="genie_m", better=TITLES["genq"], worse=(TITLES["genie_d"],), bits="W2A4",
+        points=0.0, paper="genq_table2", setting="GENIE-M W2A4",
+    ),
+    Claim(
+        where="GenQ, Table 2",
+        says="They are as good as real ones there, within a point",
+        plan="genq_table2", quantizer="genie_m", better=TITLES["genq"], worse=(REAL_ROW,), bits="W2A4", points=-1.0,
+        paper="genq_table2", setting="GENIE-M W2A4",
+    ),
+)  # fmt: skip
+PLANS = tuple(dict.fromkeys(claim.plan for claim in CLAIMS))
+
+
+def table(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
+    """Return a row for every claim: what the paper printed, what our records say, and the verdict.
+
+    Args:
+        records: those of each of `PLANS`, by its name.
+    """
+    return pd.DataFrame([_row(claim, records.get(claim.plan, ())) for claim in CLAIMS]).set_index("claim")
+
+
+def _row(claim: Claim, records: Sequence[Record]) -> dict[str, object]:
+    found = differences(claim, records)
+    return {
+        "claim": f"{claim.says} ({claim.where}, {claim.bits})",
+        "theirs": span(_printed(claim)),
+        "ours": span(found["points"]),
+        "networks": len(found),
+        "runs": _counts(found["runs"]),
+        "holds on": ", ".join(short_name(name) for name in found.index[found["points"] >= claim.points]) or "none",
+        "verdict": verdict(claim, found),
+    }
+
+
+def verdict(claim: Claim, found: pd.DataFrame) -> str:
+    """Return what `differences` say of a claim."""
+    if found.empty:
+        return "not tried"
+    share = (found["points"] >= claim.points).mean()
+    return "holds" if share == 1 else "holds in part" if share > 0 else "does not hold"
+
+
+def differences(claim: Claim, records: Sequence[Record]) -> pd.DataFrame:
+    """Return, by network, by how many points `better` is ahead of the best of `worse`, and in how many pairs."""
+    nothing = pd.DataFrame({"points": [], "runs": []})
+    quantized = [record for record in records if "images" in record["inputs"]]
+    if not quantized:
+        return nothing
+    rows = labelled(quantized, claim.row_of)
+    rows = rows[(rows.bits == claim.bits) & (rows.quantizer == (claim.quantizer or rows.quantizer))]
+    top1 = rows.groupby(["model", "num_images", "seed", "row"]).top1.mean().unstack("row")
+    if claim.better not in top1 or not set(claim.worse) <= set(top1.columns):
+        return nothing
+    ahead = (top1[claim.better] - top1[list(claim.worse)].max(axis=1, skipna=False)).dropna()
+    return ahead.groupby("model").agg(points="mean", runs="count")
+
+
+def beside_the_best_rival(records: Mapping[str, Sequence[Record]], tables: Sequence[str]) -> pd.DataFrame:
+    """Return by how many points DGH is ahead of the best rival and of real images: settings by network.
+
+    A cell is the mean over seeds, DGH against the best rival of each, then DGH against real images.
+    """
+    cells = {}
+    for plan in tables:
+        for bits in _widths(records[plan]):
+            rivals, real = (differences(_ahead(plan, bits, worse), records[plan]) for worse in (RIVALS, (REAL_ROW,)))
+            for model in real.index.intersection(rivals.index):
+                pair = f"{rivals.points[model]:+.1f} / {real.points[model]:+.1f}"
+                cells[short_name(model), plan.replace("table", "Table "), bits] = pair
+    if not cells:
+        return pd.DataFrame({"no records": ["of these settings and versions"]}, index=[""])
+    table = pd.Series(cells).unstack([1, 2]).fillna("")
+    return table.rename_axis(index="best rival / real images", columns=["", ""])
+
+
+def _ahead(plan: str, bits: str, worse: tuple[str, ...]) -> Claim:
+    """Return the claim that DGH's images are ahead."""
+    return Claim(where="", says="", plan=plan, better=DGH, worse=worse, bits=bits, points=0.0)
+
+
+def _widths(records: Sequence[Record]) -> list[str]:
+    configs = [record["inputs"]["quantizer"].get("config") for record in records]
+    return list(dict.fromkeys(f"W{each['weight_bits']}A{each['activation_bits']}" for each in configs if each))
+
+
+def _printed(claim: Claim) -> pd.Series:
+    """Return the paper's own differences, one for each of its networks."""
+    if not claim.paper:
+        return pd.Series(dtype=float)
+    rows = paper_table(claim.paper)
+    rows = rows[rows.setting == claim.setting] if claim.setting else rows[rows.setting != FLOAT]
+    titles = [TITLES[PAPER_ROWS[name]] if name in PAPER_ROWS else name for name in rows.method]
+    numbers = rows.assign(row=titles).pivot_table("mean", ["network", "setting"], "row")
+    worse = [name for name in claim.worse if name in numbers]
+    if claim.better not in numbers or not worse:
+        return pd.Series(dtype=float)
+    return (numbers[claim.better] - numbers[worse].max(axis=1)).dropna()
+
+
+def _counts(runs: pd.Series) -> str:
+    if not len(runs):
+        return ""
+    low, high = int(runs.min()), int(runs.max())
+    return str(low) if low == high else f"{low} to {high}"

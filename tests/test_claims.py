@@ -1,0 +1,84 @@
+"""Claims are judged by their rules: on hand-made records, network by network, seed by seed."""
+
+from typing import Any
+
+import pytest
+
+from dghlib.showing import claims
+from dghlib.showing.claims import DGH, REAL_ROW, Claim
+from dghlib.showing.readings import distances, span
+
+
+def record(source: str, top1: float, *, model: str = "shapes_residual", seed: int = 0) -> dict[str, Any]:
+    quantizer = {"method": "hptq", "config": {"weight_bits": 8, "activation_bits": 8, "bits": "full"}}
+    return {
+        "inputs": {
+            "profile": "shapes",
+            "model": {"name": model},
+            "test_images": 100,
+            "quantizer": quantizer,
+            "images": {"source": source, "config": {"seed": seed, "num_images": 16}},
+        },
+        "outputs": {"top1": top1},
+    }
+
+
+def level(points: float, *worse: str) -> Claim:
+    return Claim(where="", says="", plan="table2", better=DGH, worse=worse or (REAL_ROW,), bits="W8A8", points=points)
+
+
+def test_a_difference_is_that_of_runs_with_the_seed_in_common() -> None:
+    records = [record("dgh", 80.0), record("real", 81.0), record("dgh", 60.0, seed=1), record("real", 60.5, seed=1)]
+    found = claims.differences(level(-1.0), [*records, record("real", 10.0, seed=2)])
+    assert found.points["shapes_residual"] == pytest.approx(-0.75)
+    assert found.runs["shapes_residual"] == 2
+
+
+def test_the_best_rival_counts_and_all_must_be_there() -> None:
+    rivals = [record("zeroq", 10.0), record("genie_d", 79.0)]
+    named = (claims.TITLES["zeroq"], claims.TITLES["genie_d"])
+    assert claims.differences(level(0.0, *named), [record("dgh", 80.0), *rivals]).points.tolist() == [1.0]
+    assert claims.differences(level(0.0, *named), [record("dgh", 80.0), rivals[0]]).empty
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "expected"),
+    [(80.0, 70.0, "holds"), (80.0, 68.0, "holds in part"), (78.0, 68.0, "does not hold"), (None, None, "not tried")],
+)
+def test_a_verdict_is_of_all_networks_some_or_none(here: float | None, there: float | None, expected: str) -> None:
+    records = [record("real", 80.5), record("real", 70.5, model="shapes_inverted")]
+    records += [
+        record("dgh", top1, model=name)
+        for name, top1 in (("shapes_residual", here), ("shapes_inverted", there))
+        if top1
+    ]
+    claim = level(-1.0)
+    assert claims.verdict(claim, claims.differences(claim, records)) == expected
+
+
+def test_every_claim_of_a_printed_table_has_the_papers_numbers() -> None:
+    table = claims.table({})
+    assert set(table.verdict) == {"not tried"}
+    for claim in claims.CLAIMS:
+        assert claim.paper == "" or span(claims._printed(claim)) != "", claim.says
+
+
+def test_a_cell_beside_the_best_rival_has_both_differences() -> None:
+    reached = {"zeroq": 1.0, "intraq": 70.0, "genie_d": 60.0, "dgh": 75.0, "real": 76.0}
+    records = [record(source, top1) for source, top1 in reached.items()]
+    table = claims.beside_the_best_rival({"table2": records}, ["table2"])
+    assert table.to_numpy().tolist() == [["+5.0 / -1.0"]]
+
+
+def test_distances_span_the_networks() -> None:
+    records = [record("dgh", 80.0), record("real", 81.0), record("zeroq", 10.0)]
+    records += [record("dgh", 71.0, model="shapes_inverted"), record("real", 70.5, model="shapes_inverted")]
+    table = distances({"shapes": records})
+    assert table.columns.tolist() == [("shapes", "W8A8")]
+    assert table["shapes", "W8A8"].to_dict() == {"ZeroQ": "-71.0", "DGH": "-1.0 to +0.5"}
+    assert distances({"shapes": records}, "noise").to_numpy().tolist() == [["of these settings and versions"]]
+
+
+def test_distances_keep_quantizers_apart_where_asked() -> None:
+    table = distances({"shapes": [record("dgh", 80.0), record("real", 81.0)]}, by_quantizer=True)
+    assert table.columns.tolist() == [("shapes", "HPTQ", "W8A8")]

@@ -1,0 +1,361 @@
+"""Fine-tuning: the student learns, its start is what it says, a killed run goes on, and what goes wrong is told."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tiny_model, tell_classes_apart
+from torch import Tensor, nn
+
+from dghlib.export import export_onnx, open_session
+from dghlib.models import FloatModel
+from dghlib.quantizers import (
+    QUANTIZERS,
+    ait,
+    fine_tuning,
+    genie_m,
+    genq_qat,
+    hptq,
+    intraq_qat,
+    lsq,
+    reconstruction,
+    synq,
+)
+from dghlib.quantizers.distillation import activation_map, distillation, easy_cross_entropy, feature_distance, low_pass
+from dghlib.quantizers.fine_tuning import SCHEDULES, Settings, rows_of
+from dghlib.quantizers.grid import UniformQuantizer
+from dghlib.quantizers.inundation import multiplier
+from dghlib.quantizers.layers import QuantizedLayer
+from dghlib.quantizers.reconstruction import shortened
+from dghlib.quantizers.trainable import FixedRange, MinMaxWeight, OffsetWeight
+from dghlib.storage.checkpoints import Checkpoint, remove
+
+METHODS = {"lsq": lsq, "genq_qat": genq_qat, "intraq_qat": intraq_qat, "ait": ait, "synq": synq}
+
+
+def images(count: int = 48, seed: int = 0) -> Tensor:
+    coarse = torch.randn(count, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, 8, mode="bilinear")
+
+
+@pytest.fixture
+def tiny_model() -> FloatModel:
+    """A network that finds several classes in the images."""
+    model = make_tiny_model()
+    tell_classes_apart(model, images())
+    return model
+
+
+def short(method: ModuleType, **changes: Any) -> Any:
+    """Return a method's Config with few steps, at a rate that is large for it: the logits are small."""
+    few: dict[str, Any] = {"iterations": 5} if method is genq_qat else {}
+    if method is synq:
+        few = {"features": 0.5, "maps": 0.005}
+    return method.Config(**{"weight_bits": 3, "activation_bits": 3, "steps": 40, "rate": 0.05, **few, **changes})
+
+
+def logits(net: Any, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        return net(inputs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_student_comes_nearer_to_its_teacher(name: str, tiny_model: FloatModel) -> None:
+    quantized = METHODS[name].quantize(tiny_model, images(), short(METHODS[name]))
+    found = quantized.about["distillation"]
+    assert found["after"] < 0.8 * found["before"]
+    unseen = images(64, seed=1)
+    begun = METHODS[name].quantize(tiny_model, images(), short(METHODS[name], rate=0.0))
+    error, error_before = (
+        distillation(logits(net, unseen), logits(tiny_model.net, unseen), 20.0) for net in (quantized, begun)
+    )
+    assert error < error_before
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_at_most_two_to_the_bits_values_per_channel(name: str, tiny_model: FloatModel) -> None:
+    """Of every quantizer: a method that gives every kernel a grid of its own is not one of three bits."""
+    config = QUANTIZERS[name].Config(weight_bits=3, activation_bits=3)
+    for count in ("steps", "iterations", "step_iterations"):
+        if getattr(config, count, 0):
+            config = replace(config, **{count: 2})
+    quantized = QUANTIZERS[name].quantize(tiny_model, images(), config)
+    layers = [module for module in quantized.modules() if isinstance(module, QuantizedLayer)]
+    assert len(layers) == 3
+    for layer in layers:
+        assert max(len(row.unique()) for row in layer.quantized_weight().flatten(1)) <= 8
+    values: list[Tensor] = []
+    for grid in quantized.activation_quantizers().values():
+        grid.register_forward_hook(lambda module, inputs, output: values.append(output))
+    logits(quantized, images())
+    assert values
+    assert all(len(value.unique()) <= 8 for value in values)
+    assert all(type(grid) is UniformQuantizer for grid in quantized.activation_quantizers().values())
+
+
+@pytest.mark.parametrize("method", ["genie_m", "brecq"])
+def test_genq_begins_at_the_reconstructed_network_bit_for_bit(method: str, tiny_model: FloatModel) -> None:
+    config = short(genq_qat, rate=0.0, start=method)
+    start = QUANTIZERS[method].quantize(tiny_model, images(), config.of_start())
+    begun = genq_qat.quantize(tiny_model, images(), config)
+    assert torch.equal(logits(begun, images(seed=1)), logits(start, images(seed=1)))
+    given = genq_qat.quantize(tiny_model, images(), config, start=start)
+    assert torch.equal(logits(given, images(seed=1)), logits(start, images(seed=1)))
+    for path, grid in start.weight_quantizers().items():
+        layer = start.graph.get_submodule(path)
+        assert isinstance(layer, QuantizedLayer)
+        offsets = OffsetWeight(grid, layer.layer.weight)
+        assert torch.equal(offsets(layer.layer.weight), layer.quantized_weight())
+    assert start.about["method"] == method
+
+
+def test_the_start_of_genq_is_that_of_a_shorter_genie_m() -> None:
+    config = genq_qat.Config(weight_bits=3, activation_bits=3, iterations=50, seed=7)
+    assert config.of_start() == shortened(genie_m.Config(weight_bits=3, activation_bits=3, seed=7), 50)
+
+
+def test_offsets_move_codes_when_they_pass_half_a_step() -> None:
+    grid = UniformQuantizer(torch.tensor([[0.5]]), torch.tensor([[2]]), bits=2, signed=False)
+    weight = torch.tensor([[-1.0, -0.5, 0.0, 0.5]])
+    offsets = OffsetWeight(grid, weight)
+    offsets.offset.data = torch.tensor([[0.24, 0.26, -0.26, 9.0]])
+    assert offsets(weight).tolist() == [[-1.0, 0.0, -0.5, 0.5]]
+    offsets(weight).sum().backward()
+    assert offsets.offset.grad is not None
+    assert offsets.offset.grad.tolist() == [[1, 1, 1, 0]]  # beyond the grid there is none
+    assert offsets.scale.grad is not None
+    assert offsets.scale.grad.item() == pytest.approx((-2 + 0 - 1 + 1) / (4 * 3) ** 0.5)
+
+
+def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every run end before that step, once, and save after all steps."""
+    learn, killed = fine_tuning._FineTuning._learn, list[int]()
+
+    def counted(self: Any, number: int) -> None:
+        if number == step and not killed:
+            killed.append(number)
+            raise KeyboardInterrupt
+        learn(self, number)
+
+    monkeypatch.setattr(fine_tuning._FineTuning, "_learn", counted)
+    monkeypatch.setattr(fine_tuning, "Checkpoint", partial(Checkpoint, seconds=0))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_killed_run_goes_on_to_the_same_result(
+    name: str, tiny_model: FloatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, config = METHODS[name], short(METHODS[name], steps=9)
+    whole = method.quantize(tiny_model, images(), config)
+    kill_at(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        method.quantize(tiny_model, images(), config, checkpoint=tmp_path / "run.checkpoint")
+    resumed = method.quantize(tiny_model, images(), config, checkpoint=tmp_path / "run.checkpoint")
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    assert resumed.about == whole.about
+    remove(tmp_path / "run.checkpoint")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_settings_do_not_go_on_but_find_the_start(
+    tiny_model: FloatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of reconstruction are not lost to a rate that was too large."""
+    checkpoint, config = tmp_path / "run.checkpoint", short(genq_qat, steps=6)
+    whole = genq_qat.quantize(tiny_model, images(), config)
+    kill_at(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        genq_qat.quantize(tiny_model, images(), short(genq_qat, steps=6, rate=0.1), checkpoint=checkpoint)
+    monkeypatch.setattr(reconstruction, "learn", None)
+    again = genq_qat.quantize(tiny_model, images(), config, checkpoint=checkpoint)
+    assert torch.equal(logits(again, images()), logits(whole, images()))
+    remove(checkpoint)
+    (waiting,) = tmp_path.iterdir()
+    assert waiting.name.startswith("run.checkpoint."), "the state of the other settings, for them to go on from"
+
+
+def test_a_student_that_diverges_is_stopped(tiny_model: FloatModel) -> None:
+    with pytest.raises(FloatingPointError, match=r"diverges: at step \d+ .* Take a smaller rate"):
+        intraq_qat.quantize(tiny_model, images(), short(intraq_qat, rate=1e4))
+
+
+def test_images_of_one_class_are_refused(tiny_model: FloatModel) -> None:
+    with pytest.raises(ValueError, match="takes all 20 images for class"):
+        lsq.quantize(tiny_model, images(1).repeat(20, 1, 1, 1), short(lsq))
+
+
+def test_without_a_gradient_nothing_is_learned(tiny_model: FloatModel) -> None:
+    with pytest.raises(ValueError, match="its gradient is zero everywhere"):
+        lsq.quantize(tiny_model, images(), short(lsq, distillation=0.0))
+
+
+@pytest.mark.parametrize("net", [nn.Conv2d(3, 4, 3), nn.Sequential(nn.Flatten(), nn.Linear(192, 1))])
+def test_what_answers_no_logits_is_refused(net: nn.Module) -> None:
+    model = FloatModel(name="net", net=net.eval(), image_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
+    with pytest.raises(ValueError, match=r"learns from logits \(N, classes\)"):
+        lsq.quantize(model, images(), short(lsq))
+
+
+def test_a_start_must_be_a_quantized_copy_of_the_network(tiny_model: FloatModel) -> None:
+    with pytest.raises(TypeError, match="starts from the QuantizedModel of a quantizer, got TinyNet"):
+        genq_qat.quantize(tiny_model, images(), short(genq_qat), start=tiny_model.net)  # type: ignore[arg-type]
+    start = hptq.quantize(tiny_model, images(), hptq.Config())
+    start.about["model"] = "another"
+    with pytest.raises(ValueError, match="the start is 'another' quantized, it should be 'tiny'"):
+        genq_qat.quantize(tiny_model, images(), short(genq_qat), start=start)
+
+
+def test_the_seed_decides(tiny_model: FloatModel) -> None:
+    one, again, other = (
+        logits(synq.quantize(tiny_model, images(), short(synq, steps=3, seed=seed)), images()) for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_32_bits_are_float(tiny_model: FloatModel) -> None:
+    quantized = ait.quantize(tiny_model, images(), short(ait, weight_bits=32, activation_bits=32, steps=3))
+    torch.testing.assert_close(logits(quantized, images()), logits(tiny_model.net, images()))
+
+
+def test_a_fine_tuned_network_is_saved_and_exported(tiny_model: FloatModel, tmp_path: Path) -> None:
+    quantized = lsq.quantize(tiny_model, images(), short(lsq, steps=5, placement="every_tensor"))
+    quantized.save(tmp_path / "model.safetensors")
+    loaded = type(quantized).load(tmp_path / "model.safetensors", tiny_model)
+    assert torch.equal(logits(loaded, images()), logits(quantized, images()))
+    assert loaded.about == quantized.about
+    export_onnx(tmp_path / "net.onnx", tiny_model, quantized)
+    (found,) = open_session(tmp_path / "net.onnx", optimized=False).run(None, {"images": images().numpy()})
+    steps = (
+        np.abs(found - logits(quantized, images()).numpy()) / quantized.activation_quantizers()["linear"].scale.item()
+    )
+    assert (steps < 1e-3).mean() > 0.98  # others lie between two codes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"rate": -1.0}, "rate must be from 0 to inf, got -1"),
+        ({"schedule": "line"}, "schedule must be one of 'cosine', 'quarters', got 'line'"),
+        ({"smallest_crop": 0.0}, "smallest_crop must be from 0.01 to 1"),
+        ({"weight_search": "shrink_80"}, "set learn_steps=True, or weight_search='min_max'"),
+        ({"learn_steps": True, "inundation": 0.1}, "set learn_steps=False"),
+    ],
+)
+def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**changes)
+
+
+def test_published_settings_are_settings() -> None:
+    for method in (intraq_qat, ait, synq):
+        assert method.PUBLISHED.steps > 10_000
+    assert intraq_qat.PUBLISHED.distillation * intraq_qat.PUBLISHED.rate == pytest.approx(2e-3)
+
+
+# Parts
+
+
+def test_every_image_comes_once_before_any_comes_again() -> None:
+    drawn = torch.cat([rows_of(step, count=7, batch_size=3, seed=0) for step in range(7)])
+    assert drawn.bincount().tolist() == [3] * 7
+    assert all(sorted(part.tolist()) == list(range(7)) for part in drawn.split(7))
+    assert len(rows_of(0, count=2, batch_size=32, seed=0)) == 2
+
+
+def test_schedules() -> None:
+    assert [SCHEDULES["cosine"](done) for done in (0, 0.5)] == pytest.approx([1, 0.5])
+    assert [SCHEDULES["quarters"](done) for done in (0, 0.24, 0.25, 0.99)] == pytest.approx([1, 1, 0.1, 1e-3])
+
+
+def test_hot_distillation_is_half_the_squared_difference_of_centred_logits() -> None:
+    answer, wanted = (torch.randn(8, 10, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1))
+    difference = answer - wanted
+    expected = (difference - difference.mean(1, keepdim=True)).square().mean() / 2
+    torch.testing.assert_close(distillation(answer, wanted, 1000.0), expected, rtol=1e-2, atol=0)
+    assert distillation(answer + 3, answer, 20.0).abs() < 1e-4
+
+
+def test_hard_images_have_no_label() -> None:
+    wanted = torch.tensor([[9.0, 0.0], [0.1, 0.0]])
+    answer = torch.zeros(2, 2)
+    assert easy_cross_entropy(answer, wanted, 1.0).item() == pytest.approx(np.log(2))
+    assert easy_cross_entropy(answer, wanted, 0.3).item() == pytest.approx(np.log(2) / 2)
+
+
+def test_features_are_alike_whatever_their_scale() -> None:
+    features = torch.rand(4, 6, 3, 3) + 0.1
+    assert feature_distance(2 * features, features) < 1e-9
+    assert feature_distance(features.flip(1), features) > 1e-4
+
+
+def test_an_activation_map_is_where_the_class_is_seen() -> None:
+    features = torch.zeros(1, 2, 2, 2)
+    features[0, 0, 0, 1], features[0, 1, 1, 0] = 4.0, 8.0
+    features.requires_grad_()
+    sums = features.sum((2, 3))
+    answer = torch.stack([5 * sums[:, 0] + sums[:, 1], -sums[:, 0]], 1)
+    torch.testing.assert_close(activation_map(features, answer)[0], torch.tensor([[0, 1.0], [0.4, 0]]))
+
+
+def test_the_filter_keeps_what_is_even_and_takes_what_alternates() -> None:
+    even = torch.full((1, 1, 8, 8), 0.7)
+    alternating = torch.tensor([1.0, -1.0]).repeat(4).expand(1, 1, 8, 8)
+    torch.testing.assert_close(low_pass(even, 2.0), even)
+    torch.testing.assert_close(low_pass(alternating, 2.0), alternating * np.exp(-2.0))  # four periods: r = 2 radii
+
+
+def test_ranges_of_weights_follow_the_weights_and_gradients_pass() -> None:
+    layer = nn.Linear(3, 2)
+    quantizer = MinMaxWeight(layer, bits=2)
+    weight = torch.tensor([[-0.4, 0.05, 0.2], [0.25, 0.45, 0.6]], requires_grad=True)
+    torch.testing.assert_close(quantizer(weight), torch.tensor([[-0.4, 0.0, 0.2], [0.2, 0.4, 0.6]]))
+    torch.testing.assert_close(quantizer(2 * weight), 2 * quantizer(weight))
+    quantizer(weight).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.unique().tolist() == [1.0]
+    grid = quantizer.grid_of(weight.detach())
+    assert torch.equal(grid(weight.detach()), quantizer(weight.detach()))
+    transposed = nn.ConvTranspose2d(4, 5, 3)
+    assert MinMaxWeight(transposed, bits=4).grid_of(transposed.weight.detach()).scale.shape == (1, 5, 1, 1)
+
+
+def test_gradients_pass_a_fixed_range_beyond_its_ends() -> None:
+    grid = UniformQuantizer(torch.tensor(0.5), torch.tensor(0), bits=2, signed=False)
+    x = torch.tensor([-3.0, 0.6, 9.0], requires_grad=True)
+    rounded = FixedRange(grid)(x)
+    assert rounded.tolist() == [0, 0.5, 1.5]
+    rounded.sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [1, 1, 1]
+
+
+def test_a_move_is_lengthened_until_enough_codes_change() -> None:
+    weight, move = torch.zeros(8), torch.tensor([0.3, 0.2, 0.1, 0.05, 0, 0, 0, 0.0])
+    for enough, expected in ((1, 0.5 / 0.3), (3, 5.0), (4, 10.0)):
+        found = multiplier(weight, move, torch.round, enough)
+        assert expected <= found <= 1.05 * expected
+    assert multiplier(weight, 4 * move, torch.round, 1) == 1
+    assert multiplier(weight, torch.zeros(8), torch.round, 1) == 1  # else the search would never end
+    assert multiplier(weight, 1e-9 * move, torch.round, 1) == 128
+    assert multiplier(weight, move * torch.nan, torch.round, 1) == 1
+
+
+def test_inundation_changes_a_code_where_the_rate_alone_would_not(tiny_model: FloatModel) -> None:
+    small = {"steps": 1, "rate": 1e-3}
+    plain, pushed = (ait.quantize(tiny_model, images(), short(ait, **small, inundation=share)) for share in (0.0, 0.05))
+    before = ait.quantize(tiny_model, images(), short(ait, steps=1, rate=0.0))
+    codes = [
+        [grid.to_codes(net.graph.get_submodule(path).layer.weight) for path, grid in net.weight_quantizers().items()]  # type: ignore[union-attr, arg-type]
+        for net in (before, plain, pushed)
+    ]
+    changed = [sum(int((a != b).sum()) for a, b in zip(codes[0], other, strict=True)) for other in codes[1:]]
+    assert changed[0] == 0
+    assert changed[1] >= 3

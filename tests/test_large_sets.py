@@ -1,0 +1,29 @@
+"""Sets in files: their place on the disk is theirs before they are mapped."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from dghlib.storage import large_sets
+from dghlib.storage.large_sets import BatchedValues, reserve
+
+
+def test_a_file_is_not_sparse_and_keeps_what_it_has(tmp_path: Path) -> None:
+    file = tmp_path / "folder" / "values"
+    values = BatchedValues([2, 1], (1000,), file)
+    assert file.stat().st_blocks * 512 >= 3 * 1000 * 4 == file.stat().st_size
+    assert not values.whole().any()
+    values[1].copy_(torch.ones(1, 1000))
+    assert BatchedValues([2, 1], (1000,), file).whole().sum() == 1000
+
+
+def test_a_full_disk_is_told_before_anything_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(large_sets, "_allocate", full)
+    with pytest.raises(OSError, match=r"no room for .*values of 4 MB: No space left on device; make room"):
+        reserve(tmp_path / "values", 4_000_000)
