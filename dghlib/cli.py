@@ -261,7 +261,10 @@ def _command(
 
 
 def _add_model(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("model", help=f"{', '.join(models.MODELS)}; or module:function that returns a FloatModel")
+    sub.add_argument(
+        "model",
+        help=f"{', '.join(models.MODELS)}; timm:NAME, a network of timm; or module:function that returns a FloatModel",
+    )
 
 
 def _add_images(sub: argparse.ArgumentParser, counted: str, num_images: int, required: bool = True) -> None:

@@ -403,7 +403,7 @@ def _model(name: str) -> FloatModel:
         ValueError: there is no such network, module or function, or it returns something else than a FloatModel.
     """
     module, colon, function = name.partition(":")
-    if not colon:
+    if not colon or module == "timm":
         return models.load(name)
     sys.path.insert(0, "")
     try:

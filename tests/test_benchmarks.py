@@ -141,3 +141,14 @@ def test_times_fewer_are_of_the_cheapest_set_that_is_as_good(benchmark: Callable
     sets = [made("MCT", 90, 0.2, 80), made("ours", 10, 0.3, 79), made("ours", 30, 0.2, 79), made("ours", 60, 0.1, 79)]
     assert module.times_fewer(sets, "distance") == 3
     assert module.times_fewer(sets, "top1") is None
+
+
+def test_architectures(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("architectures")
+    monkeypatch.setattr("benchmarks.measuring.RESULTS", tmp_path)
+    module.main(["--smoke", "--save"], run=module.outcome)
+    (found,) = json.loads((tmp_path / "architectures.json").read_text())["outputs"]
+    assert found["stages"][:4] == list(module.STAGES[:4])
+    assert found["in_float"] == 0
+    failed = module.Outcome("torchvision:net", 64, ("traced",), "ValueError: no", 0)
+    assert module.counts([failed, module.Outcome(**found)])["traced"] == 2

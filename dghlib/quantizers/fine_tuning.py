@@ -28,6 +28,7 @@ from tqdm import tqdm
 from dghlib.choices import check_at_least, check_between, check_choice
 from dghlib.images import random_windows, resize_windows
 from dghlib.models import FloatModel
+from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import check_images
 from dghlib.quantizers.distillation import Lesson, Terms, check_classifier, distillation, low_pass
 from dghlib.quantizers.graph import device_of, folded_graph
@@ -202,6 +203,8 @@ class _FineTuning:
         tensors = self.student.activation_quantizers()
         self.student.set_activation_quantizers({name: tensor.harden() for name, tensor in tensors.items()})  # type: ignore[operator]
         self.student.requires_grad_(False)
+        if self.settings.integer_biases:
+            round_biases(self.student)
         after = mean_distillation(self.student, self.teacher, self.images, self.settings)
         self.watch.check(after, steps)
         self.student.about["distillation"] = {"before": before, "after": after}

@@ -62,6 +62,7 @@ class Config(Settings):
             weight_search=self.weight_search,
             activation_search=self.activation_search,
             seed=self.seed,
+            integer_biases=False,
         )
         return reconstruction.shortened(config, self.iterations)
 

@@ -16,6 +16,7 @@ from dghlib.quantizers.operations import layer_at
 from dghlib.quantizers.placement import BIT_POLICIES, PLACEMENTS, assign_bits
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.scale_search import ACTIVATION_SEARCHES, WEIGHT_SEARCHES, activation_grid, weight_grid
+from dghlib.storage.records import added_later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class LearningSettings:
         weight_search, activation_search: how grids are found (see `scale_search`).
         batch_size: images of a minibatch, all of them if there are fewer.
         seed: of all that is drawn by chance.
+        integer_biases: whether biases are rounded, once all is learned, to the grids of the sums that they enter, as
+            hardware has them (see `biases`); the methods' authors leave them in float.
     """
 
     weight_bits: int = 4
@@ -39,6 +42,7 @@ class LearningSettings:
     activation_search: str = "shrink_80"
     batch_size: int = 32
     seed: int = 0
+    integer_biases: bool = added_later(True, before=False)
 
     def __post_init__(self) -> None:
         check_bits(self.weight_bits, "weight_bits")
