@@ -231,6 +231,9 @@ def _notebook(subparsers: _Subparsers) -> None:
     )
     sub.add_argument("name", help="a file of notebooks/, without its ending")
     sub.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="a wrong one lists those that there are")
+    sub.add_argument(
+        "--words", default="", help='more of them in one text, as `make` has them: P="seeds=5 budget=quick"'
+    )
     _add_anew(sub)
 
 

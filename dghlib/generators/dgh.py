@@ -50,7 +50,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dghlib.choices import check_at_least, check_between, check_choice
+from dghlib.choices import check_at_least, check_between, check_choice, check_types
 from dghlib.generators import radam
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import (
@@ -112,6 +112,7 @@ class Config:
     slack: float | None = None  # delta; None: no constraint at the last batch norm
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("num_images", "batch_size", "steps"):
             check_at_least(1, name, getattr(self, name))
         for name, choices in {

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from dghlib.choices import check_between, check_choice
+from dghlib.choices import check_between, check_choice, check_types
 from dghlib.models import FloatModel
 from dghlib.quantizers import dfq, squant
 from dghlib.quantizers.compensation import RIDGE, compensate
@@ -49,6 +49,7 @@ class Config:
     integer_biases: bool = added_later(True, before=False)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_bits(self.weight_bits, "weight_bits")
         check_bits(self.activation_bits, "activation_bits")
         check_choice("bits", self.bits, BIT_POLICIES)

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, fx
 
-from dghlib.choices import check_at_least, check_choice
+from dghlib.choices import check_at_least, check_choice, check_types
 from dghlib.models import FloatModel
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import Histogram, check_images, observe, power_of_two_above
@@ -73,6 +73,7 @@ class Config:
     integer_biases: bool = added_later(True, before=False)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_bits(self.weight_bits, "weight_bits")
         check_bits(self.activation_bits, "activation_bits")
         check_choice("bits", self.bits, BIT_POLICIES)

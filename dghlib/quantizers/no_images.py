@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dghlib.choices import check_at_least, check_choice
+from dghlib.choices import check_at_least, check_choice, check_types
 from dghlib.models import FloatModel
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import Observations, check_images, observe
@@ -45,6 +45,7 @@ class Settings:
     integer_biases: bool = added_later(True, before=False)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_bits(self.weight_bits, "weight_bits")
         check_bits(self.activation_bits, "activation_bits")
         check_choice("bits", self.bits, BIT_POLICIES)

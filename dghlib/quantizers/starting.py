@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dghlib.choices import check_at_least, check_choice
+from dghlib.choices import check_at_least, check_choice, check_types
 from dghlib.models import FloatModel
 from dghlib.quantizers.calibration import observe
 from dghlib.quantizers.graph import folded_graph
@@ -45,6 +45,7 @@ class LearningSettings:
     integer_biases: bool = added_later(True, before=False)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_bits(self.weight_bits, "weight_bits")
         check_bits(self.activation_bits, "activation_bits")
         check_choice("bits", self.bits, BIT_POLICIES)
