@@ -299,7 +299,8 @@ def test_what_users_give_make_is_text_to_it_and_to_the_shell(tmp_path: Path) -> 
     """Recipes run in a shell, and make expands what looks like one of its functions."""
     (tmp_path / "dgh").write_text(f"#!{sys.executable}\nimport sys\nprint(*sys.argv[1:], sep='|')\n")
     (tmp_path / "dgh").chmod(0o755)
-    (tmp_path / "ready").touch()
+    for name in ("requirements.lock", "pyproject.toml", "ready"):
+        (tmp_path / name).touch()
     tricks = "x=1; touch a `touch a` $(touch a) $(shell touch a) \" ' $$HOME"
     given = [f"NB={tricks}", f"P={tricks}", f"PROFILE={tricks}"]
     for target in ("notebook", "data", "results"):
