@@ -70,6 +70,7 @@ checkpoints: $(READY) ## train the embedded networks again
 bench: $(READY) $(MCT)/.ready ## measure how fast the methods are, an hour or so; records go to results/benchmarks
 	@$(BIN)/python -m benchmarks.generators --save
 	@$(BIN)/python -m benchmarks.reconstruction --save
+	@$(BIN)/python -m benchmarks.fine_tuning --save
 	@$(BIN)/python -m benchmarks.hptq --save
 	@$(BIN)/python -m benchmarks.dgh_scale --save
 	@$(BIN)/python -m benchmarks.dgh --save

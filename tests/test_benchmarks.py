@@ -45,6 +45,18 @@ def test_generators(
     assert {row["method"] for row in rows if row["of_trained"]} == {"genie_d", "qimera"}
 
 
+def test_fine_tuning(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured is the step of the loop itself; crops and rounding make it slower than the bare networks."""
+    module = benchmark("fine_tuning")
+    monkeypatch.setattr(module, "METHODS", ("intraq_qat", "genq_qat"))
+    learn, steps = module._FineTuning._learn, []
+    monkeypatch.setattr(module._FineTuning, "_learn", lambda self, step: steps.append(learn(self, step)))
+    costs = record_of(module, "fine_tuning", tmp_path, monkeypatch)["outputs"]
+    assert [cost["method"] for cost in costs] == ["intraq_qat", "genq_qat"]
+    assert len(steps) == 2 * (1 + module.STEPS)
+    assert all(cost["ratio"]["median"] > 1 for cost in costs)
+
+
 def test_reconstruction(
     benchmark: Callable[[str], ModuleType],
     tmp_path: Path,

@@ -89,9 +89,8 @@ class Settings(LearningSettings):
     placement: str = "relu_only"
     weight_search: str = "min_max"
     activation_search: str = "min_max"
-    batch_size: int = 64
     learn_steps: bool = False
-    steps: int = 100_000
+    steps: int = 20_000
     rate: float = 1e-3
     weight_decay: float = 1e-4
     schedule: str = "cosine"
