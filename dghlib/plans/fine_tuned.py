@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from dghlib.choices import look_up
 from dghlib.experiments.experiment import REAL, Experiment
-from dghlib.experiments.profiles import BUDGETS
+from dghlib.experiments.profiles import budget_of
 from dghlib.plans.methods import quantizers
 from dghlib.plans.parts import drawn_sources, of_variants
 
@@ -43,7 +42,7 @@ def genie_table_a2(
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return GENIE's Table A2: reconstruction and fine-tuning by number of images, everything quantized."""
-    spend = look_up(BUDGETS, budget, "budget")
+    spend = budget_of(profile, budget)
     experiments = []
     for share in (4, 2, 1):
         part = spend.for_images(spend.num_images // share)
