@@ -41,7 +41,7 @@ class Cost:
 
 def cost(model: FloatModel, images: Tensor, method: str, rounds: int) -> Cost:
     """Return what a step of a method costs; all images are one batch."""
-    bare_run, learn, turns = bare(model, images), _FineTuning._learn, []
+    bare_run, learn, turns = bare(model, images), _FineTuning._learn, list[tuple[float, float]]()
 
     def in_turns(tuning: _FineTuning, step: int) -> None:
         def steps() -> None:
@@ -56,8 +56,8 @@ def cost(model: FloatModel, images: Tensor, method: str, rounds: int) -> Cost:
     with patch.object(_FineTuning, "_learn", in_turns):
         start = {"start": nearest(model, images, config, {"model": model.name})} if method == "genq_qat" else {}
         QUANTIZERS[method].quantize(model, images, config, **start)
-    spreads = [Spread.of(times).median / STEPS * 1000 for times in zip(*turns, strict=True)]
-    return Cost(method, *spreads, Spread.of([step / bare for bare, step in turns]))
+    without, stepped = (Spread.of(times).median / STEPS * 1000 for times in zip(*turns, strict=True))
+    return Cost(method, without, stepped, Spread.of([step / bare for bare, step in turns]))
 
 
 def bare(model: FloatModel, images: Tensor) -> Callable[[], None]:
