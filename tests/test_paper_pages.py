@@ -114,7 +114,7 @@ def test_methods_by_amount_say_what_they_cost() -> None:
 def test_plans_of_fine_tuning_never_mix_protocols() -> None:
     """Ends at 8 bits and learned steps in one table, all layers alike and min-max grids in the other."""
     for name, policy, searched in (("genq_table3", "academic", True), ("intraq_table3", "full", False)):
-        configs = [each.quantizer_config for each in PLANS[name]("shapes", "quick", seeds=1) if each.quantizer != FLOAT]  # type: ignore[union-attr]
+        configs = [each.quantizer_config for each in PLANS[name]("shapes", "quick", seeds=1) if each.quantizer != FLOAT]
         assert {config.bits for config in configs} == {policy}
         assert {config.weight_search != "min_max" for config in configs} == {searched}
 
