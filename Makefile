@@ -8,6 +8,14 @@ NB      ?=
 P       ?=
 PORT    ?= 8000
 
+# What users give reaches recipes through the environment, as text: "$$P" is one word, whatever is in it.
+override PROFILE := $(value PROFILE)
+override BUDGET  := $(value BUDGET)
+override NB      := $(value NB)
+override P       := $(value P)
+override PORT    := $(value PORT)
+export PROFILE BUDGET NB P PORT
+
 VENV  := .venv
 BIN   := $(VENV)/bin
 # exists, and is newer than what it was made from, when the environment is complete
@@ -30,18 +38,18 @@ help: ## list the targets
 setup: $(READY) ## install the locked packages into .venv (6 GB on disk)
 
 book: $(READY) ## run what has no record yet and build the book: PROFILE=shapes BUDGET=quick
-	@$(BIN)/dgh book --profile $(PROFILE) --budget $(BUDGET)
+	@$(BIN)/dgh book --profile "$$PROFILE" --budget "$$BUDGET"
 
 render: $(READY) ## build the book from the records of results/ alone, computing nothing
-	@$(BIN)/dgh book --recorded --profile $(PROFILE) --budget $(BUDGET)
+	@$(BIN)/dgh book --recorded --profile "$$PROFILE" --budget "$$BUDGET"
 
 results: $(READY) ## compute what results/ lacks of the runs that the book shows (hours, may be stopped): PROFILE=shapes
-	@$(BIN)/dgh results --profile $(PROFILE)
+	@$(BIN)/dgh results --profile "$$PROFILE"
 
 notebook: $(READY) ## run one notebook with your parameters: NB=table2 P="seeds=5"
-	@test -n "$(NB)" || \
+	@test -n "$$NB" || \
 		{ echo "which one? make notebook NB=... out of: $(basename $(notdir $(wildcard notebooks/*.ipynb)))" >&2; exit 1; }
-	@$(BIN)/dgh notebook $(NB) $(P)
+	@$(BIN)/dgh notebook "$$NB" --words="$$P"
 
 test: $(READY) ## run all tests
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal
@@ -52,7 +60,7 @@ lint: $(READY) ## check style and types
 	@$(BIN)/mypy
 
 data: $(READY) ## download and verify a profile's data and networks: PROFILE=cifar10
-	@$(BIN)/dgh data $(PROFILE)
+	@$(BIN)/dgh data "$$PROFILE"
 
 checkpoints: $(READY) ## train the embedded networks again
 	@$(BIN)/python -m dghlib.training.classifiers
@@ -62,6 +70,7 @@ checkpoints: $(READY) ## train the embedded networks again
 bench: $(READY) $(MCT)/.ready ## measure how fast the methods are, an hour or so; records go to results/benchmarks
 	@$(BIN)/python -m benchmarks.generators --save
 	@$(BIN)/python -m benchmarks.reconstruction --save
+	@$(BIN)/python -m benchmarks.fine_tuning --save
 	@$(BIN)/python -m benchmarks.hptq --save
 	@$(BIN)/python -m benchmarks.dgh_scale --save
 	@$(BIN)/python -m benchmarks.dgh --save
@@ -70,8 +79,8 @@ bench: $(READY) $(MCT)/.ready ## measure how fast the methods are, an hour or so
 	@$(BIN)/python -m benchmarks.detectors --save
 
 serve: _build/html/index.html ## show the book on this machine: PORT=8000
-	@echo "http://localhost:$(PORT) until Ctrl-C"
-	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+	@echo "http://localhost:$$PORT until Ctrl-C"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html "$$PORT"
 
 _build/html/index.html:
 	@$(MAKE) --no-print-directory book

@@ -1,8 +1,11 @@
 """Check what a user chose: a name in a table, a value among a few, a number in its range; errors that help."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields
 from difflib import get_close_matches
-from typing import TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 Value = TypeVar("Value")
 
@@ -58,3 +61,28 @@ def check_between(low: float, high: float, name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value}")
+
+
+def check_types(config: Any) -> None:
+    """Raise unless the settings of a dataclass are of the types of their fields: "no" is not False, nor 1.9 one.
+
+    Raises:
+        TypeError: of another type.
+        ValueError: NaN or infinite.
+    """
+    hints = get_type_hints(type(config))
+    for setting in (each for each in fields(config) if each.init):
+        _check_type(setting.name, getattr(config, setting.name), hints[setting.name])
+
+
+def _check_type(name: str, value: object, hint: Any) -> None:
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    wanted = next((kind for kind in (bool, int, float) if kind in kinds), None)
+    if wanted is None or (value is None and NoneType in kinds) or (type(value) is str and str in kinds):
+        return
+    known: tuple[type, ...] = (int, float) if wanted is float else (wanted,)
+    if type(value) not in known:
+        what = {bool: "True or False", int: "a whole number", float: "a number"}[wanted]
+        raise TypeError(f"{name} must be {what}, got {value!r} of type {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")

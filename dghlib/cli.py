@@ -231,6 +231,9 @@ def _notebook(subparsers: _Subparsers) -> None:
     )
     sub.add_argument("name", help="a file of notebooks/, without its ending")
     sub.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="a wrong one lists those that there are")
+    sub.add_argument(
+        "--words", default="", help='more of them in one text, as `make` has them: P="seeds=5 budget=quick"'
+    )
     _add_anew(sub)
 
 
@@ -261,7 +264,10 @@ def _command(
 
 
 def _add_model(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("model", help=f"{', '.join(models.MODELS)}; or module:function that returns a FloatModel")
+    sub.add_argument(
+        "model",
+        help=f"{', '.join(models.MODELS)}; timm:NAME, a network of timm; or module:function that returns a FloatModel",
+    )
 
 
 def _add_images(sub: argparse.ArgumentParser, counted: str, num_images: int, required: bool = True) -> None:

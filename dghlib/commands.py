@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import os
+import shlex
 import sys
 import types
 import typing
@@ -372,9 +373,12 @@ def execute_notebook(options: Namespace) -> None:
         from dghlib.bookmaking import notebooks
 
     _compute_anew(options.anew)
+    if Path(options.name).name != options.name:
+        raise ValueError(f"a notebook is named without its folder and ending, such as table2; got {options.name}")
     path = Path("notebooks") / f"{options.name}.ipynb"
     output = Path("_build/notebooks") / "own" / path.name
-    notebooks.run_notebook(path, notebooks.parse_assignments(options.parameters), output)
+    words = [*options.parameters, *shlex.split(options.words)]
+    notebooks.run_notebook(path, notebooks.parse_assignments(words), output)
     print(f"executed: {output}")
 
 
@@ -403,7 +407,7 @@ def _model(name: str) -> FloatModel:
         ValueError: there is no such network, module or function, or it returns something else than a FloatModel.
     """
     module, colon, function = name.partition(":")
-    if not colon:
+    if not colon or module == "timm":
         return models.load(name)
     sys.path.insert(0, "")
     try:

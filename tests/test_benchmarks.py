@@ -45,6 +45,18 @@ def test_generators(
     assert {row["method"] for row in rows if row["of_trained"]} == {"genie_d", "qimera"}
 
 
+def test_fine_tuning(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured is the step of the loop itself; crops and rounding make it slower than the bare networks."""
+    module = benchmark("fine_tuning")
+    monkeypatch.setattr(module, "METHODS", ("intraq_qat", "genq_qat"))
+    learn, steps = module._FineTuning._learn, []
+    monkeypatch.setattr(module._FineTuning, "_learn", lambda self, step: steps.append(learn(self, step)))
+    costs = record_of(module, "fine_tuning", tmp_path, monkeypatch)["outputs"]
+    assert [cost["method"] for cost in costs] == ["intraq_qat", "genq_qat"]
+    assert len(steps) == 2 * (1 + module.STEPS)
+    assert all(cost["ratio"]["median"] > 1 for cost in costs)
+
+
 def test_reconstruction(
     benchmark: Callable[[str], ModuleType],
     tmp_path: Path,
@@ -141,3 +153,14 @@ def test_times_fewer_are_of_the_cheapest_set_that_is_as_good(benchmark: Callable
     sets = [made("MCT", 90, 0.2, 80), made("ours", 10, 0.3, 79), made("ours", 30, 0.2, 79), made("ours", 60, 0.1, 79)]
     assert module.times_fewer(sets, "distance") == 3
     assert module.times_fewer(sets, "top1") is None
+
+
+def test_architectures(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("architectures")
+    monkeypatch.setattr("benchmarks.measuring.RESULTS", tmp_path)
+    module.main(["--smoke", "--save"], run=module.outcome)
+    (found,) = json.loads((tmp_path / "architectures.json").read_text())["outputs"]
+    assert found["stages"][:4] == list(module.STAGES[:4])
+    assert found["in_float"] == 0
+    failed = module.Outcome("torchvision:net", 64, ("traced",), "ValueError: no", 0)
+    assert module.counts([failed, module.Outcome(**found)])["traced"] == 2

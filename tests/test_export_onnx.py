@@ -50,27 +50,17 @@ def constants_of(file: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8, 16])
 def test_power_of_two_grids_are_the_same_to_the_last_bit(bits: int, tiny_model: FloatModel, tmp_path: Path) -> None:
-    """Products of codes are whole numbers, whose sums are exact in whatever order they are added."""
+    """Products of codes are whole numbers, whose sums are exact in whatever order they are added, fused or not."""
     config = hptq.Config(weight_bits=min(bits, 8), activation_bits=bits)
     quantized = hptq.quantize(tiny_model, noise(32), config)
     export_onnx(tmp_path / "net.onnx", tiny_model, quantized)
     unseen = noise(50, seed=1)
     expected = outputs(quantized, unseen)
     if bits < 16:
-        assert np.array_equal(by_runtime(tmp_path / "net.onnx", unseen), expected)
+        for optimized in (False, True):
+            assert np.array_equal(by_runtime(tmp_path / "net.onnx", unseen, optimized), expected), optimized
     else:
         np.testing.assert_allclose(by_runtime(tmp_path / "net.onnx", unseen), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_optimized_graphs_flip_few_codes_by_one_step(tiny_model: FloatModel, tmp_path: Path) -> None:
-    quantized = hptq.quantize(tiny_model, noise(32), hptq.Config())
-    export_onnx(tmp_path / "net.onnx", tiny_model, quantized)
-    unseen = noise(200, seed=1)
-    step = quantized.activation_quantizers()["linear"].scale.item()
-    steps = np.abs(by_runtime(tmp_path / "net.onnx", unseen, optimized=True) - outputs(quantized, unseen)) / step
-    assert steps.max() <= 3
-    assert (steps > 0).mean() < 0.4
-    assert (steps > 1).mean() < 0.05
 
 
 def test_learned_grids_with_zero_points(tiny_model: FloatModel, tmp_path: Path) -> None:
@@ -79,9 +69,11 @@ def test_learned_grids_with_zero_points(tiny_model: FloatModel, tmp_path: Path) 
     assert any(grid.zero_point.any() for grid in quantized.activation_quantizers().values())
     assert any(grid.zero_point.any() for grid in quantized.weight_quantizers().values())
     export_onnx(tmp_path / "net.onnx", tiny_model, quantized)
-    unseen = noise(50, seed=1)
-    different = by_runtime(tmp_path / "net.onnx", unseen) != outputs(quantized, unseen)
-    assert different.mean() < 0.1  # sums of learned scales are rounded, and a code may flip
+    unseen, step = noise(50, seed=1), quantized.activation_quantizers()["linear"].scale.item()
+    for optimized in (False, True):
+        steps = np.abs(by_runtime(tmp_path / "net.onnx", unseen, optimized) - outputs(quantized, unseen)) / step
+        assert (steps > 0.5).mean() < 0.1, optimized  # sums of learned scales are rounded, and a code may flip
+        assert steps.max() < 1.5, optimized
 
 
 def test_weights_are_integers_of_their_width(tiny_model: FloatModel, tmp_path: Path) -> None:
@@ -102,7 +94,7 @@ def test_weights_are_integers_of_their_width(tiny_model: FloatModel, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("bits", "kind", "clips"), [(8, KINDS.UINT8, 0), (4, KINDS.UINT4, 0), (3, KINDS.UINT8, 1), (16, KINDS.UINT16, 0)]
+    ("bits", "kind", "clips"), [(8, KINDS.UINT8, 0), (4, KINDS.UINT8, 1), (3, KINDS.UINT8, 1), (16, KINDS.UINT16, 0)]
 )
 def test_tensors_are_integers_of_their_width(
     bits: int, kind: int, clips: int, tiny_model: FloatModel, tmp_path: Path
@@ -111,8 +103,8 @@ def test_tensors_are_integers_of_their_width(
     file = export_onnx(tmp_path / "net.onnx", tiny_model, quantized)
     assert constants_of(file)["relu.zero_point"].data_type == kind
     assert len([node for node in file.graph.node if node.name == "relu.clipped"]) == clips
-    quantizations = [node for node in file.graph.node if node.op_type == "QuantizeLinear"]
-    assert len(quantizations) == len(quantized.activation_quantizers())
+    written = {node.name for node in file.graph.node if node.op_type == "QuantizeLinear"}
+    assert {f"{name}.codes" for name in quantized.activation_quantizers()} <= written
 
 
 def test_a_file_says_what_it_is(tiny_model: FloatModel, tmp_path: Path) -> None:

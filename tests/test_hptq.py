@@ -202,7 +202,7 @@ def test_shift_is_the_same_as_shifting_tensor_padding_and_bias(act: nn.Module) -
     net = Shifted(act)
     net.state_dict()["conv1.weight"].mul_(8)
     model, images = as_model(net), noise(8)
-    config = hptq.Config(weight_bits=4, activation_bits=4, bias_correction=False)
+    config = hptq.Config(weight_bits=4, activation_bits=4, bias_correction=False, integer_biases=False)
     quantized = hptq.quantize(model, images, config)
     grid = quantized.activation_quantizers()["act"]
     assert not grid.signed

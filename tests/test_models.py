@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dghlib import datasets, models
@@ -391,3 +391,20 @@ def test_a_damaged_package_of_efficientnet_lite0(tmp_path: Path, monkeypatch: py
     (tmp_path / "damaged" / efficientnet.FILE).write_bytes(b"half of it")
     with pytest.raises(assets.WrongChecksum, match="the package is damaged"):
         models.load("imagenet_efficientnet_lite0")
+
+
+def test_networks_of_timm_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Theirs are the size and the normalisation; the weights are a file that the user has."""
+    timm = pytest.importorskip("timm")
+    monkeypatch.setenv("DGHLIB_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="Let timm fetch them once"):
+        models.load("timm:mobilenetv3_small_050")
+    net = timm.create_model("mobilenetv3_small_050")
+    (tmp_path / "timm").mkdir()
+    save_file(net.state_dict(), tmp_path / "timm" / "mobilenetv3_small_050.safetensors")
+    model = models.load("timm:mobilenetv3_small_050")
+    assert model.image_shape == (3, 224, 224)
+    assert model.mean == (0.485, 0.456, 0.406)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in model.net.state_dict().items())
+    with pytest.raises(UnknownName, match="has no network 'mobilenetv9'"):
+        models.load("timm:mobilenetv9")

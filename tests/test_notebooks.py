@@ -9,7 +9,7 @@ import pytest
 from dghlib.bookmaking.notebooks import parameters_of
 from dghlib.experiments.experiment import Experiment
 from dghlib.experiments.run import RESULTS_VARIABLE, Workshop
-from dghlib.quantizers.reconstruction import Settings
+from dghlib.quantizers.starting import LearningSettings
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 SMALLEST = {"budget": "smoke", "networks": 1, "num_images": 8, "seeds": 1, "iterations": 5}
@@ -27,7 +27,7 @@ def nothing_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     compute = Workshop._tested
 
     def outputs(self: Workshop, experiment: Experiment, wait: bool) -> dict[str, Any]:
-        if isinstance(experiment.quantizer_config, Settings):
+        if isinstance(experiment.quantizer_config, LearningSettings):
             return {"top1": 50.0, "map": 30.0, "generation_seconds": 1.0, "quantization_seconds": 1.0}
         return compute(self, experiment, wait)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from dghlib.experiments import run
 from dghlib.experiments.experiment import FLOAT, Experiment, Run, width_of
 from dghlib.experiments.profiles import first_models
-from dghlib.plans import papers
+from dghlib.plans import fine_tuned, papers
 from dghlib.plans.catalogue import PLANS
 from dghlib.showing import detections, paper_figures, paper_tables, plan_tables, tables
 
@@ -95,6 +95,28 @@ def test_amounts_and_printed_numbers() -> None:
     assert list(table.index.droplevel("network")) == [(f"W{n}A4", size) for n in (2, 4) for size in (16, 32, 64, 128)]
     assert paper_tables.paper_amounts("genie_tableA1").loc[1024, ("MBV2", "GENIE")] == "49.89"
     assert paper_tables.printed("genq_table1").loc["GENIE", ("batch-norm distance", "MBV2")] == "1.03 ± 0.296"
+
+
+def test_methods_by_amount_say_what_they_cost() -> None:
+    experiments = fine_tuned.genie_table_a2("shapes", "quick", **(ONE | {"seeds": 1}))
+    records = made_up(experiments)
+    for record in records:
+        record["outputs"] |= {"generation_seconds": 10.0, "quantization_seconds": record["outputs"]["top1"]}
+    table = paper_tables.methods_by_amount(records)
+    assert list(table.index.get_level_values("images")) == [32, 64, 128]
+    assert list(table.columns) == ["GENIE-M", "AIT"]
+    place = next(
+        k for k, each in enumerate(experiments) if each.quantizer == "ait" and each.source_config.num_images == 64
+    )
+    assert table.loc[("residual", "W4A4", 64), "AIT"] == f"{place}.00 ({10 + place} s)"
+
+
+def test_plans_of_fine_tuning_never_mix_protocols() -> None:
+    """Ends at 8 bits and learned steps in one table, all layers alike and min-max grids in the other."""
+    for name, policy, searched in (("genq_table3", "academic", True), ("intraq_table3", "full", False)):
+        configs = [each.quantizer_config for each in PLANS[name]("shapes", "quick", seeds=1) if each.quantizer != FLOAT]
+        assert {config.bits for config in configs} == {policy}
+        assert {config.weight_search != "min_max" for config in configs} == {searched}
 
 
 def test_numbers_behind_a_table_are_saved_with_what_tells_them_apart(tmp_path: Path) -> None:

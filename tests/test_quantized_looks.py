@@ -7,13 +7,16 @@ import pandas as pd
 import pytest
 from conftest import make_tiny_model
 
+from dghlib import models
 from dghlib.experiments import quantized_looks, run
 from dghlib.experiments.experiment import FLOAT, Observation
+from dghlib.experiments.scoring import real_images
 from dghlib.generators import noise
 from dghlib.plans import observations, quantized
 from dghlib.quantizers import QUANTIZERS, hptq, noise_report
 from dghlib.showing import deployment, figures, leaderboard, tables
 from dghlib.showing.detections import detections
+from dghlib.storage.records import plain
 
 SMALL: dict[str, Any] = {"seeds": 1, "models": ["shapes_residual"]}
 
@@ -77,6 +80,20 @@ def test_files_do_what_the_simulation_does(tmp_path: Path) -> None:
     gaps = table["top-1 of file"].astype(float) - table["simulated"].astype(float)
     assert gaps.abs().max() <= 100 * 2 / 96  # two of the test images
     assert "no records" in str(deployment.files([]))
+
+
+def test_files_of_detectors_are_told_by_their_boxes() -> None:
+    model = models.load("shapes_ssdlite")
+    images = real_images("shapes_detection", model, 4, seed=0)
+    copy = hptq.quantize(model, images, hptq.Config())
+    found = quantized_looks.files(model, {"real": copy}, {"real": images}, profile="shapes_detection", test_images=8)
+    inputs = {"model": {"name": model.name}, "seed": 0, "quantizer": {"method": "hptq", "config": plain(hptq.Config())}}
+    table = deployment.files([{"inputs": inputs, "outputs": {"tables": found}}])
+    assert list(table.index) == ["ssdlite, float", "ssdlite, HPTQ W8A8"]
+    reached = table["mAP of file"].astype(float)
+    assert reached.min() > 20
+    assert (reached - table["simulated"].astype(float)).abs().max() < 3
+    assert list(table.columns)[-1] == "outputs equal"
 
 
 def test_other_peoples_quantizer(tmp_path: Path) -> None:

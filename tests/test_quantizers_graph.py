@@ -314,7 +314,7 @@ def test_hooks_that_change_outputs_are_refused() -> None:
 
 
 def test_images_of_another_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"Sequential cannot take images of the shape \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"Sequential fails on images of the shape \(3, 8, 8\)"):
         folded_graph(as_model(nn.Sequential(nn.Flatten(), nn.Linear(10, 5)).eval()))
 
 

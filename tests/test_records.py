@@ -45,6 +45,15 @@ def test_settings_that_came_later_leave_earlier_records_alone():
     assert records.always_recorded(Grown) == {"steps", "path", "bits"}
 
 
+def test_settings_that_came_later_and_are_on_by_default_say_so():
+    @dataclasses.dataclass(frozen=True)
+    class Grown(Settings):
+        integers: bool = records.added_later(True, before=False)
+
+    assert records.fingerprint(Grown(integers=False)) == records.fingerprint(Settings())
+    assert records.plain(Grown())["integers"] is True
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}])
 def test_what_json_cannot_hold_is_refused_by_name(value):
     with pytest.raises(TypeError, match=type(value).__name__):

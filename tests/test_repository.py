@@ -293,3 +293,18 @@ def test_the_readme_example_runs_as_written(tmp_path: Path, monkeypatch: pytest.
     assert found.shape == (7, 5)
     assert torch.isfinite(found).all()
     assert (found - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_what_users_give_make_is_text_to_it_and_to_the_shell(tmp_path: Path) -> None:
+    """Recipes run in a shell, and make expands what looks like one of its functions."""
+    (tmp_path / "dgh").write_text(f"#!{sys.executable}\nimport sys\nprint(*sys.argv[1:], sep='|')\n")
+    (tmp_path / "dgh").chmod(0o755)
+    for name in ("requirements.lock", "pyproject.toml", "ready"):
+        (tmp_path / name).touch()
+    tricks = "x=1; touch a `touch a` $(touch a) $(shell touch a) \" ' $$HOME"
+    given = [f"NB={tricks}", f"P={tricks}", f"PROFILE={tricks}"]
+    for target in ("notebook", "data", "results"):
+        command = ["make", "-f", str(ROOT / "Makefile"), target, f"BIN={tmp_path}", f"READY={tmp_path}/ready", *given]
+        printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        assert printed.count(tricks) == (2 if target == "notebook" else 1)
+    assert not (tmp_path / "a").exists()

@@ -217,7 +217,7 @@ def test_fine_tuning_has_its_part_of_a_budget():
     paper, quick = BUDGETS["paper"], BUDGETS["quick"]
     assert quantizer_config("lsq", "W4A4", paper) == QUANTIZERS["lsq"].Config()
     short = quantizer_config("genq_qat", "W3A3", quick, bits="academic")
-    assert (short.weight_bits, short.steps, short.iterations) == (3, 500, 100)
+    assert (short.weight_bits, short.steps, short.iterations) == (3, 100, 100)
     assert short.rate == QUANTIZERS["genq_qat"].Config().rate
     assert short.of_start() == quantizer_config("genie_m", "W3A3", quick, bits="academic")
 

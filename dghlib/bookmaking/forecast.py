@@ -17,7 +17,7 @@ from dghlib.experiments import costs
 from dghlib.experiments.experiment import Run
 from dghlib.experiments.profiles import first_models
 from dghlib.experiments.run import Workshop, results_dir
-from dghlib.plans import methods, observations, papers, quantized
+from dghlib.plans import fine_tuned, methods, observations, papers, quantized
 from dghlib.showing.leaderboard import all_records
 
 PAGE_SECONDS = 15.0  # of a page that computes nothing, before there was one
@@ -27,6 +27,7 @@ BUILDING = 2  # the book itself is built in about the time of so many pages
 _CHOOSING = {
     "methods": methods,
     "papers": papers,
+    "fine_tuned": fine_tuned,
     "observations": observations,
     "quantized": quantized,
     "first_models": first_models,

@@ -48,14 +48,16 @@ _SMALL = ("cifar10_resnet20", "cifar10_mobilenetv2")
 _FIGURES = tuple(f"figure{number}" for number in range(1, 8))
 _PICTURES = ("figure8", "figure9")
 _OUTSIDE = ("files", "onnxruntime")
+_FINE_TUNED = ("genq_table3", "genie_tableA2", "intraq_table3")
 # Are not held for all networks and seeds of shapes.
-_FEWER = ("table3", "boxes", "head_outputs", "layers", "image_costs", "gallery", *_PICTURES, *_OUTSIDE)
+_FEWER = (*_FINE_TUNED, "table3", "boxes", "head_outputs", "layers", "image_costs", "gallery", *_PICTURES, *_OUTSIDE)
 HOLDINGS = (
     Holding("shapes", "quick", tuple(name for name in PLANS if name not in _FEWER)),
     Holding("shapes", "quick", _PICTURES, seeds=1),
     Holding("shapes", "quick", ("layers",), ("shapes_inverted",), seeds=1),
     Holding("shapes", "quick", ("image_costs",), ("shapes_residual",)),
     Holding("shapes", "quick", ("gallery", *_OUTSIDE), ("shapes_residual",), seeds=1),
+    Holding("shapes", "quick", _FINE_TUNED, ("shapes_residual",), seeds=1),
     Holding("shapes_detection", "quick", ("table3",)),
     Holding("coco_lite", "quick", ("table3",)),
     Holding("coco_lite", "quick", ("head_outputs",), seeds=1),

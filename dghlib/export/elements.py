@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from dghlib.export.onnx_graph import OnnxGraph, Translation, UnsupportedOperation, shape_of, source
-from dghlib.quantizers.grid import UniformQuantizer
 
 
 def simple(operation: str, **attributes: Any) -> Translation:
@@ -33,17 +32,9 @@ def clip(low: float, high: float) -> Translation:
     def translate(graph: OnnxGraph, node: fx.Node) -> str:
         ends = {"min_val": low, "max_val": high} | graph.settings(node, "min_val", "max_val")
         least, most = (graph.constant(f"{node.name}.{name}", float(end)) for name, end in ends.items())
-        if any(_is_four_bits(graph.module(reader)) for reader in node.users):
-            # onnxruntime cannot fuse a Clip into a quantization to 4 bits, and fails when it tries
-            above = graph.add("Max", [source(graph, node), least], f"{node.name}.above")
-            return graph.add("Min", [above, most], node.name)
         return graph.add("Clip", [source(graph, node), least, most], node.name)
 
     return translate
-
-
-def _is_four_bits(module: nn.Module | None) -> bool:
-    return isinstance(module, UniformQuantizer) and module.bits == 4
 
 
 def silu(graph: OnnxGraph, node: fx.Node) -> str:

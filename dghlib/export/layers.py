@@ -1,13 +1,15 @@
-"""How convolutions and linear layers are written in ONNX, with integer weights or in float."""
+"""How convolutions and linear layers are written in ONNX, in float and with integer weights and biases."""
 
 from typing import Any
 
+import torch
+from onnx import TensorProto
 from torch import fx, nn
 
+from dghlib.export.integers import integers, quantized_weight
 from dghlib.export.onnx_graph import OnnxGraph, UnsupportedOperation, shape_of, source
-from dghlib.quantizers.grid import UniformQuantizer
-from dghlib.quantizers.layers import channel_axis
-from dghlib.quantizers.operations import MOVEMENTS, does
+from dghlib.quantizers.biases import LARGEST, bias_steps, fits_32_bits, grid_of
+from dghlib.quantizers.layers import QuantizedLayer, channel_axis
 
 
 def quantized_layer(graph: OnnxGraph, node: fx.Node) -> str:
@@ -15,46 +17,56 @@ def quantized_layer(graph: OnnxGraph, node: fx.Node) -> str:
     module: Any = graph.module(node)
     path = str(node.target)
     name = f"{path}.weight" if f"{path}.weight.codes" not in graph.constants else f"{node.name}.weight"
-    weight = graph.quantized_weight(module.layer.weight, module.weight_quantizer, channel_axis(module.layer), name)
-    return _sum_of_products(graph, node, module.layer, weight, bias_apart=_bias_overflows(graph, node, module))
+    codes, axis = module.weight_quantizer.to_codes(module.layer.weight), channel_axis(module.layer)
+    if _is_matmul(node, module.layer):
+        codes, axis = codes.T, 1
+    weight = quantized_weight(graph, codes, module.weight_quantizer, axis, name)
+    return _sum_of_products(graph, node, module.layer, weight, _bias(graph, node, module))
 
 
-def _bias_overflows(graph: OnnxGraph, node: fx.Node, module: Any) -> bool:
-    """Say whether a bias is too large for 32 bits on the grid of the products.
-
-    That is how onnxruntime rewrites it, without a look at its size: an addition of its own is left alone.
-    """
-    read = node.all_input_nodes[0]
-    while does(graph.traced, read, MOVEMENTS):
-        read = read.all_input_nodes[0]
-    grid = graph.module(read)
-    bias = module.layer.bias
-    if bias is None or not isinstance(grid, UniformQuantizer):
-        return False
-    steps = grid.scale * module.weight_quantizer.scale.flatten()
-    steps = steps.repeat(len(bias) // len(steps))  # a transposed convolution has those of one group
-    return bool((bias.abs() >= 2**31 * steps).any())
+def _bias(graph: OnnxGraph, node: fx.Node, module: QuantizedLayer) -> str | None:
+    """Store the bias of a layer, as 32-bit integers on the grid of its products where there is one that holds it."""
+    grid, bias = grid_of(graph.traced, node.all_input_nodes[0]), module.layer.bias
+    if bias is None:
+        return None
+    name = f"{node.name}.bias"
+    if grid is None:
+        return graph.constant(name, bias)
+    steps = bias_steps(module, grid.scale)
+    codes = (bias.double() / steps).round()
+    if not fits_32_bits(module, grid) or not (codes.abs() <= LARGEST).all():
+        return None
+    whole = integers(graph, f"{name}.codes", codes, TensorProto.INT32)
+    zero_point = integers(graph, f"{name}.zero_point", torch.zeros_like(codes), TensorProto.INT32)
+    scale = graph.constant(f"{name}.scale", steps)
+    return graph.add("DequantizeLinear", [whole, scale, zero_point], name, axis=0)
 
 
 def float_layer(graph: OnnxGraph, node: fx.Node) -> str:
     """A layer in float."""
     layer: Any = graph.module(node)
-    return _sum_of_products(graph, node, layer, graph.constant(f"{node.target}.weight", layer.weight))
+    weight = layer.weight.T if _is_matmul(node, layer) else layer.weight
+    name = f"{node.target}.weight"
+    bias = None if layer.bias is None else graph.constant(f"{node.target}.bias", layer.bias)
+    return _sum_of_products(graph, node, layer, graph.constant(name, weight), bias)
 
 
-def _sum_of_products(graph: OnnxGraph, node: fx.Node, layer: Any, weight: str, bias_apart: bool = False) -> str:
+def _sum_of_products(graph: OnnxGraph, node: fx.Node, layer: Any, weight: str, bias: str | None) -> str:
+    """A layer, with its bias; one that it has in float although its weights are integers is added by itself.
+
+    onnxruntime would write that as 32-bit integers, without a look at its size.
+    """
     inputs = [source(graph, node), weight]
-    if layer.bias is None or not bias_apart:
-        bias = None if layer.bias is None else graph.constant(f"{node.target}.bias", layer.bias)
+    if bias is not None or layer.bias is None:
         return _product(graph, node, layer, inputs, bias, node.name)
     column = layer.bias if isinstance(layer, nn.Linear) else layer.bias.reshape(-1, *[1] * (layer.weight.ndim - 2))
     product = _product(graph, node, layer, inputs, None, f"{node.name}.product")
-    return graph.add("Add", [product, graph.constant(f"{node.target}.bias", column)], node.name)
+    return graph.add("Add", [product, graph.constant(f"{node.name}.bias", column)], node.name)
 
 
 def _product(graph: OnnxGraph, node: fx.Node, layer: Any, inputs: list[str], bias: str | None, name: str) -> str:
     if isinstance(layer, nn.Linear):
-        return _linear(graph, node, inputs, bias, name)
+        return _linear(graph, node, layer, inputs, bias, name)
     if layer.padding_mode != "zeros":
         raise UnsupportedOperation(
             f"convolution {node.target} pads with mode {layer.padding_mode!r}, only zeros can be"
@@ -78,10 +90,13 @@ def _pads(layer: Any) -> list[int]:
     return [total // 2 for total in totals] + [total - total // 2 for total in totals]
 
 
-def _linear(graph: OnnxGraph, node: fx.Node, inputs: list[str], bias: str | None, name: str) -> str:
-    """Gemm takes matrices; of more axes the last is multiplied, by a transposed weight."""
-    if len(shape_of(node)) == 2:
+def _is_matmul(node: fx.Node, layer: Any) -> bool:
+    """Say whether a layer is written as MatMul, with its weight transposed: Gemm takes two axes, no more."""
+    return isinstance(layer, nn.Linear) and len(shape_of(node)) != 2
+
+
+def _linear(graph: OnnxGraph, node: fx.Node, layer: Any, inputs: list[str], bias: str | None, name: str) -> str:
+    if not _is_matmul(node, layer):
         return graph.add("Gemm", inputs + ([bias] if bias else []), name, transB=1)
-    transposed = graph.add("Transpose", [inputs[1]], f"{node.name}.weight_t", perm=[1, 0])
-    product = graph.add("MatMul", [inputs[0], transposed], f"{node.name}.products" if bias else name)
+    product = graph.add("MatMul", inputs, f"{node.name}.products" if bias else name)
     return graph.add("Add", [product, bias], name) if bias else product

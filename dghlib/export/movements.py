@@ -70,6 +70,8 @@ def pad(graph: OnnxGraph, node: fx.Node) -> str:
     names = [source(graph, node), graph.constant(f"{node.name}.pads", pads, dtype="int64")]
     if mode == "constant":
         names.append(graph.constant(f"{node.name}.value", float(found.get("value") or 0.0)))
+        # named, although they are all: else onnxruntime makes of zeros before a maximum what a maximum never sees
+        names.append(graph.constant(f"{node.name}.axes", range(len(pairs)), dtype="int64"))
     return graph.add("Pad", names, node.name, mode={"replicate": "edge", "circular": "wrap"}.get(mode, mode))
 
 

@@ -1,11 +1,8 @@
 """ONNX files of float and quantized networks.
 
-Quantized ones carry integers: weights as 4-, 8- or 16-bit initializers with a scale per output channel, activations
-through pairs of QuantizeLinear and DequantizeLinear, which runtimes turn into integer kernels. torch's own exporter
-writes 4-bit ranges as 8-bit ones without a word, so nothing of it is used here.
-
-Weights go into the narrowest integer type that holds them. Tensors of exactly 4, 8 or 16 bits go into integers of that
-width, those of other widths into 8-bit integers after a Clip to the grid's ends.
+Quantized ones carry integers: weights of 4, 8 or 16 bits with a scale per output channel, biases of 32, activations
+through pairs of QuantizeLinear and DequantizeLinear, which runtimes turn into integer kernels (see `integers`).
+torch's own exporter writes 4-bit ranges as 8-bit ones without a word, so nothing of it is used here.
 """
 
 import importlib.metadata
@@ -19,13 +16,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from dghlib.export.onnx_graph import OnnxGraph, UnsupportedOperation, shape_of
+from dghlib.export.integers import clips_codes, keep_grid, quantize
+from dghlib.export.onnx_graph import OnnxGraph, UnsupportedOperation, shape_of, source
 from dghlib.export.translations import constant_tensor, translation_of
 from dghlib.models import FloatModel
 from dghlib.quantizers import QuantizedModel
 from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.grid import UniformQuantizer
-from dghlib.quantizers.operations import MAX_POOLING, MOVEMENTS, does
 from dghlib.storage.records import write_atomically
 
 __all__ = ["OnnxNetwork", "UnsupportedOperation", "export_onnx", "open_session"]
@@ -34,7 +31,9 @@ INPUT, BATCH = "images", "batch"
 _OUTPUTS = "outputs"  # entry of the metadata: which output is which of the network's, by key
 
 
-def export_onnx(path: Path | str, model: FloatModel, quantized: QuantizedModel | None = None) -> onnx.ModelProto:
+def export_onnx(
+    path: Path | str, model: FloatModel, quantized: QuantizedModel | None = None, *, signed_weights: bool = True
+) -> onnx.ModelProto:
     """Write a network to an ONNX file (opset 21), in float or quantized; return the model.
 
     Input "images": float32 (batch, C, H, W), normalised as the library's images are; the mean and the standard
@@ -45,13 +44,16 @@ def export_onnx(path: Path | str, model: FloatModel, quantized: QuantizedModel |
         path: the file; what is there is replaced once the new one is complete.
         model: the float network.
         quantized: its quantized copy, to be written in its place.
+        signed_weights: whether weights are signed bytes, whose products with unsigned ones processors with VNNI add up
+            several times as fast; without it on x86, onnxruntime overflows unless told not to (see `open_session`).
+            Unsigned weights are right wherever the file runs.
 
     Raises:
         UnsupportedOperation: an operation has no translation; the message says which and where.
         OSError: the file cannot be written; nothing is left behind.
     """
     traced = quantized.graph if quantized is not None else folded_graph(model)
-    graph = OnnxGraph(traced)
+    graph = OnnxGraph(traced, signed_weights=signed_weights)
     answer: Any = None
     for node in traced.graph.nodes:
         if node.op == "placeholder":
@@ -61,13 +63,9 @@ def export_onnx(path: Path | str, model: FloatModel, quantized: QuantizedModel |
         elif node.op == "get_attr":
             graph.values[node] = constant_tensor(graph, node)
         elif isinstance(grid := graph.module(node), UniformQuantizer):
-            read = node.all_input_nodes[0]
-            pooled = any(does(traced, reader, MAX_POOLING) for reader in node.users)
-            moved = any(does(traced, reader, MOVEMENTS) for reader in node.users)
-            value = graph.value(read, "")
-            graph.values[node] = graph.quantize(value, grid, read.name, four_bits=not pooled, signed_bytes=not moved)
+            graph.values[node] = quantize(graph, node, grid)
         elif "shape" in node.meta or node.meta.get("holds"):  # else a size, which is constant in the file
-            graph.values[node] = _translated(graph, node)
+            graph.values[node] = keep_grid(graph, node, _translated(graph, node))
 
     outputs = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, fx.Node)]
     shapes = {graph.value(node, ""): (BATCH, *shape_of(node)[1:]) for node in outputs}
@@ -87,6 +85,8 @@ def export_onnx(path: Path | str, model: FloatModel, quantized: QuantizedModel |
 
 
 def _translated(graph: OnnxGraph, node: fx.Node) -> str | list[str]:
+    if clips_codes(graph, node):
+        return source(graph, node)
     try:
         return translation_of(graph, node)(graph, node)
     except (KeyError, TypeError, IndexError) as error:

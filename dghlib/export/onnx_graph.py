@@ -5,11 +5,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
-
-from dghlib.quantizers.grid import UniformQuantizer
 
 OPSET = 21  # the first with 4-bit integers
 _IR_VERSION = 10
@@ -24,14 +21,17 @@ class OnnxGraph:
 
     Args:
         traced: from `folded_graph`, or that of a quantized model.
+        signed_weights: whether weights of up to 8 bits are signed integers (see `export_onnx`).
 
     Attributes:
         values: the name of the ONNX value for each node; for a node with several tensors, a list of names.
+        grids: the name of the grid for each node whose values lie on one (see `integers`).
     """
 
-    def __init__(self, traced: fx.GraphModule):
-        self.traced = traced
+    def __init__(self, traced: fx.GraphModule, *, signed_weights: bool = True):
+        self.traced, self.signed_weights = traced, signed_weights
         self.values: dict[fx.Node, str | list[str]] = {}
+        self.grids: dict[fx.Node, str] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
@@ -80,50 +80,6 @@ class OnnxGraph:
             raise UnsupportedOperation(f"{node.name} has settings that its translation does not know: {strange}")
         return dict(zip(names, node.args[1:], strict=False)) | given
 
-    def quantize(
-        self, value: str, quantizer: UniformQuantizer, name: str, *, four_bits: bool = True, signed_bytes: bool = True
-    ) -> str:
-        """Append a quantization of `value` to integers and back; return the name of the result.
-
-        Two things onnxruntime cannot do, whose way round changes no value: take the maximum of 4-bit integers, so that
-        a tensor that is pooled goes into 8-bit ones (`four_bits`); and move signed 8-bit integers about, since it turns
-        them into unsigned ones on x86 and forgets those that were moved, so that they are unsigned from the start, the
-        zero point moved with them (`signed_bytes`).
-        """
-        width = 4 if four_bits and quantizer.bits == 4 else 8 if quantizer.bits <= 8 else 16
-        if width > quantizer.bits:  # the type's ends are not the grid's
-            value = self._clip(value, quantizer, name)
-        unsigned = quantizer.signed and width == 8 and not signed_bytes
-        kind = _TYPES[width, quantizer.signed and not unsigned]
-        scale = self.constant(f"{name}.scale", quantizer.scale)
-        zero_point = self.integers(f"{name}.zero_point", quantizer.zero_point + (128 if unsigned else 0), kind)
-        codes = self.add("QuantizeLinear", [value, scale, zero_point], f"{name}.codes")
-        return self.add("DequantizeLinear", [codes, scale, zero_point], f"{name}.quantized")
-
-    def _clip(self, value: str, quantizer: UniformQuantizer, name: str) -> str:
-        ends = [quantizer.from_codes(torch.tensor(code)) for code in (quantizer.quant_min, quantizer.quant_max)]
-        low, high = (self.constant(f"{name}.{which}", end) for which, end in zip(("low", "high"), ends, strict=True))
-        return self.add("Clip", [value, low, high], f"{name}.clipped")
-
-    def quantized_weight(self, weight: Tensor, quantizer: UniformQuantizer, axis: int, name: str) -> str:
-        """Store a weight as integers; append what makes them real again; return the name of the result."""
-        width = next(width for width in (4, 8, 16) if quantizer.bits <= width)
-        kind = _TYPES[width, quantizer.signed]
-        integers = quantizer.to_codes(weight)
-        scales = quantizer.scale.flatten()
-        # a channel without weights has the finest of grids, on which onnxruntime cannot write its bias
-        empty = (integers == quantizer.zero_point).transpose(0, axis).flatten(1).all(1)
-        scale = self.constant(f"{name}.scale", torch.where(empty, scales.max(), scales))
-        codes = self.integers(f"{name}.codes", integers, kind)
-        zero_point = self.integers(f"{name}.zero_point", quantizer.zero_point.flatten(), kind)
-        return self.add("DequantizeLinear", [codes, scale, zero_point], f"{name}.quantized", axis=axis)
-
-    def integers(self, name: str, codes: Tensor, kind: int) -> str:
-        """Store integer codes in an ONNX integer type; 4-bit ones are packed two to a byte."""
-        dtype = helper.tensor_dtype_to_np_dtype(kind)
-        self.constants[name] = numpy_helper.from_array(codes.cpu().contiguous().numpy().astype(dtype), name)
-        return name
-
     def model(self, inputs: Mapping[str, Sequence[Any]], outputs: Mapping[str, Sequence[Any]]) -> onnx.ModelProto:
         """Return the finished model; shapes of inputs and outputs may have names in them."""
         starts, ends = (
@@ -142,24 +98,11 @@ _ALIASES = {
     **dict.fromkeys(("chunks", "split_size", "split_size_or_sections"), "size"),
 }
 _NO_SETTINGS = ("input", "tensors", "inplace", "_stacklevel")
-_TYPES = {
-    (4, True): TensorProto.INT4,
-    (4, False): TensorProto.UINT4,
-    (8, True): TensorProto.INT8,
-    (8, False): TensorProto.UINT8,
-    (16, True): TensorProto.INT16,
-    (16, False): TensorProto.UINT16,
-}
 
 
 def pair(value: Any) -> list[int]:
     """Return a size as torch has it, one number or two, as a list of two."""
     return [int(value)] * 2 if isinstance(value, int) else [int(part) for part in value]
-
-
-def both_sides(padding: Any) -> list[int]:
-    """Return a padding, one number or one for each axis, as ONNX has it: all beginnings, then all ends."""
-    return pair(padding) * 2
 
 
 def batched(node: fx.Node) -> list[int]:

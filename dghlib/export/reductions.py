@@ -4,12 +4,24 @@ from typing import Any
 
 from torch import fx
 
-from dghlib.export.onnx_graph import OnnxGraph, Translation, UnsupportedOperation, both_sides, pair, shape_of, source
+from dghlib.export.onnx_graph import (
+    OnnxGraph,
+    Translation,
+    UnsupportedOperation,
+    pair,
+    reshaped,
+    shape_of,
+    source,
+)
 from dghlib.export.resizing import overlapping_average
 
 
 def pooling(operation: str) -> Translation:
-    """Return the translation of maximum and average pooling over windows."""
+    """Return the translation of maximum and average pooling over windows.
+
+    Windows that overhang in ceil mode are written as padding at the end, which onnx and onnxruntime agree about: what
+    they make of ceil mode together with padding is not what torch makes of it.
+    """
 
     def translate(graph: OnnxGraph, node: fx.Node) -> str:
         names = ["kernel_size", "stride", "padding", "dilation", "ceil_mode"]
@@ -18,21 +30,36 @@ def pooling(operation: str) -> Translation:
         found = graph.settings(node, *names)
         if found.get("divisor_override"):
             raise UnsupportedOperation(f"{node.name} overrides the divisor of an average")
-        attributes: dict[str, Any] = {
-            "kernel_shape": pair(found["kernel_size"]),
-            "strides": pair(found.get("stride") or found["kernel_size"]),
-            "pads": both_sides(found.get("padding", 0)),
-            "ceil_mode": int(found.get("ceil_mode", False)),
-        }
-        if operation == "AveragePool":
-            # without padding both mean the same, but onnxruntime would count what overhangs with ceil_mode
-            counts = found.get("count_include_pad", True) and any(attributes["pads"])
-            attributes["count_include_pad"] = int(counts)
-        else:
-            attributes["dilations"] = pair(found.get("dilation", 1))
-        return graph.add(operation, [source(graph, node)], node.name, **attributes)
+        window, dilation = pair(found["kernel_size"]), pair(found.get("dilation", 1))
+        stride, padding = pair(found.get("stride") or found["kernel_size"]), pair(found.get("padding", 0))
+        overhang = _overhang(node, window, stride, padding, dilation) if found.get("ceil_mode") else [0, 0]
+        attributes: dict[str, Any] = {"kernel_shape": window, "strides": stride}
+        value, ends = source(graph, node), [side + more for side, more in zip(padding, overhang, strict=True)]
+        if operation == "MaxPool":
+            return graph.add(operation, [value], node.name, pads=padding + ends, dilations=dilation, **attributes)
+        counts = found.get("count_include_pad", True) and any(padding)
+        if counts and any(overhang):  # zeros of the padding count, those beyond it do not
+            value, padding, ends, counts = zeros_around(graph, value, padding, node.name), [0, 0], overhang, False
+        attributes["count_include_pad"] = int(counts)
+        return graph.add(operation, [value], node.name, pads=padding + ends, **attributes)
 
     return translate
+
+
+def _overhang(
+    node: fx.Node, window: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> list[int]:
+    """Return by how much the last windows reach beyond the padded tensor, on each axis."""
+    before, after = shape_of(node.all_input_nodes[0])[-2:], shape_of(node)[-2:]
+    reach = [(after[k] - 1) * stride[k] + dilation[k] * (window[k] - 1) + 1 for k in range(2)]
+    return [max(0, reach[k] - before[k] - 2 * padding[k]) for k in range(2)]
+
+
+def zeros_around(graph: OnnxGraph, value: str, padding: list[int], name: str) -> str:
+    """Append zeros on all sides of the last two axes."""
+    pads = graph.constant(f"{name}.pads", [*padding, *padding], dtype="int64")
+    axes = graph.constant(f"{name}.axes", [2, 3], dtype="int64")
+    return graph.add("Pad", [value, pads, graph.constant(f"{name}.zero", 0.0), axes], f"{name}.padded")
 
 
 def adaptive_pooling(operation: str) -> Translation:
@@ -51,9 +78,14 @@ def adaptive_pooling(operation: str) -> Translation:
 
 
 def mean(graph: OnnxGraph, node: fx.Node) -> str:
-    """The average over some axes."""
+    """The average over some axes; over all of a map, one window, which runtimes have an integer kernel for."""
     found = graph.settings(node, "dim", "keepdim")
     axes = found["dim"] if isinstance(found.get("dim"), list | tuple) else [found["dim"]]
+    before = shape_of(node.all_input_nodes[0])
+    if len(before) == 4 and {axis % 4 for axis in axes} == {2, 3} and node.meta.get("batch_axis", 0) < 2:
+        window = list(before[2:])
+        average = graph.add("AveragePool", [source(graph, node)], f"{node.name}.average", kernel_shape=window)
+        return reshaped(graph, node, average, node.name)
     names = [source(graph, node), graph.constant(f"{node.name}.axes", list(axes), dtype="int64")]
     return graph.add("ReduceMean", names, node.name, keepdims=int(found.get("keepdim", False)))
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from dghlib.choices import check_at_least, check_between, check_choice
+from dghlib.choices import check_at_least, check_between, check_choice, check_types
 from dghlib.generators.classes import number_of_classes, random_labels
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_norms, measure
@@ -75,6 +75,7 @@ class Config:
     divergence: str = added_later("from middle")  # ADI: of the networks "from middle", or "of middle" from them
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("num_images", "batch_size", "steps"):
             check_at_least(1, name, getattr(self, name))
         if self.jitter is not None:

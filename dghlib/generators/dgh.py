@@ -50,7 +50,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dghlib.choices import check_at_least, check_between, check_choice
+from dghlib.choices import check_at_least, check_between, check_choice, check_types
 from dghlib.generators import radam
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import (
@@ -68,7 +68,7 @@ from dghlib.generators.schedules import PlateauWithReset
 from dghlib.generators.space import brought_over, working_twin
 from dghlib.images import centre_crop, clip_straight_through, flip_and_crop, smooth
 from dghlib.models import FloatModel
-from dghlib.running import processes
+from dghlib.running import memory, processes
 from dghlib.running.batchnorm import MomentBank, stored_statistics, working_copy
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint, folder_beside
@@ -112,6 +112,7 @@ class Config:
     slack: float | None = None  # delta; None: no constraint at the last batch norm
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("num_images", "batch_size", "steps"):
             check_at_least(1, name, getattr(self, name))
         for name, choices in {
@@ -185,6 +186,7 @@ def generate(
         ValueError: its weights or statistics are not finite.
         FloatingPointError: the loss became NaN; the step is named.
         FileNotFoundError: there is a checkpoint, but the folder of its images is gone.
+        torch.OutOfMemoryError: a batch does not fit, told before the first step where the system says what is free.
     """
     own, model = model, working_twin(model)
     saved = Checkpoint(checkpoint, f"{images_fingerprint(model, 'dgh', VERSION, config)} by batches")
@@ -195,13 +197,15 @@ def generate(
         if state is not None and folder is not None and not folder.exists():
             raise FileNotFoundError(f"{folder}, the images of {checkpoint}, is gone; delete that file to begin anew")
         run = _Run(model, config, device, folder)
+        memory.check_batch(f"DGH on {model.name}", run.bytes_per_image(), max(run.sizes), device)
         if state is not None:
             run.restore(state)
         else:
             run.begin()
         if compiled:
             run.compile()
-        with tqdm(total=config.steps, initial=run.step, desc=f"DGH {model.name}", disable=not progress) as bar:
+        bar = tqdm(total=config.steps, initial=run.step, desc=f"DGH {model.name}", disable=not progress)
+        with bar, memory.told_when_out(f"DGH on {model.name}"):
             while run.step < config.steps:
                 bns, odsl = run.advance()
                 bar.update()
@@ -272,6 +276,11 @@ class _Run:
             bank = MomentBank(members, len(self.layers.mean), self.layers.mean.device, own)
             banks += [(bank, index) for index in range(len(members))]
         return banks
+
+    def bytes_per_image(self) -> int:
+        """Return what is kept of one image's pass until its gradient is there."""
+        image = torch.zeros(1, *self.model.image_shape, device=self.device, requires_grad=True)
+        return memory.kept_for_gradients(self.net, lambda: measure(self.net, image, self.layers, 1))
 
     def begin(self) -> None:
         """Draw the images and measure all batches once: Algorithm 1, lines 1 to 6."""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from dghlib.choices import check_at_least, check_between
+from dghlib.choices import check_at_least, check_between, check_types
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, spread_of
 from dghlib.generators.networks import GenieNetwork, initialised
@@ -61,6 +61,7 @@ class Config:
     scaled_schedule: bool = added_later(True, before=False)  # PATIENCE is for STEPS; False: whatever the steps
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("num_images", "batch_size", "steps", "latent_size"):
             check_at_least(1, name, getattr(self, name))
         check_between(0, math.inf, "learning_rate", self.learning_rate)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dghlib.choices import check_at_least, check_between, check_choice
+from dghlib.choices import check_at_least, check_between, check_choice, check_types
 from dghlib.generators.classes import number_of_classes, random_labels
 from dghlib.generators.filters import SECOND_STAGES, SecondStage, select
 from dghlib.generators.identity import images_fingerprint
@@ -93,6 +93,7 @@ class Config:
     weights: str = field(init=False)  # a hash of what is in the pipeline's folder and in the token's file
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("num_images", "batch_size", "denoising_steps"):
             check_at_least(1, name, getattr(self, name))
         check_between(0, math.inf, "guidance", self.guidance)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dghlib.choices import check_at_least
+from dghlib.choices import check_at_least, check_types
 from dghlib.generators.space import brought_over, working_twin
 from dghlib.models import FloatModel
 from dghlib.seeds import stream
@@ -27,6 +27,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_at_least(1, "num_images", self.num_images)
 
 

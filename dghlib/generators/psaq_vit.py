@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from dghlib.choices import check_at_least, check_between
+from dghlib.choices import check_at_least, check_between, check_types
 from dghlib.generators.attention import RecordedAttention, open_attention
 from dghlib.generators.classes import number_of_classes, random_labels
 from dghlib.generators.deep_inversion import JITTER, total_variation, warm_up_and_cosine
@@ -71,6 +71,7 @@ class Config:
     class_tokens: int | None = None  # in front of the patches; None: as many as are too many for a square
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("num_images", "batch_size", "steps"):
             check_at_least(1, name, getattr(self, name))
         if self.class_tokens is not None:

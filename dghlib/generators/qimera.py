@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 
-from dghlib.choices import check_at_least, check_between, check_choice
+from dghlib.choices import check_at_least, check_between, check_choice, check_types
 from dghlib.generators.classes import Head, find_head, random_labels
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
@@ -57,6 +57,7 @@ class Config:
     conditional: bool = False  # whether batch norms have scales and shifts of each class
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("num_images", "batch_size", "steps", "mixed_classes"):
             check_at_least(1, name, getattr(self, name))
         check_between(0, math.inf, "learning_rate", self.learning_rate)

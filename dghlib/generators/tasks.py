@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
+from dghlib.running.memory import told_when_out
 from dghlib.storage.checkpoints import Checkpoint
 
 
@@ -117,10 +118,8 @@ def run_tasks(
 
 
 def _checked_step(task: Task, title: str, step: int) -> dict[str, float]:
-    try:
+    with told_when_out(title):
         terms = task.step()
-    except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(f"{title} ran out of memory: lower batch_size ({error})") from error
     if not abs(sum(terms.values())) < float("inf"):
         raise FloatingPointError(f"the loss of {title} is {terms} after {step} steps; lower the learning rate")
     return terms

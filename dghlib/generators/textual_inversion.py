@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from dghlib.choices import check_at_least, check_between, check_choice
+from dghlib.choices import check_at_least, check_between, check_choice, check_types
 from dghlib.generators.pipelines import Pipeline, content_sha256, fit, folder_of, load_pipeline
 from dghlib.generators.tasks import run_tasks, values_of
 from dghlib.seeds import stream
@@ -58,6 +58,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("steps", "batch_size"):
             check_at_least(1, name, getattr(self, name))
         check_between(0, float("inf"), "learning_rate", self.learning_rate)

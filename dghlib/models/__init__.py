@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from dghlib.choices import look_up
-from dghlib.models import coco, detectors, efficientnet, embedded, fastestdet, imagenet, public
+from dghlib.models import coco, detectors, efficientnet, embedded, fastestdet, from_timm, imagenet, public
 from dghlib.models.float_model import FloatModel
 from dghlib.storage import assets
 
@@ -28,7 +28,7 @@ MODELS: dict[str, Callable[[], FloatModel]] = {
 
 
 def load(name: str) -> FloatModel:
-    """Return a trained network, in eval mode on the CPU; the names are the keys of MODELS.
+    """Return a trained network, in eval mode on the CPU; the names are the keys of MODELS, or `timm:` and a name there.
 
     The `shapes_*` networks ship with the package, the others are read from the data directory, except that the weights
     of EfficientNet-Lite0 are a package of their own.
@@ -38,7 +38,7 @@ def load(name: str) -> FloatModel:
         MissingAsset: the weights are not there; the message says how to get them.
         WrongChecksum: the weights there are not the published ones.
     """
-    return look_up(MODELS, name, "model")()
+    return from_timm.load(name) if name.startswith(from_timm.PREFIX) else look_up(MODELS, name, "model")()
 
 
 def weights_sha256(name: str) -> str:

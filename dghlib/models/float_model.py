@@ -49,6 +49,8 @@ class FloatModel:
             )
         if not all(0 < spread < math.inf for spread in self.std):
             raise ValueError(f"{self.name}: std, of pixels from 0 to 1, must be above 0, got {self.std}")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"{self.name}: mean, of pixels from 0 to 1, must be finite, got {self.mean}")
         self._check_unit()
 
     def _check_unit(self) -> None:

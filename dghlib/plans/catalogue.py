@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from dghlib.experiments.experiment import Run
-from dghlib.plans import methods, observations, papers, quantized
+from dghlib.plans import fine_tuned, methods, observations, papers, quantized
 
 PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "table1": papers.table1,
@@ -30,6 +30,9 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "genq_table2": papers.genq_table2,
     "genq_amounts": papers.genq_amounts,
     "genq_filters": papers.genq_filters,
+    "genq_table3": fine_tuned.genq_table3,
+    "genie_tableA2": fine_tuned.genie_table_a2,
+    "intraq_table3": fine_tuned.intraq_table3,
     "genq_classes": observations.genq_classes,
     "transfer": papers.transfer,
     "dgh_settings": methods.dgh_settings,

@@ -139,10 +139,13 @@ def quantizer_config(method: str, width: str, budget: Budget, **settings: Any) -
     """Return the Config of a quantizer for a width such as "W4A8": its published settings with the budget's steps.
 
     What a reconstruction does in fewer steps, it does at larger rates (see `reconstruction.shortened`). Fine-tuning has
-    as large a part of its steps as reconstruction of its iterations, at the same rates.
+    as large a part of its steps as reconstruction of its iterations, at the same rates. Biases stay in float unless
+    `settings` say otherwise: the methods' authors leave them so, and so have the papers whose tables are reproduced.
     """
     weight_bits, activation_bits = parse_bits(width)
-    config = look_up(QUANTIZERS, method, "quantizer").Config(weight_bits=weight_bits, activation_bits=activation_bits)
+    config = look_up(QUANTIZERS, method, "quantizer").Config(
+        weight_bits=weight_bits, activation_bits=activation_bits, integer_biases=False
+    )
     if isinstance(config, reconstruction.Settings):
         config = reconstruction.shortened(config, budget.iterations)
     elif isinstance(config, fine_tuning.Settings):

@@ -5,6 +5,7 @@ All take a profile and a budget, are of one repetition unless told otherwise, an
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from dghlib.choices import look_up
 from dghlib.datasets import ANNOTATED
@@ -59,9 +60,12 @@ def files(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """Return the ONNX files of networks that HPTQ quantized with DGH images, one observation for each width."""
+    """Return the ONNX files of networks that HPTQ quantized with DGH images, one observation for each width.
+
+    Biases are integers, as in everything that is made to run, not float as in the papers' tables.
+    """
     settings = (("profile", profile), ("test_images", budget_of(profile, budget).test_images))
-    return _copies("files", profile, budget, "hptq", bits, ["dgh"], seeds, models, settings)
+    return _copies("files", profile, budget, "hptq", bits, ["dgh"], seeds, models, settings, integer_biases=True)
 
 
 def _copies(
@@ -74,14 +78,20 @@ def _copies(
     seeds: int | None,
     models: Sequence[str] | None,
     settings: tuple[tuple[str, object], ...] = (),
+    **changed: Any,
 ) -> list[Observation]:
-    """Return an observation of copies, one for each source, for each repetition, network and width."""
+    """Return an observation of copies, one for each source, for each repetition, network and width.
+
+    `settings` are of the look, `changed` of the quantizer.
+    """
     spend = budget_of(profile, budget)
     observations = []
     every = itertools.product(repetitions(spend, 1 if seeds is None else seeds), networks_of(profile, models), bits)
     for seed, model, width in every:
         runs = [
-            calibrated(profile, model, source, source_config(source, spend, seed, model), width, spend, method)
+            calibrated(
+                profile, model, source, source_config(source, spend, seed, model), width, spend, method, **changed
+            )
             for source in sources
         ]
         observations.append(

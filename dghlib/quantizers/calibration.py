@@ -3,6 +3,7 @@
 Images pass in batches, and what is kept does not grow with their number.
 """
 
+import logging
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from dghlib.models import FloatModel
 from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.operations import Layer, layer_calls
 from dghlib.quantizers.sites import site_of
+
+log = logging.getLogger(__name__)
 
 HALF_BINS = 2048
 _AT_ONCE = 2**16  # values that stay in a processor's cache: three times as fast as all at once
@@ -47,6 +50,7 @@ def check_images(images: Tensor, model: FloatModel) -> Tensor:
     if not math.isfinite(largest):
         broken = int((~images.isfinite().flatten(1).all(1)).sum())
         raise ValueError(f"{broken} of {len(images)} calibration images hold NaN or Inf")
+    _warn_of_pixels(extremes.min.item(), extremes.max.item(), model)
     brightest = max(max(m / s, (1 - m) / s) for m, s in zip(model.mean, model.std, strict=True))
     if largest > _UNLIKELY * brightest and (share := _share_beyond(images, _UNLIKELY * brightest)) > _FEW:
         raise ValueError(
@@ -60,6 +64,19 @@ def check_images(images: Tensor, model: FloatModel) -> Tensor:
 def _share_beyond(images: Tensor, limit: float) -> float:
     """Return the share of values that are farther from 0 than a limit."""
     return sum(int((image.abs() > limit).sum()) for image in images) / images.numel()
+
+
+def _warn_of_pixels(low: float, high: float, model: FloatModel) -> None:
+    """Warn of images that are all alike, or seem to be pixels that nobody has normalised."""
+    darkest = min(-mean / std for mean, std in zip(model.mean, model.std, strict=True))
+    if low == high:
+        log.warning("all values of the calibration images are %g: nothing can be learned from them", low)
+    elif low >= 0 > darkest:
+        log.warning(
+            "no value of the calibration images is below 0, and normalised pixels of %s begin at %.3g: if these are "
+            "pixels, subtract the mean and divide by the std of the network",
+            *(model.name, darkest),
+        )
 
 
 class Histogram:

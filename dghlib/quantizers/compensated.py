@@ -15,13 +15,14 @@ from types import ModuleType
 
 from torch import Tensor
 
-from dghlib.choices import check_between, check_choice
+from dghlib.choices import check_between, check_choice, check_types
 from dghlib.models import FloatModel
 from dghlib.quantizers import dfq, squant
 from dghlib.quantizers.compensation import RIDGE, compensate
 from dghlib.quantizers.grid import check_bits
 from dghlib.quantizers.placement import BIT_POLICIES
 from dghlib.quantizers.quantized_model import QuantizedModel
+from dghlib.storage.records import added_later
 
 VERSION = 1  # raised with those of the bases, too
 
@@ -37,6 +38,7 @@ class Config:
         bits: "full", all layers and tensors alike; or "academic", the ends at 8 bits and the logits in float.
         base: the method that comes first, "squant" or "dfq", with its other settings at their defaults.
         ridge: how much of a channel's own energy holds its scale at one, 0 to 1.
+        integer_biases: whether biases are rounded to the grids of the sums that they enter (see `biases`).
     """
 
     weight_bits: int = 8
@@ -44,8 +46,10 @@ class Config:
     bits: str = "full"
     base: str = "squant"
     ridge: float = RIDGE
+    integer_biases: bool = added_later(True, before=False)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_bits(self.weight_bits, "weight_bits")
         check_bits(self.activation_bits, "activation_bits")
         check_choice("bits", self.bits, BIT_POLICIES)
@@ -59,7 +63,8 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
     The model is left as it is. Raises as `squant.quantize` and `compensation.compensate`.
     """
     base = BASES[config.base]
-    widths = {"weight_bits": config.weight_bits, "activation_bits": config.activation_bits, "bits": config.bits}
-    quantized = compensate(model, base.quantize(model, None, base.Config(**widths)), images, config.ridge)
+    names = ("weight_bits", "activation_bits", "bits", "integer_biases")
+    of_base = base.Config(**{name: getattr(config, name) for name in names})
+    quantized = compensate(model, base.quantize(model, None, of_base), images, config.ridge)
     quantized.about |= {"method": "compensated", "config": asdict(config)}
     return quantized

@@ -26,6 +26,7 @@ from torch import Tensor, fx, nn
 
 from dghlib.choices import check_between
 from dghlib.models import FloatModel
+from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import check_images
 from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.grid import UniformQuantizer
@@ -43,7 +44,7 @@ def compensate(model: FloatModel, quantized: QuantizedModel, images: Tensor, rid
 
     Args:
         model: the float network that `quantized` was made from.
-        quantized: from any quantizer.
+        quantized: from any quantizer; biases that it rounded to integers are rounded again.
         images: normalised (N, C, H, W), two at least; all pass at once.
         ridge: how much of a channel's own energy holds its scale at one.
 
@@ -67,6 +68,8 @@ def compensate(model: FloatModel, quantized: QuantizedModel, images: Tensor, rid
         corrected += int(((scale != 1) | (shift != 0)).sum())
         total += len(scale)
     quantized.about["compensation"] = {"channels": corrected, "of": total}
+    if quantized.about["config"]["integer_biases"]:
+        round_biases(quantized)
     return quantized
 
 

@@ -5,7 +5,7 @@ defaults for `Settings` and says what its authors do otherwise. In every step
 
     1. a minibatch is drawn, cropped and mirrored;
     2. the student, whose weights and tensors are rounded, and the teacher, the float network, answer it;
-    3. SGD moves what the student learns - its weights, the steps of its grids, or offsets of codes - against the
+    3. SGD moves what the student learns, its weights and biases and perhaps the steps of its grids, against the
        gradient of the loss of `distillation`, through rounding as if it were not there.
 
 Student and teacher are graphs whose batch norms are folded, so their statistics stay what they are, and what a batch
@@ -28,16 +28,18 @@ from tqdm import tqdm
 from dghlib.choices import check_at_least, check_between, check_choice
 from dghlib.images import random_windows, resize_windows
 from dghlib.models import FloatModel
+from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import check_images
 from dghlib.quantizers.distillation import Lesson, Terms, check_classifier, distillation, low_pass
 from dghlib.quantizers.graph import device_of, folded_graph
+from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.inundation import inundate
-from dghlib.quantizers.layers import QuantizedLayer
+from dghlib.quantizers.layers import QuantizedLayer, frozen
 from dghlib.quantizers.learners import keep_positive
 from dghlib.quantizers.operations import LAYERS
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.starting import LearningSettings, checksum, nearest
-from dghlib.quantizers.trainable import FixedRange, MinMaxWeight, OffsetWeight, TrainedStep, settle
+from dghlib.quantizers.trainable import FixedRange, MinMaxWeight, TrainedStep, settle
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import fingerprint
@@ -70,7 +72,7 @@ class Settings(LearningSettings):
             extremes, those of tensors stay, and gradients pass grids as if they were not there.
         steps: minibatches.
         rate: SGD's learning rate at the start. What counts is its product with `distillation`.
-        weight_decay: of weights and biases; steps of grids and offsets of codes have none.
+        weight_decay: of weights and biases; steps of grids have none.
         schedule: how the rate falls, "cosine" to zero, or "quarters", to a tenth after each quarter of the steps.
         distillation, temperature: weight and temperature of T^2 KL(teacher || student).
         cross_entropy: weight of the cross-entropy to the class that the teacher takes an image for.
@@ -88,9 +90,8 @@ class Settings(LearningSettings):
     placement: str = "relu_only"
     weight_search: str = "min_max"
     activation_search: str = "min_max"
-    batch_size: int = 64
     learn_steps: bool = False
-    steps: int = 100_000
+    steps: int = 20_000
     rate: float = 1e-3
     weight_decay: float = 1e-4
     schedule: str = "cosine"
@@ -142,8 +143,8 @@ def fine_tune(
 ) -> QuantizedModel:
     """Return a quantized copy of a network, fine-tuned on normalised images (N, C, H, W).
 
-    The model is left as it is, and so is `start`, a quantized copy to begin with; its codes move then, instead of the
-    weights. With `checkpoint`, a file, a run that was killed goes on to the same result.
+    The model is left as it is, and so is `start`, a quantized copy to begin with: its codes, steps and biases are the
+    student's. With `checkpoint`, a file, a run that was killed goes on to the same result.
 
     Raises:
         UntraceableNetwork: torch.fx cannot follow the network.
@@ -160,7 +161,7 @@ def fine_tune(
     _check_classes(teacher, images, settings.batch_size)
     student = nearest(model, images, settings, about) if start is None else _copy(start, model, about)
     key = fingerprint({"about": about, "images": float(images.double().sum()), "start": checksum(student)})
-    return _FineTuning(teacher, student, images, settings, Checkpoint(checkpoint, key), start is not None).run()
+    return _FineTuning(teacher, student, images, settings, Checkpoint(checkpoint, key)).run()
 
 
 class _FineTuning:
@@ -173,15 +174,14 @@ class _FineTuning:
         images: Tensor,
         settings: Settings,
         checkpoint: Checkpoint,
-        by_offsets: bool,
     ):
         self.teacher, self.student, self.images = teacher, student, images
         self.settings, self.checkpoint, self.device = settings, checkpoint, device_of(teacher)
-        self.layers = _prepare(student, settings.learn_steps, by_offsets)
+        self.layers = _prepare(student, settings.learn_steps)
         self.lesson = Lesson(student, teacher, settings.terms())
-        self.scales, learned = _learned(student, by_offsets)
-        decay = 0.0 if by_offsets else settings.weight_decay
-        groups = [{"params": learned, "weight_decay": decay}, {"params": self.scales, "weight_decay": 0.0}]
+        self.scales, learned = _learned(student)
+        decayed = {"params": learned, "weight_decay": settings.weight_decay}
+        groups: list[dict[str, Any]] = [decayed, {"params": self.scales, "weight_decay": 0.0}]
         used = [group for group in groups if group["params"]]
         self.optimizer = (
             torch.optim.SGD(used, settings.rate, momentum=_MOMENTUM, nesterov=True) if used else None  # all in float
@@ -202,6 +202,8 @@ class _FineTuning:
         tensors = self.student.activation_quantizers()
         self.student.set_activation_quantizers({name: tensor.harden() for name, tensor in tensors.items()})  # type: ignore[operator]
         self.student.requires_grad_(False)
+        if self.settings.integer_biases:
+            round_biases(self.student)
         after = mean_distillation(self.student, self.teacher, self.images, self.settings)
         self.watch.check(after, steps)
         self.student.about["distillation"] = {"before": before, "after": after}
@@ -350,20 +352,22 @@ def _copy(start: QuantizedModel, model: FloatModel, about: dict[str, Any]) -> Qu
         raise ValueError(f"the start is {start.about.get('model')!r} quantized, it should be {model.name!r}")
     student = copy.deepcopy(start)
     student.about = about
+    for layer in _quantized_layers(student):
+        layer.layer.weight = frozen(layer.quantized_weight())  # from which it moves, half a step until a code changes
     return student
 
 
-def _prepare(student: QuantizedModel, learn_steps: bool, by_offsets: bool) -> list[QuantizedLayer]:
+def _quantized_layers(student: QuantizedModel) -> list[QuantizedLayer]:
+    return [module for module in student.modules() if isinstance(module, QuantizedLayer)]
+
+
+def _prepare(student: QuantizedModel, learn_steps: bool) -> list[QuantizedLayer]:
     """Put quantizers that train into their places; return the layers that have one."""
-    layers = []
-    for path, grid in student.weight_quantizers().items():
-        layer = student.graph.get_submodule(path)
-        assert isinstance(layer, QuantizedLayer)
-        if by_offsets:
-            layer.weight_quantizer = OffsetWeight(grid, layer.layer.weight)
-        else:
-            layer.weight_quantizer = TrainedStep(grid) if learn_steps else MinMaxWeight(layer.layer, grid.bits)
-        layers.append(layer)
+    layers = _quantized_layers(student)
+    for layer in layers:
+        grid = layer.weight_quantizer
+        assert isinstance(grid, UniformQuantizer)
+        layer.weight_quantizer = TrainedStep(grid) if learn_steps else MinMaxWeight(layer.layer, grid.bits)
     tensors = student.activation_quantizers()
     student.set_activation_quantizers(
         {name: TrainedStep(grid) if learn_steps else FixedRange(grid) for name, grid in tensors.items()}
@@ -371,16 +375,13 @@ def _prepare(student: QuantizedModel, learn_steps: bool, by_offsets: bool) -> li
     return layers
 
 
-def _learned(student: QuantizedModel, by_offsets: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Let gradients reach what is learned; return (steps of grids, everything else)."""
+def _learned(student: QuantizedModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Let gradients reach what is learned; return (steps of grids, weights and biases)."""
     modules = list(student.modules())
-    scales = [module.scale for module in modules if isinstance(module, TrainedStep | OffsetWeight)]
-    if by_offsets:
-        learned = [module.offset for module in modules if isinstance(module, OffsetWeight)]
-    else:
-        layers = [module for module in modules if isinstance(module, LAYERS)]
-        values: list[Any] = [value for layer in layers for value in (layer.weight, layer.bias) if value is not None]
-        learned = list({id(value): value for value in values}.values())  # layers may share a weight
+    scales = [module.scale for module in modules if isinstance(module, TrainedStep)]
+    layers = [module for module in modules if isinstance(module, LAYERS)]
+    values: list[Any] = [value for layer in layers for value in (layer.weight, layer.bias) if value is not None]
+    learned = list({id(value): value for value in values}.values())  # layers may share a weight
     for value in (*scales, *learned):
         value.requires_grad_()
     return scales, learned

@@ -1,15 +1,18 @@
 """GenQ's fine-tuning: the codes of a reconstructed network move on, by offsets that begin at zero.
 
+Quantized, a weight is (clamp(q + round(u / s)) - z) s, where q is its code in the network to begin with and u, which is
+learned, zero at first. That is LSQ on weights which begin on the codes: w = (q - z) s + u. So `lsq`'s quantizer serves,
+and at u = 0 the student is its start to the bit.
+
 Source: Y. Li, Y. Kim, D. Lee, S. Kundu, P. Panda: "GenQ: Quantization in Low Data Regimes with Generative Synthetic
 Data", ECCV 2024, Eq. 12 and 13. Its code is not public.
 
 Differences from the paper, which leaves most of this open:
 1. The loss is the distillation of the float network's logits; the paper names none.
-2. Offsets are added to the codes of the start as they are stored, clamped to the grid; in Eq. 12 they are added before
-   that.
-3. Steps of weights and tensors learn on, as in `lsq`; biases stay.
-4. Offsets have no weight decay, which would pull the network back to its start.
-5. The paper trains 50 epochs of 1.2 million images at a rate of 0.001, which falls along a cosine, as here.
+2. Codes of the start are clamped to the grid before offsets are added; in Eq. 12 they are added before that.
+3. Steps of weights and tensors learn on, as in `lsq`, and so do biases.
+4. Nothing decays, which would pull weights to zero, not to their start.
+5. The paper trains 50 epochs of 1.2 million images at a rate of 0.001, which falls along a cosine.
 6. The start may be a network of BRECQ's, too; `quantize` takes one that is at hand, or makes it.
 """
 
@@ -41,6 +44,8 @@ class Config(Settings):
     """
 
     placement: str = "genie"
+    rate: float = 3e-4
+    weight_decay: float = 0.0
     weight_search: str = "shrink_100"
     activation_search: str = "symmetric_100"
     learn_steps: bool = True
@@ -62,6 +67,7 @@ class Config(Settings):
             weight_search=self.weight_search,
             activation_search=self.activation_search,
             seed=self.seed,
+            integer_biases=False,
         )
         return reconstruction.shortened(config, self.iterations)
 

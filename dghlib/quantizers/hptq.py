@@ -1,8 +1,8 @@
 """HPTQ: every tensor on a uniform grid whose reach is a power of two, nothing trained.
 
 Batch norms are folded; every tensor and every weight gets the grid with the smallest squared error
-(`ranges`); activations with a small negative tail are shifted onto an unsigned grid; and biases take back the
-mean error that rounding the weights makes.
+(`ranges`); activations with a small negative tail are shifted onto an unsigned grid; biases take back the mean error
+that rounding the weights makes, and are rounded to the grids of the sums that they enter.
 
 Source: H. V. Habi, R. Peretz, E. Cohen, L. Dikstein, O. Dror, I. Diamant, R. H. Jennings, A. Netzer: "HPTQ:
 Hardware-Friendly Post Training Quantization", 2021; settings as in its authors' Model Compression Toolkit
@@ -19,6 +19,7 @@ Differences from the paper:
 5. What differs in the threshold search is listed in `ranges`.
 6. Before it quantizes, MCT joins layers that follow each other without an activation into one, and a layer with the
    shortcut around it alone ("linear" and "residual collapsing"); here every layer keeps weights of its own.
+7. Biases are integers, too (`biases`); in the paper and in MCT they stay float, which is `integer_biases=False`.
 """
 
 from collections.abc import Mapping
@@ -27,8 +28,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, fx
 
-from dghlib.choices import check_at_least, check_choice
+from dghlib.choices import check_at_least, check_choice, check_types
 from dghlib.models import FloatModel
+from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import Histogram, check_images, observe, power_of_two_above
 from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.grid import UniformQuantizer, check_bits
@@ -57,6 +59,7 @@ class Config:
             wins; but at 4 bits a grid that holds every outlier is coarse for the others.
         bias_correction: whether biases take back the mean error of the rounded weights.
         batch_size: images that pass the network at once; the result depends on it only by rounding.
+        integer_biases: whether biases are rounded to the grids of the sums, as hardware has them (see `biases`).
     """
 
     weight_bits: int = 8
@@ -67,8 +70,10 @@ class Config:
     bias_correction: bool = True
     clip_outputs: bool = added_later(True)
     batch_size: int = 32
+    integer_biases: bool = added_later(True, before=False)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_bits(self.weight_bits, "weight_bits")
         check_bits(self.activation_bits, "activation_bits")
         check_choice("bits", self.bits, BIT_POLICIES)
@@ -104,9 +109,11 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
     if config.bias_correction:
         for path, quantizer in weights.items():
             correct_bias(layer_at(graph, path), quantizer, seen.input_means[path])
-    return QuantizedModel(
-        graph, weights, activations, {"model": model.name, "method": "hptq", "config": asdict(config)}
-    )
+    about = {"model": model.name, "method": "hptq", "config": asdict(config)}
+    quantized = QuantizedModel(graph, weights, activations, about)
+    if config.integer_biases:
+        round_biases(quantized)
+    return quantized
 
 
 def activation_quantizer(histogram: Histogram, bits: int, clip: bool = True) -> UniformQuantizer:

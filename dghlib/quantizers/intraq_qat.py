@@ -4,8 +4,8 @@ Source: Y. Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class Het
 Quantization", CVPR 2022, and its released code; the quantizer is that of GDFQ (ECCV 2020).
 
 Differences from the released code:
-1. Its constants, distillation of 20 at a rate of 1e-4, ruin the CIFAR-10 network of this repository. What counts is
-   their product; the default is half of it, and falls along a cosine. `PUBLISHED` has theirs.
+1. It distils with a weight of 20 at a rate of 1e-4. What counts is their product; the default is half of it, and falls
+   along a cosine. `PUBLISHED` has theirs.
 2. Batch norms are folded. Both keep the statistics of the float network.
 3. Ranges of tensors are the extremes of the images that it learns from, not those of a young generator's images; there,
    a faulty average of the last twenty batches decides them.

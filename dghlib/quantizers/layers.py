@@ -11,7 +11,7 @@ class QuantizedLayer(nn.Module):
     """A layer that keeps its weight in float and computes with the quantized one.
 
     Args:
-        layer: a convolution or linear layer; its bias stays in float.
+        layer: a convolution or linear layer; its bias is taken as it is (see `biases`).
         weight_quantizer: maps the weight to the weight that is used, of the same shape.
     """
 

@@ -10,14 +10,16 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dghlib.choices import check_at_least, check_choice
+from dghlib.choices import check_at_least, check_choice, check_types
 from dghlib.models import FloatModel
+from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import Observations, check_images, observe
 from dghlib.quantizers.expectation import expect
 from dghlib.quantizers.grid import UniformQuantizer, check_bits
 from dghlib.quantizers.placement import BIT_POLICIES, PLACEMENTS, Bits, assign_bits
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.scale_search import ACTIVATION_SEARCHES, WEIGHT_SEARCHES, activation_grid
+from dghlib.storage.records import added_later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Settings:
         placement: which tensors are quantized: "every_tensor", "brecq", "genie" or "relu_only".
         weight_search, activation_search: how grids are found (see `scale_search`).
         batch_size: images that pass at once, where there are any.
+        integer_biases: whether biases are rounded to the grids of the sums that they enter (see `biases`).
     """
 
     weight_bits: int = 8
@@ -39,8 +42,10 @@ class Settings:
     weight_search: str = "min_max"
     activation_search: str = "l4"
     batch_size: int = 32
+    integer_biases: bool = added_later(True, before=False)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_bits(self.weight_bits, "weight_bits")
         check_bits(self.activation_bits, "activation_bits")
         check_choice("bits", self.bits, BIT_POLICIES)
@@ -85,4 +90,7 @@ def finished(
     }
     about = {"model": model.name, "method": method, "config": asdict(settings)}
     about |= {"preparation": dict(preparation)} if preparation else {}
-    return QuantizedModel(graph, weights, activations, about)
+    quantized = QuantizedModel(graph, weights, activations, about)
+    if settings.integer_biases:
+        round_biases(quantized)
+    return quantized

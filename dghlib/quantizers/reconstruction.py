@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from dghlib.choices import check_at_least, check_choice
 from dghlib.models import FloatModel
+from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import check_images, observe
 from dghlib.quantizers.graph import device_of, folded_graph
 from dghlib.quantizers.layers import QuantizedLayer
@@ -262,6 +263,8 @@ class _Reconstruction:
                 if unit is self.units[-1] and not sweep.steps:
                     self._measure_activations()
                 self.checkpoint.save({"done": number + 1, "errors": errors, "student": self.student.state_dict()})
+        if self.settings.integer_biases:
+            round_biases(self.student)
         self.student.about["units"] = errors
         return self.student.eval()
 

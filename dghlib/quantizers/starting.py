@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dghlib.choices import check_at_least, check_choice
+from dghlib.choices import check_at_least, check_choice, check_types
 from dghlib.models import FloatModel
 from dghlib.quantizers.calibration import observe
 from dghlib.quantizers.graph import folded_graph
@@ -16,6 +16,7 @@ from dghlib.quantizers.operations import layer_at
 from dghlib.quantizers.placement import BIT_POLICIES, PLACEMENTS, assign_bits
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.scale_search import ACTIVATION_SEARCHES, WEIGHT_SEARCHES, activation_grid, weight_grid
+from dghlib.storage.records import added_later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class LearningSettings:
         weight_search, activation_search: how grids are found (see `scale_search`).
         batch_size: images of a minibatch, all of them if there are fewer.
         seed: of all that is drawn by chance.
+        integer_biases: whether biases are rounded, once all is learned, to the grids of the sums that they enter, as
+            hardware has them (see `biases`); the methods' authors leave them in float.
     """
 
     weight_bits: int = 4
@@ -39,8 +42,10 @@ class LearningSettings:
     activation_search: str = "shrink_80"
     batch_size: int = 32
     seed: int = 0
+    integer_biases: bool = added_later(True, before=False)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_bits(self.weight_bits, "weight_bits")
         check_bits(self.activation_bits, "activation_bits")
         check_choice("bits", self.bits, BIT_POLICIES)

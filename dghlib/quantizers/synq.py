@@ -34,6 +34,7 @@ VERSION = 1
 class Config(Settings):
     """Settings of SynQ; see `fine_tuning.Settings` for what they mean."""
 
+    rate: float = 3e-4  # of two passes
     cross_entropy: float = 0.025
     easy: float = 0.5
     features: float = 200.0

@@ -4,15 +4,12 @@ Each yields the plain `UniformQuantizer` that it has become, and the weight that
 fine-tuned is a `QuantizedModel` like any other.
 
 Sources: S. Xu et al., "Generative Low-bitwidth Data Free Quantization", ECCV 2020 (min-max grids that follow the
-weight, gradients that ignore them); S. K. Esser et al., "Learned Step Size Quantization", ICLR 2020 (learned steps);
-Y. Li et al., "GenQ: Quantization in Low Data Regimes with Generative Synthetic Data", ECCV 2024, Eq. 12 and 13 (codes
-that move away from those of a reconstruction).
+weight, gradients that ignore them); S. K. Esser et al., "Learned Step Size Quantization", ICLR 2020 (learned steps).
 """
 
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dghlib.quantizers.grid import UniformQuantizer, fake_quantize
@@ -103,42 +100,6 @@ class TrainedStep(LearnedStep):
 
     def grid_of(self, weight: Tensor) -> UniformQuantizer:
         return self.harden()
-
-
-class OffsetWeight(nn.Module):
-    """A weight quantizer whose codes are those of a start, plus a learned offset in steps (GenQ).
-
-    Quantized, a weight is (clamp(code + round(u / s)) - z) s, where u, the offset, is zero at first: the start to the
-    bit. Rounding passes gradients through. The steps s learn under codes that stay what they are.
-
-    Args:
-        start: the grid of the start, per output channel.
-        weight: what the start rounds.
-    """
-
-    codes: Tensor
-    zero_point: Tensor
-
-    def __init__(self, start: UniformQuantizer, weight: Tensor):
-        super().__init__()
-        self.bits, self.signed = start.bits, start.signed
-        self.limits = (start.quant_min, start.quant_max)
-        self.register_buffer("codes", start.to_codes(weight.detach()).to(weight.dtype))
-        self.register_buffer("zero_point", start.zero_point.to(weight.dtype))
-        self.offset = nn.Parameter(torch.zeros_like(weight))
-        self.scale = nn.Parameter(start.scale.clone())
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the quantized weight; `weight` is what it was made for, and is not read again."""
-        low, high = self.limits
-        steps = self.offset / self.scale.detach()
-        moved = F.hardtanh(self.codes + steps, low - 0.5, high + 0.5)  # where rounding leads to a code
-        codes = moved + ((self.codes + steps.round()).clamp(low, high) - moved).detach()
-        scale = _scaled_as_lsq(self.scale, self.codes.numel(), self.limits[1])
-        return (codes - self.zero_point) * scale
-
-    def grid_of(self, weight: Tensor) -> UniformQuantizer:
-        return UniformQuantizer(self.scale, self.zero_point, bits=self.bits, signed=self.signed)
 
 
 class FixedRange(nn.Module):

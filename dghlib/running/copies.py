@@ -62,12 +62,17 @@ def output_for(net: nn.Module, images: Tensor) -> Any:
     """Return what a network answers to the first images (N, C, H, W) that are shown to it.
 
     Raises:
-        ValueError: it cannot take images of this shape.
+        ValueError: it fails; most often because it cannot take images of this shape.
+        torch.OutOfMemoryError, MemoryError: as they were raised.
     """
     try:
         return net(images)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError) as error:
+        if "allocate memory" in str(error):  # of a processor: torch has no error of its own for that
+            raise MemoryError(str(error)) from error
         raise ValueError(
-            f"{type(net).__name__} cannot take images of the shape {tuple(images.shape[1:])}: is the model's "
-            f"image_shape that of the images it was trained with? torch says: {error}"
+            f"{type(net).__name__} fails on images of the shape {tuple(images.shape[1:])}: {error}. If that is about "
+            "sizes, is the model's image_shape that of the images it was trained with?"
         ) from error

@@ -21,19 +21,18 @@ def files(records: Sequence[Record]) -> pd.DataFrame:
         for row in observed([record], "files").to_dict("records"):
             title = FLOAT if row["network"] == FLOAT else f"{QUANTIZER_TITLES[quantizer['method']]} {width}"
             rows.setdefault(f"{row['model']}, {title}", row)
-    return pd.DataFrame.from_dict(
-        {
-            network: {
-                "file, kB": round(row["bytes"] / 1000),
-                "ms per image": f"{1000 * row['seconds']:.2f}",
-                "top-1 of file": f"{row['top1 of the file']:.2f}",
-                "simulated": f"{row['top1']:.2f}",
-                "logits equal": f"{100 * row['equal']:.0f} %",
-            }
-            for network, row in rows.items()
-        },
-        orient="index",
-    )
+    return pd.DataFrame.from_dict({network: _about_file(row) for network, row in rows.items()}, orient="index")
+
+
+def _about_file(row: dict[str, Any]) -> dict[str, Any]:
+    measure, title, outputs = ("map", "mAP", "outputs") if "map" in row else ("top1", "top-1", "logits")
+    return {
+        "file, kB": round(row["bytes"] / 1000),
+        "ms per image": f"{1000 * row['seconds']:.2f}",
+        f"{title} of file": f"{row[f'{measure} of the file']:.2f}",
+        "simulated": f"{row[measure]:.2f}",
+        f"{outputs} equal": f"{100 * row['equal']:.0f} %",
+    }
 
 
 def onnxruntime_alone(records: Sequence[Record]) -> pd.DataFrame:

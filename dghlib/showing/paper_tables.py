@@ -107,6 +107,21 @@ def by_amount(records: Sequence[Record]) -> pd.DataFrame:
     return table.rename_axis(index=["network", "bits", "images"], columns="top-1 in %").fillna("")
 
 
+def methods_by_amount(records: Sequence[Record]) -> pd.DataFrame:
+    """Return top-1, and the seconds of images and quantization together, by width, number of images and quantizer."""
+    if not records:
+        return nothing()
+    numbers = tables.frame(records)
+    numbers = numbers[numbers.bits != FLOAT]
+    numbers = numbers.assign(seconds=numbers.generation_seconds + numbers.quantization_seconds)
+    groups = numbers.groupby(["model", "bits", "num_images", "quantizer"])
+    means = groups.agg(mean=("top1", "mean"), std=("top1", "std"), seconds=("seconds", "mean"))
+    cells = means.apply(lambda row: f"{cell(row['mean'], row['std'])} ({row.seconds:.0f} s)", axis=1).unstack()
+    cells = cells[[method for method in QUANTIZER_TITLES if method in cells.columns]].rename(columns=QUANTIZER_TITLES)
+    cells.index = cells.index.map(lambda key: (short_name(key[0]), key[1], int(key[2])))
+    return cells.rename_axis(index=["network", "bits", "images"], columns="top-1 in %").fillna("")
+
+
 def paper_amounts(name: str) -> pd.DataFrame:
     """Return a paper's table of top-1 by number of images: rows are numbers, columns (network, method)."""
     printed = paper_table(name)

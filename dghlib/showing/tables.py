@@ -1,5 +1,6 @@
 """Tables of records: ours beside the paper's, as data frames, CSV files and foot lines."""
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -389,5 +390,6 @@ def foot_line(parts: Mapping[str, str | None], made: Sequence[Mapping[str, Any]]
         "machine": "; ".join(sorted({each["machine"] for each in made})),
         "computed in": f"{sum(each['seconds'] for each in made):.0f} s",
     }
-    line = " · ".join(f"{name}: {value}" for name, value in {**parts, **how}.items() if value)
+    # Records come from other machines, too: what they say is text.
+    line = " · ".join(f"{name}: {html.escape(value)}" for name, value in {**parts, **how}.items() if value)
     return f"{PROVENANCE}{line}</p>"

@@ -1,0 +1,168 @@
+"""What onnxruntime makes of a file by default: integer kernels, and the values of the simulation."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from dghlib import models
+from dghlib.export import export_onnx
+from dghlib.models import FloatModel
+from dghlib.quantizers import brecq, hptq
+
+
+def as_model(net: nn.Module, size: int = 16) -> FloatModel:
+    shape = (3, size, size)
+    return FloatModel(name="net", net=net.eval(), image_shape=shape, mean=(0.45,) * 3, std=(0.23,) * 3)
+
+
+def noise(count: int, size: int = 16, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).clamp(-2, 2)
+
+
+def by_default(path: Path, images: Tensor) -> tuple[np.ndarray, Counter[str]]:
+    """Run a file as anybody would; return what comes out, and how many nodes of each type the runtime made of it."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path.with_suffix(".fused.onnx"))
+    options.log_severity_level = 3  # that the fused file is for this processor
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": images.numpy()})
+    return found, Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+def network(name: str) -> FloatModel:
+    if name.startswith("shapes"):
+        return models.load(name)
+    torch.manual_seed(0)
+    return as_model(torchvision.models.get_model(name), 32)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("name", "sums"),
+    [
+        ("shapes_residual", 8),
+        ("shapes_bottleneck", 11),
+        ("shapes_inverted", 4),
+        ("resnet18", 8),
+        ("mobilenet_v2", 10),
+    ],
+)
+def test_all_is_computed_in_integers_and_is_the_simulation(name: str, sums: int, bits: int, tmp_path: Path) -> None:
+    """At 4 bits, too: weights are stored two to a byte, and unpacked once."""
+    model = network(name)
+    images = noise(4, model.image_shape[1])
+    quantized = hptq.quantize(model, images, hptq.Config(weight_bits=bits, activation_bits=bits))
+    export_onnx(tmp_path / "net.onnx", model, quantized)
+    found, nodes = by_default(tmp_path / "net.onnx", images)
+    with torch.no_grad():
+        assert np.array_equal(found, quantized(images).numpy())
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.net.modules())
+    assert {kind: nodes[kind] for kind in ("QLinearConv", "QLinearAdd", "QGemm")} == {
+        "QLinearConv": convolutions,
+        "QLinearAdd": sums,
+        "QGemm": 1,
+    }
+    assert nodes["QLinearAveragePool"] + nodes["QLinearGlobalAveragePool"] == 1
+    assert (nodes["QuantizeLinear"], nodes["DequantizeLinear"]) == (1, 1)  # of the images and of the logits
+    assert not nodes.keys() & {"Conv", "Gemm", "Add", "Relu"}
+
+
+def test_free_steps_differ_by_one_step_in_few_codes(tmp_path: Path) -> None:
+    """Where steps are no powers of two, float sums are rounded, and a code may fall on the other side of a half."""
+    model, images = network("shapes_inverted"), noise(8, 32)
+    config = brecq.Config(weight_bits=8, activation_bits=8, placement="every_tensor", iterations=1, step_iterations=1)
+    quantized = brecq.quantize(model, images, config)
+    export_onnx(tmp_path / "net.onnx", model, quantized)
+    found, nodes = by_default(tmp_path / "net.onnx", images)
+    *_, logits = quantized.activation_quantizers().values()
+    with torch.no_grad():
+        steps = np.abs(found - quantized(images).numpy()) / logits.scale.item()
+    assert nodes["QLinearConv"] == 25
+    assert (steps > 0.5).mean() < 0.1
+    assert steps.max() < 1.5
+
+
+def test_unsigned_weights_are_the_same_network(tiny_model: FloatModel, tmp_path: Path) -> None:
+    """On processors that overflow with signed ones, these are right."""
+    for bits in (8, 4):
+        quantized = hptq.quantize(tiny_model, noise(8, 8), hptq.Config(weight_bits=bits))
+        file = export_onnx(tmp_path / "net.onnx", tiny_model, quantized, signed_weights=False)
+        kinds = {tensor.data_type for tensor in file.graph.initializer if tensor.name.endswith("weight.codes")}
+        assert kinds == {onnx.TensorProto.UINT8 if bits == 8 else onnx.TensorProto.UINT4}
+        found, nodes = by_default(tmp_path / "net.onnx", noise(8, 8))
+        with torch.no_grad():
+            assert np.array_equal(found, quantized(noise(8, 8)).numpy())
+        assert nodes["Conv"] == 0
+
+
+class Ending(nn.Module):
+    """A convolution, a ReLU, and what is done to its maps."""
+
+    def __init__(self, end: Any) -> None:
+        super().__init__()
+        self.conv, self.end = nn.Conv2d(3, 8, 3, padding=1), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(F.relu(self.conv(x)))
+
+
+@pytest.mark.parametrize("size", [16, 15])
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda x: F.max_pool2d(F.pad(x - 3, (1, 1, 1, 1)), 3, 2),  # of negative values, zeros are the largest
+        lambda x: F.avg_pool2d(F.pad(x, (1, 0, 1, 0)), 1, 2),
+        lambda x: F.avg_pool2d(x, 3, 2, 1),
+        lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
+        lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False),
+        lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True),
+        lambda x: F.max_pool2d(x, 2, 3, 1, ceil_mode=True),
+        lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+        lambda x: F.adaptive_avg_pool2d(x[:, :, :7, :7], 1),
+        lambda x: x[:, :, :7, :7].mean((2, 3)),
+    ],
+)
+def test_padding_and_pooling_are_those_of_torch(end: Any, size: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images, path = as_model(Ending(end), size), noise(4, size), tmp_path / "net.onnx"
+    export_onnx(path, model)
+    with torch.no_grad():
+        np.testing.assert_allclose(by_default(path, images)[0], model.net(images).numpy(), rtol=1e-5, atol=2e-6)
+        quantized = hptq.quantize(model, images, hptq.Config())
+        export_onnx(path, model, quantized)
+        assert np.array_equal(by_default(path, images)[0], quantized(images).numpy())
+
+
+class Between(nn.Module):
+    """Something between two convolutions."""
+
+    def __init__(self, what: Any) -> None:
+        super().__init__()
+        self.first, self.what, self.second = nn.Conv2d(3, 8, 3), what, nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.what(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("clip", "clips"),
+    [(nn.ReLU(), 0), (nn.ReLU6(), 1), (nn.Hardtanh(-0.5, 0.25), 1), (lambda x: F.hardtanh(x, -1.0, 6.0), 1)],
+)
+def test_activation_functions_that_clip_are_clips_of_codes(clip: Any, clips: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images, path = as_model(Between(clip)), 4 * noise(4), tmp_path / "net.onnx"
+    quantized = hptq.quantize(model, images, hptq.Config())
+    export_onnx(path, model, quantized)
+    found, nodes = by_default(path, images)
+    with torch.no_grad():
+        assert np.array_equal(found, quantized(images).numpy())
+    assert (nodes["QLinearConv"], nodes["Clip"]) == (2, clips)
