@@ -9,8 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dghlib import cli
+from dghlib.experiments import run
+from dghlib.experiments.experiment import Experiment
+from dghlib.experiments.profiles import BUDGETS
 from dghlib.models import FloatModel
-from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel, compensated, dfq, hptq, noise_report, squant
+from dghlib.plans.parts import without_images
+from dghlib.quantizers import (
+    QUANTIZERS,
+    WITHOUT_IMAGES,
+    QuantizedModel,
+    compensated,
+    dfq,
+    hptq,
+    noise_report,
+    saved_facts,
+    squant,
+)
 from dghlib.quantizers.calibration import Histogram, observe
 from dghlib.quantizers.compensation import compensate
 from dghlib.quantizers.equalization import equalize, pairs_of
@@ -21,6 +36,7 @@ from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.operations import layer_at
 from dghlib.quantizers.placement import every_tensor
 from dghlib.quantizers.scale_search import weight_grid
+from dghlib.showing import tables
 
 MODULES = {name: QUANTIZERS[name] for name in WITHOUT_IMAGES}
 
@@ -358,3 +374,29 @@ def test_steps_that_are_powers_of_two_stay_so(tiny_model: FloatModel) -> None:
 def test_one_image_cannot_fit_and_judge(tiny_model: FloatModel) -> None:
     with pytest.raises(ValueError, match="two images at least"):
         compensated.quantize(tiny_model, noise(1), compensated.Config())
+
+
+# Experiments and the command line
+
+
+def test_a_record_without_images_says_so(tmp_path: Path) -> None:
+    wanted = without_images("shapes", "shapes_residual", "W8A8", BUDGETS["smoke"], "squant")
+    assert wanted.title == "shapes_residual squant W8A8 full, no images"
+    whole = Experiment(profile="shapes", model="shapes_residual", test_images=wanted.test_images)
+    records = run.run([whole, wanted], results=tmp_path / "results", progress=False)
+    assert "images" not in records[1]["inputs"]
+    assert abs(records[1]["outputs"]["top1"] - records[0]["outputs"]["top1"]) < 4  # of 96 images
+    table = tables.ways(records)
+    assert table.index.tolist() == [("No images", "SQuant"), ("Float", "")]
+    assert table.columns.tolist() == [("residual", "W8A8")]
+
+
+def test_dgh_quantize_needs_images_for_methods_that_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which `--threads` sets
+    command = ["quantize", "shapes_bottleneck", "--out", str(tmp_path / "quantized.safetensors"), "--threads", "1"]
+    assert cli.main([*command, "--method", "dfq"]) == 0
+    assert saved_facts(tmp_path / "quantized.safetensors")["preparation"] == {"equalize": {"absorb": True}}
+    assert cli.main([*command, "--method", "hptq", "--force"]) == 1
+    assert "No images are needed by --method squant or dfq" in capsys.readouterr().err
