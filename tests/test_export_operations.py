@@ -37,6 +37,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tokens": lambda x: torch.cat([ROWS.view(1, 1, 8).expand(len(x), 2, -1), x.flatten(2)[:, :, :8]], 1),
     "tokens by repetition": lambda x: torch.cat([ROWS.view(1, 1, 8).repeat(len(x), 1, 1), x.flatten(2)[:, :, :8]], 1),
     "repeat": lambda x: x.repeat(1, 2, 1, 3),
+    "the shape of another": lambda x: x.flatten(1).reshape_as(x) + x.flatten(2).view_as(x),
     "stack": lambda x: torch.stack([x, x * 2], dim=2),
     "unbind": lambda x: x.unbind(1)[3] - x.unbind(-1)[0],
     "chunk": lambda x: torch.cat(list(x.chunk(3, dim=1))[::-1], 1),

@@ -72,6 +72,7 @@ AVERAGES = {*AVERAGE_POOLING, torch.mean, "mean"}
 RESHAPES = {
     *{nn.Flatten, torch.flatten, "flatten", torch.reshape, "reshape", "view", nn.Unflatten, "unflatten"},
     *{torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", "contiguous", "clone", "detach"},
+    *{"reshape_as", "view_as"},
 }
 MAX_POOLING = {nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d}
 SPLITS = {torch.chunk, "chunk", torch.split, "split", torch.unbind, "unbind"}  # several tensors come out
