@@ -65,7 +65,7 @@ def test_what_is_wrong_with_an_archive_is_named(data_dir: Path, monkeypatch: pyt
     write_archive(data_dir, described(5, 8, 8, []))
     with pytest.raises(FileNotFoundError, match=r"lacks the image coco_lite/val/000000000005\.jpg"):
         load_annotated(NAME).images[0]
-    with pytest.raises(ValueError, match=r"not laid out as the public archive: .*instances_train"):
+    with pytest.raises(ValueError, match=r"not laid out as the public archive .*instances_train"):
         load_annotated(NAME, "train")
     with pytest.raises(ValueError, match="num_images must be 1 to 1"):
         load_annotated(NAME, "test", 2)

@@ -162,7 +162,7 @@ def test_presets_of_thousands_of_classes_run_with_few(tiny_model):
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="superposed must be from 0 to 1, got nan"):
+    with pytest.raises(ValueError, match="superposed must be finite, got nan"):
         qimera.Config(superposed=math.nan)
     with pytest.raises(ValueError, match="embeddings must be one of 'random', 'classifier', got 'zero'"):
         qimera.Config(embeddings="zero")  # type: ignore[arg-type]

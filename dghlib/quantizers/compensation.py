@@ -70,7 +70,7 @@ def compensate(model: FloatModel, quantized: QuantizedModel, images: Tensor, rid
     quantized.about["compensation"] = {"channels": corrected, "of": total}
     if quantized.about["config"]["integer_biases"]:
         round_biases(quantized)
-    return quantized
+    return quantized.eval()
 
 
 class _Walk(fx.Interpreter):
