@@ -105,6 +105,18 @@ def test_detectors(benchmark: Callable[[str], ModuleType], tmp_path: Path, monke
     assert (cost["model"], cost["image_shape"]) == ("coco_ssdlite", [3, 64, 96])
 
 
+def test_onnx_files(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = record_of(benchmark("onnx_files"), "onnx_files", tmp_path, monkeypatch)["outputs"]
+    assert [(row["network"], row["weights"]) for row in rows] == [
+        ("shapes_residual", "signed"),
+        ("shapes_residual", "unsigned"),
+    ]
+    for row in rows:
+        assert row["integers"] == {"QLinearConv": 20, "QGemm": 1, "QLinearAdd": 8}
+        assert row["floats"] == 0
+        assert row["of_float"]["lowest"] > 0
+
+
 def test_a_spread_is_a_median_and_its_bounds(benchmark: Callable[[str], ModuleType]) -> None:
     spread = benchmark("measuring").Spread.of([3.0, 1.0, 2.0, 9.0, 2.5])
     assert (spread.median, spread.lowest, spread.highest) == (2.5, 1.0, 9.0)

@@ -108,6 +108,18 @@ def hptq_table(record: dict[str, Any]) -> pd.DataFrame:
     return table.set_index("thresholds of weights")
 
 
+def files_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor milliseconds of ONNX files for one image, in integers beside float."""
+    rows = pd.DataFrame(record["outputs"])
+    columns = {"float_ms": "float, ms", "integer_ms": "integers, ms", "of_float": "of float"}
+    table = pd.DataFrame({title: rows[name].map(_range) for name, title in columns.items()})
+    kinds = pd.DataFrame(rows.integers.tolist())
+    table["convolutions in integers"] = [
+        f"{whole} of {whole + left}" for whole, left in zip(kinds.QLinearConv, rows.floats, strict=True)
+    ]
+    return table.set_index([rows.network, rows.weights])
+
+
 def scale_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
     """Return what a step takes as batches become many, and what memory as images do; the CSV holds the former."""
     steps, memory = pd.DataFrame(record["outputs"]["steps"]), pd.DataFrame(record["outputs"]["memory"])
