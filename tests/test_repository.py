@@ -122,6 +122,15 @@ def test_the_readmes_table_is_what_was_recorded() -> None:
         assert line == [pytest.approx(float(mean.split()[0]), abs=0.051) for mean in row]
 
 
+def test_the_readmes_table_of_imagenet_is_what_was_recorded() -> None:
+    lines = [line.split("|")[2:-1] for line in README.splitlines() if re.match(r"\|.*\|( \d+\.\d \|){3}$", line)]
+    printed = [[float(number) for number in line] for line in lines]
+    table = tables.accuracy(run.published(held("table2", "imagenet_lite")))
+    assert len(printed) == len(table) >= 6
+    for line, row in zip(printed, table.itertuples(index=False), strict=True):
+        assert line == [pytest.approx(float(mean.split()[0]), abs=0.051) for mean in row]
+
+
 def test_the_readmes_pictures_are_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     image_figures.save_strips(run.published(held("gallery", "shapes")))
