@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dghlib.showing import claims
+from dghlib.showing import claims, tables
 from dghlib.showing.claims import DGH, REAL_ROW, Claim
 from dghlib.showing.readings import distances, span
 
@@ -82,3 +82,8 @@ def test_distances_span_the_networks() -> None:
 def test_distances_keep_quantizers_apart_where_asked() -> None:
     table = distances({"shapes": [record("dgh", 80.0), record("real", 81.0)]}, by_quantizer=True)
     assert table.columns.tolist() == [("shapes", "HPTQ", "W8A8")]
+
+
+def test_pages_without_records_say_so() -> None:
+    for table in (tables.quantizer_costs([]), tables.quantizers([]), distances({"shapes": []})):
+        assert table.to_numpy().tolist() == [["of these settings and versions"]]

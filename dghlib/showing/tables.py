@@ -284,6 +284,8 @@ def placements(records: Sequence[Record]) -> pd.DataFrame:
 
 def quantizer_costs(records: Sequence[Record]) -> pd.DataFrame:
     """Return the seconds that each quantizer takes per run, median over all widths and seeds, by network."""
+    if not records:
+        return nothing()
     rows = frame(records)
     rows = rows[rows.bits != FLOAT].assign(model=[short_name(name) for name in rows[rows.bits != FLOAT].model])
     seconds = (
