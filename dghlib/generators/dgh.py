@@ -12,10 +12,10 @@ Differences from the paper:
     a ratio that differs 500-fold between networks. Ours follows from the network: the gradient of the reward is a
     share of that of matching, which grows in proportion to the steps, from nothing to `output_share`: what an image
     shows settles before it is exaggerated. A share below 1 cannot undo matching: a step along both still lessens
-    that loss, to first order. There is no slack, since the share bounds the reward. lambda is weighed anew every so
-    many sweeps (`_Run.weighed_every`), which then take a second backward pass; and the learning rate waits for a
-    plateau of the matching loss alone. `output_share=None` brings back a fixed lambda and delta (`output_weight`,
-    `slack`, in units of the last batch norm's total variance).
+    that loss, to first order; RAdam scales each pixel on top. There is no slack, since the share bounds the reward.
+    lambda is weighed anew every so many sweeps (`_Run.weighed_every`), which then take a second backward pass, and the
+    learning rate waits for a plateau of the matching loss alone. `output_share=None` brings back a fixed lambda and
+    delta (`output_weight`, `slack`, in units of the last batch norm's total variance).
  2. Standard deviations are compared by default, as in the toolkit; Eq. 1b, 3b, 4 print variances (`spread`).
  3. The loss is a mean over channels and layers by default, as in the toolkit; Eq. 4 prints sums (`reduction`).
  4. The output range is rewarded linearly by default, as in the toolkit; Eq. 7 prints its square, under which the few
