@@ -80,8 +80,9 @@ class PlainLoop:
     def _distance(self, norm: nn.BatchNorm2d, mean: Tensor, mean_square: Tensor) -> Tensor:
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        std, wanted = (mean_square - mean**2 + 1e-6).sqrt(), (norm.running_var + 1e-6).sqrt()
-        return ((mean - norm.running_mean) ** 2 + (std - wanted) ** 2).mean()
+        unit = norm.running_var.mean() if self.config.relative else 1
+        std, wanted = ((mean_square - mean**2) / unit + 1e-6).sqrt(), (norm.running_var / unit + 1e-6).sqrt()
+        return ((mean - norm.running_mean) ** 2 / unit + (std - wanted) ** 2).mean()
 
     def slack(self, x: Tensor) -> Tensor:
         norm = self.norms[-1]

@@ -1,5 +1,7 @@
 """Distances between statistics, each by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -38,6 +40,21 @@ def test_distance_of_deviations_averaged_by_hand():
     weights = channel_weights(TWO_LAYERS.sizes, "mean", torch.device("cpu"))
     # layer a: (1 + 1 + 0 + 0) / 2 channels; layer b: 4 + 1; mean over 2 layers
     assert batch_norm_distance(measured, TWO_LAYERS, weights, "std").item() == pytest.approx((1 + 5) / 2, rel=1e-4)
+
+
+def test_distance_in_units_of_layers_by_hand():
+    measured = _moments([1, 1, 0], [4, 4, 16])
+    units = TWO_LAYERS.units()
+    # The mean variance of layer a is 2.5, that of layer b is 9.
+    torch.testing.assert_close(units, torch.tensor([[2.5**0.5, 2.5**0.5, 3], [2.5, 2.5, 9]]))
+    weights = channel_weights(TWO_LAYERS.sizes, "mean", torch.device("cpu"))
+    relative = batch_norm_distance(measured / units, TWO_LAYERS.divided_by(units), weights, "std")
+    assert relative.item() == pytest.approx((1 / 2.5 + 5 / 9) / 2, rel=1e-4)
+
+
+def test_a_layer_without_spread_is_its_own_unit():
+    dead = replace(TWO_LAYERS, variance=torch.tensor([0.0, 0.0, 9.0]))
+    assert dead.units()[0].tolist() == [1, 1, 3]
 
 
 def test_norms_by_hand():

@@ -17,7 +17,10 @@ Differences from the paper:
     learning rate waits for a plateau of the matching loss alone. `output_share=None` brings back a fixed lambda and
     delta (`output_weight`, `slack`, in units of the last batch norm's total variance).
  2. Standard deviations are compared by default, as in the toolkit; Eq. 1b, 3b, 4 print variances (`spread`).
- 3. The loss is a mean over channels and layers by default, as in the toolkit; Eq. 4 prints sums (`reduction`).
+ 3. The loss is a mean over channels and layers by default, as in the toolkit; Eq. 4 prints sums (`reduction`). Each
+    layer's statistics are in units of its own spread, the root of its mean running variance (`relative`); Eq. 4 takes
+    them as they are. A batch norm takes the scale of the layer before it away, so two networks that compute the same
+    may differ in all of them, and the layers with the widest sums make up nearly all of the loss.
  4. The output range is rewarded linearly by default, as in the toolkit; Eq. 7 prints its square, under which the few
     images with the widest outputs run away (`output_power`).
  5. The moments stored for a batch are those of the pass that moved it, as in the toolkit; Algorithm 1 runs the
@@ -96,6 +99,7 @@ class Config:
     scope: int | None = None  # images whose statistics are matched together; None: all of them (Eq. 4)
     spread: Spread = "std"
     reduction: Reduction = "mean"
+    relative: bool = added_later(True, before=False)  # distances in units of the spread of their layer
     match_pixels: bool = False  # the image itself as one more layer, of mean 0 and variance 1
     second_forward: bool = False  # measure a batch again after its step (Algorithm 1, lines 17 to 19)
 
@@ -148,10 +152,11 @@ SMOOTHING_SIGMA = 1.25  # of the 3x3 Gaussian, in pixels: the toolkit's; the pap
 # A fixed lambda is what the default was until output_share came; experiments on single settings are made with it.
 PRESETS = {
     "default": Config(),
-    "fixed_weight": Config(output_share=None, slack=1.0),
+    "fixed_weight": Config(relative=False, output_share=None, slack=1.0),
     "paper": Config(
         spread="variance",
         reduction="sum",
+        relative=False,
         second_forward=True,
         clip=False,
         output_share=None,
@@ -159,7 +164,7 @@ PRESETS = {
         output_weight=1e-3,
         slack=1.0,
     ),
-    "toolkit": Config(match_pixels=True, augmentation="batch", output_share=None, output_weight=8e-5),
+    "toolkit": Config(relative=False, match_pixels=True, augmentation="batch", output_share=None, output_weight=8e-5),
 }
 
 
@@ -242,6 +247,7 @@ class _Run:
         if config.match_pixels:
             self.layers = with_pixels(self.layers, model.image_shape[0])
         self.weights = channel_weights(self.layers.sizes, config.reduction, self.layers.mean.device)
+        self.units = self.layers.units() if config.relative else None
         others = (processes.rank(),) if processes.count() > 1 else ()
         self.draws = stream(config.seed, "dgh", "augmentation", *others)
         self.step = 0
@@ -330,7 +336,7 @@ class _Run:
         # Groups smaller than a batch stand alone: nothing else enters their statistics.
         alone = len(measured.moments) > 1
         joint = measured.moments if alone else bank.blend(row, measured.moments[0])
-        bns = batch_norm_distance(joint, self.layers, self.weights, config.spread).mean()
+        bns = self._matching_loss(joint)
         odsl = self._stretching_loss(measured)
         gradient, weight = self._gradient(bns, bank.shares[row] * odsl, batch)
         averages = self.gradients[index], self.squares[index]
@@ -406,6 +412,13 @@ class _Run:
     def _remeasure(self, index: int) -> None:
         bank, row = self.banks[index]
         bank.store(row, self._measure(self.images[index].to(self.device)).moments.mean(0))
+
+    def _matching_loss(self, joint: Tensor) -> Tensor:
+        """Return the distance of moments (groups, 2, K) to the running statistics, Eq. 4, averaged over the groups."""
+        layers = self.layers
+        if self.units is not None:
+            layers, joint = layers.divided_by(self.units), joint / self.units
+        return batch_norm_distance(joint, layers, self.weights, self.config.spread).mean()
 
     def _stretching_loss(self, measured: Measurement) -> Tensor:
         """Return the output-stretching loss of Eq. 7, averaged over the images."""

@@ -166,13 +166,15 @@ def output_shares(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return the experiment that settled the reward's share: images of `OUTPUT_SHARES`, of a fixed lambda, real ones.
+    """Return the experiment that settled DGH's loss: images of `OUTPUT_SHARES`, of other losses, real ones.
 
+    The others match statistics as they are, in the place of units of their layers, and have a fixed lambda there.
     Quantized with every tensor on the grids of HPTQ, at three widths, since a default has to hold at each.
     """
     spend = budget_of(profile, budget)
     shares = [{"output_share": share} for share in OUTPUT_SHARES]
-    variants = [*(("dgh", changed) for changed in (*shares, dict(FIXED_WEIGHT))), (REAL, {})]
+    others = ({"relative": False}, dict(FIXED_WEIGHT))
+    variants = [*(("dgh", changed) for changed in (*shares, *others)), (REAL, {})]
     return of_variants(profile, spend, variants, ["W8A8", "W4A8", "W4A4"], seeds, models, "hptq")
 
 

@@ -15,10 +15,9 @@ from dghlib.generators.pipelines import EMBEDDED as PIPELINES
 from dghlib.quantizers import QUANTIZERS, fine_tuning, genq_qat, reconstruction
 from dghlib.quantizers.starting import LearningSettings
 
-# Of DGH: the fixed lambda of experiments on its other settings, and no reward at all, where neither acts, written as in
-# the records from before `output_share`.
-FIXED_WEIGHT: Mapping[str, Any] = MappingProxyType({"output_share": None, "slack": 1.0})
-UNSTRETCHED: Mapping[str, Any] = MappingProxyType({**FIXED_WEIGHT, "output_stretching": False})
+# Of DGH: the loss of the experiments on its other settings, with a fixed lambda; and no reward at all.
+FIXED_WEIGHT: Mapping[str, Any] = MappingProxyType({"relative": False, "output_share": None, "slack": 1.0})
+UNSTRETCHED: Mapping[str, Any] = MappingProxyType({"output_stretching": False})
 
 SOURCES = ("noise", "zeroq", "dgh", REAL)
 PAPER_SOURCES = ("zeroq", "intraq", "genie_d", "dgh", REAL)  # the rows of DGH's tables

@@ -8,7 +8,7 @@ variance is taken from them last. `variance` is the biased one everywhere.
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -93,6 +93,22 @@ class StoredStatistics:
     def per_layer(self, values: Tensor) -> Sequence[Tensor]:
         """Split (..., K) into one (..., C) per layer."""
         return values.split(self.sizes, dim=-1)
+
+    def units(self) -> Tensor:
+        """Return, for moments (..., 2, K), what they are divided by to be in units of their layers, (2, K).
+
+        The unit of a layer is the root of its mean variance over channels, so a channel that is constant is no
+        division by 0, and that of a layer all of whose channels are constant is 1.
+        """
+        spread = [part.mean().sqrt().expand_as(part) for part in self.per_layer(self.variance)]
+        unit = torch.cat(spread)
+        unit = torch.where(unit > 0, unit, 1.0)
+        return torch.stack([unit, unit.square()])
+
+    def divided_by(self, units: Tensor) -> "StoredStatistics":
+        """Return the same statistics in other `units`, (2, K)."""
+        mean, variance = torch.stack([self.mean, self.variance]) / units
+        return replace(self, mean=mean, variance=variance)
 
 
 def stored_statistics(net: nn.Module, image_shape: tuple[int, int, int]) -> StoredStatistics:
