@@ -172,9 +172,9 @@ def output_shares(
     Quantized with every tensor on the grids of HPTQ, at three widths, since a default has to hold at each.
     """
     spend = budget_of(profile, budget)
-    shares = [{"output_share": share} for share in OUTPUT_SHARES]
-    others = ({"relative": False}, dict(FIXED_WEIGHT))
-    variants = [*(("dgh", changed) for changed in (*shares, *others)), (REAL, {})]
+    losses: list[dict[str, Any]] = [{"output_share": share} for share in OUTPUT_SHARES]
+    losses += [{"relative": False}, dict(FIXED_WEIGHT)]
+    variants = [*(("dgh", changed) for changed in losses), (REAL, {})]
     return of_variants(profile, spend, variants, ["W8A8", "W4A8", "W4A4"], seeds, models, "hptq")
 
 
