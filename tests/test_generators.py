@@ -18,6 +18,7 @@ from conftest import make_tiny_model, make_tiny_transformer
 from torch import nn
 
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS, pipelines
+from dghlib.generators.identity import images_fingerprint
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import NoBatchNorm
 from dghlib.storage.checkpoints import Checkpoint
@@ -105,6 +106,22 @@ def test_counts_below_one_are_refused(name, value):
 def test_rates_below_zero_are_refused(name):
     with pytest.raises(ValueError, match=r"learning_rate must be from 0 to inf, got -1\.0"):
         _config(name, learning_rate=-1.0)
+
+
+def test_images_are_known_by_all_that_they_depend_on(tiny_model: FloatModel) -> None:
+    config = GENERATORS["zeroq"].PRESETS["default"]
+    name = images_fingerprint(tiny_model, "zeroq", 1, config)
+    others = {
+        images_fingerprint(replace(tiny_model, mean=(0.4, 0.5, 0.5)), "zeroq", 1, config),
+        images_fingerprint(replace(tiny_model, std=(0.2, 0.25, 0.25)), "zeroq", 1, config),
+        images_fingerprint(replace(tiny_model, image_shape=(3, 16, 16)), "zeroq", 1, config),
+        images_fingerprint(make_tiny_model(seed=1), "zeroq", 1, config),
+        images_fingerprint(tiny_model, "intraq", 1, config),
+        images_fingerprint(tiny_model, "zeroq", 2, config),
+        images_fingerprint(tiny_model, "zeroq", 1, replace(config, seed=1)),
+    }
+    assert len(others - {name}) == 7
+    assert images_fingerprint(replace(tiny_model, name="other"), "zeroq", 1, config) == name
 
 
 RUN = """
