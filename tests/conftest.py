@@ -1,6 +1,8 @@
-"""What all tests share: one thread, and a network small enough to run at once."""
+"""What all tests share: one thread, networks small enough to run at once, and waiting for what happens elsewhere."""
 
 import copy
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,6 +11,14 @@ from torchvision.models import VisionTransformer
 
 from dghlib.models import FloatModel
 from dghlib.running.allocator import keep_freed_memory
+
+
+def until(happened: Callable[[], object], alive: Callable[[], object]) -> None:
+    """Wait for something to happen, however busy the machine is; fail if what should do it has ended without."""
+    while not happened():
+        if not alive():
+            assert happened(), "what should have done it has ended"
+        time.sleep(0.02)
 
 
 def tell_classes_apart(model: FloatModel, images: Tensor) -> None:
