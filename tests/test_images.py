@@ -94,6 +94,17 @@ def test_windows_have_the_area_and_the_shape_that_is_asked_for_and_fit():
     assert (whole.widths <= 64).all()
 
 
+def test_windows_reach_every_place():
+    draws = torch.Generator().manual_seed(0)
+    tops, lefts, heights, widths = (each.int() for each in images.random_windows(2000, (6, 5), 0.3, draws))
+    for starts, lengths, size in ((tops, heights, 6), (lefts, widths, 5)):
+        for length in lengths.unique().tolist():
+            found = starts[lengths == length].bincount(minlength=size - length + 1)
+            assert len(found) == size - length + 1
+            if found.sum() > 100:
+                assert found.min() > 0.5 * found.float().mean(), "each place is as likely as any other"
+
+
 def test_clipping_keeps_to_what_pixels_can_show_and_passes_gradients():
     x = torch.tensor([100.0, -100.0, 0.1]).view(1, 3, 1, 1).requires_grad_()
     clipped = images.clip_straight_through(x, MEAN, STD)

@@ -159,6 +159,18 @@ def test_crops_are_mirrored_and_turned_as_asked(tiny_model):
     assert len(cropped["turned"].unique(dim=0)) == 8
 
 
+def test_crops_turn_to_either_side(tiny_model, monkeypatch):
+    turns: list[torch.Tensor] = []
+    monkeypatch.setattr(intraq, "rotate", lambda crops, degrees: (crops, turns.append(degrees))[0])  # type: ignore[func-returns-value]
+    loss = _loss(tiny_model, replace(SMALL, rotation=30.0))
+    for _ in range(100):
+        loss._locally_reinforced(torch.randn(8, 3, 8, 8))
+    degrees = torch.cat(turns)
+    assert degrees.abs().max() <= 30
+    assert degrees.min() < -25
+    assert degrees.max() > 25
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -77,6 +77,11 @@ def test_sixteen_bits_clip_nothing() -> None:
     assert activation_threshold(histogram_of(3 * randn(1000).relu()), 16, signed=False) == 16.0
 
 
+def test_a_grid_may_reach_beyond_the_largest_value() -> None:
+    """Of two bits, unsigned: 1 is on the grid that reaches to 2; the one that reaches to 1 ends at three quarters."""
+    assert activation_threshold(histogram_of(torch.full((100,), 0.9999)), 2, signed=False) == 2.0
+
+
 def test_constant_tensors_have_a_threshold() -> None:
     assert activation_threshold(histogram_of(torch.zeros(100)), 8, signed=False) == SMALLEST_THRESHOLD
     threshold = activation_threshold(histogram_of(torch.full((100,), 0.75)), 8, signed=False)

@@ -187,7 +187,7 @@ def _execute(notebook: Path, values: dict[str, object], partial: Path, progress:
             resources={"metadata": {"path": str(partial.parent)}},  # the kernel's folder; ours stays what it is
             kernel_name="python3",
             kernel_manager_class=OwnInterpreter,
-            start_timeout=300,  # seconds; a busy machine takes long to import
+            start_timeout=3600,  # seconds; busy machines take long, and a kernel that ended is noticed at once
             allow_errors=only_recorded(),
             progress_bar=False,
             stderr_file=sys.stderr if progress else None,

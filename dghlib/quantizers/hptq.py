@@ -30,6 +30,7 @@ from torch import Tensor, fx
 
 from dghlib.choices import check_at_least, check_choice, check_types
 from dghlib.models import FloatModel
+from dghlib.quantizers import joins
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import Histogram, check_images, observe, power_of_two_above
 from dghlib.quantizers.graph import folded_graph
@@ -94,7 +95,8 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
     graph = folded_graph(model)
     tensors = every_tensor(graph)
     bits = assign_bits(graph, tensors, config.weight_bits, config.activation_bits, config.bits)
-    seen = observe(graph, bits.activations, images, config.batch_size)
+    seen = observe(graph, joins.with_parts(graph, bits.activations), images, config.batch_size)
+    bits = joins.apart(graph, bits, seen.histograms)
     whole = () if config.clip_outputs else output_sites(graph)
     activations = {
         name: activation_quantizer(seen.histograms[name], width, clip=name not in whole)

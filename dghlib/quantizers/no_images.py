@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from dghlib.choices import check_at_least, check_choice, check_types
 from dghlib.models import FloatModel
+from dghlib.quantizers import joins
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import Observations, check_images, observe
 from dghlib.quantizers.expectation import expect
@@ -69,9 +70,10 @@ def seen_or_told(
     Raises:
         TypeError, ValueError: images that do not fit the model; a tensor that batch norms do not tell of.
     """
+    wanted = joins.with_parts(graph, bits.activations)
     if images is None:
-        return expect(graph, bits.activations, model)
-    return observe(graph, bits.activations, check_images(images, model), settings.batch_size)
+        return expect(graph, wanted, model)
+    return observe(graph, wanted, check_images(images, model), settings.batch_size)
 
 
 def finished(
@@ -86,7 +88,7 @@ def finished(
     """Return the quantized network, once its weights are what they will be; tensors get the best grids."""
     activations = {
         name: activation_grid(seen.histograms[name], width, settings.activation_search)
-        for name, width in bits_of(graph, settings).activations.items()
+        for name, width in joins.apart(graph, bits_of(graph, settings), seen.histograms).activations.items()
     }
     about = {"model": model.name, "method": method, "config": asdict(settings)}
     about |= {"preparation": dict(preparation)} if preparation else {}

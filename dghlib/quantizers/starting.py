@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from dghlib.choices import check_at_least, check_choice, check_types
 from dghlib.models import FloatModel
+from dghlib.quantizers import joins
 from dghlib.quantizers.calibration import observe
 from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.grid import check_bits
@@ -60,7 +61,8 @@ def nearest(model: FloatModel, images: Tensor, settings: LearningSettings, about
     graph = folded_graph(model)
     tensors = PLACEMENTS[settings.placement](graph)
     bits = assign_bits(graph, tensors, settings.weight_bits, settings.activation_bits, settings.bits)
-    seen = observe(graph, bits.activations, images, settings.batch_size).histograms
+    seen = observe(graph, joins.with_parts(graph, bits.activations), images, settings.batch_size).histograms
+    bits = joins.apart(graph, bits, seen)
     shown = partial(tqdm, desc="grids", leave=False, delay=3)
     activations = {
         name: activation_grid(seen[name], width, settings.activation_search)
