@@ -8,12 +8,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
-
-import dghlib
 
 ABOUT = """Calibration images from a network, a quantized network from images, and the runs of the book.
 
@@ -86,11 +85,11 @@ app = App(
     name="dgh",
     help=ABOUT,
     help_format="plaintext",
-    version=dghlib.__version__,
+    version=metadata.version("dghlib"),
     default_parameter=Parameter(negative=()),
     result_action="return_value",
-    suppress_keyboard_interrupt=False,
 )
+app.meta.suppress_keyboard_interrupt = False  # `main` tells of it
 for _place, (_name, (_path, _about, _example)) in enumerate(COMMANDS.items()):
     _help = f"{_about}\n\nexample:\n  {_example}"
     app.command(f"dghlib.commands.{_path}", name=_name, help=_help, sort_key=_place)
