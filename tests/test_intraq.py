@@ -9,7 +9,7 @@ from torch import nn
 
 from dghlib import models
 from dghlib.generators import intraq
-from dghlib.generators.classes import Head, find_head
+from dghlib.generators.classes import Head, find_head, labels_of
 from dghlib.generators.intraq import ClassCentres, marginal_distance, soft_inception_loss, soft_targets
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.models import FloatModel
@@ -72,7 +72,7 @@ def _distances_from_centres(model: FloatModel, config: intraq.Config) -> torch.T
     """Return the cosine distances of the images of the last batch from the centres of the batches before."""
     images = intraq.generate(model, config, progress=False)
     head = find_head(model, model.net, "test")
-    labels = intraq.labels_of(config, head.num_classes)
+    labels = labels_of("intraq", config, head.num_classes)
     earlier = config.num_images - config.batch_size
     centres, last = ClassCentres(head, torch.device("cpu")), ClassCentres(head, torch.device("cpu"))
     centres.add(model.net, images[:earlier], labels[:earlier])
@@ -109,7 +109,7 @@ def test_images_are_recognised_as_their_class_to_the_degree_asked_for():
         images = intraq.generate(residual, config, progress=False)
         with torch.no_grad():
             probability = residual.net(images).softmax(1)
-        return probability.gather(1, intraq.labels_of(config, probability.shape[1])[:, None])
+        return probability.gather(1, labels_of("intraq", config, probability.shape[1])[:, None])
 
     hard, soft = probabilities(1.0).mean(), probabilities(0.0).mean()
     assert hard > 0.2  # by chance 1/48

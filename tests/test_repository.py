@@ -25,7 +25,7 @@ import dghlib
 from dghlib.bookmaking.book import notebook_names
 from dghlib.bookmaking.holdings import held
 from dghlib.bookmaking.notebooks import parameters_of
-from dghlib.cli import _parser
+from dghlib.cli import app
 from dghlib.experiments import run
 from dghlib.export import OnnxNetwork
 from dghlib.generators import GENERATORS
@@ -277,8 +277,8 @@ def test_the_readme_commands_parse() -> None:
     commands = [line.split()[1:] for line in README.splitlines() if line.startswith("dgh ")]
     assert len(commands) >= 3
     for command in commands:
-        options = _parser().parse_args(command)
-        assert options.model in MODELS
+        _, bound, _ = app.parse_args(command, exit_on_error=False, print_error=False)
+        assert bound.args[0] in MODELS
 
 
 def test_the_readme_example_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

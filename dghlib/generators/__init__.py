@@ -1,4 +1,11 @@
-"""Images from a trained network: one module a method, each with a `Config`, `PRESETS`, a `VERSION` and `generate`."""
+"""Images from a trained network: one module a method, each with a `Config`, `PRESETS`, a `VERSION` and `generate`.
+
+`generate(model, config, *, device="cpu", progress=True, checkpoint=None)` returns images (num_images, C, H, W), float32
+in the normalised space of `model`, on the CPU. The model is not changed. With `checkpoint`, a run that was killed
+continues from that file to the same images. Every method raises ValueError for weights or statistics that are not
+finite, and FloatingPointError, which names the step, where the loss becomes NaN; those that match batch norms raise
+NoBatchNorm if images reach none. The module says what else.
+"""
 
 from types import ModuleType
 

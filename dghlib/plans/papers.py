@@ -54,6 +54,10 @@ figure6 = partial(table1, bits=("W8A3", "W8A4", "W8A6", "W8A8"), sources=PAPER_S
 figure7 = partial(table1, bits=("W2A8", "W3A8", "W4A8", "W8A8"), sources=PAPER_SOURCES[1:])
 
 
+# With the ends at 8 bits, as most papers have them.
+spared = partial(quantizers, policies=["academic"])
+
+
 def genq_table2(
     profile: str = "shapes",
     budget: str = "quick",
@@ -65,17 +69,8 @@ def genq_table2(
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return Table 2 of GenQ's paper, as far as our networks and sources go: BRECQ and GENIE-M with the ends spared."""
-    sources = sources or (*drawn_sources(profile), *PAPER_SOURCES)
-    return quantizers(
-        profile,
-        budget,
-        bits=bits,
-        methods=methods,
-        policies=["academic"],
-        sources=sources,
-        seeds=seeds,
-        models=models,
-    )
+    chosen = sources or (*drawn_sources(profile), *PAPER_SOURCES)
+    return spared(profile, budget, bits=bits, methods=methods, sources=chosen, seeds=seeds, models=models)
 
 
 def table4(
@@ -135,18 +130,19 @@ def samples(
     *,
     bits: Sequence[str] = ("W2A4",),
     sources: Sequence[str] = ("zeroq", "genie_d", "dgh", REAL),
-    quantizer: str = "qdrop",
+    methods: Sequence[str] = ("qdrop",),
     policy: str = "academic",
+    shares: Sequence[int] = (8, 4, 2, 1),
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return GENIE's Table A1: QDrop on an eighth, a quarter, half and all of a budget's images."""
     spend = budget_of(profile, budget)
+    variants: list[tuple[str, dict[str, Any]]] = [(source, {}) for source in sources]
     experiments = []
-    for share in (8, 4, 2, 1):
-        count = spend.num_images // share
-        variants: list[tuple[str, dict[str, Any]]] = [(source, {}) for source in sources]
-        experiments += of_variants(profile, spend.for_images(count), variants, bits, seeds, models, quantizer, policy)
+    for share, method in itertools.product(shares, methods):
+        part = spend.for_images(spend.num_images // share)
+        experiments += of_variants(profile, part, variants, bits, seeds, models, method, policy)
     return list(dict.fromkeys(experiments))
 
 
@@ -171,7 +167,7 @@ def step_sizes(
 
 
 # Figure 5 of GenQ's paper.
-genq_amounts = partial(samples, sources=("genq", REAL), quantizer="genie_m")
+genq_amounts = partial(samples, sources=("genq", REAL), methods=["genie_m"])
 
 # The filters of GenQ's Figure 6, as the share of the discarded images that the energy discards, and how many are
 # discarded of all that are made.
@@ -203,7 +199,7 @@ def genq_filters(
 
 
 # Table 2 of IntraQ's supplement.
-intraq_amounts = partial(samples, bits=["W4A4"], sources=["intraq"], quantizer="brecq", policy="full")
+intraq_amounts = partial(samples, bits=["W4A4"], sources=["intraq"], methods=["brecq"], policy="full")
 
 # IntraQ, and without each of its parts.
 ROTATION = 15.0  # degrees at most; the supplement does not say how far it turns

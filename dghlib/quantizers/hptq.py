@@ -28,18 +28,19 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, fx
 
-from dghlib.choices import check_at_least, check_choice, check_types
+from dghlib.choices import check_at_least, check_choice
 from dghlib.models import FloatModel
 from dghlib.quantizers import joins
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import Histogram, check_images, observe, power_of_two_above
 from dghlib.quantizers.graph import folded_graph
-from dghlib.quantizers.grid import UniformQuantizer, check_bits
+from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.layers import along_channels, channel_axis, frozen, mean_response
 from dghlib.quantizers.operations import AVERAGE_POOLING, NEGATIVE_TAIL, Kind, Layer, does, kind_of, layer_at
-from dghlib.quantizers.placement import BIT_POLICIES, assign_bits, every_tensor, output_sites
+from dghlib.quantizers.placement import assign_bits, every_tensor, output_sites
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.ranges import WEIGHT_THRESHOLDS, activation_threshold, weight_thresholds
+from dghlib.quantizers.settings import BitSettings
 from dghlib.storage.records import added_later
 
 VERSION = 1
@@ -47,12 +48,10 @@ _LARGEST_SHIFT = 0.05  # of the threshold; MCT's shift_negative_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings of HPTQ.
+class Config(BitSettings):
+    """Settings of HPTQ, beside `settings.BitSettings`.
 
     Args:
-        weight_bits, activation_bits: 2 to 8, 16, or 32 for float.
-        bits: "full", all layers and tensors alike; or "academic", the ends at 8 bits and the logits in float.
         weight_thresholds: "power_of_two" as in the paper, or "free"; one per output channel either way.
         shift_negative: whether activations with a small negative tail get an unsigned grid.
         clip_outputs: whether the grids of the network's outputs are searched for like any other, as in the paper, or
@@ -60,24 +59,16 @@ class Config:
             wins; but at 4 bits a grid that holds every outlier is coarse for the others.
         bias_correction: whether biases take back the mean error of the rounded weights.
         batch_size: images that pass the network at once; the result depends on it only by rounding.
-        integer_biases: whether biases are rounded to the grids of the sums, as hardware has them (see `biases`).
     """
 
-    weight_bits: int = 8
-    activation_bits: int = 8
-    bits: str = "full"
     weight_thresholds: str = "power_of_two"
     shift_negative: bool = True
     bias_correction: bool = True
     clip_outputs: bool = added_later(True)
     batch_size: int = 32
-    integer_biases: bool = added_later(True, before=False)
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_bits(self.weight_bits, "weight_bits")
-        check_bits(self.activation_bits, "activation_bits")
-        check_choice("bits", self.bits, BIT_POLICIES)
+        super().__post_init__()
         check_choice("weight_thresholds", self.weight_thresholds, WEIGHT_THRESHOLDS)
         check_at_least(1, "batch_size", self.batch_size)
 

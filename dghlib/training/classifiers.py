@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,9 @@ def train(config: Config, data: LabelledImages, checkpoint: Path | None = None) 
     optimizer = torch.optim.SGD(
         net.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True
     )
-    saved = Checkpoint(checkpoint, fingerprint(config))
-    first_epoch, seconds = _restore(saved, net, optimizer)
     model = embedded.as_model(config.model, net)
-    for epoch in range(first_epoch, config.epochs):
-        start = time.perf_counter()
-        _train_epoch(model, optimizer, data, config, epoch)
-        seconds += time.perf_counter() - start
-        state = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
-        saved.save({**state, "epoch": epoch + 1, "seconds": seconds})
+    saved = Checkpoint(checkpoint, fingerprint(config))
+    seconds = train_epochs(net, optimizer, partial(_train_epoch, model, optimizer, data, config), config.epochs, saved)
     start = time.perf_counter()
     measure_batch_norm(model, (images for images, _ in augmented(model, data, config, epoch=config.epochs)))
     return model, seconds + time.perf_counter() - start
@@ -83,14 +78,27 @@ def _untrained(config: Config) -> nn.Module:
     return net.to(memory_format=torch.channels_last)
 
 
-def _restore(saved: Checkpoint, net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Load the last epoch's state, if there is one, and return the number of epochs and seconds done."""
-    if (state := saved.load()) is None:
-        return 0, 0.0
-    net.load_state_dict(state["net"])
-    optimizer.load_state_dict(state["optimizer"])
-    log.info("continuing after epoch %d", state["epoch"])
-    return state["epoch"], state["seconds"]
+def train_epochs(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train_epoch: Callable[[int], None],
+    epochs: int,
+    saved: Checkpoint,
+) -> float:
+    """Train a network epoch by epoch, from the one that a killed run had finished; return the seconds of all."""
+    state = saved.load() or {"epoch": 0, "seconds": 0.0}
+    if state["epoch"]:
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        log.info("continuing after epoch %d", state["epoch"])
+    seconds = state["seconds"]
+    for epoch in range(state["epoch"], epochs):
+        start = time.perf_counter()
+        train_epoch(epoch)
+        seconds += time.perf_counter() - start
+        parts = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
+        saved.save({**parts, "epoch": epoch + 1, "seconds": seconds})
+    return seconds
 
 
 def _train_epoch(
