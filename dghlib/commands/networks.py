@@ -321,5 +321,5 @@ def _model(name: str) -> FloatModel:
 def _test_data_of(model: str) -> str:
     for profile in PROFILES.values():
         if model in profile.models:
-            return profile.name
+            return profile.data_set
     raise ValueError(f"{model} has no test set of its own; name one with --data: a data set, .npz file or image folder")

@@ -9,7 +9,19 @@ NoBatchNorm if images reach none. The module says what else.
 
 from types import ModuleType
 
-from dghlib.generators import deep_inversion, dgh, genie_d, genq, intraq, noise, psaq_vit, qimera, zeroq
+from dghlib.generators import (
+    deep_inversion,
+    dgh,
+    dgh_vit,
+    genie_d,
+    genq,
+    intraq,
+    mimiq,
+    noise,
+    psaq_vit,
+    qimera,
+    zeroq,
+)
 
 GENERATORS: dict[str, ModuleType] = {
     "noise": noise,
@@ -21,5 +33,8 @@ GENERATORS: dict[str, ModuleType] = {
     "dgh": dgh,
     "genq": genq,
     "psaq_vit": psaq_vit,
+    "mimiq": mimiq,
+    "dgh_vit": dgh_vit,
 }
-FOR_TRANSFORMERS = ("psaq_vit",)  # these need attention; the others, noise and GenQ apart, need batch norm
+# These need attention or layer norms; the others, noise and GenQ apart, need batch norm.
+FOR_TRANSFORMERS = ("psaq_vit", "mimiq", "dgh_vit")

@@ -18,6 +18,7 @@ MODELS: dict[str, Callable[[], FloatModel]] = {
     "cifar10_resnet20": partial(public.cifar10_resnet, 20),
     "cifar10_resnet56": partial(public.cifar10_resnet, 56),
     "cifar10_mobilenetv2": public.cifar10_mobilenetv2,
+    "cifar10_transformer": public.cifar10_transformer,
     "tiny_imagenet_mobilenetv2": public.tiny_imagenet_mobilenetv2,
     **{name: partial(imagenet.load, name) for name in imagenet.BUILDERS},
     **{name: partial(efficientnet.load, name) for name in efficientnet.SIZES},

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from dghlib.experiments.experiment import Run
-from dghlib.plans import fine_tuned, methods, observations, papers, quantized
+from dghlib.plans import fine_tuned, methods, observations, papers, quantized, transformers
 
 PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "table1": papers.table1,
@@ -33,6 +33,10 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "genq_table3": fine_tuned.genq_table3,
     "genie_tableA2": fine_tuned.genie_table_a2,
     "intraq_table3": fine_tuned.intraq_table3,
+    "genq_table4": transformers.genq_table4,
+    "every_tensor": transformers.every_tensor,
+    "without_batch_norm": transformers.without_batch_norm,
+    "transformer_layers": transformers.layers,
     "genq_classes": observations.genq_classes,
     "transfer": papers.transfer,
     "dgh_settings": methods.dgh_settings,

@@ -8,12 +8,15 @@ from dghlib.quantizers import (
     brecq,
     compensated,
     dfq,
+    erq,
     genie_m,
     genq_qat,
     hptq,
     intraq_qat,
     lsq,
+    ptq4vit,
     qdrop,
+    repq_vit,
     squant,
     synq,
 )
@@ -48,5 +51,8 @@ QUANTIZERS: dict[str, ModuleType] = {
     "squant": squant,
     "dfq": dfq,
     "compensated": compensated,
+    "repq_vit": repq_vit,
+    "ptq4vit": ptq4vit,
+    "erq": erq,
 }
 WITHOUT_IMAGES = ("squant", "dfq")  # whose `quantize` takes None for images

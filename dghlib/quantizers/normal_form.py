@@ -2,7 +2,7 @@
 
 * Operations in place become ordinary ones, and whoever read the overwritten tensor later reads the result.
 * Views become reshapes, which take tensors of any memory format.
-* Convolutions, linear layers and batch norms that were called as functions become modules.
+* Convolutions, linear layers, batch norms and layer norms that were called as functions become modules.
 * What does not depend on the images is computed once, and kept; a layer's own weight that is read besides is copied.
 * What does nothing in eval mode (dropout, identity, stochastic depth) disappears.
 """
@@ -172,6 +172,7 @@ _ARGUMENTS: dict[Any, tuple[str, ...]] = {
     F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     F.conv3d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     F.conv_transpose2d: ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
 }
 _CONVOLUTIONS: dict[Any, Any] = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
@@ -220,6 +221,8 @@ def _layer(function: Callable, values: dict[str, Any]) -> nn.Module:
         mean, variance = values["running_mean"], values["running_var"]
         module = _BatchNorm(len(mean), eps=values.get("eps", 1e-5), affine=weight is not None)
         module.running_mean, module.running_var = mean.clone(), variance.clone()
+    elif function is F.layer_norm:
+        module = nn.LayerNorm(values["normalized_shape"], eps=values.get("eps", 1e-5), elementwise_affine=False)
     elif function is F.linear:
         module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     elif function is F.conv_transpose2d:

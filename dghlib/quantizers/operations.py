@@ -53,6 +53,7 @@ NEGATIVE_TAIL = {
     nn.GELU,
     F.gelu,
 }
+SHORT_TAIL = {nn.GELU, F.gelu, nn.SiLU, F.silu, nn.Hardswish, F.hardswish, nn.Mish, F.mish}  # below 0, to a minimum
 ACTIVATIONS = {
     *RELU,
     *RELU6,
@@ -75,11 +76,14 @@ RESHAPES = {
     *{"reshape_as", "view_as"},
 }
 MAX_POOLING = {nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d}
+PRODUCTS = {torch.matmul, "matmul", operator.matmul, torch.bmm, "bmm"}  # of two tensors
+SOFTMAXES = {nn.Softmax, F.softmax, torch.softmax, "softmax"}
 SPLITS = {torch.chunk, "chunk", torch.split, "split", torch.unbind, "unbind"}  # several tensors come out
 MOVEMENTS = {
     *RESHAPES,
     *MAX_POOLING,
     *{torch.transpose, "transpose", torch.permute, "permute", "t", "expand", "repeat", torch.flip, "flip"},
+    *{torch.roll, "roll"},
     *SPLITS,
     *{operator.getitem, "select", "narrow"},
     *{F.pad, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d},

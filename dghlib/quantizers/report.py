@@ -15,11 +15,11 @@ from tqdm import tqdm
 from dghlib.models import FloatModel
 from dghlib.quantizers.calibration import check_images
 from dghlib.quantizers.graph import device_of
-from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.operations import layer_at
 from dghlib.quantizers.preparation import prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.reconstruction import UnitError
+from dghlib.quantizers.uneven import Quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def _tensor_noise(
 class _Keeper(fx.Interpreter):
     """Runs a graph and keeps some of its tensors."""
 
-    def __init__(self, graph: fx.GraphModule, names: Mapping[str, UniformQuantizer]):
+    def __init__(self, graph: fx.GraphModule, names: Mapping[str, Quantizer]):
         super().__init__(graph)
         self.names = names
         self.kept: dict[str, Tensor] = {}

@@ -154,6 +154,21 @@ def _maker_of(record: Record) -> str:
     return short_name(inputs["images"].get("model", inputs["model"])["name"])
 
 
+def statistics(records: Sequence[Record]) -> pd.DataFrame:
+    """Return top-1 with images that are made from various statistics, and others beside them, by width."""
+    return by_row(records, _statistics_of, title="calibrated with")
+
+
+def _statistics_of(record: Record) -> str:
+    images = record["inputs"]["images"]
+    title = TITLES[images["source"]]
+    if "model" in images:
+        return f"{title} of {short_name(images['model']['name'])}"
+    config = images["config"]
+    parts = [part for part in ("output_stretching", "preprocessing") if config.get(part) is False]
+    return ", without ".join([title, *(part.replace("_", " ") for part in parts)])
+
+
 def printed(name: str) -> pd.DataFrame:
     """Return a paper's table as printed: methods by (setting, network)."""
     numbers = paper_table(name, as_text=True)

@@ -30,6 +30,9 @@ TITLES = {
     "genie_d": "GENIE",
     "dgh": "DGH",
     "genq": "GenQ",
+    "psaq_vit": "PSAQ-ViT",
+    "mimiq": "MimiQ",
+    "dgh_vit": "DGH, layer norms",
     REAL: "Real data",
     FLOAT: "Float",
 }
@@ -47,6 +50,9 @@ QUANTIZER_TITLES = {
     "squant": "SQuant",
     "dfq": "DFQ",
     "compensated": "Compensated",
+    "ptq4vit": "PTQ4ViT",
+    "repq_vit": "RepQ-ViT",
+    "erq": "ERQ",
     FLOAT: "Float",
 }
 POLICY_TITLES = {"full": "everything", "academic": "all but the ends"}
