@@ -44,6 +44,7 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "output_shares": methods.output_shares,
     "quantizers": methods.quantizers,
     "placements": methods.placements,
+    "like_for_like": methods.like_for_like,
     "no_images": methods.no_images,
     "compensation": methods.compensation,
     "sources": methods.sources,

@@ -13,6 +13,7 @@ from dghlib.showing import deployment, detections, image_figures, paper_tables, 
 _TABLES: dict[str, Callable[..., Any]] = {
     "quantizers": tables.quantizers,
     "placements": tables.placements,
+    "like_for_like": tables.quantizers,
     "no_images": tables.ways,
     "compensation": tables.ways,
     "dgh_settings": tables.settings,
