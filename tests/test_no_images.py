@@ -387,7 +387,7 @@ def test_a_record_without_images_says_so(tmp_path: Path) -> None:
     assert "images" not in records[1]["inputs"]
     assert abs(records[1]["outputs"]["top1"] - records[0]["outputs"]["top1"]) < 4  # of 96 images
     table = tables.ways(records)
-    assert table.index.tolist() == [("No images", "SQuant"), ("Float", "")]
+    assert table.index.tolist() == [("No images", "every tensor", "SQuant"), ("Float", "", ""), ("seeds", "", "")]
     assert table.columns.tolist() == [("residual", "W8A8")]
 
 

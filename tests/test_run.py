@@ -66,7 +66,8 @@ def test_a_plan_computes_records_that_say_what_they_are(tmp_path):
         assert path.stem == fingerprint(json.loads(path.read_text())["inputs"])
     assert all(0 <= record["outputs"]["top1"] <= 100 for record in records)
     table = tables.accuracy(records, paper="dgh_table2")
-    assert list(table.index) == ["Gaussian noise", "ZeroQ", "IntraQ", "GENIE", "DGH", "Real data", "Float"]
+    sources = ["Gaussian noise", "ZeroQ", "IntraQ", "GENIE", "DGH", "Real data"]
+    assert list(table.index) == [*sources, "Float", *tables.FEET]
     assert list(table.columns[:4]) == [
         ("bottleneck", "W8A8"),
         ("bottleneck", "W4A8"),

@@ -54,6 +54,7 @@ _FINE_TUNED = ("genq_table3", "genie_tableA2", "intraq_table3")
 _FEWER = (
     *_FINE_TUNED,
     *_OF_TRANSFORMERS,
+    "table4_in_full",
     "table3",
     "boxes",
     "head_outputs",
@@ -86,6 +87,7 @@ HOLDINGS = (
     Holding("cifar10_transformers", "quick", ("transformer_layers",), seeds=1),
     Holding("tiny_imagenet", "quick", ("output_shares",), seeds=1),
     Holding("imagenet_lite", "quick", ("table2",), seeds=1),
+    Holding("cifar10", "paper", ("table4_in_full",), ("cifar10_resnet20",), seeds=1),
     Holding("tiny_imagenet", "standard", ("table1", "table2", "table4"), seeds=1),
 )
 

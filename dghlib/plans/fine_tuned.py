@@ -5,7 +5,7 @@ from functools import partial
 
 from dghlib.experiments.experiment import REAL, Experiment
 from dghlib.plans.methods import quantizers
-from dghlib.plans.papers import samples, spared
+from dghlib.plans.papers import PARTS_OF_A_SET, samples, spared
 from dghlib.plans.parts import drawn_sources
 
 
@@ -26,7 +26,7 @@ def genq_table3(
 
 # GENIE's Table A2: reconstruction and fine-tuning by number of images, everything quantized.
 genie_table_a2 = partial(
-    samples, bits=["W4A4"], sources=["genie_d"], methods=["genie_m", "ait"], policy="full", shares=[4, 2, 1]
+    samples, bits=["W4A4"], sources=["genie_d"], methods=["genie_m", "ait"], policy="full", parts=PARTS_OF_A_SET[1:]
 )
 
 

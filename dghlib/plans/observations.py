@@ -194,14 +194,16 @@ def intraq_figure1(
     kinds: Kinds = {REAL_SET: (REAL, {}), "IntraQ": ("intraq", {}), "DeepInversion": ("deep_inversion", {})}
     observations = _observations("features", profile, budget_for(profile, budget), kinds, seeds, models)
     names = list(look_up(PROFILES, profile, "profile").models)
-    weight = deep_inversion.PRESETS["adi"].competition_weight
+    adi = deep_inversion.PRESETS["adi"]  # the supplement had the authors' own code
     competing = []
     for each in observations:
         student = names[(names.index(each.model) + 1) % len(names)]
         alone = dict(each.sets)["DeepInversion"]
         against = ImageSet(
             source=alone.source,
-            config=dataclasses.replace(alone.config, competition_weight=weight),
+            config=dataclasses.replace(
+                alone.config, competition_weight=adi.competition_weight, divergence=adi.divergence
+            ),
             student=student,
         )
         more = (("DeepInversion against a student", against),) if student != each.model else ()

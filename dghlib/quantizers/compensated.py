@@ -6,7 +6,8 @@ itself: every grid of tensors and every code is the same for all of them.
 Source: M. Fu, H. Yu, J. Shao, J. Zhou, K. Zhu, J. Wu: "Quantization without Tears", CVPR 2025, for least squares after
 any quantizer; the bases have sources of their own.
 
-Differences from the paper are listed in `compensation`.
+Differences from the paper:
+1. Those that `compensation` lists.
 """
 
 from collections.abc import Mapping

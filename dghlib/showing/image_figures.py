@@ -153,6 +153,16 @@ def traces(records: Sequence[Record], *, save: str | None = None) -> Figure:
     return saved(figure, data, save)
 
 
+def last_distances(records: Sequence[Record]) -> pd.DataFrame:
+    """Return the distances at the last step that `traces` shows, means over repetitions: networks by way."""
+    if not records:
+        return pd.DataFrame(columns=["GENIE", "GBA", "ZeroQ"], dtype=float)
+    data = observed(records, "distances")
+    data[["images", "steps"]] = data.images.str.rsplit(n=1, expand=True)
+    steps = data.steps.astype(int)
+    return data[steps == steps.max()].pivot_table("distance", "model", "images")
+
+
 @if_any
 def pictures(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return the images that observations kept, a row for each set: DGH's Figures 8 and 9.

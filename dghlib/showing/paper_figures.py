@@ -68,17 +68,19 @@ def amount_curves(records: Sequence[Record], *, save: str | None = None) -> Figu
 @if_any
 def filter_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return GenQ's Figure 6: accuracy against the part of the images made that its filters discard."""
-    rows = labelled(records, _filter_of)
-    rows["discarded"] = [_discarded(record) for record in records]
+    rows = labelled(records, filter_of)
+    rows["discarded"] = [discarded_of(record) for record in records]
     return _curves(rows[rows.bits != FLOAT], rows, "discarded", "discarded of the images made, in %", save)
 
 
-def _filter_of(record: Record) -> str:
+def filter_of(record: Record) -> str:
+    """Return the name of the filter, one of `FILTERS`, that chose a record's images."""
     shares = {share: name for name, share in FILTERS.items()}
-    return shares[settings_of(record)["energy_share"]] if _discarded(record) else "no filter"
+    return shares[settings_of(record)["energy_share"]] if discarded_of(record) else "no filter"
 
 
-def _discarded(record: Record) -> int | None:
+def discarded_of(record: Record) -> int | None:
+    """Return how many per cent of the images made were discarded."""
     if "images" not in record["inputs"]:
         return None
     return round(100 * (1 - 1 / settings_of(record)["oversampling"]))

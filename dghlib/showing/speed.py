@@ -45,6 +45,12 @@ def rates(record: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["network", "pixels", "way"])
 
 
+def times_mct(record: dict[str, Any]) -> pd.Series:
+    """Return how many times as fast as MCT a step of DGH is, processor time, medians: one a network and size."""
+    found = [speed for speed in record["outputs"] if speed["way"] == "ours" and speed["times_mct"]]
+    return pd.Series([speed["times_mct"]["median"] for speed in found], dtype=float)
+
+
 def _range(spread: dict[str, float] | None) -> str:
     if spread is None:
         return ""
