@@ -1,8 +1,9 @@
 """Campaigns: kills, full disks, damaged inputs and hostile servers, by the hundred, and how many the package survives.
 
 `python tests/campaigns.py` runs what has no outcome yet of each kind, an hour or so; with names of KINDs, those alone.
-It may be stopped and started again: outcomes are kept in `_build/campaigns` by commit. With `--save`, a record goes to
-`results/benchmarks`, with what `planted_faults.py` recorded beside it. pytest does not collect this file.
+It may be stopped and started again: outcomes are kept in `_build/campaigns`, with the commit, and what failed is tried
+again; delete that folder to begin anew. With `--save`, a record goes to `results/benchmarks`, with what
+`planted_faults.py` recorded beside it. pytest does not collect this file.
 
 Each case has a seed and can be repeated: `python tests/campaigns.py inputs --only 17`. A command runs in a process of
 its own, forked from one that has imported the package. It survives
@@ -282,7 +283,7 @@ def damaged_input(work: Workplace, number: int, draws: random.Random) -> tuple[s
     if marker.exists():
         return name, "code in the file was run"
     if case.made_anew:
-        kept = any(".corrupt" in path.name or path.suffix == ".checkpoint" for path in folder.rglob("*"))
+        kept = any(".corrupt" in path.name or ".checkpoint." in path.name for path in folder.rglob("*"))
         if ended.status != 0 or not kept:
             return name, f"not made anew: {ended.said[-300:]}"
         return name, ""
@@ -314,11 +315,11 @@ KINDS: dict[str, Callable[[Workplace, int, random.Random], tuple[str, str]]] = {
 }
 
 
-def run(kind: str, numbers: Sequence[int], commit: str) -> None:
-    """Run the cases of a kind that have no outcome yet."""
-    file = KEPT / commit[:12] / f"{kind}.jsonl"
+def run(kind: str, numbers: Sequence[int], version: dict[str, Any]) -> None:
+    """Run the cases of a kind that have not survived yet."""
+    file = KEPT / f"{kind}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    done = {outcome["case"] for outcome in outcomes(kind, commit)}
+    done = {outcome["case"] for outcome in outcomes(kind) if not outcome["problem"]}
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
         work = Workplace(Path(folder))
         for number in numbers:
@@ -327,7 +328,7 @@ def run(kind: str, numbers: Sequence[int], commit: str) -> None:
             started = time.monotonic()
             name, problem = KINDS[kind](work, number, random.Random(f"{kind} {number}"))
             seconds = round(time.monotonic() - started, 1)
-            outcome = {"case": number, "name": name, "problem": problem, "seconds": seconds}
+            outcome = {"case": number, "name": name, "problem": problem, "seconds": seconds, **version}
             print(f"{'survived' if not problem else 'FAILED  '} {kind} {number}: {name} {problem}", flush=True)
             with file.open("a") as lines:
                 lines.write(json.dumps(outcome) + "\n")
@@ -335,16 +336,16 @@ def run(kind: str, numbers: Sequence[int], commit: str) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def outcomes(kind: str, commit: str) -> list[dict[str, Any]]:
-    """Return the outcomes of a kind at a commit, the last of each case."""
-    file = KEPT / commit[:12] / f"{kind}.jsonl"
+def outcomes(kind: str) -> list[dict[str, Any]]:
+    """Return the outcomes of a kind, the last of each case."""
+    file = KEPT / f"{kind}.jsonl"
     found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return list({outcome["case"]: outcome for outcome in found}.values())
 
 
 def save(version: dict[str, Any]) -> None:
-    """Write a record of all outcomes of a commit."""
-    found = {kind: outcomes(kind, version["commit"]) for kind in KINDS}
+    """Write a record of all outcomes, and of the commits that they are of."""
+    found = {kind: outcomes(kind) for kind in KINDS}
     table = {
         kind: {"tried": len(each), "survived": sum(not one["problem"] for one in each)} for kind, each in found.items()
     }
@@ -352,8 +353,11 @@ def save(version: dict[str, Any]) -> None:
         faults = json.loads(FAULTS.read_text())["outputs"]
         table["faults"] = {"tried": faults["planted"], "survived": faults["noticed"]}
     failed = [{"kind": kind, **one} for kind, each in found.items() for one in each if one["problem"]]
+    if any(one["modified"] for each in found.values() for one in each):
+        raise SystemExit(f"some outcomes are of code that no commit holds: delete {KEPT} and begin anew")
+    commits = sorted({one["commit"] for each in found.values() for one in each})
     seconds = sum(one["seconds"] for each in found.values() for one in each)
-    outputs = {"kinds": table, "failed": failed}
+    outputs = {"kinds": table, "failed": failed, "commits": commits}
     write_json(
         RECORD, {"inputs": {"benchmark": "campaigns"}, "outputs": outputs, "provenance": provenance(seconds) | version}
     )
@@ -372,8 +376,8 @@ def main() -> None:
     version = code_version()
     for kind in chosen.kinds or KINDS:
         count = COUNTS[kind] if chosen.count is None else chosen.count
-        run(kind, range(count) if chosen.only is None else [chosen.only], version["commit"])
-        found = outcomes(kind, version["commit"])
+        run(kind, range(count) if chosen.only is None else [chosen.only], version)
+        found = outcomes(kind)
         print(f"{kind}: {sum(not one['problem'] for one in found)} of {len(found)} survived")
     if chosen.save:
         save(version)

@@ -36,5 +36,5 @@ def clipped(images: Tensor, model: FloatModel) -> Tensor:
     return images.clamp(-mean / std, (1 - mean) / std)
 
 
-def same(made: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(made, expected, rtol=0, atol=2e-3)
+def same(made: Tensor, expected: Tensor, atol: float = 2e-3) -> None:
+    torch.testing.assert_close(made, expected, rtol=0, atol=atol)

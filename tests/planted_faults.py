@@ -2,8 +2,9 @@
 
 `python tests/planted_faults.py` plants all that `planted_faults.txt` lists and nobody has planted yet, in a quarter of
 an hour to an hour; with WORDs, those whose file has one in its name. It may be stopped and started again, and several
-may run at once: an outcome is kept in `_build/planted_faults` for as long as the file and its tests are what they were.
-With `--save`, a record goes to `results/benchmarks`. pytest does not collect this file.
+may run at once: an outcome is kept in `_build/planted_faults` for as long as the file is what it was, and that of a
+fault that was not noticed, for as long as its tests are, too. With `--save`, a record goes to `results/benchmarks`.
+pytest does not collect this file.
 
 Each fault is planted for a process of its own, forked from one that has imported what the package needs, so that a
 fault takes as long as its tests, and a fault that ends the process is one that was noticed.
@@ -146,13 +147,18 @@ def outcome_of(fault: Fault, copy: Path) -> dict[str, Any]:
         noticed = fails(copy, fault.tests)
     finally:
         path.write_text(sound, encoding="utf-8")
-    return {**fault._asdict(), "noticed": noticed, "seconds": round(time.monotonic() - started, 1)}
+    seconds = round(time.monotonic() - started, 1)
+    return {**fault._asdict(), "tests": _tests_of(fault), "noticed": noticed, "seconds": seconds}
 
 
 def kept(fault: Fault) -> Path:
-    """Return the file of a fault's outcome: its name depends on the fault, its file and its tests."""
-    files = [f"dghlib/{fault.file}", *(f"tests/test_{name.partition('[')[0]}.py" for name in fault.tests)]
-    return KEPT / f"{fingerprint([*fault, [_sum(file) for file in files]])}.json"
+    """Return the file of a fault's outcome: its name depends on the fault and its file."""
+    return KEPT / f"{fingerprint([fault.file, fault.old, fault.new, _sum(f'dghlib/{fault.file}')])}.json"
+
+
+def _tests_of(fault: Fault) -> dict[str, str]:
+    """Return the sums of a fault's test files."""
+    return {name: _sum(f"tests/test_{name.partition('[')[0]}.py") for name in fault.tests}
 
 
 @functools.cache
@@ -162,9 +168,10 @@ def _sum(file: str) -> str:
 
 
 def known(fault: Fault) -> dict[str, Any] | None:
-    """Return the outcome of a fault that was planted before."""
+    """Return the outcome of a fault that was planted before, unless its tests may notice it by now."""
     path = kept(fault)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    outcome = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return outcome if outcome and (outcome["noticed"] or outcome["tests"] == _tests_of(fault)) else None
 
 
 def plant(faults: Sequence[Fault]) -> None:
@@ -215,7 +222,7 @@ def main() -> None:
     options.add_argument("--save", action="store_true", help="write a record to results/benchmarks, of all faults")
     chosen = options.parse_args()
     for fault in listed():
-        kept(fault)  # remembers the sums of all files as they are now
+        _ = kept(fault), _tests_of(fault)  # so that the sums of all files are those of now
     faults = [fault for fault in listed() if not chosen.words or any(word in fault.file for word in chosen.words)]
     version = code_version()
     plant(faults)

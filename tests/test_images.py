@@ -142,6 +142,20 @@ def test_image_sets_are_brought_into_the_space_that_they_are_wanted_in(tmp_path,
     assert images.load_images(path, wanted)[0].shape == (4, 1, 5, 5), "the quantizer says which channels it wants"
 
 
+@pytest.mark.parametrize(
+    ("held", "problem"),
+    [
+        (torch.zeros(2, 3, 4, 4).index_fill(0, torch.tensor(1), torch.nan), "1 of its 2 images hold NaN"),
+        (torch.zeros(2, 3, 4, 4).half(), r"it holds torch\.float16 of shape \(2, 3, 4, 4\)"),
+        (torch.zeros(24), r"it holds torch\.float32 of shape \(24,\), not images"),
+    ],
+)
+def test_a_file_of_other_tensors_is_no_image_set(held, problem, tmp_path):
+    images.save_images(tmp_path / "set.safetensors", held, {})
+    with pytest.raises(ValueError, match=rf"set\.safetensors is not an image set .*{problem}"):
+        images.load_images(tmp_path / "set.safetensors")
+
+
 def test_a_damaged_or_missing_image_set_is_told(tmp_path):
     (tmp_path / "bad").write_bytes(b"not tensors")
     with pytest.raises(ValueError, match="is not an image set"):

@@ -27,7 +27,7 @@ from dghlib.quantizers import (
     squant,
 )
 from dghlib.quantizers.calibration import Histogram, observe
-from dghlib.quantizers.compensation import compensate
+from dghlib.quantizers.compensation import _line, compensate
 from dghlib.quantizers.equalization import equalize, pairs_of
 from dghlib.quantizers.expectation import expect
 from dghlib.quantizers.flips import flipped, flipped_weight
@@ -135,6 +135,19 @@ class Gates(nn.Module):
         x = self.activation(self.norm(self.conv(x)))
         first, second = torch.cat([x, x + 1], dim=1).chunk(2, dim=1)
         return F.max_pool2d(first * torch.sigmoid(second), 2)
+
+
+def test_a_layer_without_batch_norm_reaches_as_far_as_features_that_lean_its_way() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    last = net[2]
+    assert isinstance(last, nn.Conv2d)
+    graph = folded_graph(as_model(net))
+    name = every_tensor(graph)[-1]
+    found = expect(graph, [name], as_model(net)).histograms[name]
+    reach = 3 * last.weight.detach().abs().sum((1, 2, 3))  # three deviations of one of all that it reads
+    bias = last.bias.detach() if last.bias is not None else torch.zeros(2)
+    assert found.maximum == pytest.approx((bias + reach).max().item(), rel=1e-3)
+    assert found.minimum == pytest.approx((bias - reach).min().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +347,17 @@ def test_a_line_for_each_channel_brings_back_what_a_wrong_scale_and_shift_took(t
     torch.testing.assert_close(outputs(quantized, others), expected, rtol=1e-2, atol=1e-2)
     assert (before - expected).abs().max() > 0.1
     assert torch.equal(layer.weight_quantizer.to_codes(layer.layer.weight), codes)
+
+
+def test_a_line_by_hand() -> None:
+    x = torch.tensor([1.0, 1.0, 3.0, 3.0]).view(4, 1, 1, 1)  # images 0 and 2 fit, with a mean of 2 and a variance of 1
+    y = 1.5 * x + 1
+    scale, shift = _line(x, y, ridge=0.25, with_scale=True, last=False)
+    assert scale.tolist() == pytest.approx([1 + 0.5 / 1.25])
+    assert shift.tolist() == pytest.approx([4 - 1.4 * 2])
+    scale, shift = _line(x, y, ridge=0.25, with_scale=False, last=False)
+    assert (scale.tolist(), shift.tolist()) == ([1], [2])
+    assert _line(x, x, ridge=0.25, with_scale=True, last=False)[1].tolist() == [0]  # nothing to gain
 
 
 def test_compensation_judges_by_images_that_it_was_not_fitted_to(tiny_model: FloatModel) -> None:

@@ -49,6 +49,14 @@ def test_a_value_on_the_edge_is_counted(extreme: float) -> None:
     assert histogram.counts[-1 if extreme > 0 else 0] == 1
 
 
+def test_a_value_stands_in_the_middle_of_its_bin() -> None:
+    histogram = histogram_of(torch.tensor([0.3, -0.3]))
+    width = 0.5 / 2048  # the reach is 0.5
+    low, high = histogram.centres()[histogram.counts > 0].tolist()
+    assert high == (int(0.3 / width) + 0.5) * width
+    assert low == -high
+
+
 def test_values_that_are_not_finite_are_refused() -> None:
     for broken in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="values reach from"):

@@ -123,7 +123,7 @@ def test_networks_are_averaged_before_they_span() -> None:
 
 def test_the_leaderboard_agrees_with_the_tables() -> None:
     half = 4.302652729911275 * math.sqrt(7) / math.sqrt(3)  # Student's, for two degrees of freedom
-    assert leaderboard.standings(leaderboard.runs(DGH))["DGH"].tolist() == [f"62.0 ± {half:.1f}"]
+    assert leaderboard.standings(leaderboard.runs(DGH))["DGH"].tolist() == [f"62.0 ± {half:.1f} (3)"]
 
 
 def test_what_quantization_loses_is_lost_from_the_float_network() -> None:

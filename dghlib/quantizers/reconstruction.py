@@ -285,7 +285,7 @@ class _Reconstruction:
 
     def _teach(self, unit: Unit, sweep: Sweep, bar: tqdm) -> list[UnitError]:
         """Let the student learn one unit; return how far it was and is from its teacher, if it can learn at all."""
-        bar.set_postfix_str(unit.name)
+        bar.set_postfix_str(unit.name, refresh=False)  # else it shows at once, and is not cleared at an error
         purpose = ("reconstruction", unit.name, sweep.learned)
         coins = torch.Generator(self.device).manual_seed(derived_seed(self.settings.seed, *purpose, "coins"))
         roundings = self._roundings(unit) if sweep.weights else {}
