@@ -59,7 +59,7 @@ def test_an_embedded_network_loads_in_eval_mode(name: str) -> None:
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_an_embedded_network_reaches_the_accuracy_on_record(name: str) -> None:
     record = json.loads((embedded.CHECKPOINTS / f"{name}.json").read_text())
-    assert 80 < record["top1"] < 97
+    assert (60 if "transformer" in name else 80) < record["top1"] < 97
     # Four standard errors of 480 images are 6 points.
     assert float_top1(models.load(name), shapes.classification("test", 480)) == pytest.approx(record["top1"], abs=6)
 

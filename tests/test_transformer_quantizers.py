@@ -361,3 +361,22 @@ def test_a_move_that_other_images_do_not_bear_out_is_not_made() -> None:
 def test_erq_needs_an_image_to_choose_by() -> None:
     with pytest.raises(ValueError, match="two images at least, to fit and to choose, got one"):
         erq.quantize(model_of(built(small)), noise(1), erq.Config())
+
+
+# Whole networks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", "deit_base_patch16_224", "swin_base_patch4_window7_224"])
+def test_transformers_of_full_size_are_quantized_whole(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = model_of(timm.create_model(name, pretrained=False), 224)
+    made = repq_vit.quantize(model, noise(2, 224), repq_vit.Config(weight_bits=8, activation_bits=8, batch_size=1))
+    linear = sum(isinstance(module, nn.Linear) for module in model.net.modules())
+    assert len(made.weight_quantizers()) == linear + 1  # and the convolution of patches
+    images = noise(2, 224, seed=1)
+    with torch.no_grad():
+        error = (made(images) - model.net(images)).square().mean() / model.net(images).var()
+    assert error < 0.1

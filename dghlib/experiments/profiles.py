@@ -77,6 +77,13 @@ PROFILES = {
         models={"cifar10_resnet20": None, "cifar10_resnet56": None, "cifar10_mobilenetv2": "MBV2"},
         about="CIFAR-10 with public checkpoints; `make data PROFILE=cifar10` fetches them",
     ),
+    "shapes_transformers": Profile(
+        name="shapes_transformers",
+        models={"shapes_transformer": None},
+        about="48 classes of drawn shapes, 3x32x32, with a vision transformer; both are part of the package",
+        most=_TRANSFORMERS,
+        data="shapes",
+    ),
     "cifar10_transformers": Profile(
         name="cifar10_transformers",
         models={"cifar10_transformer": None},
@@ -136,7 +143,7 @@ PROFILES = {
     ),
 }
 
-EMBEDDED = ("shapes", "shapes_detection")  # whose data and networks are part of the package
+EMBEDDED = ("shapes", "shapes_transformers", "shapes_detection")  # whose data and networks are part of the package
 
 BUDGETS = {
     "smoke": Budget(num_images=16, steps=3, seeds=2, test_images=96, batch_size=16, iterations=3),

@@ -4,7 +4,7 @@ DGH matches what batch norms remember of the training data, and a transformer ha
 but its weights say what the layers behind it were trained to expect: scale and shift of each channel, given to numbers
 that are normalised over all channels of a token. If the tokens of the training set, taken together, were normalised in
 each channel, too, a norm's output had the shift as mean and the scale as deviation. That is the statistic here. How far
-it is from that of real images can be measured, and is on the page "DGH without batch norm".
+it is from that of real images is in the lab notes.
 
 So each layer norm becomes one without scale and shift and a batch norm behind it, of mean 0 and variance 1, that has
 them. The network computes what it did, and DGH is used as it is: statistics of the whole set, the preprocessing, and

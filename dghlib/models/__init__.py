@@ -15,6 +15,7 @@ MODELS: dict[str, Callable[[], FloatModel]] = {
     "shapes_residual": partial(embedded.load, "shapes_residual"),
     "shapes_bottleneck": partial(embedded.load, "shapes_bottleneck"),
     "shapes_inverted": partial(embedded.load, "shapes_inverted"),
+    "shapes_transformer": partial(embedded.load, "shapes_transformer"),
     "cifar10_resnet20": partial(public.cifar10_resnet, 20),
     "cifar10_resnet56": partial(public.cifar10_resnet, 56),
     "cifar10_mobilenetv2": public.cifar10_mobilenetv2,

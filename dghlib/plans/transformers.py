@@ -18,7 +18,10 @@ QUANTIZERS = ("hptq", "ptq4vit", "repq_vit", "erq")  # HPTQ quantizes every tens
 SOURCES = ("noise", "psaq_vit", "mimiq", "dgh_vit", REAL)
 WIDTHS = ("W4A4", "W4A3", "W3A3")  # where networks of this size show differences
 # A convolutional network of the same data, whose batch norms DGH makes images from.
-OF_ANOTHER_FAMILY: Mapping[str, str] = {"cifar10_transformers": "cifar10_resnet20"}
+OF_ANOTHER_FAMILY: Mapping[str, str] = {
+    "cifar10_transformers": "cifar10_resnet20",
+    "shapes_transformers": "shapes_residual",
+}
 # Parts of DGH that need no statistics, left out one by one.
 WITHOUT: tuple[Mapping[str, Any], ...] = ({}, {"output_stretching": False}, {"preprocessing": False})
 

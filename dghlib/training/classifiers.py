@@ -35,12 +35,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of one training run: SGD with Nesterov momentum, learning rate up a line and down a cosine."""
+    """Settings of one training run: the learning rate goes up a line and down a cosine.
+
+    `optimizer` is "sgd", with Nesterov momentum, or "adamw", which transformers need.
+    """
 
     model: str
     num_images: int = 19_968  # a multiple of the batch size and of the 48 classes
     epochs: int = 14
     batch_size: int = 128
+    optimizer: str = "sgd"
     peak_learning_rate: float = 0.2
     warm_up: float = 0.2  # fraction of all steps
     momentum: float = 0.9
@@ -49,6 +53,18 @@ class Config:
     seed: int = 0
     threads: int = 1  # two runs side by side use two cores better than one run with two threads
     test_images: int = 4_096
+
+
+CONFIGS = {name: Config(model=name) for name in embedded.NETS} | {
+    "shapes_transformer": Config(
+        model="shapes_transformer",
+        optimizer="adamw",
+        peak_learning_rate=2e-3,
+        weight_decay=0.05,
+        epochs=20,
+        warm_up=0.1,
+    )
+}
 
 
 def train(config: Config, data: LabelledImages, checkpoint: Path | None = None) -> tuple[FloatModel, float]:
@@ -60,15 +76,21 @@ def train(config: Config, data: LabelledImages, checkpoint: Path | None = None) 
         checkpoint: file to continue from and to save to after every epoch.
     """
     net = _untrained(config)
-    optimizer = torch.optim.SGD(
-        net.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True
-    )
+    optimizer = _optimizer(config, net)
     model = embedded.as_model(config.model, net)
     saved = Checkpoint(checkpoint, fingerprint(config))
     seconds = train_epochs(net, optimizer, partial(_train_epoch, model, optimizer, data, config), config.epochs, saved)
     start = time.perf_counter()
     measure_batch_norm(model, (images for images, _ in augmented(model, data, config, epoch=config.epochs)))
     return model, seconds + time.perf_counter() - start
+
+
+def _optimizer(config: Config, net: nn.Module) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(net.parameters(), lr=0.0, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        net.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True
+    )
 
 
 def _untrained(config: Config) -> nn.Module:
@@ -212,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
 
     def train_one(name: str, out: Path) -> str:
-        facts = make(Config(model=name), out)
+        facts = make(CONFIGS[name], out)
         return f"{facts['top1']:.2f} % of {facts['test_images']} test images"
 
     train_from_command_line(
