@@ -34,6 +34,12 @@ def test_a_difference_is_that_of_runs_with_the_seed_in_common() -> None:
     assert found.runs["shapes_residual"] == 2
 
 
+def test_a_difference_is_a_mean_over_seeds() -> None:
+    ours = [record("dgh", 60.0 + points, seed=seed) for seed, points in enumerate((1, 2, 6))]
+    theirs = [record("real", 60.0, seed=seed) for seed in range(3)]
+    assert claims.differences(level(0.0), ours + theirs).points.tolist() == [3.0]
+
+
 def test_the_best_rival_counts_and_all_must_be_there() -> None:
     rivals = [record("zeroq", 10.0), record("genie_d", 79.0)]
     named = (claims.TITLES["zeroq"], claims.TITLES["genie_d"])

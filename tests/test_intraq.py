@@ -188,3 +188,16 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
     name = next(iter(settings))
     with pytest.raises(TypeError, match=f"{name} must be a number, got 'x' of type str"):
         replace(SMALL, **{name: "x"})  # type: ignore[arg-type]
+
+
+def test_features_are_what_the_last_linear_layer_is_given(tiny_model):
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first = nn.Linear(6, 5), nn.Linear(3, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x.mean((2, 3))).relu())
+
+    model = replace(tiny_model, net=Several().eval())
+    assert find_head(model, model.net, "test") == Head(layer="last", width=6, num_classes=5)

@@ -80,7 +80,7 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
     _Corrector(quantized.graph, Walk(prepared_graph(model, about), images), widths).run(images)
     if config.integer_biases:
         round_biases(quantized)
-    return quantized
+    return quantized.eval()
 
 
 class _Corrector(fx.Interpreter):
@@ -126,7 +126,7 @@ def quantized_weight(
 
 
 def _with_weight(layer: nn.Linear, weight: Tensor) -> nn.Linear:
-    made = nn.Linear(layer.in_features, layer.out_features)
+    made = nn.Linear(layer.in_features, layer.out_features, device="meta")  # anywhere else it would draw weights
     made.weight = frozen(weight)
     return made
 
