@@ -20,6 +20,8 @@ Differences from the paper:
 6. Before it quantizes, MCT joins layers that follow each other without an activation into one, and a layer with the
    shortcut around it alone ("linear" and "residual collapsing"); here every layer keeps weights of its own.
 7. Biases are integers, too (`biases`); in the paper and in MCT they stay float, which is `integer_biases=False`.
+8. What a curved activation function reads is on a grid, too (`tables`); in the paper and in MCT the function is
+   computed while the sum is wide, which is `table_inputs=False`.
 """
 
 from collections.abc import Mapping
@@ -30,7 +32,7 @@ from torch import Tensor, fx
 
 from dghlib.choices import check_at_least, check_choice
 from dghlib.models import FloatModel
-from dghlib.quantizers import joins
+from dghlib.quantizers import joins, tables
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import Histogram, check_images, observe, power_of_two_above
 from dghlib.quantizers.graph import folded_graph
@@ -59,6 +61,8 @@ class Config(BitSettings):
             wins; but at 4 bits a grid that holds every outlier is coarse for the others.
         bias_correction: whether biases take back the mean error of the rounded weights.
         batch_size: images that pass the network at once; the result depends on it only by rounding.
+        table_inputs: whether what an activation function reads that does more than clip is quantized, too, to 8 bits or
+            more, as hardware needs that looks functions up in tables (see `tables`).
     """
 
     weight_thresholds: str = "power_of_two"
@@ -66,6 +70,7 @@ class Config(BitSettings):
     bias_correction: bool = True
     clip_outputs: bool = added_later(True)
     batch_size: int = 32
+    table_inputs: bool = added_later(True, before=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +91,9 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
     graph = folded_graph(model)
     tensors = every_tensor(graph)
     bits = assign_bits(graph, tensors, config.weight_bits, config.activation_bits, config.bits)
-    seen = observe(graph, joins.with_parts(graph, bits.activations), images, config.batch_size)
+    functions = tables.inputs_of_tables(graph, bits.activations) if config.table_inputs else {}
+    wanted = [*joins.with_parts(graph, bits.activations), *functions]
+    seen = observe(graph, wanted, images, config.batch_size)
     bits = joins.apart(graph, bits, seen.histograms)
     whole = () if config.clip_outputs else output_sites(graph)
     activations = {
@@ -95,6 +102,8 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
     }
     if config.shift_negative:
         activations |= shifted_quantizers(graph, activations, seen.histograms)
+    width = max(tables.BITS, config.activation_bits)
+    activations |= {name: tables.grid_for(each, seen.histograms[name], width) for name, each in functions.items()}
     weights = {
         path: weight_quantizer(layer_at(graph, path), width, config.weight_thresholds)
         for path, width in bits.weights.items()
@@ -103,7 +112,8 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
         for path, quantizer in weights.items():
             correct_bias(layer_at(graph, path), quantizer, seen.input_means[path])
     about = {"model": model.name, "method": "hptq", "config": asdict(config)}
-    quantized = QuantizedModel(graph, weights, activations, about)
+    in_order = {node.name: activations[node.name] for node in graph.graph.nodes if node.name in activations}
+    quantized = QuantizedModel(graph, weights, in_order, about)
     if config.integer_biases:
         round_biases(quantized)
     return quantized

@@ -13,18 +13,15 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from dghlib.quantizers.calibration import Histogram
-from dghlib.quantizers.operations import Kind, does, kind_of, source_of
+from dghlib.quantizers.operations import JOINS, Kind, does, kind_of, source_of
 from dghlib.quantizers.placement import Bits, output_sites
 from dghlib.quantizers.sites import site_of
 
 log = logging.getLogger(__name__)
-
-JOINS = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack}
 
 
 def parts_of(graph: fx.GraphModule, tensors: Collection[str]) -> dict[str, list[str]]:
