@@ -234,8 +234,8 @@ class Norms(nn.Module):
         self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(8)
         self.conv, self.end = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
         for norm in (self.first, self.second):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.2, 3)
+            nn.init.normal_(norm.get_buffer("running_mean"))
+            nn.init.uniform_(norm.get_buffer("running_var"), 0.2, 3)
             nn.init.normal_(norm.weight)
             nn.init.normal_(norm.bias)
 

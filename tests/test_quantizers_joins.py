@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dghlib.export import export_onnx, open_session
 from dghlib.models import FloatModel
-from dghlib.quantizers import QuantizedModel, genie_m, hptq, squant
+from dghlib.quantizers import QuantizedModel, genie_m, hptq, in_float, squant
 
 
 class Head(nn.Module):
@@ -79,6 +79,7 @@ def test_layers_read_one_grid_unless_nothing_is_left_of_a_part(
     quantized = hptq.quantize(model, noise(), hptq.Config())
     assert ("cat" in tensors(quantized)) is one_grid
     assert ("each keeps a grid of its own" in caplog.text) is not one_grid
+    assert in_float(quantized) == ([] if one_grid else ["end: reads cat, which has no grid"])
 
 
 def test_a_file_knows_which_joins_have_no_grid(tmp_path: Path) -> None:

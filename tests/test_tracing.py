@@ -350,8 +350,8 @@ class Mixed(nn.Module):
     def __init__(self, readers: int = 1) -> None:
         super().__init__()
         self.one, self.three, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(10)
-        self.norm.running_mean.normal_()
-        self.norm.running_var.uniform_(0.2, 3)
+        nn.init.normal_(self.norm.get_buffer("running_mean"))
+        nn.init.uniform_(self.norm.get_buffer("running_var"), 0.2, 3)
         nn.init.normal_(self.norm.weight)
         self.readers = readers
 

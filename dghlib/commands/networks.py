@@ -23,7 +23,7 @@ from dghlib.generators import GENERATORS
 from dghlib.images import load_images, normalise, save_images
 from dghlib.models import FloatModel
 from dghlib.plans.parts import parse_bits
-from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel
+from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel, in_float
 from dghlib.quantizers.starting import LearningSettings
 from dghlib.running import processes
 from dghlib.running.copies import private_copy
@@ -231,6 +231,8 @@ def report(
         seen = calibration_images(network, images, real, num_images, seed)[:num_images]
         noise, units = tables.noise(network, integers, seen), tables.units(integers)
         print(noise.drop(columns="place").head(worst).to_string(float_format="%.1f"))
+        if floats := in_float(integers):
+            print("\nStays in float:", *floats, sep="\n  ")
         if len(units):
             print("\nErrors of units, over the energy of the float output, before and after they learned:")
             print(units.drop(columns="place").head(worst).to_string(float_format="%.2g"))

@@ -22,7 +22,7 @@ from dghlib.quantizers import (
 )
 from dghlib.quantizers.quantized_model import QuantizedModel, saved_facts
 from dghlib.quantizers.reconstruction import UnitError
-from dghlib.quantizers.report import Noise, noise_report, unit_errors
+from dghlib.quantizers.report import Noise, in_float, noise_report, unit_errors
 from dghlib.quantizers.tracing import UntraceableNetwork
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "QuantizedModel",
     "UnitError",
     "UntraceableNetwork",
+    "in_float",
     "noise_report",
     "saved_facts",
     "unit_errors",

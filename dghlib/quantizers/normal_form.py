@@ -271,4 +271,4 @@ def _is_neutral(node: fx.Node) -> bool:
     if shape is None or shape != node.meta.get("shape") or len(node.args) != 2 or node.kwargs:
         return False
     others = node.args[1:] if node.target in _ONE_SIDED else [each for each in node.args if each is not read]
-    return len(others) == 1 and type(others[0]) in (int, float) and others[0] == _NEUTRAL[node.target]
+    return len(others) == 1 and isinstance(others[0], int | float) and float(others[0]) == _NEUTRAL[node.target]

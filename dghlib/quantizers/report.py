@@ -13,8 +13,9 @@ from torch import Tensor, fx
 from tqdm import tqdm
 
 from dghlib.models import FloatModel
+from dghlib.quantizers.biases import grid_of
 from dghlib.quantizers.calibration import check_images
-from dghlib.quantizers.graph import device_of
+from dghlib.quantizers.graph import device_of, left_in_float
 from dghlib.quantizers.operations import layer_at
 from dghlib.quantizers.preparation import prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
@@ -63,6 +64,18 @@ def noise_report(model: FloatModel, quantized: QuantizedModel, images: Tensor, b
     ]
     tensors = _tensor_noise(float_graph, quantized, images, batch_size)
     return sorted(weights + tensors, key=lambda noise: noise.accumulated)
+
+
+def in_float(quantized: QuantizedModel) -> list[str]:
+    """Return, in words, what a quantized network still computes in float although its tensors are quantized."""
+    found = [f"{name}: weights that no layer holds" for name in left_in_float(quantized.graph)]
+    weights = quantized.weight_quantizers() if quantized.activation_quantizers() else {}
+    for node in quantized.graph.graph.nodes:
+        if node.op == "call_module" and node.target in weights:
+            read = node.all_input_nodes[0]
+            if grid_of(quantized.graph, read) is None:
+                found.append(f"{node.target}: reads {read.name}, which has no grid")
+    return found
 
 
 def unit_errors(quantized: QuantizedModel) -> list[UnitError]:
