@@ -62,6 +62,7 @@ PLACEMENT_TITLES = {
     "brecq": "all but image, addends, averages",
     "genie": "what layers read, but the image",
     "relu_only": "what leaves a ReLU",
+    "factors": "factors of products",
 }
 FEET = ("quantized", "seeds")  # rows below those of numbers
 SPARED = ", ends spared"  # of the academic setting: first and last layer at 8 bits, logits in float
