@@ -60,7 +60,7 @@ class Outcome:
 
 
 def names_of(library: str) -> list[str]:
-    """Return the names of a library's classifiers of images and pixels, or of those that hold what follows the colon."""
+    """Return the names of a library's classifiers of images and pixels, or of those that hold what follows a colon."""
     library, _, part = library.partition(":")
     if library == "torchvision":
         names = torchvision.models.list_models(module=torchvision.models) + SEGMENTATION
