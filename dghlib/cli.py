@@ -31,7 +31,8 @@ COMMANDS = {
     "quantize": (
         "networks:quantize",
         "Quantize a network, calibrated with generated or real images, or by a method that needs none.\n\n"
-        "hptq takes seconds; adaround, brecq, qdrop and genie_m learn block by block; lsq, genq_qat, intraq_qat, ait "
+        "hptq takes seconds; adaround, brecq, qdrop and genie_m learn block by block, an hour or more as published and "
+        "minutes with --preset quick; lsq, genq_qat, intraq_qat, ait "
         "and synq as a whole, from the float network's answers; squant and dfq need no images.",
         "dgh quantize shapes_residual --real shapes --bits W4A8 --out q.safetensors",
     ),

@@ -283,8 +283,10 @@ def test_the_readme_commands_parse() -> None:
         assert bound.args[0] in MODELS
 
 
-def test_the_readme_example_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = fenced(README, "python")
+def test_the_readme_example_runs_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example, below_8_bits = fenced(README, "python")
     assert len([line for line in example.splitlines() if line]) <= 10
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -298,12 +300,15 @@ def test_the_readme_example_runs_as_written(tmp_path: Path, monkeypatch: pytest.
     ).eval()
     namespace: dict[str, Any] = {"net": net}
     exec(compile(example, "README.md", "exec"), namespace)
+    assert re.fullmatch(r"on \d+ % of the images both find the same class\n", capsys.readouterr().out)
     unseen = torch.randn(7, 3, 32, 32)
     with torch.no_grad():
         expected, found = namespace["quantized"](unseen), OnnxNetwork(tmp_path / "mine.onnx")(unseen)
     assert found.shape == (7, 5)
     assert torch.isfinite(found).all()
     assert (found - expected).abs().max() < 0.1 * expected.abs().max()
+    exec(compile(below_8_bits, "README.md", "exec"), namespace)
+    assert {each.bits for each in namespace["quantized"].weight_quantizers().values()} == {4}
 
 
 def test_what_users_give_make_is_text_to_it_and_to_the_shell(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from dghlib.generators import GENERATORS
 from dghlib.images import load_images, normalise, save_images
 from dghlib.models import FloatModel
 from dghlib.plans.parts import parse_bits
-from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel, in_float
+from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel, in_float, presets_of
 from dghlib.quantizers.starting import LearningSettings
 from dghlib.running import processes
 from dghlib.running.copies import private_copy
@@ -129,6 +129,7 @@ def quantize(
     num_images: Annotated[int, Parameter(help="how many real ones")] = 256,
     seed: Seed = 0,
     method: Annotated[str, Parameter(help=f"one of: {', '.join(QUANTIZERS)}")] = "hptq",
+    preset: Preset = "default",
     bits: Annotated[str, Parameter(help="of weights and activations, 2 to 8, 16 or 32")] = "W8A8",
     settings: Settings = (),
     out: Annotated[Path, Parameter(help="file to write; a killed run continues beside it")],
@@ -143,8 +144,9 @@ def quantize(
         )
     module = look_up(QUANTIZERS, method, "quantizer")
     weight_bits, activation_bits = parse_bits(bits)
-    config = module.Config(weight_bits=weight_bits, activation_bits=activation_bits)
-    config = dataclasses.replace(config, **parse_settings(config, settings))
+    config = look_up(presets_of(module), preset, f"preset of {method}")
+    widths = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+    config = dataclasses.replace(config, **widths | parse_settings(config, settings))
     with claimed(out, force):
         network = _model(model)
         chosen = None

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from dghlib.choices import look_up
 from dghlib.generators import GENERATORS
-from dghlib.quantizers import QUANTIZERS
+from dghlib.quantizers import QUANTIZERS, presets_of
 
 METHODS = GENERATORS | QUANTIZERS
 
@@ -27,7 +27,7 @@ def show(method: Annotated[str, Parameter(help=f"one of: {', '.join(METHODS)}")]
         print(f"  {field.name} = {field.default}")
         if field.name in meanings:
             print(f"      {meanings[field.name]}")
-    for name, config in getattr(module, "PRESETS", {}).items():
+    for name, config in (module.PRESETS if method in GENERATORS else presets_of(module)).items():
         changed = (field.name for field in _fields(config) if getattr(config, field.name) != field.default)
         others = ", ".join(f"{each} = {getattr(config, each)}" for each in changed)
         print(f"preset {name}: {others or 'the defaults'}")

@@ -1,6 +1,10 @@
-"""Quantized copies of trained networks, each method a module with `Config`, `VERSION` and `quantize`."""
+"""Quantized copies of trained networks, each method a module with `Config`, `VERSION` and `quantize`.
+
+Methods that have settings for several occasions name them in `PRESETS`; `presets_of` has them for every method.
+"""
 
 from types import ModuleType
+from typing import Any
 
 from dghlib.quantizers import (
     adaround,
@@ -34,6 +38,7 @@ __all__ = [
     "UntraceableNetwork",
     "in_float",
     "noise_report",
+    "presets_of",
     "saved_facts",
     "unit_errors",
 ]
@@ -57,3 +62,8 @@ QUANTIZERS: dict[str, ModuleType] = {
     "erq": erq,
 }
 WITHOUT_IMAGES = ("squant", "dfq")  # whose `quantize` takes None for images
+
+
+def presets_of(method: ModuleType) -> dict[str, Any]:
+    """Return the settings of a quantizer by name; "default" is one of them."""
+    return getattr(method, "PRESETS", {"default": method.Config()})

@@ -1,12 +1,14 @@
 """All records together: which are current, who leads, by how much with the same seeds, and at what cost."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import seaborn as sns
+from IPython.display import HTML
 from matplotlib.figure import Figure
 from scipy.stats import t
 
@@ -97,6 +99,21 @@ def overview(records: list[Record]) -> pd.DataFrame:
         "seconds",
     ]
     return rows[[*columns, "commit", "state", "file"]].astype(object).fillna("")
+
+
+def filterable(rows: pd.DataFrame, first: int = 50) -> HTML:
+    """Return a list as HTML that shows its first rows and, in a browser, those that a filter finds, in any order.
+
+    All rows are in the page as JSON; without scripts, and on paper, the first are there.
+    """
+    lines = [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row] for row in rows.to_numpy()]
+    table = pd.DataFrame(lines[:first], columns=rows.columns).to_html(index=False, classes="long", border=0)
+    everything = json.dumps(lines, separators=(",", ":")).replace("<", "\\u003c")
+    return HTML(
+        f'<div class="filtered" data-rows="{first}"><p><label>Show rows with <input type="search" '
+        f'placeholder="words, such as dgh W4A4"></label> <output>{min(first, len(lines))} of {len(lines)} shown'
+        f'</output></p>{table}<script type="application/json">{everything}</script></div>'
+    )
 
 
 def overview_of_observations(records: list[Record]) -> pd.DataFrame:
@@ -316,12 +333,13 @@ def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str |
         x="seconds",
         y="top1",
         col="model",
-        col_wrap=3,
+        col_wrap=2,
         hue="calibrated with",
         hue_order=_named(TITLES, points["calibrated with"]),
         style="method",
         style_order=_named(QUANTIZER_TITLES, points.method),
         height=2.6,
+        aspect=1.2,
         facet_kws={"sharex": False, "sharey": False},
     )
     for name, axis in grid.axes_dict.items():

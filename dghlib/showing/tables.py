@@ -213,6 +213,26 @@ def unmerged(table: pd.DataFrame) -> HTML:
     return HTML(table.style.set_table_attributes('class="dataframe"').to_html(sparse_index=False))
 
 
+def stacked(table: pd.DataFrame, *, merged: bool = True) -> HTML:
+    """Return a table as HTML: its columns of the paper, if it has any, below the others, as a table of their own.
+
+    With `merged`, equal names of rows below each other are one cell.
+    """
+    of_paper = [str(column[0] if isinstance(column, tuple) else column).startswith(PAPER) for column in table.columns]
+    parts = {"This book": table.loc[:, [not paper for paper in of_paper]], "The paper": table.loc[:, of_paper]}
+    shown = {title: part[(part != "").any(axis=1)] for title, part in parts.items()}
+    tables = [
+        captioned(part, title, merged=merged).data for title, part in shown.items() if part.size and any(of_paper)
+    ]
+    return HTML("".join(tables) or table.to_html())
+
+
+def captioned(table: pd.DataFrame, title: str, *, merged: bool = True) -> HTML:
+    """Return a table as HTML, with a caption; with `merged`, equal names of rows below each other are one cell."""
+    styled = table.style.set_caption(title).set_table_attributes('class="dataframe"')
+    return HTML(styled.to_html(sparse_index=merged))
+
+
 def nothing() -> pd.DataFrame:
     """Return what a page shows whose records are of earlier versions of the methods, or were never made."""
     return pd.DataFrame({"no records": ["of these settings and versions"]}, index=[""])
