@@ -76,7 +76,7 @@ class QuantizedModel(nn.Module):
     def activation_quantizers(self) -> dict[str, Any]:
         """Return the quantizer of every quantized tensor, by its name, in the order of computation: `uneven.Quantizer`.
 
-        Most methods make `UniformQuantizer`s alone.
+        Most methods make nothing but a `UniformQuantizer` for each.
         """
         return dict(self.graph.get_submodule(_ACTIVATIONS).items())  # type: ignore[operator]
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from dghlib.showing.tables import nothing
 
-WIDTH = 7.8  # inches: a page's on a screen of 1280 pixels, where a wider figure would be shrunk
+WIDTH = 7.5  # inches: a page's on a screen of 1280 pixels, where a wider figure would be shrunk
 MOST_NUMBERS = 60  # rows that a page shows below a figure
 _DESCRIBED = "figure: "  # begins the name of the group in an SVG that says what is drawn
 
