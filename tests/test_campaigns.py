@@ -1,5 +1,6 @@
 """The programs that are run on demand, campaigns and planted faults, in small; and the table of what they found."""
 
+import json
 import random
 from pathlib import Path
 
@@ -64,3 +65,10 @@ def test_what_a_killed_command_leaves_behind_counts(tmp_path: Path) -> None:
     assert campaigns.differing(left, {"OUT.safetensors": b"whole"}).endswith(": .OUT.safetensors.lock")
     assert campaigns.differing({"OUT.safetensors": b"half"}, {"OUT.safetensors": b"whole"})
     assert not campaigns.differing({"OUT.safetensors": b"whole"}, {"OUT.safetensors": b"whole"})
+
+
+def test_the_table_in_contributing_is_that_of_the_record() -> None:
+    found = json.loads(campaigns.RECORD.read_text(encoding="utf-8"))["outputs"]["kinds"]
+    lines = [f"| {kind} | {each['tried']} | {each['survived']} |" for kind, each in found.items()]
+    assert "\n".join(lines) in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert found["faults"]["survived"] >= 0.95 * found["faults"]["tried"]
