@@ -24,7 +24,7 @@ READY := $(VENV)/.ready
 MCT   := _build/mct
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book render results notebook test lint data checkpoints bench serve lock clean
+.PHONY: help setup book render results notebook test lint data checkpoints bench package serve lock clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [NAME=value ...]"
@@ -72,11 +72,24 @@ bench: $(READY) $(MCT)/.ready ## measure how fast the methods are, an hour or so
 	@$(BIN)/python -m benchmarks.reconstruction --save
 	@$(BIN)/python -m benchmarks.fine_tuning --save
 	@$(BIN)/python -m benchmarks.hptq --save
+	@$(BIN)/python -m benchmarks.chance --save
 	@$(BIN)/python -m benchmarks.dgh_scale --save
 	@$(BIN)/python -m benchmarks.dgh --save
 	@$(BIN)/dgh data cifar10
 	@$(BIN)/python -m benchmarks.dgh_quality --save
 	@$(BIN)/python -m benchmarks.detectors --save
+
+package: ## build the wheel and the source archive into _build/package, and try the wheel alone
+	@rm -rf _build/package _build/alone
+	@$(PYTHON) -m venv _build/alone
+	@_build/alone/bin/pip install --quiet --disable-pip-version-check uv
+	@_build/alone/bin/uv build --quiet --out-dir _build/package
+	@_build/alone/bin/uv tool run --quiet twine check --strict _build/package/*.whl _build/package/*.tar.gz
+	@VIRTUAL_ENV=$(CURDIR)/_build/alone _build/alone/bin/uv pip install --quiet --torch-backend=cpu _build/package/*.whl
+	@cd _build/alone && bin/dgh generate shapes_residual --out images.safetensors --set num_images=8 --set steps=2 && \
+		bin/dgh quantize shapes_residual --images images.safetensors --out quantized.safetensors && \
+		bin/dgh evaluate shapes_residual --quantized quantized.safetensors --num-images 96
+	@ls -l _build/package
 
 serve: _build/html/index.html ## show the book on this machine: PORT=8000
 	@echo "http://localhost:$$PORT until Ctrl-C"
@@ -90,7 +103,7 @@ lock: $(READY) ## resolve pyproject.toml into requirements.lock
 		--generate-hashes --no-annotate --no-header --quiet --output-file requirements.lock
 
 clean: ## remove the environments and the pages (records, images and data stay)
-	rm -rf $(VENV) $(MCT) $(addprefix _build/,executed recorded notebooks book-src sphinx html) \
+	rm -rf $(VENV) $(MCT) $(addprefix _build/,alone package executed first recorded notebooks book-src sphinx html) \
 		.pytest_cache .mypy_cache .ruff_cache *.egg-info
 
 $(READY): requirements.lock pyproject.toml

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from benchmarks import measuring
@@ -31,7 +32,9 @@ from dghlib.export import export_onnx, open_session
 from dghlib.models import FloatModel
 from dghlib.quantizers import hptq
 from dghlib.quantizers.graph import folded_graph, left_in_float
+from dghlib.running.allocator import keep_freed_memory
 
+SEGMENTATION = torchvision.models.list_models(module=torchvision.models.segmentation)
 STAGES = ("traced", "quantized", "exported", "ran", "equal")
 SIZES = (64, 96, 128, 224, 256, 299, 384)  # pixels, the first that an architecture takes
 _SECONDS, _BYTES = 300, 8 * 2**30
@@ -57,10 +60,10 @@ class Outcome:
 
 
 def names_of(library: str) -> list[str]:
-    """Return the names of the classifiers of a library, or of those that hold what follows the colon."""
+    """Return the names of a library's classifiers of images and pixels, or of those that hold what follows a colon."""
     library, _, part = library.partition(":")
     if library == "torchvision":
-        names = torchvision.models.list_models(module=torchvision.models)
+        names = torchvision.models.list_models(module=torchvision.models) + SEGMENTATION
     else:
         import timm
 
@@ -73,7 +76,8 @@ def network(name: str) -> nn.Module:
     library, _, architecture = name.partition(":")
     torch.manual_seed(0)
     if library == "torchvision":
-        return torchvision.models.get_model(architecture)
+        untrained = {"weights_backbone": None} if architecture in SEGMENTATION else {}
+        return torchvision.models.get_model(architecture, weights=None, **untrained)
     import timm
 
     return timm.create_model(architecture)
@@ -116,19 +120,19 @@ def outcome(name: str) -> Outcome | None:
             passed.append("exported")
             found = open_session(path, threads=1).run(None, {"images": images.numpy()})
             passed.append("ran")
-            _check_equal(quantized, images, torch.from_numpy(found[0]))
+            _check_equal(quantized, images, [torch.from_numpy(each) for each in found])
             passed.append("equal")
         except Exception as error:
             return Outcome(name, size, tuple(passed), f"{type(error).__name__}: {error}"[:300], in_float)
     return Outcome(name, size, tuple(passed), "", in_float)
 
 
-def _check_equal(quantized: nn.Module, images: Tensor, found: Tensor) -> None:
+def _check_equal(quantized: nn.Module, images: Tensor, found: list[Tensor]) -> None:
     with torch.no_grad():
-        answer = quantized(images)
-    expected = answer if isinstance(answer, Tensor) else answer[0]
-    if not torch.equal(found, expected):
-        raise ValueError(f"{(found != expected).float().mean():.1%} of the outputs differ")
+        expected = tree_leaves(quantized(images))
+    for got, wanted in zip(found, expected, strict=True):
+        if not torch.equal(got, wanted):
+            raise ValueError(f"{(got != wanted).float().mean():.1%} of the outputs differ")
 
 
 def _in_a_process(name: str) -> Outcome | None:
@@ -160,6 +164,7 @@ def main(arguments: list[str] | None = None, run: Callable[[str], Outcome | None
     parser.add_argument("--one", help="tell of this architecture alone, as JSON")
     options = parser.parse_args(arguments)
     measuring.prepare(options)
+    keep_freed_memory()
     if options.one:
         found_one = outcome(options.one)
         print(json.dumps(found_one and asdict(found_one)))

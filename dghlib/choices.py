@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Value = TypeVar("Value")
 
@@ -68,7 +68,7 @@ def check_types(config: Any) -> None:
 
     Raises:
         TypeError: of another type.
-        ValueError: NaN or infinite.
+        ValueError: NaN, infinite, or not among the choices of a `Literal`.
     """
     hints = get_type_hints(type(config))
     for setting in (each for each in fields(config) if each.init):
@@ -76,6 +76,8 @@ def check_types(config: Any) -> None:
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:
+    if get_origin(hint) is Literal:
+        check_choice(name, value, get_args(hint))
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     wanted = next((kind for kind in (bool, int, float) if kind in kinds), None)
     if wanted is None or (value is None and NoneType in kinds) or (type(value) is str and str in kinds):

@@ -228,11 +228,20 @@ def load_images(path: Path | str, space: Space | None = None) -> tuple[Tensor, d
     ):
         images, about = file.get_tensor("images"), file.metadata() or {}
         made_for = json.loads(about.get("space", "null"))
+        _check_set(images)
     if space is None or made_for in (None, json.loads(json.dumps(space))) or len(space[0]) != images.shape[1]:
         return images, about
     message = "%s was made for a mean of %s and std of %s: its images are normalised anew, with %s and %s"
     log.warning(message, path, *made_for, *space)
     return renormalised(images, made_for, space), about
+
+
+def _check_set(images: Tensor) -> None:
+    """Raise ValueError unless these are images as `save_images` is given them: float32 and finite, or uint8."""
+    if images.ndim != 4 or images.dtype not in (torch.float32, torch.uint8):
+        raise ValueError(f"it holds {images.dtype} of shape {tuple(images.shape)}, not images (N, C, H, W)")
+    if broken := sum(not image.isfinite().all() for image in images):
+        raise ValueError(f"{broken} of its {len(images)} images hold NaN or infinity")
 
 
 def load_timed_images(path: Path) -> tuple[Tensor, float] | None:

@@ -1,6 +1,8 @@
-"""What all tests share: one thread, and a network small enough to run at once."""
+"""What all tests share: one thread, networks small enough to run at once, and waiting for what happens elsewhere."""
 
 import copy
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,6 +11,14 @@ from torchvision.models import VisionTransformer
 
 from dghlib.models import FloatModel
 from dghlib.running.allocator import keep_freed_memory
+
+
+def until(happened: Callable[[], object], alive: Callable[[], object]) -> None:
+    """Wait for something to happen, however busy the machine is; fail if what should do it has ended without."""
+    while not happened():
+        if not alive():
+            assert happened(), "what should have done it has ended"
+        time.sleep(0.02)
 
 
 def tell_classes_apart(model: FloatModel, images: Tensor) -> None:
@@ -54,16 +64,17 @@ def make_tiny_model(seed: int = 0) -> FloatModel:
     return FloatModel(name="tiny", net=net.eval(), image_shape=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
-def make_tiny_transformer(seed: int = 0) -> FloatModel:
-    """Return a vision transformer with random weights: 16 patches, two heads, two layers: (N, 3, 8, 8) -> (N, 5)."""
+def make_tiny_transformer(seed: int = 0, image_size: int = 8) -> FloatModel:
+    """Return a vision transformer with random weights: patches of 2 pixels, two heads, two layers, five classes."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = VisionTransformer(
-            image_size=8, patch_size=2, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=24, num_classes=5
+            image_size=image_size, patch_size=2, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=24, num_classes=5
         )
         for parameter in net.parameters():
             nn.init.normal_(parameter, std=0.3)
-    return FloatModel(name="tiny", net=net.eval(), image_shape=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    shape = (3, image_size, image_size)
+    return FloatModel(name="tiny", net=net.eval(), image_shape=shape, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
 @pytest.fixture(autouse=True, scope="session")

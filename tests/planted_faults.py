@@ -1,119 +1,243 @@
-"""Plants faults in copies of the package, one at a time, and counts how many the tests notice.
+"""Plants faults in a copy of the package, one at a time, and counts how many the tests notice.
 
-Run it on demand, it takes minutes: `python tests/planted_faults.py [WORD ...]` plants those whose file has a WORD in
-its name, or all. pytest does not collect it. What it found is printed, and written to `_build/planted_faults.json`.
+`python tests/planted_faults.py` plants all that `planted_faults.txt` lists and nobody has planted yet, in a quarter of
+an hour to an hour; with WORDs, those whose file has one in its name. It may be stopped and started again, and several
+may run at once: an outcome is kept in `_build/planted_faults` for as long as the file is what it was, and that of a
+fault that was not noticed, for as long as its tests are, too. With `--save`, a record goes to `results/benchmarks`.
+pytest does not collect this file.
+
+Each fault is planted for a process of its own, forked from one that has imported what the package needs, so that a
+fault takes as long as its tests, and a fault that ends the process is one that was noticed.
 """
 
+import argparse
+import contextlib
+import functools
+import hashlib
+import importlib
+import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dghlib.storage.records import code_version, write_json
+import pytest
+
+from dghlib.storage.locks import Busy, claim
+from dghlib.storage.records import code_version, fingerprint, provenance, write_json
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 600  # for the tests of one fault; a test that hangs has noticed it
+LIST = Path(__file__).with_suffix(".txt")
+KEPT = ROOT / "_build" / "planted_faults"
+RECORD = ROOT / "results" / "benchmarks" / "planted_faults.json"
+SECONDS = 900  # for the tests of one fault; tests that hang have noticed it
+ENDED, FAILED = 0, 1  # what pytest says of a run whose tests passed, or of which one failed
+NEEDED = ("torch", "torchvision", "numpy", "pandas", "scipy.stats", "seaborn", "onnx", "onnxruntime", "nbformat", "PIL")
 
 
 class Fault(NamedTuple):
-    """A mistake that somebody could make: in `file` of the package, `old` becomes `new`; `tests` should notice."""
+    """A mistake that somebody could make: in `file` of the package, `old` becomes `new`.
+
+    `tests` should notice: names of test files, with a word in brackets if the tests of that word will do.
+    """
 
     file: str
     old: str
     new: str
-    tests: str
+    tests: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.old!r} => {self.new!r}"
 
 
-FAULTS = [
-    Fault("generators/schedules.py", "self.bad_steps > self.patience", "self.bad_steps >= self.patience", "schedules"),
-    Fault("generators/schedules.py", "self.best, self.bad_steps = inf, 0", "self.bad_steps = 0", "schedules"),
-    Fault("generators/schedules.py", "self.threshold * abs(self.best)", "self.threshold * self.best * 2", "schedules"),
-    Fault(
-        "generators/schedules.py", "max(self.minimum, self.learning_rate", "max(0.0, self.learning_rate", "schedules"
-    ),
-    Fault("generators/schedules.py", "loss < self.best -", "loss < self.best +", "schedules"),
-    Fault("generators/schedules.py", "max(1, round(length", "max(0, round(length", "schedules"),
-    Fault("storage/locks.py", "os.O_NOFOLLOW", "0", "locks"),
-    Fault("storage/locks.py", "os.fchmod(handle, 0o666)", "os.fchmod(handle, 0o644)", "locks"),
-    Fault("storage/locks.py", "            remove(leftover)\n", "            pass\n", "locks"),
-    Fault("storage/locks.py", "lock.unlink(missing_ok=True)", "pass", "locks"),
-    Fault("storage/records.py", "sort_keys=True, separators", "separators", "records"),
-    Fault("storage/records.py", "    plain(record)\n", "", "records"),
-    Fault("storage/records.py", "next(name for name in names if not name.exists())", "next(names)", "records"),
-    Fault("storage/checkpoints.py", 'if content is not None and content["key"] != self.key', "if False", "checkpoints"),
-    Fault("storage/checkpoints.py", "self._started_at -= content", "content", "checkpoints"),
-    Fault("storage/large_sets.py", "_allocate(handle.fileno(), size)", "pass", "large_sets"),
-    Fault("storage/reading.py", "    except Unreadable:\n        raise\n", "", "reading"),
-    Fault("storage/assets.py", 'or ".." in place.parts', "", "assets"),
-    Fault("storage/assets.py", "flags | os.O_NOFOLLOW", "flags", "assets"),
-    Fault("storage/assets.py", "if start and not told.startswith", "if not told and not told.startswith", "assets"),
-    Fault("choices.py", "not math.isfinite(value)", "False", "choices"),
-    Fault("choices.py", "(int, float) if wanted is float else (wanted,)", "(int, float, bool)", "choices"),
-    Fault("evaluation/classification.py", "100 * correct / seen", "100 * correct / (seen + 1)", "evaluation"),
-    Fault("evaluation/classification.py", "images.to(device, dtype)", "images.to(device)", "cli"),
-    Fault("datasets/files.py", "choose(len(files), num_images, seed)", "choose(len(files), num_images)", "datasets"),
-]
+def listed() -> list[Fault]:
+    """Return the faults of the list."""
+    faults: list[Fault] = []
+    file, tests = "", tuple[str, ...]()
+    for line in LIST.read_text(encoding="utf-8").splitlines():
+        if " => " in line:
+            old, new = (part.replace("\\n", "\n") for part in line.split(" => "))
+            faults.append(Fault(file, old, new, tests))
+        elif line and not line.startswith("#"):
+            file, _, named = line.partition(": ")
+            tests = tuple(named.split())
+    return faults
 
 
-def noticed(fault: Fault) -> bool:
-    """Return whether the tests fail where the fault is.
+def planted(fault: Fault, text: str) -> str:
+    """Return the text of a file with a fault in it.
 
     Raises:
         ValueError: the file does not hold the old text exactly once: the list is of an earlier version.
     """
+    if text.count(fault.old) != 1:
+        raise ValueError(f"{fault.file} holds {fault.old!r} {text.count(fault.old)} times, not once: renew {LIST.name}")
+    return text.replace(fault.old, fault.new)
+
+
+@contextlib.contextmanager
+def private_copy() -> Iterator[Path]:
+    """Yield a copy of package and tests, beside links to what else the repository holds."""
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
-        copy = _copy(Path(folder))
-        path = copy / "dghlib" / fault.file
-        text = path.read_text(encoding="utf-8")
-        if text.count(fault.old) != 1:
-            raise ValueError(f"{fault.file} holds {fault.old!r} {text.count(fault.old)} times, not once")
-        path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
-        return _fails(copy, fault.tests)
+        for path in ROOT.iterdir():
+            if path.name in ("dghlib", "tests"):
+                shutil.copytree(path, Path(folder) / path.name, symlinks=True)
+            elif path.name != "_build" and not path.name.startswith("."):
+                (Path(folder) / path.name).symlink_to(path)
+        yield Path(folder)
 
 
-def check_that_tests_pass(names: Iterable[str]) -> None:
-    """Raise ValueError if tests fail without any fault: what they notice then says nothing."""
-    with tempfile.TemporaryDirectory(prefix="planted-") as folder:
-        copy = _copy(Path(folder))
-        if failing := [name for name in names if _fails(copy, name)]:
-            raise ValueError(f"without any fault, tests fail in {', '.join(failing)}: mend these first")
+def fails(copy: Path, tests: Sequence[str]) -> bool:
+    """Return whether one of the tests fails, or hangs, or ends its process."""
+    if (child := os.fork()) == 0:
+        _be_the_tests(copy, tests)
+    ended = _status(child)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # with what the tests have started
+    if ended is None:
+        os.waitpid(child, 0)
+    return ended != ENDED
 
 
-def _copy(folder: Path) -> Path:
-    for name in ("dghlib", "tests", "data_manifests"):
-        shutil.copytree(ROOT / name, folder / name, symlinks=True)
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    return folder
+def _status(child: int) -> int | None:
+    """Return how a process ended, None if it takes too long."""
+    started = time.monotonic()
+    while time.monotonic() - started < SECONDS:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.1)
+    return None
 
 
-def _fails(copy: Path, tests: str) -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/test_{tests}.py"]
-    environment = os.environ | {"PYTHONPATH": str(copy)}
+def _be_the_tests(copy: Path, tests: Sequence[str]) -> None:
+    """Run tests in the place of this process."""
+    os.setsid()
+    os.chdir(copy)
+    quiet = os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (0, 1, 2):
+        os.dup2(quiet, stream)
+    os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    sys.path[:] = [str(copy), *(path for path in sys.path if path != str(ROOT))]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dghlib"]:
+        del sys.modules[name]
+    status: int = ENDED
+    for name in tests:
+        file, _, word = name.rstrip("]").partition("[")
+        chosen = ["-k", word] if word else []
+        status = pytest.main(["-q", "-x", "-p", "no:cacheprovider", f"tests/test_{file}.py", *chosen])
+        if status != ENDED:
+            break
+    os._exit(status)
+
+
+def outcome_of(fault: Fault, copy: Path) -> dict[str, Any]:
+    """Plant a fault in a copy, and return whether the tests noticed."""
+    path = copy / "dghlib" / fault.file
+    sound = path.read_text(encoding="utf-8")
+    started = time.monotonic()
     try:
-        return subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=SECONDS).returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
+        path.write_text(planted(fault, sound), encoding="utf-8")
+        noticed = fails(copy, fault.tests)
+    finally:
+        path.write_text(sound, encoding="utf-8")
+    seconds = round(time.monotonic() - started, 1)
+    return {**fault._asdict(), "tests": _tests_of(fault), "noticed": noticed, "seconds": seconds}
 
 
-def main(words: list[str]) -> None:
-    """Plant every chosen fault; print and record what the tests noticed."""
-    chosen = [fault for fault in FAULTS if not words or any(word in fault.file for word in words)]
-    check_that_tests_pass(dict.fromkeys(fault.tests for fault in chosen))
-    found = []
-    for fault in chosen:
-        found.append({**fault._asdict(), "noticed": noticed(fault)})
-        print(
-            f"{'noticed' if found[-1]['noticed'] else 'MISSED '}  {fault.file}: {fault.old!r} -> {fault.new!r}",
-            flush=True,
-        )
-    count = sum(each["noticed"] for each in found)
-    print(f"{count} of {len(found)} faults were noticed")
-    write_json(ROOT / "_build" / "planted_faults.json", {"code": code_version(), "noticed": count, "faults": found})
+def kept(fault: Fault) -> Path:
+    """Return the file of a fault's outcome: its name depends on the fault and its file."""
+    return KEPT / f"{fingerprint([fault.file, fault.old, fault.new, _sum(f'dghlib/{fault.file}')])}.json"
+
+
+def _tests_of(fault: Fault) -> dict[str, str]:
+    """Return the sums of a fault's test files."""
+    return {name: _sum(f"tests/test_{name.partition('[')[0]}.py") for name in fault.tests}
+
+
+@functools.cache
+def _sum(file: str) -> str:
+    """Return the sum of a file as it is when it is first asked for, as in the copy."""
+    return hashlib.sha256((ROOT / file).read_bytes()).hexdigest()
+
+
+def known(fault: Fault) -> dict[str, Any] | None:
+    """Return the outcome of a fault that was planted before, unless its tests may notice it by now."""
+    path = kept(fault)
+    outcome = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return outcome if outcome and (outcome["noticed"] or outcome["tests"] == _tests_of(fault)) else None
+
+
+def plant(faults: Sequence[Fault]) -> None:
+    """Plant all faults whose outcome is not known; tests that fail without any fault are an error first.
+
+    Raises:
+        ValueError: tests fail without a fault: what they notice then says nothing.
+    """
+    for name in NEEDED:
+        importlib.import_module(name)
+    sound: set[tuple[str, ...]] = set()
+    with private_copy() as copy:
+        for fault in faults:
+            if known(fault) is not None:
+                continue
+            with contextlib.suppress(Busy), claim(kept(fault)):
+                if fault.tests not in sound and fails(copy, fault.tests):
+                    text = (copy / "output.txt").read_text(encoding="utf-8", errors="replace")
+                    raise ValueError(f"without any fault, tests fail in {' '.join(fault.tests)}:\n{text[-3000:]}")
+                sound.add(fault.tests)
+                found = outcome_of(fault, copy)
+                write_json(kept(fault), found)
+                print(f"{'noticed' if found['noticed'] else 'MISSED '} {found['seconds']:5.1f} s  {fault}", flush=True)
+
+
+def summed_up(faults: Sequence[Fault]) -> dict[str, Any]:
+    """Return how many faults were noticed, by file, and those that were not."""
+    found = [outcome for fault in faults if (outcome := known(fault))]
+    by_file: dict[str, list[int]] = {}
+    for outcome in found:
+        counts = by_file.setdefault(outcome["file"], [0, 0])
+        counts[0] += outcome["noticed"]
+        counts[1] += 1
+    missed = [outcome for outcome in found if not outcome["noticed"]]
+    return {
+        "noticed": len(found) - len(missed),
+        "planted": len(found),
+        "by file, noticed and planted": by_file,
+        "missed": [{name: outcome[name] for name in ("file", "old", "new")} for outcome in missed],
+        "seconds": sum(outcome["seconds"] for outcome in found),
+    }
+
+
+def main() -> None:
+    """Plant what is asked for, print what was found, and save it."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("words", nargs="*", help="of names of files; all without")
+    options.add_argument("--save", action="store_true", help="write a record to results/benchmarks of what is known")
+    options.add_argument("--known", action="store_true", help="plant nothing: sum up what is known")
+    chosen = options.parse_args()
+    for fault in listed():
+        _ = kept(fault), _tests_of(fault)  # so that the sums of all files are those of now
+    faults = [fault for fault in listed() if not chosen.words or any(word in fault.file for word in chosen.words)]
+    version = code_version()
+    if not chosen.known:
+        plant(faults)
+    found = summed_up(faults)
+    for outcome in found["missed"]:
+        print("MISSED ", outcome)
+    print(f"{found['noticed']} of {found['planted']} faults were noticed")
+    if chosen.save:
+        seconds = found.pop("seconds")
+        inputs = {"benchmark": "planted_faults", "listed": len(faults), "words": chosen.words}
+        write_json(RECORD, {"inputs": inputs, "outputs": found, "provenance": provenance(seconds) | version})
+        print(RECORD)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

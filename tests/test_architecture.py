@@ -1,6 +1,7 @@
 """The house stands straight: who imports whom, and what every module says of itself."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,28 @@ def test_every_method_names_its_source_and_how_it_differs(name: str) -> None:
     text = (GENERATORS | QUANTIZERS)[name].__doc__ or ""
     assert "Source:" in text
     assert "Differences" in text
+
+
+LONGEST_REPETITION = 10
+
+
+def lines_that_count(path: Path) -> list[tuple[str, int]]:
+    """Return the lines of a module and their numbers, without blank lines, comments, imports and lone brackets."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    passed_over = ("#", "from ", "import ")
+    return [
+        (line, number)
+        for number, line in enumerate(lines, start=1)
+        if re.search(r"\w", line) and not line.startswith(passed_over)
+    ]
+
+
+def test_nothing_long_stands_twice() -> None:
+    places: dict[tuple[str, ...], str] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        lines = lines_that_count(path)
+        for start in range(len(lines) - LONGEST_REPETITION):
+            run = lines[start : start + LONGEST_REPETITION + 1]
+            place = f"{path.relative_to(PACKAGE)}:{run[0][1]}"
+            other = places.setdefault(tuple(line for line, _ in run), place)
+            assert other == place, f"{place} repeats more than {LONGEST_REPETITION} lines of {other}: write them once"

@@ -49,6 +49,12 @@ def test_gradients_of_moments_are_right():
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_rounding_makes_no_variance_negative():
+    constant = torch.tensor([1000.1, 33.3, 0.1]).expand(4, 3)[:, :, None, None].expand(4, 3, 5, 5)
+    measured = moments(constant) * torch.tensor([1.0, 1 - 1e-6]).view(1, 2, 1)  # as rounding may have it
+    assert (variance_of(measured) == 0).all()
+
+
 def test_half_precision_does_not_overflow():
     x = torch.full((2, 1, 2, 2), 300.0, dtype=torch.float16)
     assert moments(x).flatten().tolist() == [300, 90000]

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -176,3 +177,16 @@ def test_architectures(benchmark: Callable[[str], ModuleType], tmp_path: Path, m
     assert found["in_float"] == 0
     failed = module.Outcome("torchvision:net", 64, ("traced",), "ValueError: no", 0)
     assert module.counts([failed, module.Outcome(**found)])["traced"] == 2
+
+
+def test_chance(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = record_of(benchmark("chance"), "chance", tmp_path, monkeypatch)["outputs"]
+    assert [row["differs"] for row in rows] == 2 * ["", "2 threads", "last bits"]
+    assert {row["method"] for row in rows} == {"hptq", "brecq"}
+    assert torch.get_num_threads() == 1
+
+
+def test_last_bits_are_the_last() -> None:
+    images = torch.ones(1000)
+    away = (importlib.import_module("benchmarks.chance").moved(images, 1e-7) - images).abs()
+    assert 0 < away.max() < 1e-6

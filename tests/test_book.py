@@ -26,6 +26,7 @@ from dghlib.bookmaking.notebooks import (
 from dghlib.bookmaking.origins import remember, remembered
 from dghlib.bookmaking.pages import broken_links, browser, visit
 from dghlib.choices import UnknownName
+from dghlib.experiments.recorded import only_recorded
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = """\
@@ -133,7 +134,9 @@ def test_a_run_leaves_a_finished_copy_and_its_files(
     assert cells[2].source.splitlines() == ["# Parameters", "seeds = 5", "rate = 0.5", 'name = "a b"', "fast = False"]
     assert "remove-input" in cells[1].metadata.tags  # the defaults, which would only confuse
     assert '<p class="provenance">' in cells[-1].source  # no cell said what made the page
-    assert [cell.metadata.get("mystnb") for cell in cells[4:6]] == [None, {"image": {"alt": "figure of this page: a"}}]
+    drawing = {"image": {"alt": "a figure", "classes": "drawing"}}
+    assert [cell.metadata.get("mystnb") for cell in cells[4:6]] == [None, drawing]
+    assert all("hide-input" in cell.metadata.tags for cell in cells[2:6])
     assert text_of(output) == f"5 {sys.executable}\n"  # of this interpreter, and without the progress
     assert "half of it" in capfd.readouterr().err  # which is passed on
     assert sorted(path.name for path in output.parent.iterdir()) == ["a.csv", "a.ipynb"]
@@ -211,7 +214,7 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ROOT / "book", tmp_path / "book")
-    for included in ("dghlib", "README.md"):
+    for included in ("dghlib", "README.md", "CHANGELOG.md", "CITATION.cff"):
         (tmp_path / included).symlink_to(ROOT / included)
     profile = 'profile: str = "shapes"  # data'
     for name in notebook_names(ROOT / "book" / "_toc.yml"):
@@ -225,6 +228,7 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     monkeypatch.setattr(book, "run_notebook", run_only({"table2", "table2_public", "figure8"}))
     executed = tmp_path / "_build" / "executed"
     executed.mkdir(parents=True)
+    (executed.parent / "html").mkdir()  # so that there is something to read, and no first look is taken
     methods = [page.stem for page in (ROOT / "book" / "methods").glob("*.md")]
     for source in [*methods, "dgh", "real"]:  # what the page of all sources writes for other pages
         (executed / f"cost_{source}.csv").write_text("seconds\n1\n")
@@ -325,3 +329,34 @@ def run_only(names: set[str]) -> Callable[..., None]:
             shutil.copy(notebook, output)
 
     return run
+
+
+def test_the_front_page_is_there_while_the_rest_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "_toc.yml").write_text(
+        "root: index\nchapters:\n- file: notebooks/table2\n- file: notebooks/figure1\n"
+    )
+    (tmp_path / "book" / "_config.yml").write_text("title: a book\n")
+    for name in ("table2", "figure1"):
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", "print('computed')")
+    computed: list[bool] = []
+    pages: list[list[bool]] = []
+
+    def run(*given: Any, **how: Any) -> None:
+        computed.append(not only_recorded())
+        run_notebook(*given, **how)
+
+    def build(source: Path, html: Path) -> list[str]:
+        texts = [(source / "notebooks" / f"{name}.ipynb").read_text() for name in ("table2", "figure1")]
+        pages.append(["This page is being computed" in text for text in texts])
+        html.mkdir(parents=True, exist_ok=True)
+        (html / "index.html").write_text("<p>a page</p>")
+        return []
+
+    monkeypatch.setattr(book, "run_notebook", run)
+    monkeypatch.setattr(book, "_build_pages", build)
+    build_book(tmp_path, {}, progress=False)
+    assert computed == [False, True, True]  # the front page's from records alone, then both
+    assert pages == [[False, True], [False, False]]
+    build_book(tmp_path, {}, progress=False)
+    assert len(pages) == 3, "there were pages to read: no second look"

@@ -91,3 +91,13 @@ def test_seconds_of_earlier_starts_count(tmp_path):
     second._started_at -= 30
     second.save({"step": 2})
     assert 130 <= elapsed(path) < 140
+
+
+def test_what_a_killed_process_left_of_it_goes_with_it(tmp_path):
+    left = [tmp_path / f".run.checkpoint{stage}.0123abcd.tmp" for stage in ("", ".stage.first")]
+    others = [tmp_path / ".run.checkpoint2.0123abcd.tmp", tmp_path / ".run.0123abcd.tmp"]
+    for file in (*left, *others):
+        file.write_bytes(b"half of a state")
+    Checkpoint(tmp_path / "run.checkpoint", "key").save({"step": 1})
+    remove(tmp_path / "run.checkpoint")
+    assert sorted(tmp_path.iterdir()) == sorted(others)

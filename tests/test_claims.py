@@ -34,6 +34,12 @@ def test_a_difference_is_that_of_runs_with_the_seed_in_common() -> None:
     assert found.runs["shapes_residual"] == 2
 
 
+def test_a_difference_is_a_mean_over_seeds() -> None:
+    ours = [record("dgh", 60.0 + points, seed=seed) for seed, points in enumerate((1, 2, 6))]
+    theirs = [record("real", 60.0, seed=seed) for seed in range(3)]
+    assert claims.differences(level(0.0), ours + theirs).points.tolist() == [3.0]
+
+
 def test_the_best_rival_counts_and_all_must_be_there() -> None:
     rivals = [record("zeroq", 10.0), record("genie_d", 79.0)]
     named = (claims.TITLES["zeroq"], claims.TITLES["genie_d"])
@@ -87,3 +93,16 @@ def test_distances_keep_quantizers_apart_where_asked() -> None:
 def test_pages_without_records_say_so() -> None:
     for table in (tables.quantizer_costs([]), tables.quantizers([]), distances({"shapes": []})):
         assert table.to_numpy().tolist() == [["of these settings and versions"]]
+
+
+def test_a_claim_is_shown_where_the_bound_of_the_mean_bears_it_out() -> None:
+    ahead = [2.0, 3.0, 4.0]
+    records = [record("dgh", 80.0 + points, seed=seed) for seed, points in enumerate(ahead)]
+    records += [record("real", 80.0, seed=seed) for seed in range(3)]
+    reach = 2.919985580355516 / 3**0.5  # the 95 % quantile of two degrees of freedom, a deviation of one
+    assert claims.differences(level(0.0), records).reach.tolist() == [pytest.approx(reach)]
+    for points, shown in ((3 - reach - 0.01, "residual"), (3 - reach + 0.01, "none")):
+        row = claims._row(level(points), records)
+        assert (row["holds on"], row["shown on"], row["±"]) == ("residual", shown, f"{reach:.1f}")
+    single = claims._row(level(0.0), [records[0], records[3]])
+    assert (single["holds on"], single["shown on"], single["±"]) == ("residual", "none", "")

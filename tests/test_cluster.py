@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import until
 
 from dghlib import cli
 from dghlib.experiments import cluster, run
@@ -48,9 +48,7 @@ class Cluster:
             )
 
     def _wait_for_scheduler(self) -> None:
-        deadline = time.monotonic() + 60
-        while not Path(self.address).is_file() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(Path(self.address).is_file, lambda: self.scheduler.poll() is None)
 
     def records_of(self, worker: int) -> list[str]:
         return sorted(path.name for path in (self.folder / f"worker{worker}" / "results").rglob("*.json"))
@@ -84,11 +82,9 @@ def test_a_killed_worker_loses_nothing_and_records_are_the_same(workers, tmp_pat
 
     asking = threading.Thread(target=compute)
     asking.start()
-    deadline = time.monotonic() + 300
-    while not (workers.records_of(0) and workers.records_of(1)) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: workers.records_of(0) and workers.records_of(1), asking.is_alive)
     workers.workers[0].send_signal(signal.SIGKILL)
-    asking.join(timeout=300)
+    asking.join()
     lost = workers.records_of(0)
     assert 0 < len(lost) < len(experiments)
     assert workers.records_of(1)

@@ -121,7 +121,7 @@ def test_the_classes_of_an_npz(tmp_path: Path) -> None:
         ({"images": PIXELS, "labels": LABELS.astype(float)}, "labels must be integers, got float64"),
         ({"images": PIXELS, "labels": np.array([0, 1, 1])}, r"labels must have shape \(2,\)"),
         ({"images": PIXELS, "labels": np.array([0, -1])}, "got -1 to 0"),
-        ({"images": PIXELS[:0], "labels": LABELS[:0]}, r"none of them 0; got \(0, 3, 4, 5\)"),
+        ({"images": PIXELS[:0], "labels": LABELS[:0]}, r"holds no image: its array images has shape \(0, 4, 5, 3\)"),
         ({"images": PIXELS, "labels": np.array([{}, {}])}, "not an .npz file of plain arrays"),
     ],
 )

@@ -10,6 +10,7 @@ from torch import nn
 
 from dghlib import models
 from dghlib.generators import deep_inversion
+from dghlib.generators.classes import labels_of
 from dghlib.generators.deep_inversion import jensen_shannon, total_variation, warm_up_and_cosine
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics, working_copy
@@ -88,7 +89,7 @@ def test_jitter_shifts_around_the_border_by_up_to_its_limit_and_flips_half_the_t
 def test_images_are_recognised_as_their_class_and_can_be_pixels():
     model = models.load("shapes_residual")
     images = deep_inversion.generate(model, SMALL, progress=False)
-    labels = deep_inversion.labels_of(SMALL, 48)
+    labels = labels_of("deep_inversion", SMALL, 48)
     with torch.no_grad():
         correct = (model.net(images).argmax(1) == labels).float().mean()
     assert correct >= 0.9

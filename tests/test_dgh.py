@@ -1,5 +1,6 @@
 """DGH: the loss falls, the parts do what they are for, scopes are what they say, long runs stay small."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from typing import Literal
 
 import pytest
 import torch
+from torch import nn
 
 from dghlib.generators import dgh, noise
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, output_range
@@ -32,6 +34,29 @@ def test_images_match_the_statistics_far_better_than_noise(preset, tiny_model):
     images = dgh.generate(tiny_model, config, progress=False)
     start = _distance(tiny_model, noise.generate(tiny_model, noise.Config(num_images=24)))
     assert _distance(tiny_model, images) < start / 5
+
+
+def _scaled(model: FloatModel, factor: float) -> FloatModel:
+    """Return a network that computes the same, with the first layer and its batch norm in other units."""
+    net = copy.deepcopy(model.net)
+    norm = next(module for module in net.modules() if isinstance(module, nn.BatchNorm2d))
+    layer = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    with torch.no_grad():
+        layer.weight *= factor
+        norm.running_mean *= factor
+        norm.running_var *= factor**2
+    norm.eps *= factor**2
+    return replace(model, net=net)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_scale_of_a_layer_has_no_say_where_statistics_are_relative(relative, tiny_model):
+    config = replace(SMALL, steps=5, relative=relative)
+    # A power of two, so that all values are scaled without rounding.
+    made, other = (dgh.generate(model, config, progress=False) for model in (tiny_model, _scaled(tiny_model, 16)))
+    assert torch.equal(made, other) is relative
 
 
 def _with_and_without_compiling(model: FloatModel) -> tuple[torch.Tensor, ...]:

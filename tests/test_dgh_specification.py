@@ -20,8 +20,9 @@ class PlainLoop:
         self.model, self.config = model, config
         self.norms = [module for module in model.net.modules() if isinstance(module, nn.BatchNorm2d)]
         self.draws = stream(config.seed, "dgh", "augmentation")
-        noise = list(dgh._initial_batches(model, config, in_turn=False))
-        self.images = [batch.clone().requires_grad_() for batch in noise]
+        size = model.image_shape[1] + 2 * round(model.image_shape[1] / 14)  # 32 more at 224, and even
+        noise = torch.randn(config.num_images, 3, size, size, generator=stream(config.seed, "dgh", "images"))
+        self.images = [batch.clone().requires_grad_() for batch in noise.split(config.batch_size)]
         self.rates = PlateauWithReset(config.learning_rate, patience=max(1, config.steps // 50))
         self.optimizers = [torch.optim.RAdam([batch], lr=config.learning_rate) for batch in self.images]
 
@@ -107,7 +108,7 @@ class PlainLoop:
         return self.clipped(torch.stack(parts))
 
     def smoothed(self, batch: Tensor) -> Tensor:
-        row = torch.tensor([math.exp(-0.5 * (place / dgh.SMOOTHING_SIGMA) ** 2) for place in (-1, 0, 1)])
+        row = torch.tensor([math.exp(-0.5 * (place / 1.25) ** 2) for place in (-1, 0, 1)])
         kernel = (row[:, None] * row) / row.sum() ** 2
         return nn.functional.conv2d(batch, kernel.expand(3, 1, 3, 3), padding=1, groups=3)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dghlib import datasets, models
-from dghlib.evaluation import top1
+from dghlib.evaluation import agreement, top1
 from dghlib.storage.assets import MissingAsset
 
 
@@ -119,3 +119,14 @@ def test_the_public_networks_reach_their_accuracy(name: str, published: float) -
     except MissingAsset as error:
         pytest.skip(str(error))
     assert top1(model.net, datasets.batches(data, model.mean, model.std, 32)) == pytest.approx(published, abs=0.02)
+
+
+def test_agreement_is_the_share_of_equal_classes_and_needs_no_labels() -> None:
+    images = torch.eye(4).repeat(5, 1)  # 20 images, of which a network of weights returns rows
+    net, other = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(4))
+        other.weight.copy_(torch.eye(4)[[0, 1, 3, 2]])
+    assert agreement(net.train(), net, images) == 100
+    assert agreement(net, other.double(), images, batch_size=3) == 50
+    assert net.training

@@ -166,3 +166,91 @@ def test_activation_functions_that_clip_are_clips_of_codes(clip: Any, clips: int
     with torch.no_grad():
         assert np.array_equal(found, quantized(images).numpy())
     assert (nodes["QLinearConv"], nodes["Clip"]) == (2, clips)
+
+
+class Joined(Between):
+    """Something between the outputs of two convolutions side by side, which have a grid already, and a third."""
+
+    def __init__(self, what: Any) -> None:
+        super().__init__(what)
+        self.other, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(16, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.what(torch.cat((self.first(x), 3 * self.other(x)), 1)))
+
+
+FUNCTIONS = [
+    *(nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 0.25)),
+    *(nn.Hardswish(), nn.Hardsigmoid(), nn.SiLU(), nn.Sigmoid(), nn.GELU(), nn.Mish(), nn.ELU(), nn.Tanh()),
+    *(nn.LeakyReLU(0.1), nn.PReLU()),
+]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize(("place", "convolutions"), [(Between, 2), (Joined, 3)])
+def test_convolutions_around_any_function_are_of_integers(
+    place: Any, convolutions: int, function: nn.Module, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, images, path = as_model(place(function)), 4 * noise(8), tmp_path / "net.onnx"
+    quantized = hptq.quantize(model, images, hptq.Config())
+    export_onnx(path, model, quantized)
+    found, nodes = by_default(path, images)
+    with torch.no_grad():
+        assert np.array_equal(found, quantized(images).numpy())
+    assert (nodes["QLinearConv"], nodes["Conv"]) == (convolutions, 0)
+
+
+class Summed(nn.Module):
+    """Branches added up by Python's `sum`, which begins with 0, and a product with 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches, self.end = (
+            nn.ModuleList(nn.Conv2d(3, 8, k, padding=k // 2) for k in (1, 3, 5)),
+            nn.Conv2d(8, 4, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(1.0 * (sum(branch(x) for branch in self.branches) - 0).relu())
+
+
+def test_sums_that_begin_with_zero(tmp_path: Path) -> None:
+    """The runtime drops the 0, and would make one grid of those before and behind it."""
+    torch.manual_seed(0)
+    model, images, path = as_model(Summed()), noise(8), tmp_path / "net.onnx"
+    quantized = hptq.quantize(model, images, hptq.Config())
+    assert len(quantized.activation_quantizers()) == 7  # images, three branches, two sums, the end
+    export_onnx(path, model, quantized)
+    with torch.no_grad():
+        assert np.array_equal(by_default(path, images)[0], quantized(images).numpy())
+
+
+class Norms(nn.Module):
+    """Batch norms that no layer takes in: of the images, and of what a ReLU made, which is read beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(8)
+        self.conv, self.end = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        for norm in (self.first, self.second):
+            nn.init.normal_(norm.get_buffer("running_mean"))
+            nn.init.uniform_(norm.get_buffer("running_var"), 0.2, 3)
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.first(x)).relu()
+        return self.end(x + self.second(x))
+
+
+def test_batch_norms_that_stay_are_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images, path = as_model(Norms()), noise(16), tmp_path / "net.onnx"
+    quantized = hptq.quantize(model, images, hptq.Config())
+    export_onnx(path, model, quantized)
+    with torch.no_grad():
+        assert np.array_equal(by_default(path, images)[0], quantized(images).numpy())
+    export_onnx(path, model)
+    with torch.no_grad():
+        np.testing.assert_allclose(by_default(path, images)[0], model.net(images).numpy(), rtol=1e-5, atol=1e-5)

@@ -202,6 +202,7 @@ class Around(nn.Module):
     [
         nn.Softplus(beta=2.0),
         nn.Conv2d(8, 8, 3, padding="same", dilation=2),
+        nn.Conv2d(8, 8, 2, padding="same"),
         nn.AvgPool2d(3, 2, ceil_mode=True),
         lambda x: F.interpolate(x, scale_factor=1.7),
         lambda x: F.interpolate(x, size=(13, 11)),

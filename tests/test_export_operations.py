@@ -39,6 +39,8 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "repeat": lambda x: x.repeat(1, 2, 1, 3),
     "the shape of another": lambda x: x.flatten(1).reshape_as(x) + x.flatten(2).view_as(x),
     "stack": lambda x: torch.stack([x, x * 2], dim=2),
+    "windows": lambda x: x.unfold(2, 4, 2).unfold(-2, 3, 1),
+    "all parts": lambda x: torch.cat(x.chunk(2, dim=1), dim=2),
     "unbind": lambda x: x.unbind(1)[3] - x.unbind(-1)[0],
     "chunk": lambda x: torch.cat(list(x.chunk(3, dim=1))[::-1], 1),
     "sum": lambda x: x.sum((2, 3)) + torch.sum(x, dim=1, keepdim=True).flatten(1)[:, :8],

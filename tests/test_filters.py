@@ -60,7 +60,7 @@ TRANSFORMER = FloatModel(
 def test_energy_by_hand():
     logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0], [-50.0, 2.0]])
     assert filters.energy(logits).tolist() == pytest.approx([-math.log(2), -math.log(4), -2])
-    assert filters.energy(logits[:1], temperature=5).tolist() == pytest.approx([-5 * math.log(2)])
+    assert filters.energy(logits[1:2], temperature=2).tolist() == pytest.approx([-2 * math.log(math.sqrt(3) + 1)])
 
 
 def test_energy_is_not_the_printed_equation():

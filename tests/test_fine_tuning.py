@@ -249,8 +249,9 @@ def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
 
 def test_published_settings_are_settings() -> None:
     for method in (intraq_qat, ait, synq):
-        assert method.PUBLISHED.steps > 10_000
-    assert intraq_qat.PUBLISHED.distillation * intraq_qat.PUBLISHED.rate == pytest.approx(2e-3)
+        assert method.PRESETS["published"].steps > 10_000
+    published = intraq_qat.PRESETS["published"]
+    assert published.distillation * published.rate == pytest.approx(2e-3)
 
 
 # Parts

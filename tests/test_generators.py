@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 import pytest
 import tiny_pipelines
 import torch
-from conftest import make_tiny_model, make_tiny_transformer
+from conftest import make_tiny_model, make_tiny_transformer, until
 from torch import nn
 
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS, pipelines
+from dghlib.generators.identity import images_fingerprint
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import NoBatchNorm
 from dghlib.storage.checkpoints import Checkpoint
@@ -107,15 +107,36 @@ def test_rates_below_zero_are_refused(name):
         _config(name, learning_rate=-1.0)
 
 
+def test_images_are_known_by_all_that_they_depend_on(tiny_model: FloatModel) -> None:
+    config = GENERATORS["zeroq"].PRESETS["default"]
+    name = images_fingerprint(tiny_model, "zeroq", 1, config)
+    others = {
+        images_fingerprint(replace(tiny_model, mean=(0.4, 0.5, 0.5)), "zeroq", 1, config),
+        images_fingerprint(replace(tiny_model, std=(0.2, 0.25, 0.25)), "zeroq", 1, config),
+        images_fingerprint(replace(tiny_model, image_shape=(3, 16, 16)), "zeroq", 1, config),
+        images_fingerprint(make_tiny_model(seed=1), "zeroq", 1, config),
+        images_fingerprint(tiny_model, "intraq", 1, config),
+        images_fingerprint(tiny_model, "zeroq", 2, config),
+        images_fingerprint(tiny_model, "zeroq", 1, replace(config, seed=1)),
+    }
+    assert len(others - {name}) == 7
+    assert images_fingerprint(replace(tiny_model, name="other"), "zeroq", 1, config) == name
+
+
 RUN = """
-import sys
+import signal, sys
 from pathlib import Path
 from conftest import make_tiny_model
 from dataclasses import replace
 from dghlib.storage import checkpoints
 from dghlib.generators import GENERATORS
 
-checkpoints.Checkpoint.save_when_due = lambda self, state: self.save(state())
+def save(self, state):
+    self.save(state())
+    signal.pause()  # until it is killed
+
+
+checkpoints.Checkpoint.save_when_due = save
 name, steps = sys.argv[1], int(sys.argv[2])
 config = replace(GENERATORS[name].PRESETS["default"], num_images=6, batch_size=4, steps=steps)
 GENERATORS[name].generate(make_tiny_model(), config, progress=False, checkpoint=Path(sys.argv[3]))
@@ -124,18 +145,15 @@ GENERATORS[name].generate(make_tiny_model(), config, progress=False, checkpoint=
 
 @pytest.mark.parametrize("name", ["dgh", "zeroq"])  # the two loops that there are
 def test_kill_9_and_again_gives_the_same_images(name, tmp_path, tiny_model):
-    checkpoint, steps = tmp_path / "run.checkpoint", 400
+    checkpoint, steps = tmp_path / "run.checkpoint", 20
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, name, str(steps), str(checkpoint)],
         env=os.environ | {"PYTHONPATH": os.path.dirname(__file__), "OMP_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 60
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(checkpoint.exists, lambda: process.poll() is None)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed: raise `steps`"
-    killed_at = torch.load(checkpoint, weights_only=True)["states"][0]["step"]
-    assert 0 < killed_at < steps
+    assert process.wait() == -signal.SIGKILL
+    assert torch.load(checkpoint, weights_only=True)["states"][0]["step"] == 1
     resumed = _generate(name, tiny_model, steps=steps, checkpoint=checkpoint)
     assert torch.equal(resumed, _generate(name, tiny_model, steps=steps))
 

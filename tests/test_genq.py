@@ -130,6 +130,8 @@ def test_classes_of_network_and_pipeline_meet_by_name(of_classes):
     pipeline = pipelines.load_pipeline(of_classes)
     assert pipelines.class_ids(pipeline, 5, None) == [0, 1, 2, 3, 4]
     assert pipelines.class_ids(pipeline, 2, ("owl", "cat")) == [2, 0]
+    labels, ids = (genq.subjects_of(small(of_classes, class_names=each), pipeline, 5) for each in (None, NAMES[::-1]))
+    assert ids == [4 - int(label) for label in labels]
     with pytest.raises(UnknownName, match=r"unknown class of the pipeline 'owls' \(did you mean 'owl'\?\)"):
         pipelines.class_ids(pipeline, 2, ("owls", "cat"))
     with pytest.raises(ValueError, match="class_names must name each of the network's 3 classes, got 2"):

@@ -1,11 +1,12 @@
 """Processes that compute runs beside another one."""
 
+import multiprocessing
 import os
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import until
 
 from dghlib.experiments import helpers
 from dghlib.experiments.experiment import Experiment
@@ -22,11 +23,10 @@ def test_helpers_begin_with_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(RESULTS_VARIABLE, str(tmp_path / "results"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     broken = Experiment(profile="shapes", model="no such network")
-    workshop, deadline = Workshop(tmp_path / "results"), time.monotonic() + 120
+    workshop = Workshop(tmp_path / "results")
     with helpers.helped([*RUNS, broken]):
         assert os.environ["OMP_NUM_THREADS"] == "1"
-        while workshop.find(RUNS[0]) is None and time.monotonic() < deadline:
-            time.sleep(0.1)
+        until(lambda: workshop.find(RUNS[0]) is not None, multiprocessing.active_children)
     assert "OMP_NUM_THREADS" not in os.environ
     first, last = (workshop.record_path(run).stat().st_mtime_ns for run in RUNS)
     assert last < first

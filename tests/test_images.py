@@ -94,6 +94,17 @@ def test_windows_have_the_area_and_the_shape_that_is_asked_for_and_fit():
     assert (whole.widths <= 64).all()
 
 
+def test_windows_reach_every_place():
+    draws = torch.Generator().manual_seed(0)
+    tops, lefts, heights, widths = (each.int() for each in images.random_windows(2000, (6, 5), 0.3, draws))
+    for starts, lengths, size in ((tops, heights, 6), (lefts, widths, 5)):
+        for length in lengths.unique().tolist():
+            found = starts[lengths == length].bincount(minlength=size - length + 1)
+            assert len(found) == size - length + 1
+            if found.sum() > 100:
+                assert found.min() > 0.5 * found.float().mean(), "each place is as likely as any other"
+
+
 def test_clipping_keeps_to_what_pixels_can_show_and_passes_gradients():
     x = torch.tensor([100.0, -100.0, 0.1]).view(1, 3, 1, 1).requires_grad_()
     clipped = images.clip_straight_through(x, MEAN, STD)
@@ -129,6 +140,20 @@ def test_image_sets_are_brought_into_the_space_that_they_are_wanted_in(tmp_path,
     assert torch.equal(images.load_images(path, wanted)[0], pixels)
     images.save_images(path, pixels[:, :1], {}, ((0.5,), (0.25,)))
     assert images.load_images(path, wanted)[0].shape == (4, 1, 5, 5), "the quantizer says which channels it wants"
+
+
+@pytest.mark.parametrize(
+    ("held", "problem"),
+    [
+        (torch.zeros(2, 3, 4, 4).index_fill(0, torch.tensor(1), torch.nan), "1 of its 2 images hold NaN"),
+        (torch.zeros(2, 3, 4, 4).half(), r"it holds torch\.float16 of shape \(2, 3, 4, 4\)"),
+        (torch.zeros(24), r"it holds torch\.float32 of shape \(24,\), not images"),
+    ],
+)
+def test_a_file_of_other_tensors_is_no_image_set(held, problem, tmp_path):
+    images.save_images(tmp_path / "set.safetensors", held, {})
+    with pytest.raises(ValueError, match=rf"set\.safetensors is not an image set .*{problem}"):
+        images.load_images(tmp_path / "set.safetensors")
 
 
 def test_a_damaged_or_missing_image_set_is_told(tmp_path):

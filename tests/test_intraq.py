@@ -9,7 +9,7 @@ from torch import nn
 
 from dghlib import models
 from dghlib.generators import intraq
-from dghlib.generators.classes import Head, find_head
+from dghlib.generators.classes import Head, find_head, labels_of
 from dghlib.generators.intraq import ClassCentres, marginal_distance, soft_inception_loss, soft_targets
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.models import FloatModel
@@ -72,7 +72,7 @@ def _distances_from_centres(model: FloatModel, config: intraq.Config) -> torch.T
     """Return the cosine distances of the images of the last batch from the centres of the batches before."""
     images = intraq.generate(model, config, progress=False)
     head = find_head(model, model.net, "test")
-    labels = intraq.labels_of(config, head.num_classes)
+    labels = labels_of("intraq", config, head.num_classes)
     earlier = config.num_images - config.batch_size
     centres, last = ClassCentres(head, torch.device("cpu")), ClassCentres(head, torch.device("cpu"))
     centres.add(model.net, images[:earlier], labels[:earlier])
@@ -109,7 +109,7 @@ def test_images_are_recognised_as_their_class_to_the_degree_asked_for():
         images = intraq.generate(residual, config, progress=False)
         with torch.no_grad():
             probability = residual.net(images).softmax(1)
-        return probability.gather(1, intraq.labels_of(config, probability.shape[1])[:, None])
+        return probability.gather(1, labels_of("intraq", config, probability.shape[1])[:, None])
 
     hard, soft = probabilities(1.0).mean(), probabilities(0.0).mean()
     assert hard > 0.2  # by chance 1/48
@@ -159,6 +159,18 @@ def test_crops_are_mirrored_and_turned_as_asked(tiny_model):
     assert len(cropped["turned"].unique(dim=0)) == 8
 
 
+def test_crops_turn_to_either_side(tiny_model, monkeypatch):
+    turns: list[torch.Tensor] = []
+    monkeypatch.setattr(intraq, "rotate", lambda crops, degrees: (crops, turns.append(degrees))[0])  # type: ignore[func-returns-value]
+    loss = _loss(tiny_model, replace(SMALL, rotation=30.0))
+    for _ in range(100):
+        loss._locally_reinforced(torch.randn(8, 3, 8, 8))
+    degrees = torch.cat(turns)
+    assert degrees.abs().max() <= 30
+    assert degrees.min() < -25
+    assert degrees.max() > 25
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -176,3 +188,16 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
     name = next(iter(settings))
     with pytest.raises(TypeError, match=f"{name} must be a number, got 'x' of type str"):
         replace(SMALL, **{name: "x"})  # type: ignore[arg-type]
+
+
+def test_features_are_what_the_last_linear_layer_is_given(tiny_model):
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first = nn.Linear(6, 5), nn.Linear(3, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x.mean((2, 3))).relu())
+
+    model = replace(tiny_model, net=Several().eval())
+    assert find_head(model, model.net, "test") == Head(layer="last", width=6, num_classes=5)

@@ -27,3 +27,12 @@ def test_a_full_disk_is_told_before_anything_is_mapped(tmp_path: Path, monkeypat
     monkeypatch.setattr(large_sets, "_allocate", full)
     with pytest.raises(OSError, match=r"no room for .*values of 4 MB: No space left on device; make room"):
         reserve(tmp_path / "values", 4_000_000)
+
+
+def test_batches_lie_behind_each_other(tmp_path: Path) -> None:
+    values = BatchedValues([2, 3], (4, 5), tmp_path / "values")
+    for index in range(2):
+        values[index].fill_(index + 1)
+    assert values.whole()[:, 0, 0].tolist() == [1, 1, 2, 2, 2]
+    assert values[0].shape == (2, 4, 5)
+    assert torch.equal(values.whole()[2:], values[1])

@@ -13,6 +13,7 @@ from dghlib.experiments.experiment import Experiment, RealImages
 from dghlib.experiments.recorded import RECORDED_VARIABLE
 from dghlib.experiments.run import Record, inputs_of
 from dghlib.generators import dgh
+from dghlib.generators import zeroq as zeroq_module
 from dghlib.plans import observations
 from dghlib.quantizers import brecq, hptq
 from dghlib.showing import leaderboard
@@ -48,27 +49,54 @@ RECORDS = [_record("dgh", top1, seed) for seed, top1 in enumerate([60.0, 61.0, 6
 def test_means_have_intervals_of_student() -> None:
     table = leaderboard.standings(leaderboard.runs(RECORDS))
     half = 4.302652729911275 / math.sqrt(3)  # the 97.5 % quantile of two degrees of freedom, a deviation of one
-    assert table["DGH"].item() == f"61.0 ± {half:.1f}"
+    assert table["DGH"].item() == f"61.0 ± {half:.1f} (3)"
 
 
 def test_differences_are_of_the_same_seed() -> None:
     # 1, 2 and 3 points: mean 2, deviation 1, though each source alone spreads by 1 and 2
     table = leaderboard.paired_differences(leaderboard.runs(RECORDS))
-    assert table["Real data"].item() == f"+2.0 ± {4.302652729911275 / math.sqrt(3):.1f}"
+    assert table["Real data"].item() == f"+2.0 ± {4.302652729911275 / math.sqrt(3):.1f} (3)"
     without = [record for record in RECORDS if record["inputs"]["images"]["config"]["seed"] == 1]
     assert leaderboard.paired_differences(leaderboard.runs(without))["Real data"].item() == "+2.0"
 
 
+def _verdicts(*top1: float, margin: float = 1.0) -> dict[str, Any]:
+    """Return the verdicts on real images of these accuracies, beside DGH's 60, 61 and 62."""
+    real = [_record("real", value, seed) for seed, value in enumerate(top1)]
+    table = leaderboard.wins(leaderboard.runs(RECORDS[:3] + real), margin=margin)
+    return table.loc[("Real data", len(top1))].to_dict()
+
+
 def test_only_a_difference_that_excludes_zero_counts() -> None:
-    table = leaderboard.wins(leaderboard.runs(RECORDS))
-    assert table.loc["Real data"].to_dict() == {"better": 0, "not told apart": 1, "worse": 0}
-    clear = RECORDS[:3] + [_record("real", top1, seed) for seed, top1 in enumerate([65.0, 66.0, 67.1])]
-    assert leaderboard.wins(leaderboard.runs(clear)).loc["Real data", "better"] == 1
+    half = f"{4.302652729911275 / math.sqrt(3):.1f}"
+    assert _verdicts(61.0, 63.0, 65.0) == {"better": 0, "alike": 0, "worse": 0, "undecided": 1, "median ±": half}
+    assert _verdicts(65.0, 66.0, 67.1)["better"] == 1
+    assert _verdicts(55.0, 56.0, 57.1)["worse"] == 1
 
 
 def test_seeds_that_agree_within_one_image_are_not_told_apart() -> None:
-    equal = [_record("real", top1, seed) for seed, top1 in enumerate([61.0, 62.0, 63.0])]  # one of 96 images: 1.04
-    assert leaderboard.wins(leaderboard.runs(RECORDS[:3] + equal)).loc["Real data", "not told apart"] == 1
+    assert _verdicts(61.0, 62.0, 63.0, margin=0.5)["undecided"] == 1  # one of 96 images is 1.04 points
+
+
+def test_images_are_alike_if_the_whole_interval_is_within_the_margin() -> None:
+    quantile = 2.919985580355516  # of 95 %, two degrees of freedom: two one-sided tests
+    reach = 0.5 + quantile * 0.1 / math.sqrt(3)  # differences of 0.4, 0.5 and 0.6
+    assert _verdicts(60.4, 61.5, 62.6, margin=reach + 0.01)["alike"] == 1
+    assert _verdicts(60.4, 61.5, 62.6, margin=reach - 0.01)["undecided"] == 1
+    assert _verdicts(60.0, 61.0, 62.0)["alike"] == 1
+
+
+def test_settings_of_two_seeds_and_of_three_stand_apart() -> None:
+    real = [_record("real", value, seed) for seed, value in enumerate([61.0, 62.0])]
+    zeroq = copy.deepcopy(RECORDS[:3])
+    for record in zeroq:
+        record["inputs"]["images"]["source"] = "zeroq"
+        record["inputs"]["images"]["config"] = plain(zeroq_module.Config(num_images=8, seed=0)) | {
+            "seed": record["inputs"]["images"]["config"]["seed"]
+        }
+    table = leaderboard.wins(leaderboard.runs([*RECORDS[:3], *real, *zeroq]))
+    assert list(table.index) == [("ZeroQ", 3), ("Real data", 2)]
+    assert "no records" in leaderboard.wins(leaderboard.runs([*RECORDS[:3], real[0]])).columns
 
 
 def test_the_picture_of_differences_has_a_dot_for_each_setting(tmp_path: Path) -> None:
@@ -87,10 +115,12 @@ def test_the_fullest_column_comes_first() -> None:
     assert list(leaderboard.standings(leaderboard.runs([*RECORDS, *more])).columns) == ["Real data", "DGH"]
 
 
-def test_only_the_largest_sets_count() -> None:
+def test_only_sets_of_the_usual_size_count() -> None:
     small = copy.deepcopy(RECORDS[:3])
-    for record in small:
+    for record in small[:2]:
         record["inputs"]["images"]["config"]["num_images"] = 4
+    small[2]["inputs"]["images"]["config"]["num_images"] = 16
+    for record in small:
         record["outputs"]["top1"] = 20.0
     rows = leaderboard.runs([*RECORDS, *small])
     assert set(rows.num_images) == {8}
@@ -152,6 +182,10 @@ def test_losses_are_compared_on_the_same_networks() -> None:
         record["inputs"]["model"] = _float("shapes_inverted")["inputs"]["model"]
         record["outputs"]["top1"] = 0.0
     floats = [_float("shapes_residual"), _float("shapes_inverted")]
+    every = leaderboard.lost([*RECORDS, *learned, *elsewhere, *floats])
+    assert every.loc[("W4A4", "every tensor"), "BRECQ"] == ""  # which spares some of what HPTQ quantizes
+    for record in learned:
+        record["inputs"]["quantizer"]["config"]["placement"] = "every_tensor"
     table = leaderboard.lost([*RECORDS, *learned, *elsewhere, *floats])
     assert table["HPTQ"].item() == table["BRECQ"].item() == "3.0 (0 min, 1)"
 

@@ -27,6 +27,7 @@ PUBLIC_TOP1 = {
     "cifar10_resnet20": 91.73,
     "cifar10_resnet56": 93.39,
     "cifar10_mobilenetv2": 91.75,
+    "cifar10_transformer": 71.93,
     "tiny_imagenet_mobilenetv2": 53.92,
 }
 
@@ -58,7 +59,7 @@ def test_an_embedded_network_loads_in_eval_mode(name: str) -> None:
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_an_embedded_network_reaches_the_accuracy_on_record(name: str) -> None:
     record = json.loads((embedded.CHECKPOINTS / f"{name}.json").read_text())
-    assert 80 < record["top1"] < 97
+    assert (60 if "transformer" in name else 80) < record["top1"] < 97
     # Four standard errors of 480 images are 6 points.
     assert float_top1(models.load(name), shapes.classification("test", 480)) == pytest.approx(record["top1"], abs=6)
 
@@ -96,8 +97,8 @@ def test_a_public_network_reaches_its_accuracy(name: str) -> None:
         data = datasets.load("tiny_imagenet" if "tiny" in name else "cifar10", "test", 1000)
     except FileNotFoundError as error:
         pytest.skip(f"public images are not here: {error}")
-    # Three standard errors of 1000 images are 3 points at 92 % and 5 points at 54 %.
-    assert float_top1(model, data) == pytest.approx(PUBLIC_TOP1[name], abs=5 if "tiny" in name else 3)
+    # Three standard errors of 1000 images are 3 points at 92 % and 5 points at 54 and 72 %.
+    assert float_top1(model, data) == pytest.approx(PUBLIC_TOP1[name], abs=5 if PUBLIC_TOP1[name] < 80 else 3)
 
 
 def test_public_weights_that_are_missing_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from dghlib.quantizers import (
     squant,
 )
 from dghlib.quantizers.calibration import Histogram, observe
-from dghlib.quantizers.compensation import compensate
+from dghlib.quantizers.compensation import _line, compensate
 from dghlib.quantizers.equalization import equalize, pairs_of
 from dghlib.quantizers.expectation import expect
 from dghlib.quantizers.flips import flipped, flipped_weight
@@ -135,6 +135,19 @@ class Gates(nn.Module):
         x = self.activation(self.norm(self.conv(x)))
         first, second = torch.cat([x, x + 1], dim=1).chunk(2, dim=1)
         return F.max_pool2d(first * torch.sigmoid(second), 2)
+
+
+def test_a_layer_without_batch_norm_reaches_as_far_as_features_that_lean_its_way() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    last = net[2]
+    assert isinstance(last, nn.Conv2d)
+    graph = folded_graph(as_model(net))
+    name = every_tensor(graph)[-1]
+    found = expect(graph, [name], as_model(net)).histograms[name]
+    reach = 3 * last.weight.detach().abs().sum((1, 2, 3))  # three deviations of one of all that it reads
+    bias = last.bias.detach() if last.bias is not None else torch.zeros(2)
+    assert found.maximum == pytest.approx((bias + reach).max().item(), rel=1e-3)
+    assert found.minimum == pytest.approx((bias - reach).min().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +349,17 @@ def test_a_line_for_each_channel_brings_back_what_a_wrong_scale_and_shift_took(t
     assert torch.equal(layer.weight_quantizer.to_codes(layer.layer.weight), codes)
 
 
+def test_a_line_by_hand() -> None:
+    x = torch.tensor([1.0, 1.0, 3.0, 3.0]).view(4, 1, 1, 1)  # images 0 and 2 fit, with a mean of 2 and a variance of 1
+    y = 1.5 * x + 1
+    scale, shift = _line(x, y, ridge=0.25, with_scale=True, last=False)
+    assert scale.tolist() == pytest.approx([1 + 0.5 / 1.25])
+    assert shift.tolist() == pytest.approx([4 - 1.4 * 2])
+    scale, shift = _line(x, y, ridge=0.25, with_scale=False, last=False)
+    assert (scale.tolist(), shift.tolist()) == ([1], [2])
+    assert _line(x, x, ridge=0.25, with_scale=True, last=False)[1].tolist() == [0]  # nothing to gain
+
+
 def test_compensation_judges_by_images_that_it_was_not_fitted_to(tiny_model: FloatModel) -> None:
     """The images that fit are far from those that judge: what helps the former harms the latter, and is not kept."""
     quantized = squant.quantize(tiny_model, None, squant.Config(weight_bits=2, activation_bits=32))
@@ -387,7 +411,7 @@ def test_a_record_without_images_says_so(tmp_path: Path) -> None:
     assert "images" not in records[1]["inputs"]
     assert abs(records[1]["outputs"]["top1"] - records[0]["outputs"]["top1"]) < 4  # of 96 images
     table = tables.ways(records)
-    assert table.index.tolist() == [("No images", "SQuant"), ("Float", "")]
+    assert table.index.tolist() == [("No images", "every tensor", "SQuant"), ("Float", "", ""), ("seeds", "", "")]
     assert table.columns.tolist() == [("residual", "W8A8")]
 
 

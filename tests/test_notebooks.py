@@ -1,5 +1,6 @@
 """Every notebook runs, at the smallest budget. Its cells are executed here, in this process: no kernel to wait for."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from dghlib.bookmaking.notebooks import parameters_of
 from dghlib.experiments.experiment import Experiment
 from dghlib.experiments.run import RESULTS_VARIABLE, Workshop
 from dghlib.quantizers.starting import LearningSettings
+from dghlib.showing import readings
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+SAID = re.compile(r"\{glue:text\}`(\w+)`")
 SMALLEST = {"budget": "smoke", "networks": 1, "num_images": 8, "seeds": 1, "iterations": 5}
 
 
@@ -39,8 +42,13 @@ def test_a_notebook_runs(path: Path, results: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setenv(RESULTS_VARIABLE, str(results))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    for cell in nbformat.read(path, as_version=4).cells:
+    said: dict[str, str] = {}
+    monkeypatch.setattr(readings, "glue", lambda name, text, display: said.update({name: text}))
+    cells = nbformat.read(path, as_version=4).cells
+    for cell in cells:
         if cell.cell_type == "code":
             exec(compile(cell.source, path.name, "exec"), names)
         if "parameters" in cell.metadata.get("tags", []):
             names |= {name: value for name, value in SMALLEST.items() if name in parameters_of(path)}
+    asked = {name for cell in cells if cell.cell_type == "markdown" for name in SAID.findall(cell.source)}
+    assert asked <= said.keys(), "numbers in sentences that no cell computes"

@@ -60,7 +60,9 @@ def test_every_run_of_a_plan_has_a_title_of_its_own(name: str) -> None:
 def test_table4_has_a_row_for_every_choice_of_parts_beside_the_papers() -> None:
     experiments = papers.table4("shapes", "quick", **(ONE | {"seeds": 1}))
     table = paper_tables.table4(made_up(experiments))
-    assert len(table) == 9
+    assert len(table) == 9 + len(tables.FEET)
+    assert table.loc[("seeds", "", ""), ("residual", "W4A4")] == "1"
+    assert table.loc[("quantized", "", ""), ("residual", "W4A4")] == "all but image, addends, averages"
     assert table.loc[("✓", "✓", "✓"), ("paper: ResNet-18", "W4A4")] == "65.64"
     assert tables.unmerged(table).data.count("✓") == 3 * 4  # each part is on in half of the eight rows
     for place, experiment in enumerate(experiments[1:], start=1):
@@ -90,9 +92,17 @@ def test_a_network_with_its_own_images_is_on_the_diagonal() -> None:
     assert "65.72" in paper_tables.paper_transfers().to_string()
 
 
+def test_numbers_that_a_paper_borrowed_are_marked() -> None:
+    printed = paper_tables.printed("genq_table2")
+    assert printed.loc["ZeroQ", ("BRECQ W2A4", "ResNet-50")] == "64.16 ‡"
+    assert printed.loc["ZeroQ", ("BRECQ W2A4", "MNasNet")] == "13.83"
+    assert printed.loc["KW", ("BRECQ W4A4", "MobileNet-b")] == "61.94 ‡"
+
+
 def test_amounts_and_printed_numbers() -> None:
     table = paper_tables.by_amount(made_up(papers.samples("shapes", "quick", bits=["W2A4", "W4A4"], **ONE)))
-    assert list(table.index.droplevel("network")) == [(f"W{n}A4", size) for n in (2, 4) for size in (16, 32, 64, 128)]
+    sizes = (16, 32, 64, 128, 256)
+    assert list(table.index.droplevel("network")) == [(f"W{n}A4", size) for n in (2, 4) for size in sizes]
     assert paper_tables.paper_amounts("genie_tableA1").loc[1024, ("MBV2", "GENIE")] == "49.89"
     assert paper_tables.printed("genq_table1").loc["GENIE", ("batch-norm distance", "MBV2")] == "1.03 ± 0.296"
 
@@ -156,7 +166,7 @@ def test_curves_show_every_record() -> None:
 
 def test_a_filter_discards_what_the_page_says() -> None:
     records = made_up(papers.genq_filters("shapes", "quick", **(ONE | {"seeds": 1})))[1:]
-    shown = [(paper_figures._filter_of(record), paper_figures._discarded(record)) for record in records]
+    shown = [(paper_figures.filter_of(record), paper_figures.discarded_of(record)) for record in records]
     tenths = [10, 30, 50, 70, 90]
     filters = [(name, share) for name in ("energy", "batch-norm sensitivity") for share in tenths]
     assert shown == [("no filter", 0), *filters]
@@ -182,7 +192,7 @@ def test_two_quantizers_of_one_width_have_columns_of_their_own() -> None:
         ("fastestdet", setting)
         for setting in ("HPTQ W8A8", "HPTQ W4A8", "AdaRound W4A8", "AdaRound W4A4", "BRECQ W4A8", "BRECQ W4A4")
     ]
-    assert list(table.index) == ["Gaussian noise", "ZeroQ", "GENIE", "DGH", "Real data", "Float"]
+    assert list(table.index) == ["Gaussian noise", "ZeroQ", "GENIE", "DGH", "Real data", "Float", *tables.FEET]
     assert set(table.loc["Float"]) == {"0.00"}
     of_brecq = [
         number

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from conftest import make_tiny_model, until
 
 from dghlib.generators import dgh
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
@@ -69,11 +69,9 @@ def _distance(model: FloatModel, images: torch.Tensor) -> float:
 def test_two_processes_and_one_that_is_killed(tmp_path, tiny_model):
     """One job is killed half-way; the next one continues, and its set is as good as that of one process alone."""
     first, second = _start(tmp_path)
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "run.checkpoint").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until((tmp_path / "run.checkpoint").exists, lambda: first.is_alive() and second.is_alive())
     second.kill()
-    first.join(timeout=60)
+    first.join()
     assert first.exitcode == 1
     said = (tmp_path / "0.stderr").read_text()
     assert "process 0 of 2 lost another; start the job again, it continues from its checkpoint" in said
@@ -81,7 +79,7 @@ def test_two_processes_and_one_that_is_killed(tmp_path, tiny_model):
     assert [state["step"] for state in states] == [HALF, HALF]
 
     for process in _start(tmp_path):
-        process.join(timeout=120)
+        process.join()
         assert process.exitcode == 0, [file.read_text() for file in tmp_path.glob("*.stderr")]
     images, _ = load_images(tmp_path / "images.safetensors")
     assert not (tmp_path / "run.checkpoint.corrupt").exists(), "it began anew"

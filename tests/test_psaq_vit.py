@@ -16,6 +16,7 @@ from torchvision.models import SwinTransformer
 
 from dghlib.generators import attention, psaq_vit
 from dghlib.generators.attention import RecordedAttention, open_attention
+from dghlib.generators.classes import labels_of
 from dghlib.generators.deep_inversion import total_variation
 from dghlib.generators.patch_similarity import BANDWIDTH, DENSITY_EPSILON
 from dghlib.generators.psaq_vit import Config, NoAttention, generate, image_entropies, patches_seen, rate
@@ -134,7 +135,7 @@ def test_images_move_further_in_the_second_half() -> None:
 def test_entropy_rises_and_classes_are_recognised(net: nn.Module) -> None:
     model = FloatModel(name="tiny", net=net, image_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
     config = Config(num_images=4, steps=60, learning_rate=0.05)
-    labels = psaq_vit.labels_of(config, 5)
+    labels = labels_of("psaq_vit", config, 5)
     before, after = (
         psaq_vit._Loss(_opened(net), config, labels, torch.Generator().manual_seed(0))(images)
         for images in (torch.randn(4, 3, 8, 8), generate(model, config, progress=False))

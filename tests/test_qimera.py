@@ -85,6 +85,12 @@ def test_scales_and_shifts_are_mixed_where_classes_have_their_own(conditional):
     assert seen[0].std().item() == pytest.approx(2.0, rel=0.05)
 
 
+def test_maps_begin_at_a_quarter_of_the_image_rounded_up():
+    network = QimeraNetwork((3, 30, 17), torch.eye(4))
+    assert network.seed_shape == (128, 8, 5)
+    assert network(torch.tensor([[0, 1]] * 2), torch.full((2, 2), 0.5), torch.zeros(2, 2, 4)).shape == (2, 3, 30, 17)
+
+
 def test_the_loss_by_hand(tiny_model, monkeypatch):
     task = _task(tiny_model, replace(SMALL, superposed=0.0))
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dghlib.models import FloatModel
 from dghlib.quantizers import QuantizedModel, genie_m, hptq
 from dghlib.quantizers.biases import LARGEST, bias_steps, grid_of
+from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.layers import QuantizedLayer
 
 
@@ -25,6 +26,13 @@ def layer_of(quantized: QuantizedModel, path: str) -> QuantizedLayer:
     layer = quantized.graph.get_submodule(path)
     assert isinstance(layer, QuantizedLayer)
     return layer
+
+
+def test_groups_of_a_transposed_convolution_have_the_same_grids() -> None:
+    scales = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
+    grid = UniformQuantizer(scales, torch.zeros_like(scales), bits=8, signed=True)
+    layer = QuantizedLayer(nn.ConvTranspose2d(4, 6, 2, groups=2), grid)
+    assert bias_steps(layer, torch.tensor(0.5)).tolist() == [0.5, 1.0, 1.5, 0.5, 1.0, 1.5]
 
 
 def codes_of_biases(quantized: QuantizedModel) -> dict[str, Tensor]:

@@ -410,3 +410,25 @@ def test_broken_tensors_are_named(tensor: str) -> None:
     net.state_dict()[tensor].view(-1)[0] = torch.nan
     with pytest.raises(ValueError, match=tensor):
         folded_graph(as_model(net))
+
+
+def test_what_is_known_of_a_channel_follows_its_scale_and_shift() -> None:
+    class Scaled(nn.Module):
+        factor: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.register_buffer("factor", torch.tensor([2.0, -3.0, 0.5, -0.1]).view(4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(self.conv(x)) * self.factor + 0.5
+
+    net = Scaled()
+    graph = check_equal(net)
+    (known,) = [node.meta["moments"] for node in graph.graph.nodes if "moments" in node.meta]
+    bn, factor = net.bn, net.factor.flatten()
+    assert bn.running_var is not None
+    kept = (bn.running_var / (bn.running_var + bn.eps)).sqrt()
+    torch.testing.assert_close(known[0], bn.bias.detach() * factor + 0.5)
+    torch.testing.assert_close(known[1], (bn.weight.detach() * factor).abs() * kept)

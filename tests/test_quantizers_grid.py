@@ -79,6 +79,8 @@ def test_codes_stand_for_the_quantized_values(signed: bool) -> None:
     assert codes.dtype == torch.int32
     assert (int(codes.min()), int(codes.max())) == code_limits(3, signed)
     assert torch.equal(quantizer.from_codes(codes), quantizer(SEVEN))
+    shifted = UniformQuantizer(torch.tensor(0.5), torch.tensor(3), bits=3, signed=False)
+    assert torch.equal(shifted.from_codes(shifted.to_codes(SEVEN)), shifted(SEVEN))
 
 
 def test_input_is_not_written_to() -> None:

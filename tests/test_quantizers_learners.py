@@ -125,6 +125,7 @@ def test_coins_are_fair_repeatable_and_fresh() -> None:
     like = torch.empty(4, 8, 32, 33)
     for probability in (0.25, 0.5, 1.0, 0.0):
         assert coins(like, probability, generator()).mean().item() == pytest.approx(probability, abs=0.01)
+    assert not coins(like, 0.0, generator()).any()
     first = generator()
     a, b = coins(like, 0.5, first), coins(like, 0.5, first)
     assert torch.equal(a, coins(like, 0.5, generator()))

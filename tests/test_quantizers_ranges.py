@@ -49,6 +49,14 @@ def test_a_value_on_the_edge_is_counted(extreme: float) -> None:
     assert histogram.counts[-1 if extreme > 0 else 0] == 1
 
 
+def test_a_value_stands_in_the_middle_of_its_bin() -> None:
+    histogram = histogram_of(torch.tensor([0.3, -0.3]))
+    width = 0.5 / 2048  # the reach is 0.5
+    low, high = histogram.centres()[histogram.counts > 0].tolist()
+    assert high == (int(0.3 / width) + 0.5) * width
+    assert low == -high
+
+
 def test_values_that_are_not_finite_are_refused() -> None:
     for broken in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="values reach from"):
@@ -75,6 +83,11 @@ def test_activation_threshold_is_the_best_power_of_two(bits: int, kind: str) -> 
 def test_sixteen_bits_clip_nothing() -> None:
     """All rounding is below the histogram's resolution: the narrowest grid that reaches every value is right."""
     assert activation_threshold(histogram_of(3 * randn(1000).relu()), 16, signed=False) == 16.0
+
+
+def test_a_grid_may_reach_beyond_the_largest_value() -> None:
+    """Of two bits, unsigned: 1 is on the grid that reaches to 2; the one that reaches to 1 ends at three quarters."""
+    assert activation_threshold(histogram_of(torch.full((100,), 0.9999)), 2, signed=False) == 2.0
 
 
 def test_constant_tensors_have_a_threshold() -> None:

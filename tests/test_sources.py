@@ -10,7 +10,7 @@ import pytest
 from dghlib.choices import UnknownName
 from dghlib.experiments.experiment import changed_settings
 from dghlib.experiments.profiles import BUDGETS
-from dghlib.generators import FOR_TRANSFORMERS, GENERATORS, genie_d, intraq, zeroq
+from dghlib.generators import FOR_TRANSFORMERS, GENERATORS, dgh, genie_d, intraq, zeroq
 from dghlib.plans import observations, parts
 from dghlib.quantizers import QUANTIZERS
 from dghlib.showing import sources, speed
@@ -156,3 +156,9 @@ def test_the_chapter_says_what_authors_spend_as_the_code_has_it() -> None:
         assert int(row[1].replace(" ", "")) == (80_000 if name == "qimera" else steps), name
     for method, row in ((zeroq, "ZeroQ"), (intraq, "IntraQ"), (genie_d, "GENIE")):
         assert re.search(rf"^\| {row} \|.*{method.STEPS}.*{method.PATIENCE} steps", text, flags=re.MULTILINE), row
+
+
+def test_a_setting_that_a_record_lacks_is_named_with_what_it_was_before() -> None:
+    config = plain(dgh.Config(relative=False))
+    assert "relative" not in config
+    assert changed_settings("dgh", config) == {"relative": False}

@@ -342,3 +342,27 @@ def inverse(net: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("forward", [shared, of_places, inverse])
 def test_what_is_no_scale_of_a_layer_stays(forward: Callable) -> None:
     check_same(Written(forward))
+
+
+class Mixed(nn.Module):
+    """Convolutions of several kernels side by side, and a batch norm behind them all, as MixNet has."""
+
+    def __init__(self, readers: int = 1) -> None:
+        super().__init__()
+        self.one, self.three, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(10)
+        nn.init.normal_(self.norm.get_buffer("running_mean"))
+        nn.init.uniform_(self.norm.get_buffer("running_var"), 0.2, 3)
+        nn.init.normal_(self.norm.weight)
+        self.readers = readers
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = torch.cat([self.one(x), self.three(x)], dim=1)
+        return sum([joined] * (self.readers - 1), self.norm(joined).relu())
+
+
+def test_a_batch_norm_behind_joined_layers_folds_into_each() -> None:
+    torch.manual_seed(0)
+    graph = check_same(Mixed().eval())
+    assert names_of(graph) == ["images", "one", "three", "cat", "relu", "output"]
+    assert "moments" in next(node for node in graph.graph.nodes if node.name == "three").meta
+    assert "norm" in names_of(check_same(Mixed(readers=2).eval()))

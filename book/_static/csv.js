@@ -6,7 +6,7 @@ function csvOf(table) {
     for (const cell of row.cells) {
       while (lines[top][left] !== undefined) left += 1; // a cell of a row above reaches down to here
       for (let down = 0; down < cell.rowSpan; down += 1) {
-        for (let right = 0; right < cell.colSpan; right += 1) lines[top + down][left + right] = cell.textContent.trim();
+        for (let right = 0; right < cell.colSpan; right += 1) lines[top + down][left + right] = cell.textContent.trim().replaceAll("\u00a0", " ");
       }
     }
   });
@@ -16,13 +16,14 @@ function csvOf(table) {
 
 document.addEventListener("DOMContentLoaded", () => {
   const page = location.pathname.split("/").pop().replace(".html", "");
-  document.querySelectorAll("div.cell_output table, div.output table, table:has(> caption)").forEach((table, number) => {
+  const results = document.querySelectorAll("div.cell_output table, div.output table, table:has(> caption)");
+  [...results].filter((table) => !table.closest(".filtered")).forEach((table, number) => {
     const link = document.createElement("a");
     link.className = "csv";
     link.textContent = "CSV";
     link.title = "this table as a file";
     link.download = `${page}-${number + 1}.csv`;
     link.href = `data:text/csv;charset=utf-8,${encodeURIComponent(csvOf(table))}`;
-    table.after(link);
+    (table.closest(".scrolls") ?? table).after(link);
   });
 });

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ import nbformat
 import yaml
 from tqdm import tqdm
 
+from dghlib.bookmaking import terms
+from dghlib.bookmaking.accessible import accessible
 from dghlib.bookmaking.forecast import forecast, lacking_runs
 from dghlib.bookmaking.notebooks import (
     NOT_MADE,
@@ -37,13 +39,17 @@ from dghlib.bookmaking.pages import broken_links
 from dghlib.choices import look_up
 from dghlib.experiments.helpers import helped
 from dghlib.experiments.profiles import BUDGETS, PROFILES
-from dghlib.experiments.recorded import only_recorded
+from dghlib.experiments.recorded import only_recorded, records_alone
 
 MATHJAX = "tex-svg-full.js"
 _DIRECTIVE = re.compile(r"^```\{(?:figure|csv-table)\}.*?^```$", flags=re.MULTILINE | re.DOTALL)
 _BESIDE = re.compile(
     r"(?:\{figure\}|^:file:) (?:\.\./)?notebooks/(\S+)", flags=re.MULTILINE
 )  # not what captions link to
+FRONT = ("table2_public", "table2")  # the notebooks whose tables the front page shows
+BEING_COMPUTED = """:::{note}
+This page is being computed. Open it again in a while.
+:::"""
 # What a page takes to show all that was recorded: every repetition of the budget, every network of the profile.
 ALL_RECORDED = {"seeds": 0, "networks": 0}
 INCOMPLETE = """:::{{error}}
@@ -103,6 +109,8 @@ def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool =
         shutil.rmtree(executed, ignore_errors=True)  # files there may be of other records, and pages link what there is
         parameters = {**ALL_RECORDED, **parameters}
 
+    elif not html.exists():
+        _first_look(root / "book", notebooks, parameters, progress)
     failures = _run_notebooks(notebooks, parameters, executed, progress)
     _gather(root / "book", executed, source, failures)
     _report(f"building the pages of {len(notebooks)} notebooks and the chapters", progress)
@@ -111,6 +119,26 @@ def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool =
         listed = "\n".join(complaints)
         raise BookError(f"the book is at {html / 'index.html'}, but not everything went well:\n{listed}")
     return html / "index.html"
+
+
+def _first_look(book: Path, notebooks: Sequence[Path], parameters: Mapping[str, object], progress: bool) -> None:
+    """Make a book of the front page and the chapters from published records, to be read while the rest is computed."""
+    build = book.parent / "_build"
+    first, source = build / "first", build / "book-src"
+    shutil.rmtree(first, ignore_errors=True)
+    first.mkdir(parents=True)
+    with records_alone():
+        for notebook in notebooks:
+            if notebook.stem in FRONT:
+                given = {name: parameters[name] for name in parameters_of(notebook) if name in parameters}
+                run_notebook(notebook, given, first / notebook.name, progress=False)
+            else:
+                title = nbformat.read(notebook, as_version=4).cells[0].source.partition("\n")[0]
+                note = nbformat.v4.new_markdown_cell(f"{title}\n\n{BEING_COMPUTED}")
+                nbformat.write(nbformat.v4.new_notebook(cells=[note]), first / notebook.name)
+        _gather(book, first, source, {})
+    _build_pages(source, build / "html")
+    _report(f"the front page and the chapters, for the time being: {build / 'html' / 'index.html'}", progress)
 
 
 def _run_notebooks(
@@ -173,8 +201,22 @@ def _gather(book: Path, executed: Path, source: Path, failures: Mapping[str, Not
         for chapter in source.rglob("*.md"):
             text = chapter.read_text(encoding="utf-8")
             chapter.write_text(_without_dead_figures(text, source / "notebooks"), encoding="utf-8")
+    _name_repository(source / "_config.yml")
     for name, failure in failures.items():
         _write_marked_page(failure, source / "notebooks" / f"{name}.ipynb")
+
+
+def _name_repository(path: Path) -> None:
+    """Name the repository in the settings of a book that GitHub builds, so that pages can link to their sources."""
+    server, name = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
+    if not (server and name):
+        return
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings["repository"] = {"url": f"{server}/{name}", "branch": "main", "path_to_book": "book"}
+    buttons = ("use_repository_button", "use_edit_page_button", "use_issues_button")
+    settings["html"] |= dict.fromkeys(buttons, True)
+    settings["sphinx"]["config"]["html_theme_options"] |= dict.fromkeys(buttons, True)
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
 def _without_dead_figures(text: str, folder: Path) -> str:
@@ -217,10 +259,24 @@ def _build_pages(source: Path, html: Path) -> list[str]:
     # What notebooks wrote, tables as CSV for instance, lies beside the page as it does beside the notebook.
     beside = shutil.ignore_patterns("*.ipynb")
     shutil.copytree(source / "notebooks", made / "notebooks", ignore=beside, dirs_exist_ok=True)
+    _finish_pages(made)
     shutil.rmtree(html, ignore_errors=True)
     made.rename(html)
     shutil.rmtree(work)
     return _warnings(finished.stderr) if finished.returncode else []
+
+
+def _finish_pages(html: Path) -> None:
+    """Give the pages what their makers do not: tables that everybody can read, and words that are explained."""
+    glossary = html / "glossary.html"
+    known = terms.entries(glossary.read_text(encoding="utf-8")) if glossary.is_file() else {}
+    for page in html.rglob("*.html"):
+        text = accessible(page.read_text(encoding="utf-8"))
+        if page != glossary and known:
+            text = terms.explained(text, known, os.path.relpath(glossary, page.parent))
+        # The theme takes all pages for files of the book's folder.
+        text = re.sub(r"(/(?:edit|blob)/[^/\"]+/)book/notebooks/", r"\1notebooks/", text)
+        page.write_text(text, encoding="utf-8")
 
 
 def _warnings(stderr: str) -> list[str]:

@@ -48,9 +48,22 @@ _SMALL = ("cifar10_resnet20", "cifar10_mobilenetv2")
 _FIGURES = tuple(f"figure{number}" for number in range(1, 8))
 _PICTURES = ("figure8", "figure9")
 _OUTSIDE = ("files", "onnxruntime")
+_OF_TRANSFORMERS = ("genq_table4", "every_tensor", "without_batch_norm", "transformer_layers")
 _FINE_TUNED = ("genq_table3", "genie_tableA2", "intraq_table3")
 # Are not held for all networks and seeds of shapes.
-_FEWER = (*_FINE_TUNED, "table3", "boxes", "head_outputs", "layers", "image_costs", "gallery", *_PICTURES, *_OUTSIDE)
+_FEWER = (
+    *_FINE_TUNED,
+    *_OF_TRANSFORMERS,
+    "table4_in_full",
+    "table3",
+    "boxes",
+    "head_outputs",
+    "layers",
+    "image_costs",
+    "gallery",
+    *_PICTURES,
+    *_OUTSIDE,
+)
 HOLDINGS = (
     Holding("shapes", "quick", tuple(name for name in PLANS if name not in _FEWER)),
     Holding("shapes", "quick", _PICTURES, seeds=1),
@@ -70,8 +83,11 @@ HOLDINGS = (
     Holding("cifar10", "standard", ("placements",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("dgh_settings",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("output_shares",), _SMALL, seeds=1),
+    Holding("shapes_transformers", "quick", _OF_TRANSFORMERS, seeds=1),
+    Holding("cifar10_transformers", "quick", _OF_TRANSFORMERS, seeds=1),
     Holding("tiny_imagenet", "quick", ("output_shares",), seeds=1),
     Holding("imagenet_lite", "quick", ("table2",), seeds=1),
+    Holding("cifar10", "paper", ("table4_in_full",), ("cifar10_resnet20",), seeds=1),
     Holding("tiny_imagenet", "standard", ("table1", "table2", "table4"), seeds=1),
 )
 

@@ -26,6 +26,7 @@ from papermill.exceptions import PapermillExecutionError
 from dghlib.choices import nearest
 from dghlib.experiments.recorded import NotRecorded, only_recorded
 from dghlib.experiments.run import RESULTS_VARIABLE, results_dir
+from dghlib.showing import figures
 from dghlib.showing.tables import PROVENANCE, foot_line
 from dghlib.storage.records import provenance
 
@@ -168,7 +169,7 @@ def run_notebook(notebook: Path, parameters: Mapping[str, object], output: Path,
     values = {name: parameter.default for name, parameter in parameters_of(notebook).items()} | given
     partial = output.with_suffix(PARTIAL)
     output.parent.mkdir(parents=True, exist_ok=True)
-    executed = _publishable(_execute(notebook, values, partial, progress))
+    executed = _publishable(_execute(notebook, values, partial, progress), output.parent)
     _say_what_made(executed)
     if only_recorded():
         unlink_missing_files(executed, output.parent)
@@ -187,7 +188,7 @@ def _execute(notebook: Path, values: dict[str, object], partial: Path, progress:
             resources={"metadata": {"path": str(partial.parent)}},  # the kernel's folder; ours stays what it is
             kernel_name="python3",
             kernel_manager_class=OwnInterpreter,
-            start_timeout=300,  # seconds; a busy machine takes long to import
+            start_timeout=3600,  # seconds; busy machines take long, and a kernel that ended is noticed at once
             allow_errors=only_recorded(),
             progress_bar=False,
             stderr_file=sys.stderr if progress else None,
@@ -240,22 +241,33 @@ def _reason(error: PapermillExecutionError | RuntimeError) -> str:
     return f"could not be started: {error}"
 
 
-def _publishable(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def _publishable(executed: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
     """Remove what only concerned the run: progress bars, paths of this machine, the cell of defaults.
 
-    Figures are named after the page, for readers who do not see them.
+    Code is folded. Figures get a text for readers who do not see them, and below them their numbers.
     """
-    title = executed.cells[0].source.partition("\n")[0].removeprefix("# ")
     for key in ("input_path", "output_path"):
         executed.metadata.papermill.pop(key, None)
     for cell in executed.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-            if any("image/svg+xml" in output.get("data", {}) for output in cell.outputs):
-                cell.metadata["mystnb"] = {"image": {"alt": f"figure of this page: {title}"}}
-        if "parameters" in cell.metadata.get("tags", []):
-            cell.metadata.tags.append("remove-input")
+            own = "remove-input" if "parameters" in cell.metadata.get("tags", []) else "hide-input"
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), own]
+            _describe_figures(cell, folder)
     return executed
+
+
+def _describe_figures(cell: nbformat.NotebookNode, folder: Path) -> None:
+    """Take the description out of a cell's figure (`figures.saved`), and show the numbers that it wrote, folded."""
+    for output in [each for each in cell.outputs if "image/svg+xml" in each.get("data", {})]:
+        text, drawn = figures.description_of("".join(output.data["image/svg+xml"]))
+        output.data["image/svg+xml"] = drawn
+        cell.metadata["mystnb"] = {
+            "image": {"alt": text, "classes": "photographs" if "<image " in drawn else "drawing"}
+        }
+        for name in re.findall(r'save="(\w+)"', cell.source):
+            if numbers := figures.numbers_below(folder / f"{name}.csv"):
+                cell.outputs.append(new_output("display_data", {"text/html": numbers}))
 
 
 def unlink_missing_files(notebook: nbformat.NotebookNode, folder: Path) -> None:

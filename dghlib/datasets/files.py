@@ -40,6 +40,8 @@ def npz(path: Path, num_images: int | None = None, seed: int = 0) -> LabelledIma
         classes = tuple(str(name) for name in found["classes"])
     else:
         classes = tuple(str(label) for label in range(labels.max(initial=0) + 1))
+    if not len(images):
+        raise ValueError(f"{path} holds no image: its array images has shape {found['images'].shape}")
     which = choose(len(images), num_images, seed)
     try:
         return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels), classes)[which]

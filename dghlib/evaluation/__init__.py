@@ -1,6 +1,6 @@
 """What is left of a network's quality, in percent."""
 
-from dghlib.evaluation.classification import top1
+from dghlib.evaluation.classification import agreement, top1
 from dghlib.evaluation.detection import found_boxes, mean_average_precision
 
-__all__ = ["found_boxes", "mean_average_precision", "top1"]
+__all__ = ["agreement", "found_boxes", "mean_average_precision", "top1"]

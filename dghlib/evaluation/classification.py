@@ -49,6 +49,25 @@ def top1(
     return 100 * correct / seen
 
 
+def agreement(net: nn.Module, other: nn.Module, images: Tensor, *, batch_size: int = 32) -> float:
+    """Return the share of images for which two classifiers find the same class, in percent.
+
+    Of a quantized network and its float one this needs no labels; the images of its calibration flatter the copy.
+    The networks may be on different devices and of different precision; see `top1` for the rest.
+
+    Args:
+        net: the classifier whose answers are taken for labels.
+        other: the one that is compared with it.
+        images: (N, C, H, W), normalised.
+        batch_size: images that pass at once.
+    """
+    device, dtype = next(chain(net.parameters(), net.buffers()), torch.empty(0)).device, _dtype_of(net)
+    batches = images.split(batch_size)
+    with _eval_mode(net), torch.inference_mode():
+        labels = [net(batch.to(device, dtype)).argmax(dim=1).cpu() for batch in batches]
+    return top1(other, zip(batches, labels, strict=True))
+
+
 def _dtype_of(net: nn.Module) -> torch.dtype:
     """Return the precision that a network computes in: that of its first floating-point parameter."""
     return next((each.dtype for each in net.parameters() if each.is_floating_point()), torch.float32)

@@ -7,7 +7,7 @@ from typing import Any
 from dghlib.experiments.profiles import PROFILES
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
-from dghlib.storage.records import plain
+from dghlib.storage.records import completed, plain
 
 REAL = "real"
 NO_IMAGES = "none"
@@ -138,7 +138,7 @@ _OF_DATA = {name for profile in PROFILES.values() for name in (profile.name, *pr
 def published(source: str, config: Mapping[str, Any]) -> Any:
     """Return the Config that a generator's authors have for a network or its data if this is one, else the usual."""
     presets = GENERATORS[source].PRESETS
-    named = (presets[name] for name in presets if name in _OF_DATA and not _differing(plain(presets[name]), config))
+    named = (presets[name] for name in presets if name in _OF_DATA and not _differing(presets[name], config))
     return next(named, presets["default"])
 
 
@@ -159,14 +159,12 @@ def changed_settings(method: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed_preset(presets: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    every = {name: _differing(plain(preset), config) for name, preset in presets.items()}
+    every = {name: _differing(preset, config) for name, preset in presets.items()}
     nearest = min(every, key=lambda name: len(every[name]))
     return every[nearest] if nearest == "default" else {"preset": nearest, **every[nearest]}
 
 
-def _differing(preset: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that are others in `config`; one that came after a record is None in it."""
-    names = [*config, *(name for name in preset if name not in config)]
-    return {
-        name: config.get(name) for name in names if name not in _SET_BY_BUDGET and preset.get(name) != config.get(name)
-    }
+def _differing(preset: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that are others in a recorded `config` than in a preset."""
+    usual, found = (completed(type(preset), each) for each in (plain(preset), config))
+    return {name: value for name, value in found.items() if name not in _SET_BY_BUDGET and usual.get(name) != value}

@@ -12,16 +12,23 @@ class Profile:
     """A data set and the networks that are trained on it.
 
     Attributes:
-        name: also the data set's name.
+        name: also the data set's name, unless `data` is another.
         models: our network -> the paper's network of the same family, or None where it has no like.
         about: one line for people.
         most: what a budget spends on it at most, by the names of `Budget`'s numbers, where images are dear or few.
+        data: the data set's name, where several profiles have one.
     """
 
     name: str
     models: dict[str, str | None]
     about: str
     most: Mapping[str, int] = field(default_factory=dict)
+    data: str = ""
+
+    @property
+    def data_set(self) -> str:
+        """Return the data set's name."""
+        return self.data or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,8 @@ class Budget:
 
 # As in the paper 32 images to calibrate with; tests of boxes take long.
 _DETECTION = {"num_images": 32, "test_images": 256}
+# Papers calibrate transformers with 32 images, all in one batch.
+_TRANSFORMERS = {"num_images": 32, "batch_size": 32}
 
 PROFILES = {
     "shapes": Profile(
@@ -67,6 +76,20 @@ PROFILES = {
         name="cifar10",
         models={"cifar10_resnet20": None, "cifar10_resnet56": None, "cifar10_mobilenetv2": "MBV2"},
         about="CIFAR-10 with public checkpoints; `make data PROFILE=cifar10` fetches them",
+    ),
+    "shapes_transformers": Profile(
+        name="shapes_transformers",
+        models={"shapes_transformer": None},
+        about="48 classes of drawn shapes, 3x32x32, with a vision transformer; both are part of the package",
+        most=_TRANSFORMERS,
+        data="shapes",
+    ),
+    "cifar10_transformers": Profile(
+        name="cifar10_transformers",
+        models={"cifar10_transformer": None},
+        about="CIFAR-10 with a public vision transformer; `make data PROFILE=cifar10_transformers` fetches that",
+        most=_TRANSFORMERS,
+        data="cifar10",
     ),
     "tiny_imagenet": Profile(
         name="tiny_imagenet",
@@ -120,7 +143,7 @@ PROFILES = {
     ),
 }
 
-EMBEDDED = ("shapes", "shapes_detection")  # whose data and networks are part of the package
+EMBEDDED = ("shapes", "shapes_transformers", "shapes_detection")  # whose data and networks are part of the package
 
 BUDGETS = {
     "smoke": Budget(num_images=16, steps=3, seeds=2, test_images=96, batch_size=16, iterations=3),

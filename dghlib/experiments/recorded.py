@@ -9,7 +9,8 @@ In the latter, `anew`, which `dgh book` turns on, committed records do not count
 
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 RECORDED_VARIABLE = "DGHLIB_RECORDED"
 ANEW_VARIABLE = "DGHLIB_ANEW"
@@ -27,6 +28,17 @@ def only_recorded() -> bool:
 def anew() -> bool:
     """Return whether this machine is to compute what the repository has records of, too: the variable DGHLIB_ANEW."""
     return bool(os.environ.get(ANEW_VARIABLE))
+
+
+@contextmanager
+def records_alone() -> Iterator[None]:
+    """Compute nothing in this block, here and in processes that are started."""
+    before = os.environ.get(RECORDED_VARIABLE, "")
+    os.environ[RECORDED_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        os.environ[RECORDED_VARIABLE] = before
 
 
 def show_missing(titles: Sequence[str], wanted: int) -> None:

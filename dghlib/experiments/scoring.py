@@ -12,6 +12,7 @@ from dghlib.datasets.annotated import AnnotatedImages
 from dghlib.datasets.labelled import choose
 from dghlib.evaluation import top1
 from dghlib.evaluation.detection import found_boxes, mean_average_precision, save_results
+from dghlib.experiments.profiles import PROFILES
 from dghlib.images import normalise
 from dghlib.models import FloatModel
 from dghlib.models.detectors import detector_of, scaled
@@ -55,7 +56,7 @@ def quality(
 
 def real_images(profile: str, model: FloatModel, num_images: int, seed: int) -> Tensor:
     """Return a random part of a profile's training images, (N, C, H, W) normalised; a detector's scaled to its size."""
-    available = DRAWN_TRAINING_IMAGES.get(profile)
+    available = DRAWN_TRAINING_IMAGES.get(data_of(profile))
     if model.task != "detection":
         data = datasets.sample(_labelled_images(profile, "train", available, model.image_shape), num_images, seed)
         return normalise(data.images, model.mean, model.std)
@@ -64,9 +65,14 @@ def real_images(profile: str, model: FloatModel, num_images: int, seed: int) -> 
     return torch.cat([normalise(scaled(image, model.image_shape[1:]), model.mean, model.std) for image in chosen])
 
 
+def data_of(profile: str) -> str:
+    """Return the name of a profile's data set; a data set's own name stands for itself."""
+    return PROFILES[profile].data_set if profile in PROFILES else profile
+
+
 @cache
 def _labelled_images(profile: str, split: str, num_images: int | None, shape: tuple[int, int, int]) -> LabelledImages:
-    return datasets.load(profile, split, num_images, shape)
+    return datasets.load(data_of(profile), split, num_images, shape)
 
 
 @cache

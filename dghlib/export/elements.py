@@ -37,6 +37,22 @@ def clip(low: float, high: float) -> Translation:
     return translate
 
 
+def hardsigmoid(graph: OnnxGraph, node: fx.Node) -> str:
+    """Clip(x + 3, 0, 6) / 6, step by step as torch has it: ONNX multiplies by a sixth, and halves round elsewhere."""
+    name = node.name
+    least, three, six = (graph.constant(f"{name}.{number}", float(number)) for number in (0, 3, 6))
+    raised = graph.add("Add", [source(graph, node), three], f"{name}.raised")
+    return graph.add("Div", [graph.add("Clip", [raised, least, six], f"{name}.clip"), six], name)
+
+
+def hardswish(graph: OnnxGraph, node: fx.Node) -> str:
+    """X clip(x + 3, 0, 6) / 6, step by step as torch computes it."""
+    name, value = node.name, source(graph, node)
+    least, three, six = (graph.constant(f"{name}.{number}", float(number)) for number in (0, 3, 6))
+    clipped = graph.add("Clip", [graph.add("Add", [value, three], f"{name}.raised"), least, six], f"{name}.clip")
+    return graph.add("Div", [graph.add("Mul", [value, clipped], f"{name}.product"), six], name)
+
+
 def silu(graph: OnnxGraph, node: fx.Node) -> str:
     """X sigmoid(x)."""
     value = source(graph, node)

@@ -86,6 +86,17 @@ def select(graph: OnnxGraph, node: fx.Node) -> str:
     return reshaped(graph, node, part, node.name)
 
 
+def unfold(graph: OnnxGraph, node: fx.Node) -> str:
+    """Windows along an axis, which may overlap; the places in a window become the last axis."""
+    found = graph.settings(node, "dimension", "size", "step")
+    count = len(shape_of(node))
+    axis = int(found["dimension"]) % (count - 1)
+    places = torch.arange(shape_of(node)[axis])[:, None] * int(found["step"]) + torch.arange(int(found["size"]))
+    value = gathered(graph, source(graph, node), places, axis, f"{node.name}.windows")
+    order = [place for place in range(count) if place != axis + 1] + [axis + 1]
+    return graph.add("Transpose", [value], node.name, perm=order)
+
+
 def roll(graph: OnnxGraph, node: fx.Node) -> str:
     """Values that leave an axis at its end and come in at its beginning."""
     found = graph.settings(node, "shifts", "dims")

@@ -43,11 +43,13 @@ def clip_ends(graph: OnnxGraph, node: fx.Node) -> tuple[float, float]:
 
 
 def clips_codes(graph: OnnxGraph, node: fx.Node) -> bool:
-    """Say whether a node does nothing but clip for a quantizer, which may as well clip codes."""
+    """Say whether a node does nothing but clip for a quantizer, which may as well clip codes.
+
+    Not what is quantized already: of two quantizations in a row, onnxruntime makes one, on a grid of its own.
+    """
     readers = [graph.module(reader) for reader in node.users]
-    return clip_ends(graph, node) != (-math.inf, math.inf) and all(
-        isinstance(reader, UniformQuantizer) and reader.bits <= _BYTE for reader in readers
-    )
+    clips = clip_ends(graph, node) != (-math.inf, math.inf) and node.all_input_nodes[0] not in graph.grids
+    return clips and all(isinstance(reader, UniformQuantizer) and reader.bits <= _BYTE for reader in readers)
 
 
 def quantize(graph: OnnxGraph, node: fx.Node, quantizer: UniformQuantizer) -> str:

@@ -39,7 +39,10 @@ def transpose(graph: OnnxGraph, node: fx.Node) -> str:
 def concatenate(graph: OnnxGraph, node: fx.Node) -> str:
     """Tensors side by side."""
     parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
-    names = [graph.value(part, f"{node.name}.{k}") for k, part in enumerate(parts)]
+    if isinstance(parts, fx.Node):  # what `split` or `chunk` made, as it is
+        names = list(graph.values[parts])
+    else:
+        names = [graph.value(part, f"{node.name}.{k}") for k, part in enumerate(parts)]
     return graph.add("Concat", names, node.name, axis=int(graph.settings(node, "dim").get("dim", 0)))
 
 

@@ -8,15 +8,14 @@ from torch import fx
 from dghlib.export.onnx_graph import OnnxGraph, shape_of, source
 
 
-def batch_norm(graph: OnnxGraph, node: fx.Node) -> str:
-    """A batch norm that could not be folded."""
+def channel_affine(graph: OnnxGraph, node: fx.Node) -> str:
+    """A batch norm that could not be folded: a product and a sum, as the simulation has them."""
     module: Any = graph.module(node)
-    size = len(module.running_mean)
-    weight = module.weight if module.weight is not None else torch.ones(size)
-    bias = module.bias if module.bias is not None else torch.zeros(size)
-    values = {"weight": weight, "bias": bias, "mean": module.running_mean, "var": module.running_var}
-    names = [graph.constant(f"{node.target}.{name}", value) for name, value in values.items()]
-    return graph.add("BatchNormalization", [source(graph, node), *names], node.name, epsilon=module.eps)
+    shape = (-1, *[1] * (len(shape_of(node)) - 2))
+    scale = graph.constant(f"{node.name}.factor", module.scale.reshape(shape))
+    shift = graph.constant(f"{node.name}.offset", module.shift.reshape(shape))
+    product = graph.add("Mul", [source(graph, node), scale], f"{node.name}.scaled")
+    return graph.add("Add", [product, shift], node.name)
 
 
 def group_norm(graph: OnnxGraph, node: fx.Node) -> str:

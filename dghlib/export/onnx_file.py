@@ -19,10 +19,12 @@ from torch.utils._pytree import tree_leaves
 from dghlib.export.integers import clips_codes, keep_grid, quantize
 from dghlib.export.onnx_graph import OnnxGraph, UnsupportedOperation, shape_of, source
 from dghlib.export.translations import constant_tensor, translation_of
+from dghlib.export.uneven import quantize_unevenly
 from dghlib.models import FloatModel
 from dghlib.quantizers import QuantizedModel
 from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.grid import UniformQuantizer
+from dghlib.quantizers.uneven import LogQuantizer, TwinQuantizer
 from dghlib.storage.records import write_atomically
 
 __all__ = ["OnnxNetwork", "UnsupportedOperation", "export_onnx", "open_session"]
@@ -64,6 +66,8 @@ def export_onnx(
             graph.values[node] = constant_tensor(graph, node)
         elif isinstance(grid := graph.module(node), UniformQuantizer):
             graph.values[node] = quantize(graph, node, grid)
+        elif isinstance(grid, LogQuantizer | TwinQuantizer):
+            graph.values[node] = quantize_unevenly(graph, node, grid)
         elif "shape" in node.meta or node.meta.get("holds"):  # else a size, which is constant in the file
             graph.values[node] = keep_grid(graph, node, _translated(graph, node))
 
@@ -101,7 +105,9 @@ def open_session(path: Path | str, *, optimized: bool = True, threads: int = 0) 
 
     On x86 processors without VNNI, onnxruntime's fast products of 8-bit integers overflow 16 bits without a word, and
     logits come out wrong by many steps. One option forbids that, and is set here; set it wherever you run such a file:
-    `session.x64quantprecision`. `optimized=False` computes node by node, as the simulation does.
+    `session.x64quantprecision`. Products of integer weights with tensors in float or on uneven grids it computes with
+    tensors rounded to bytes, unless `session.qdq_matmulnbits_accuracy_level` is 1, as here. `optimized=False` computes
+    node by node, as the simulation does.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -112,6 +118,7 @@ def open_session(path: Path | str, *, optimized: bool = True, threads: int = 0) 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

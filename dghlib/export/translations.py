@@ -24,8 +24,19 @@ from dghlib.export.calculations import (
     to_float,
     where,
 )
-from dghlib.export.elements import arithmetic, clip, gelu, prelu, silu, simple, softplus, with_setting
-from dghlib.export.indexing import expand, flip, pick, repeat, roll, select, stack, unbind
+from dghlib.export.elements import (
+    arithmetic,
+    clip,
+    gelu,
+    hardsigmoid,
+    hardswish,
+    prelu,
+    silu,
+    simple,
+    softplus,
+    with_setting,
+)
+from dghlib.export.indexing import expand, flip, pick, repeat, roll, select, stack, unbind, unfold
 from dghlib.export.layers import float_layer, quantized_layer
 from dghlib.export.movements import (
     channel_shuffle,
@@ -36,18 +47,17 @@ from dghlib.export.movements import (
     split,
     transpose,
 )
-from dghlib.export.norms import batch_norm, group_norm, matrix_product
+from dghlib.export.norms import channel_affine, group_norm, matrix_product
 from dghlib.export.onnx_graph import OnnxGraph, Translation, UnsupportedOperation
 from dghlib.export.reductions import adaptive_pooling, mean, pooling, softmax
 from dghlib.export.resizing import interpolate, pixel_shuffle, pixel_unshuffle
 from dghlib.quantizers.layers import QuantizedLayer
-from dghlib.quantizers.operations import RESHAPES, is_batch_norm
+from dghlib.quantizers.operations import RESHAPES, ChannelAffine
 
 _SIMPLE = {
     "Relu": (nn.ReLU, F.relu, torch.relu, "relu"),
     "Sigmoid": (nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid"),
     "Tanh": (nn.Tanh, F.tanh, torch.tanh, "tanh"),
-    "HardSwish": (nn.Hardswish, F.hardswish),
     "Mish": (nn.Mish, F.mish),
     "Selu": (nn.SELU, F.selu),
     "Neg": (operator.neg, torch.neg, "neg"),
@@ -62,7 +72,9 @@ _SIMPLE = {
 }
 _TRANSLATIONS: dict[Translation, tuple[Any, ...]] = {
     **{simple(operation): names for operation, names in _SIMPLE.items()},
-    simple("HardSigmoid", alpha=1 / 6, beta=0.5): (nn.Hardsigmoid, F.hardsigmoid),
+    hardsigmoid: (nn.Hardsigmoid, F.hardsigmoid),
+    hardswish: (nn.Hardswish, F.hardswish),
+    channel_affine: (ChannelAffine,),
     clip(0.0, 6.0): (nn.ReLU6, F.relu6),
     clip(-1.0, 1.0): (nn.Hardtanh, F.hardtanh),
     silu: (nn.SiLU, F.silu),
@@ -99,6 +111,7 @@ _TRANSLATIONS: dict[Translation, tuple[Any, ...]] = {
     einsum: (torch.einsum,),
     layer_norm: (nn.LayerNorm, F.layer_norm, torch.layer_norm),
     select: (torch.select, "select", torch.narrow, "narrow", torch.index_select, "index_select"),
+    unfold: ("unfold",),
     roll: (torch.roll, "roll"),
     flip: (torch.flip, "flip"),
     expand: ("expand", "expand_as"),
@@ -138,8 +151,6 @@ def translation_of(graph: OnnxGraph, node: fx.Node) -> Translation:
         return quantized_layer
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear):
         return float_layer
-    if module is not None and is_batch_norm(module):
-        return batch_norm
     operation = type(module) if module is not None else node.target
     if operation in BY_OPERATION:
         return BY_OPERATION[operation]

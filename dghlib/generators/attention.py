@@ -63,3 +63,25 @@ class RecordedAttention(TorchFunctionMode):
 
     def _made(self, factor: Tensor) -> bool:
         return any(factor is weights for weights in self._weights)
+
+
+class RecordedScores(TorchFunctionMode):
+    """Record the scores of attention while the context lasts: `scores`, each (N, heads, queries, keys).
+
+    Of torch's own attention, products of queries and keys; else what a softmax is given, which is the same times a
+    factor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores: list[Tensor] = []
+
+    def __torch_function__(
+        self, function: Callable[..., Any], _: Iterable[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function of torch, and keep what it is given if it is of interest."""
+        if function in SOFTMAXES and args and isinstance(args[0], Tensor):
+            self.scores.append(args[0])
+        elif function is F.scaled_dot_product_attention:
+            self.scores.append(args[0] @ args[1].mT)
+        return function(*args, **(kwargs or {}))

@@ -1,12 +1,14 @@
 """What methods that know of classes share: how many a network tells apart, the features it judges by, labels."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dghlib.models import FloatModel
 from dghlib.running.hooks import recorded_inputs
+from dghlib.seeds import stream
 
 
 class NotAClassifier(ValueError):
@@ -83,3 +85,8 @@ def _probe(model: FloatModel, net: nn.Module) -> Tensor:
 def random_labels(count: int, num_classes: int, draws: torch.Generator) -> Tensor:
     """Return (count,) classes, each as likely as any other."""
     return torch.randint(num_classes, (count,), generator=draws)
+
+
+def labels_of(method: str, config: Any, num_classes: int) -> Tensor:
+    """Return the class that each image of a run of a method is asked for, (num_images,)."""
+    return random_labels(config.num_images, num_classes, stream(config.seed, method, "labels"))

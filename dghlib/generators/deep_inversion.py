@@ -33,14 +33,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dghlib.choices import check_at_least, check_between, check_choice, check_types
-from dghlib.generators.classes import number_of_classes, random_labels
+from dghlib.generators.classes import labels_of, number_of_classes
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_norms, measure
-from dghlib.generators.space import brought_over, working_twin
+from dghlib.generators.space import brought_over, working, working_twin
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.images import clip_straight_through
 from dghlib.models import FloatModel
-from dghlib.running.batchnorm import StoredStatistics, stored_statistics, working_copy
+from dghlib.running.batchnorm import StoredStatistics, working_copy
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
@@ -109,29 +109,24 @@ def generate(
     checkpoint: Path | None = None,
     student: FloatModel | None = None,
 ) -> Tensor:
-    """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
+    """Return DeepInversion's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common.
 
-    The models are not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
-    `student` is the network that ADI competes with, where `competition_weight` is not 0.
+    `student` is the network that ADI competes with, where `competition_weight` is not 0; it is not changed either.
 
     Raises:
-        NoBatchNorm: the network has no batch norm that images reach.
         NotAClassifier: it tells no classes apart.
-        ValueError: its weights or statistics are not finite; there is no student, none is needed, or it does not fit.
-        FloatingPointError: the loss became NaN; the step is named.
+        ValueError: there is no student, none is needed, or it does not fit.
     """
-    own, model = model, working_twin(model)
-    net = working_copy(model.net, device, model.image_shape)
-    layers = stored_statistics(net, model.image_shape)
-    num_classes = number_of_classes(model, net, "DeepInversion")
+    twin, net, layers = working(model, device)
+    num_classes = number_of_classes(twin, net, "DeepInversion")
     student = student and working_twin(student)
-    rival = _student_net(model, student, config, num_classes, device)
+    rival = _student_net(twin, student, config, num_classes, device)
     images = torch.randn(
-        (config.num_images, *model.image_shape), generator=stream(config.seed, "deep_inversion", "images")
+        (config.num_images, *twin.image_shape), generator=stream(config.seed, "deep_inversion", "images")
     )
     batches = images.split(config.batch_size)
-    labels = labels_of(config, num_classes).split(config.batch_size)
-    competitors = [model] if student is None else [model, student]
+    labels = labels_of("deep_inversion", config, num_classes).split(config.batch_size)
+    competitors = [twin] if student is None else [twin, student]
     key = "-".join(images_fingerprint(each, "deep_inversion", VERSION, config) for each in competitors)
 
     def start(index: int, finished: list[Tensor]) -> ImageTask:
@@ -142,7 +137,7 @@ def generate(
             lambda leaves: torch.optim.Adam(leaves, config.learning_rate, betas=(0.5, 0.9)),
             lambda optimizer: LambdaLR(optimizer, lambda step: warm_up_and_cosine(step, config.steps)),
             draws=draws,
-            keep_valid=lambda images: clip_straight_through(images, model.mean, model.std),
+            keep_valid=lambda images: clip_straight_through(images, twin.mean, twin.std),
         )
 
     made = run_tasks(
@@ -150,15 +145,10 @@ def generate(
         count=len(batches),
         steps=config.steps,
         saved=Checkpoint(checkpoint, key),
-        title=f"DeepInversion {model.name}",
+        title=f"DeepInversion {twin.name}",
         progress=progress,
     )
-    return brought_over(made, model, own)
-
-
-def labels_of(config: Config, num_classes: int) -> Tensor:
-    """Return the class that each image of a run is asked for, (num_images,)."""
-    return random_labels(config.num_images, num_classes, stream(config.seed, "deep_inversion", "labels"))
+    return brought_over(made, twin, model)
 
 
 def warm_up_and_cosine(step: int, steps: int, warm_up: float = WARM_UP) -> float:

@@ -53,7 +53,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dghlib.choices import check_at_least, check_between, check_choice, check_types
+from dghlib.choices import check_at_least, check_between, check_types
 from dghlib.generators import radam
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import (
@@ -119,13 +119,6 @@ class Config:
         check_types(self)
         for name in ("num_images", "batch_size", "steps"):
             check_at_least(1, name, getattr(self, name))
-        for name, choices in {
-            "spread": ("std", "variance"),
-            "reduction": ("mean", "sum"),
-            "augmentation": ("image", "batch"),
-            "output_power": (1, 2),
-        }.items():
-            check_choice(name, getattr(self, name), choices)
         for name in ("learning_rate", "output_weight"):
             check_between(0, math.inf, name, getattr(self, name))
         if self.output_share is not None:
@@ -179,17 +172,14 @@ def generate(
 ) -> Tensor:
     """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
 
-    The model is not changed. With `checkpoint`, a run that was killed continues from that file: to the same images,
-    or, where they lie in files, to images as good, since those of the sweep that was broken off have moved.
+    See `dghlib.generators` for what all methods have in common. With `checkpoint`, a run that was killed continues to
+    the same images, or, where they lie in files, to images as good: those of the sweep that was broken off have moved.
     `compiled` lets torch compile a copy of the network first, with a C++ compiler, in a minute or two: where
     convolutions are light, as in MobileNets, a CPU then takes a fifth less for a step. Where torch cannot, it warns and
     goes on without; from then on it does so for all that this process compiles.
     The processes of a job (`dghlib.running.processes`) share the work; each returns all images.
 
     Raises:
-        NoBatchNorm: the network has no batch norm that images reach.
-        ValueError: its weights or statistics are not finite.
-        FloatingPointError: the loss became NaN; the step is named.
         FileNotFoundError: there is a checkpoint, but the folder of its images is gone.
         torch.OutOfMemoryError: a batch does not fit, told before the first step where the system says what is free.
     """

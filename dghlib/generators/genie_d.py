@@ -32,10 +32,10 @@ from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, spread_of
 from dghlib.generators.networks import GenieNetwork, initialised
 from dghlib.generators.schedules import in_proportion
-from dghlib.generators.space import brought_over, working_twin
+from dghlib.generators.space import Device, brought_over, working
 from dghlib.generators.tasks import run_tasks, values_of
 from dghlib.models import FloatModel
-from dghlib.running.batchnorm import StoredStatistics, moments, stored_statistics, variance_of, working_copy
+from dghlib.running.batchnorm import StoredStatistics, moments, variance_of
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
@@ -72,38 +72,23 @@ PRESETS = {"default": Config()}
 
 
 def generate(
-    model: FloatModel,
-    config: Config,
-    *,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-    checkpoint: Path | None = None,
+    model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
-    """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
-
-    The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
-
-    Raises:
-        NoBatchNorm: the network has no batch norm that images reach.
-        ValueError: its weights or statistics are not finite.
-        FloatingPointError: the loss became NaN; the step is named.
-    """
-    own, model = model, working_twin(model)
-    net = working_copy(model.net, device, model.image_shape)
-    layers = stored_statistics(net, model.image_shape)
+    """Return GENIE's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common."""
+    twin, net, layers = working(model, device)
     shifts = torch.Generator()
     if config.swing:
         swing_strided_convolutions(net, shifts)
     sizes = [len(part) for part in torch.arange(config.num_images).split(config.batch_size)]
     made = run_tasks(
-        lambda index, _: _Task(net, layers, model.image_shape, config, index, sizes[index], shifts),
+        lambda index, _: _Task(net, layers, twin.image_shape, config, index, sizes[index], shifts),
         count=len(sizes),
         steps=config.steps,
-        saved=Checkpoint(checkpoint, images_fingerprint(model, "genie_d", VERSION, config)),
-        title=f"GENIE-D {model.name}",
+        saved=Checkpoint(checkpoint, images_fingerprint(twin, "genie_d", VERSION, config)),
+        title=f"GENIE-D {twin.name}",
         progress=progress,
     )
-    return brought_over(made, model, own)
+    return brought_over(made, twin, model)
 
 
 class _Task:

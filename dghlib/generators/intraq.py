@@ -33,15 +33,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dghlib.choices import check_at_least, check_between, check_types
-from dghlib.generators.classes import Head, find_head, random_labels
+from dghlib.generators.classes import Head, find_head, labels_of
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.generators.schedules import in_proportion
-from dghlib.generators.space import brought_over, working_twin
+from dghlib.generators.space import Device, brought_over, working
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.images import random_windows, resize_windows, rotate
 from dghlib.models import FloatModel
-from dghlib.running.batchnorm import StoredStatistics, stored_statistics, working_copy
+from dghlib.running.batchnorm import StoredStatistics
 from dghlib.running.hooks import recorded_inputs
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
@@ -92,32 +92,20 @@ PRESETS = {
 
 
 def generate(
-    model: FloatModel,
-    config: Config,
-    *,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-    checkpoint: Path | None = None,
+    model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
-    """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
-
-    The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
+    """Return IntraQ's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common.
 
     Raises:
-        NoBatchNorm: the network has no batch norm that images reach.
         NotAClassifier: it tells no classes apart.
         NoFeatures: it does not end in a linear layer.
-        ValueError: its weights or statistics are not finite.
-        FloatingPointError: the loss became NaN; the step is named.
     """
-    own, model = model, working_twin(model)
-    net = working_copy(model.net, device, model.image_shape)
-    layers = stored_statistics(net, model.image_shape)
-    head = find_head(model, net, "IntraQ")
-    images = torch.randn((config.num_images, *model.image_shape), generator=stream(config.seed, "intraq", "images"))
+    twin, net, layers = working(model, device)
+    head = find_head(twin, net, "IntraQ")
+    images = torch.randn((config.num_images, *twin.image_shape), generator=stream(config.seed, "intraq", "images"))
     patience = in_proportion(PATIENCE, config.steps, STEPS) if config.scaled_schedule else PATIENCE
     batches = images.split(config.batch_size)
-    labels = labels_of(config, head.num_classes).split(config.batch_size)
+    labels = labels_of("intraq", config, head.num_classes).split(config.batch_size)
 
     def start(index: int, finished: list[Tensor]) -> ImageTask:
         centres = ClassCentres(head, layers.mean.device)
@@ -136,16 +124,11 @@ def generate(
         start,
         count=len(batches),
         steps=config.steps,
-        saved=Checkpoint(checkpoint, images_fingerprint(model, "intraq", VERSION, config)),
-        title=f"IntraQ {model.name}",
+        saved=Checkpoint(checkpoint, images_fingerprint(twin, "intraq", VERSION, config)),
+        title=f"IntraQ {twin.name}",
         progress=progress,
     )
-    return brought_over(made, model, own)
-
-
-def labels_of(config: Config, num_classes: int) -> Tensor:
-    """Return the class that each image of a run is asked for, (num_images,)."""
-    return random_labels(config.num_images, num_classes, stream(config.seed, "intraq", "labels"))
+    return brought_over(made, twin, model)
 
 
 class ClassCentres:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dghlib.choices import check_at_least, check_types
-from dghlib.generators.space import brought_over, working_twin
+from dghlib.generators.space import Device, brought_over, working_twin
 from dghlib.models import FloatModel
 from dghlib.seeds import stream
 
@@ -35,12 +35,7 @@ PRESETS = {"default": Config()}
 
 
 def generate(
-    model: FloatModel,
-    config: Config,
-    *,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-    checkpoint: Path | None = None,
+    model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
     """Return noise (num_images, C, H, W), float32; of `model` only the shape and the space of its images matter."""
     noise = torch.randn((config.num_images, *model.image_shape), generator=stream(config.seed, "noise"))

@@ -34,11 +34,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dghlib.choices import check_at_least, check_between, check_types
 from dghlib.generators.attention import RecordedAttention, open_attention
-from dghlib.generators.classes import number_of_classes, random_labels
+from dghlib.generators.classes import labels_of, number_of_classes
 from dghlib.generators.deep_inversion import JITTER, total_variation, warm_up_and_cosine
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.patch_similarity import cosine_similarities, similarity_entropy
-from dghlib.generators.space import brought_over, working_twin
+from dghlib.generators.space import Device, brought_over, working_twin
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.images import clip_straight_through
 from dghlib.models import FloatModel
@@ -84,22 +84,13 @@ PRESETS = {"default": Config(), "swin": Config(learning_rate=0.25)}
 
 
 def generate(
-    model: FloatModel,
-    config: Config,
-    *,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-    checkpoint: Path | None = None,
+    model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
-    """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
-
-    The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
+    """Return PSAQ-ViT's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common.
 
     Raises:
         NoAttention: the network has no attention between patches.
         NotAClassifier: it tells no classes apart.
-        ValueError: its weights are not finite.
-        FloatingPointError: the loss became NaN; the step is named.
     """
     own, model = model, working_twin(model)
     net = working_copy(model.net, device, model.image_shape)
@@ -109,7 +100,7 @@ def generate(
     images = torch.randn((config.num_images, *model.image_shape), generator=stream(config.seed, "psaq_vit", "images"))
     _check_attention(model, net, images[:1].to(device), config)
     batches = images.split(config.batch_size)
-    labels = labels_of(config, num_classes).split(config.batch_size)
+    labels = labels_of("psaq_vit", config, num_classes).split(config.batch_size)
 
     def start(index: int, finished: list[Tensor]) -> ImageTask:
         draws = stream(config.seed, "psaq_vit", "augmentation", index)
@@ -134,11 +125,6 @@ def generate(
         progress=progress,
     )
     return brought_over(made, model, own)
-
-
-def labels_of(config: Config, num_classes: int) -> Tensor:
-    """Return the class that each image of a run is asked for, (num_images,)."""
-    return random_labels(config.num_images, num_classes, stream(config.seed, "psaq_vit", "labels"))
 
 
 def rate(step: int, steps: int) -> float:

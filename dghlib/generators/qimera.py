@@ -25,15 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 
-from dghlib.choices import check_at_least, check_between, check_choice, check_types
+from dghlib.choices import check_at_least, check_between, check_types
 from dghlib.generators.classes import Head, find_head, random_labels
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.generators.networks import QimeraNetwork, initialised, mixtures_of
-from dghlib.generators.space import brought_over, working_twin
+from dghlib.generators.space import Device, brought_over, working
 from dghlib.generators.tasks import run_tasks, values_of
 from dghlib.models import FloatModel
-from dghlib.running.batchnorm import StoredStatistics, stored_statistics, working_copy
+from dghlib.running.batchnorm import StoredStatistics
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 
@@ -62,7 +62,6 @@ class Config:
             check_at_least(1, name, getattr(self, name))
         check_between(0, math.inf, "learning_rate", self.learning_rate)
         check_between(0, 1, "superposed", self.superposed)
-        check_choice("embeddings", self.embeddings, ("random", "classifier"))
 
 
 # On ImageNet 80 000 updates have 16 images each; the settings are those of the network.
@@ -77,37 +76,25 @@ PRESETS = {
 
 
 def generate(
-    model: FloatModel,
-    config: Config,
-    *,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-    checkpoint: Path | None = None,
+    model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
-    """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
-
-    The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
+    """Return Qimera's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common.
 
     Raises:
-        NoBatchNorm: the network has no batch norm that images reach.
         NotAClassifier: it tells no classes apart.
         NoFeatures: it does not end in a linear layer, whose width the embeddings have.
-        ValueError: its weights or statistics are not finite.
-        FloatingPointError: the loss became NaN; the step is named.
     """
-    own, model = model, working_twin(model)
-    net = working_copy(model.net, device, model.image_shape)
-    layers = stored_statistics(net, model.image_shape)
-    head = find_head(model, net, "Qimera")
+    twin, net, layers = working(model, device)
+    head = find_head(twin, net, "Qimera")
     made = run_tasks(
-        lambda index, finished: _Task(net, layers, head, model.image_shape, config),
+        lambda index, finished: _Task(net, layers, head, twin.image_shape, config),
         count=1,
         steps=_updates(config),
-        saved=Checkpoint(checkpoint, images_fingerprint(model, "qimera", VERSION, config)),
-        title=f"Qimera {model.name}",
+        saved=Checkpoint(checkpoint, images_fingerprint(twin, "qimera", VERSION, config)),
+        title=f"Qimera {twin.name}",
         progress=progress,
     )
-    return brought_over(made, model, own)
+    return brought_over(made, twin, model)
 
 
 def _updates(config: Config) -> int:

@@ -11,12 +11,14 @@ Source: none; the authors' networks all take images that are normalised.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from dghlib.images import per_channel
 from dghlib.models import FloatModel
+from dghlib.running.batchnorm import StoredStatistics, stored_statistics, working_copy
 
 # Of a twin: ImageNet's, for images in colour; for others, the mean of those.
 COLOUR_MEAN, COLOUR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -25,6 +27,8 @@ UNIFORM_STD = 12**-0.5  # of numbers of which all from 0 to 1 are as likely
 # -0.1 to 1.2 (MNIST's) and a deviation from 0.6 (pixels from -1 to 1) to 1.3 (ImageNet's); pixels from 0 to 1 as they
 # are have 0.5 and 0.3.
 LARGEST_MEAN, SMALLEST_STD, LARGEST_STD = 1.5, 0.5, 2.0
+
+Device: TypeAlias = torch.device | str
 
 
 def is_normalised(mean: Sequence[float], std: Sequence[float]) -> bool:
@@ -47,6 +51,18 @@ def working_twin(model: FloatModel) -> FloatModel:
     )
     twin = dataclasses.replace(model, mean=mean, std=std)
     return dataclasses.replace(twin, net=nn.Sequential(_Brought(twin, model), model.net))
+
+
+def working(model: FloatModel, device: torch.device | str) -> tuple[FloatModel, nn.Module, StoredStatistics]:
+    """Return what images are made with: a network's twin, a copy of that on a device, what its batch norms store.
+
+    Raises:
+        NoBatchNorm: the network has no batch norm that images reach.
+        ValueError: its weights or statistics are not finite.
+    """
+    twin = working_twin(model)
+    net = working_copy(twin.net, device, twin.image_shape)
+    return twin, net, stored_statistics(net, twin.image_shape)
 
 
 def brought_over(images: Tensor, twin: FloatModel, model: FloatModel) -> Tensor:

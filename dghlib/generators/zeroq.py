@@ -23,10 +23,9 @@ from dghlib.choices import check_at_least, check_between, check_types
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, with_pixels
 from dghlib.generators.schedules import in_proportion
-from dghlib.generators.space import brought_over, working_twin
+from dghlib.generators.space import Device, brought_over, working
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.models import FloatModel
-from dghlib.running.batchnorm import stored_statistics, working_copy
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
@@ -58,28 +57,14 @@ PRESETS = {"default": Config()}
 
 
 def generate(
-    model: FloatModel,
-    config: Config,
-    *,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-    checkpoint: Path | None = None,
+    model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
-    """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
-
-    The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
-
-    Raises:
-        NoBatchNorm: the network has no batch norm that images reach.
-        ValueError: its weights or statistics are not finite.
-        FloatingPointError: the loss became NaN; the step is named.
-    """
-    own, model = model, working_twin(model)
-    net = working_copy(model.net, device, model.image_shape)
-    layers = with_pixels(stored_statistics(net, model.image_shape), model.image_shape[0])
+    """Return ZeroQ's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common."""
+    twin, net, layers = working(model, device)
+    layers = with_pixels(layers, twin.image_shape[0])
     weights = channel_weights(layers.sizes, "sum", layers.mean.device)
     patience = in_proportion(PATIENCE, config.steps, STEPS) if config.scaled_schedule else PATIENCE
-    batches = _initial_images(model, config).to(device).split(config.batch_size)
+    batches = _initial_images(twin, config).to(device).split(config.batch_size)
 
     def loss(images: Tensor) -> dict[str, Tensor]:
         measured = measure(net, images, layers, groups=len(images))
@@ -94,11 +79,11 @@ def generate(
         ),
         count=len(batches),
         steps=config.steps,
-        saved=Checkpoint(checkpoint, images_fingerprint(model, "zeroq", VERSION, config)),
-        title=f"ZeroQ {model.name}",
+        saved=Checkpoint(checkpoint, images_fingerprint(twin, "zeroq", VERSION, config)),
+        title=f"ZeroQ {twin.name}",
         progress=progress,
     )
-    return brought_over(made, model, own)
+    return brought_over(made, twin, model)
 
 
 def _initial_images(model: FloatModel, config: Config) -> Tensor:

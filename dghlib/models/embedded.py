@@ -1,7 +1,7 @@
-"""The three networks that ship with the package, trained on the benchmark `shapes`.
+"""The networks that ship with the package, trained on the benchmark `shapes`.
 
 Small relatives of the networks of the papers: ResNet-18 (residual), ResNet-50 (bottleneck) and MobileNetV2
-(inverted residual). `python -m dghlib.training.classifiers` trains them again.
+(inverted residual); and a vision transformer. `python -m dghlib.training.classifiers` trains them again.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from torch import nn
 
 from dghlib.models.classifiers import BasicBlock, Bottleneck, MobileNetV2, ResidualNet
 from dghlib.models.float_model import FloatModel
+from dghlib.models.transformers import VisionTransformer
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 PIPELINES = Path(__file__).parent / "pipelines"  # diffusion models, in the form of the library diffusers
@@ -38,10 +39,26 @@ def inverted() -> MobileNetV2:
     return MobileNetV2(plan, num_classes=NUM_CLASSES, stem_channels=16, stem_stride=2, head_channels=256)
 
 
+def transformer() -> VisionTransformer:
+    """Return an untrained vision transformer: a stem with batch norms, 16 patches, 3 blocks, no class token."""
+    return VisionTransformer(
+        size=32,
+        patch=8,
+        stem=(24, 48),
+        class_token=False,
+        width=96,
+        depth=3,
+        heads=4,
+        hidden=192,
+        num_classes=NUM_CLASSES,
+    )
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "shapes_residual": residual,
     "shapes_bottleneck": bottleneck,
     "shapes_inverted": inverted,
+    "shapes_transformer": transformer,
 }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dghlib.models.classifiers import BasicBlock, MobileNetV2, ResidualNet
 from dghlib.models.float_model import FloatModel
+from dghlib.models.transformers import VisionTransformer
 from dghlib.storage import assets
 from dghlib.storage.reading import reading
 
@@ -63,6 +64,19 @@ def cifar10_mobilenetv2() -> FloatModel:
     return FloatModel(name=name, net=net, image_shape=(3, 32, 32), mean=CIFAR10_MEAN, std=CIFAR10_STD)
 
 
+def transformer() -> VisionTransformer:
+    """Return an untrained CIFAR-10 transformer: 64 patches of 4x4, a class token, 4 blocks."""
+    return VisionTransformer(size=32, patch=4, width=128, depth=4, heads=4, hidden=256, num_classes=10)
+
+
+def cifar10_transformer() -> FloatModel:
+    """Return a vision transformer for CIFAR-10."""
+    name = "cifar10_transformer"
+    with published(name) as checkpoint:
+        net = _with_weights(transformer(), _our_transformer(checkpoint))
+    return FloatModel(name=name, net=net, image_shape=(3, 32, 32), mean=CIFAR10_MEAN, std=CIFAR10_STD)
+
+
 def tiny_imagenet_mobilenetv2() -> FloatModel:
     """Return MobileNetV2 x0.5 for the 200 classes of Tiny-ImageNet, sorted by their WordNet id."""
     name = "tiny_imagenet_mobilenetv2"
@@ -91,6 +105,33 @@ def _our_resnet_key(key: str) -> str:
     """Translate a parameter's name: "module.layer1.0.bn1.bias" is our "stages.0.0.bn1.bias"."""
     key = key.removeprefix("module.")
     return re.sub(r"^layer(\d)", lambda match: f"stages.{int(match[1]) - 1}", key)
+
+
+_TRANSFORMER_KEYS = (
+    ("embedding.cls_token", "class_token"),
+    ("embedding.pos_embeddings", "positions"),
+    ("embedding.patch_embeddings.conv.", "patches."),
+    ("encoder.layers.", "blocks."),
+    (".alpha", ".weight"),
+    (".beta", ".bias"),
+    (".attn.out_proj.", ".attention.projection."),
+    (".ffn.fc1.", ".perceptron.0."),
+    (".ffn.fc2.", ".perceptron.2."),
+    ("mlp_head.", "head."),
+)
+
+
+def _our_transformer(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Translate the names of parameters, and join those of queries, keys and values into one."""
+    ours: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        for theirs, our in _TRANSFORMER_KEYS:
+            key = key.replace(theirs, our)
+        ours[key] = tensor
+    for key in [key for key in ours if ".attn.query." in key]:
+        parts = [ours.pop(key.replace("query", part)) for part in ("query", "key", "value")]
+        ours[key.replace("attn.query", "attention.qkv")] = torch.cat(parts)
+    return ours
 
 
 def _with_weights(net: nn.Module, state: dict[str, Tensor]) -> nn.Module:

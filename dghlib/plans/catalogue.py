@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 
 from dghlib.experiments.experiment import Run
-from dghlib.plans import fine_tuned, methods, observations, papers, quantized
+from dghlib.plans import fine_tuned, methods, observations, papers, quantized, transformers
 
 PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "table1": papers.table1,
     "table2": methods.table2,
     "table3": methods.table3,
     "table4": papers.table4,
+    "table4_in_full": papers.table4,  # a name of its own for the runs that have the paper's own budget
     "table5": papers.table5,
     "figure1": papers.figure1,
     "figure2": observations.figure2,
@@ -33,6 +34,10 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "genq_table3": fine_tuned.genq_table3,
     "genie_tableA2": fine_tuned.genie_table_a2,
     "intraq_table3": fine_tuned.intraq_table3,
+    "genq_table4": transformers.genq_table4,
+    "every_tensor": transformers.every_tensor,
+    "without_batch_norm": transformers.without_batch_norm,
+    "transformer_layers": transformers.layers,
     "genq_classes": observations.genq_classes,
     "transfer": papers.transfer,
     "dgh_settings": methods.dgh_settings,
@@ -40,6 +45,7 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "output_shares": methods.output_shares,
     "quantizers": methods.quantizers,
     "placements": methods.placements,
+    "like_for_like": methods.like_for_like,
     "no_images": methods.no_images,
     "compensation": methods.compensation,
     "sources": methods.sources,

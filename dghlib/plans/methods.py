@@ -6,6 +6,7 @@ record yet. Plans overlap freely: a run that two plans share is computed once.
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +14,7 @@ from dghlib.choices import look_up
 from dghlib.datasets import ANNOTATED
 from dghlib.experiments.experiment import REAL, Experiment
 from dghlib.experiments.profiles import budget_of
+from dghlib.generators import dgh
 from dghlib.plans.parts import (
     DETECTION_SOURCES,
     FIXED_WEIGHT,
@@ -107,9 +109,14 @@ def detector_widths(profile: str) -> Mapping[str, Sequence[str]]:
     return PHOTOGRAPHS_WIDTHS if profile == "coco_lite" else DETECTOR_WIDTHS
 
 
+# All that the paper prints otherwise than its code has it: variances, sums, the square, a second pass, no clipping.
+AS_PRINTED: Mapping[str, Any] = MappingProxyType(
+    {name: value for name, value in asdict(dgh.PRESETS["paper"]).items() if value != getattr(dgh.Config(), name)}
+)
+
 # One change each, beside a fixed lambda: what the paper leaves open, and what it prints otherwise than its code. The
 # sum over channels and layers is larger than their mean by about a hundred, and so is lambda there.
-DGH_VARIANTS: tuple[dict[str, Any], ...] = (
+DGH_VARIANTS: tuple[Mapping[str, Any], ...] = (
     {},
     {"second_forward": True},
     {"spread": "variance"},
@@ -120,6 +127,7 @@ DGH_VARIANTS: tuple[dict[str, Any], ...] = (
     {"clip": False},
     {"match_pixels": True},
     {"reduction": "sum", "output_weight": 1e-3},
+    AS_PRINTED,
 )
 
 
@@ -172,9 +180,9 @@ def output_shares(
     Quantized with every tensor on the grids of HPTQ, at three widths, since a default has to hold at each.
     """
     spend = budget_of(profile, budget)
-    shares = [{"output_share": share} for share in OUTPUT_SHARES]
-    others = ({"relative": False}, dict(FIXED_WEIGHT))
-    variants = [*(("dgh", changed) for changed in (*shares, *others)), (REAL, {})]
+    losses: list[dict[str, Any]] = [{"output_share": share} for share in OUTPUT_SHARES]
+    losses += [{"relative": False}, dict(FIXED_WEIGHT)]
+    variants = [*(("dgh", changed) for changed in losses), (REAL, {})]
     return of_variants(profile, spend, variants, ["W8A8", "W4A8", "W4A4"], seeds, models, "hptq")
 
 
@@ -225,6 +233,28 @@ def quantizers(
             own = {} if method == "hptq" else settings
             experiments.append(calibrated(profile, model, source, config, width, spend, method, bits=policy, **own))
     return experiments
+
+
+def like_for_like(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W4A8", "W4A4", "W2A4"),
+    sources: Sequence[str] = ("dgh", REAL),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return every quantizer with every tensor quantized, as an integer runtime has it, whatever its authors spare."""
+    return quantizers(
+        profile,
+        budget,
+        bits=bits,
+        policies=["full"],
+        sources=sources,
+        seeds=seeds,
+        models=models,
+        placement="every_tensor",
+    )
 
 
 # Ways without images, by what differs from a method's defaults: rounding to the nearest first, as what others add to.

@@ -11,6 +11,7 @@ All take a profile and a budget; `seeds` and `models` default to the budget's an
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dghlib.choices import check_at_least, look_up
@@ -48,18 +49,6 @@ def budget_for(profile: str, name: str, num_images: int | None = None) -> Budget
     return spend if num_images is None else spend.for_images(num_images)
 
 
-def figure2(
-    profile: str = "shapes",
-    budget: str = "quick",
-    *,
-    seeds: int | None = None,
-    models: Sequence[str] | None = None,
-) -> list[Observation]:
-    """Return DGH's Figure 2: features of real images, of DGH's and of ZeroQ's."""
-    kinds: Kinds = {REAL_SET: (REAL, {}), "DGH": ("dgh", {}), "ZeroQ": ("zeroq", {})}
-    return _observations("features", profile, budget_for(profile, budget), kinds, seeds, models)
-
-
 def figure3(
     profile: str = "shapes",
     budget: str = "quick",
@@ -80,20 +69,33 @@ def figure3(
     ]
 
 
-def figure4(
+def alike(
     profile: str = "shapes",
     budget: str = "quick",
     *,
+    look: str,
+    kinds: Kinds,
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """Return DGH's Figure 4: outputs for real images, and for DGH's with and without the output-stretching loss."""
-    kinds: Kinds = {
-        REAL_SET: (REAL, {}),
-        "DGH, batch-norm loss only": ("dgh", dict(UNSTRETCHED)),
-        "DGH": ("dgh", {}),
-    }
-    return _observations("outputs", profile, budget_for(profile, budget), kinds, seeds, models)
+    """Return one look at the same kinds of sets for every network and repetition."""
+    return _observations(look, profile, budget_for(profile, budget), kinds, seeds, models)
+
+
+# DGH's Figure 2: features of real images, of DGH's and of ZeroQ's.
+figure2 = partial(alike, look="features", kinds={REAL_SET: (REAL, {}), "DGH": ("dgh", {}), "ZeroQ": ("zeroq", {})})
+# DGH's Figure 4: outputs for real images, and for DGH's with and without the output-stretching loss.
+figure4 = partial(
+    alike,
+    look="outputs",
+    kinds={REAL_SET: (REAL, {}), "DGH, batch-norm loss only": ("dgh", dict(UNSTRETCHED)), "DGH": ("dgh", {})},
+)
+# How many classes a network finds in the images that the filters of GenQ's Figure 6 leave.
+genq_classes = partial(
+    alike,
+    look="classes",
+    kinds={f"{name}, {discarded:.0%}": ("genq", settings) for (name, discarded), settings in filter_settings().items()},
+)
 
 
 def head_outputs(
@@ -129,9 +131,7 @@ def figure8(
     Real ones are among them where they are ours to show: records are published. `num_images`, the size of the sets,
     defaults to the budget's.
     """
-    spend = budget_of(profile, budget)
-    if num_images is not None:
-        spend = spend.for_images(num_images)
+    spend = budget_for(profile, budget, num_images)
     kinds: Kinds = {source: (source, {}) for source in sources if source != REAL or profile in EMBEDDED}
     return _pictures(profile, spend, kinds, seeds, models)
 
@@ -194,33 +194,21 @@ def intraq_figure1(
     kinds: Kinds = {REAL_SET: (REAL, {}), "IntraQ": ("intraq", {}), "DeepInversion": ("deep_inversion", {})}
     observations = _observations("features", profile, budget_for(profile, budget), kinds, seeds, models)
     names = list(look_up(PROFILES, profile, "profile").models)
-    weight = deep_inversion.PRESETS["adi"].competition_weight
+    adi = deep_inversion.PRESETS["adi"]  # the supplement had the authors' own code
     competing = []
     for each in observations:
         student = names[(names.index(each.model) + 1) % len(names)]
         alone = dict(each.sets)["DeepInversion"]
         against = ImageSet(
             source=alone.source,
-            config=dataclasses.replace(alone.config, competition_weight=weight),
+            config=dataclasses.replace(
+                alone.config, competition_weight=adi.competition_weight, divergence=adi.divergence
+            ),
             student=student,
         )
         more = (("DeepInversion against a student", against),) if student != each.model else ()
         competing.append(dataclasses.replace(each, sets=each.sets + more))
     return competing
-
-
-def genq_classes(
-    profile: str = "shapes",
-    budget: str = "quick",
-    *,
-    seeds: int | None = None,
-    models: Sequence[str] | None = None,
-) -> list[Observation]:
-    """Return how many classes a network finds in the images that the filters of GenQ's Figure 6 leave."""
-    kinds: Kinds = {
-        f"{name}, {discarded:.0%}": ("genq", settings) for (name, discarded), settings in filter_settings().items()
-    }
-    return _observations("classes", profile, budget_for(profile, budget), kinds, seeds, models)
 
 
 def genie_figure_a5(

@@ -54,6 +54,10 @@ figure6 = partial(table1, bits=("W8A3", "W8A4", "W8A6", "W8A8"), sources=PAPER_S
 figure7 = partial(table1, bits=("W2A8", "W3A8", "W4A8", "W8A8"), sources=PAPER_SOURCES[1:])
 
 
+# With the ends at 8 bits, as most papers have them.
+spared = partial(quantizers, policies=["academic"])
+
+
 def genq_table2(
     profile: str = "shapes",
     budget: str = "quick",
@@ -65,17 +69,8 @@ def genq_table2(
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return Table 2 of GenQ's paper, as far as our networks and sources go: BRECQ and GENIE-M with the ends spared."""
-    sources = sources or (*drawn_sources(profile), *PAPER_SOURCES)
-    return quantizers(
-        profile,
-        budget,
-        bits=bits,
-        methods=methods,
-        policies=["academic"],
-        sources=sources,
-        seeds=seeds,
-        models=models,
-    )
+    chosen = sources or (*drawn_sources(profile), "qimera", *PAPER_SOURCES)
+    return spared(profile, budget, bits=bits, methods=methods, sources=chosen, seeds=seeds, models=models)
 
 
 def table4(
@@ -129,24 +124,28 @@ figure1 = partial(scopes, bits=["W3A8"], stretching=[False])
 figure5 = partial(scopes, bits=["W4A4"], stretching=[False, True])
 
 
+PARTS_OF_A_SET = (1 / 8, 1 / 4, 1 / 2, 1)
+
+
 def samples(
     profile: str = "shapes",
     budget: str = "quick",
     *,
     bits: Sequence[str] = ("W2A4",),
-    sources: Sequence[str] = ("zeroq", "genie_d", "dgh", REAL),
-    quantizer: str = "qdrop",
+    sources: Sequence[str] = ("zeroq", "qimera", "genie_d", "dgh", REAL),
+    methods: Sequence[str] = ("qdrop",),
     policy: str = "academic",
+    parts: Sequence[float] = (*PARTS_OF_A_SET, 2),
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return GENIE's Table A1: QDrop on an eighth, a quarter, half and all of a budget's images."""
+    """Return GENIE's Table A1: QDrop on an eighth of a budget's images, a quarter, half, all, and twice as many."""
     spend = budget_of(profile, budget)
+    variants: list[tuple[str, dict[str, Any]]] = [(source, {}) for source in sources]
     experiments = []
-    for share in (8, 4, 2, 1):
-        count = spend.num_images // share
-        variants: list[tuple[str, dict[str, Any]]] = [(source, {}) for source in sources]
-        experiments += of_variants(profile, spend.for_images(count), variants, bits, seeds, models, quantizer, policy)
+    for part, method in itertools.product(parts, methods):
+        some = spend.for_images(int(spend.num_images * part))
+        experiments += of_variants(profile, some, variants, bits, seeds, models, method, policy)
     return list(dict.fromkeys(experiments))
 
 
@@ -171,7 +170,7 @@ def step_sizes(
 
 
 # Figure 5 of GenQ's paper.
-genq_amounts = partial(samples, sources=("genq", REAL), quantizer="genie_m")
+genq_amounts = partial(samples, sources=("genq", REAL), methods=["genie_m"], parts=PARTS_OF_A_SET)
 
 # The filters of GenQ's Figure 6, as the share of the discarded images that the energy discards, and how many are
 # discarded of all that are made.
@@ -203,7 +202,9 @@ def genq_filters(
 
 
 # Table 2 of IntraQ's supplement.
-intraq_amounts = partial(samples, bits=["W4A4"], sources=["intraq"], quantizer="brecq", policy="full")
+intraq_amounts = partial(
+    samples, bits=["W4A4"], sources=["intraq"], methods=["brecq"], policy="full", parts=PARTS_OF_A_SET
+)
 
 # IntraQ, and without each of its parts.
 ROTATION = 15.0  # degrees at most; the supplement does not say how far it turns
@@ -243,7 +244,7 @@ def transfer(
 ) -> list[Experiment]:
     """Return Table 5 of GenQ's paper: GENIE-M on images of each network, for each network."""
     spend = budget_of(profile, budget)
-    names, sources = networks_of(profile, models), sources or (*drawn_sources(profile), "zeroq", "dgh")
+    names, sources = networks_of(profile, models), sources or (*drawn_sources(profile), "zeroq", "genie_d", "dgh")
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
     every = itertools.product(repetitions(spend, seeds), sources, names, names, bits)
     for seed, source, maker, model, width in every:

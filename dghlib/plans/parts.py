@@ -12,7 +12,7 @@ from dghlib.experiments.experiment import REAL, Experiment, RealImages
 from dghlib.experiments.profiles import PROFILES, Budget
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
 from dghlib.generators.pipelines import EMBEDDED as PIPELINES
-from dghlib.quantizers import QUANTIZERS, fine_tuning, genq_qat, reconstruction
+from dghlib.quantizers import QUANTIZERS, fine_tuning, genq_qat, hptq, reconstruction
 from dghlib.quantizers.starting import LearningSettings
 
 # Of DGH: the loss of the experiments on its other settings, with a fixed lambda; and no reward at all.
@@ -138,8 +138,9 @@ def quantizer_config(method: str, width: str, budget: Budget, **settings: Any) -
     """Return the Config of a quantizer for a width such as "W4A8": its published settings with the budget's steps.
 
     What a reconstruction does in fewer steps, it does at larger rates (see `reconstruction.shortened`). Fine-tuning has
-    as large a part of its steps as reconstruction of its iterations, at the same rates. Biases stay in float unless
-    `settings` say otherwise: the methods' authors leave them so, and so have the papers whose tables are reproduced.
+    as large a part of its steps as reconstruction of its iterations, at the same rates. Biases, and what activation
+    functions read, stay in float unless `settings` say otherwise: the methods' authors leave them so, and so have the
+    papers whose tables are reproduced.
     """
     weight_bits, activation_bits = parse_bits(width)
     config = look_up(QUANTIZERS, method, "quantizer").Config(
@@ -150,6 +151,8 @@ def quantizer_config(method: str, width: str, budget: Budget, **settings: Any) -
     elif isinstance(config, fine_tuning.Settings):
         part = budget.iterations / reconstruction.Settings.iterations
         config = dataclasses.replace(config, steps=math.ceil(config.steps * part))
+    if isinstance(config, hptq.Config):
+        config = dataclasses.replace(config, table_inputs=False)
     if isinstance(config, genq_qat.Config):
         config = dataclasses.replace(config, iterations=budget.iterations)
     return dataclasses.replace(config, **settings)

@@ -32,7 +32,7 @@ def layers(
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
     """Return the noise of every layer of networks that one quantizer made with DGH images, and the errors of units."""
-    return _copies("layers", profile, budget, method, bits, ["dgh"], seeds, models)
+    return of_copies("layers", profile, budget, method, bits, ["dgh"], seeds, models)
 
 
 def boxes(
@@ -49,7 +49,7 @@ def boxes(
     """
     look_up(ANNOTATED, profile, "profile with detectors")
     settings = (("profile", profile), ("scenes", SCENES))
-    return _copies("boxes", profile, budget, "hptq", ["W4A8"], DETECTION_SOURCES, seeds, models, settings)
+    return of_copies("boxes", profile, budget, "hptq", ["W4A8"], DETECTION_SOURCES, seeds, models, settings)
 
 
 def files(
@@ -65,10 +65,10 @@ def files(
     Biases are integers, as in everything that is made to run, not float as in the papers' tables.
     """
     settings = (("profile", profile), ("test_images", budget_of(profile, budget).test_images))
-    return _copies("files", profile, budget, "hptq", bits, ["dgh"], seeds, models, settings, integer_biases=True)
+    return of_copies("files", profile, budget, "hptq", bits, ["dgh"], seeds, models, settings, integer_biases=True)
 
 
-def _copies(
+def of_copies(
     look: str,
     profile: str,
     budget: str,

@@ -1,6 +1,10 @@
-"""Quantized copies of trained networks, each method a module with `Config`, `VERSION` and `quantize`."""
+"""Quantized copies of trained networks, each method a module with `Config`, `VERSION` and `quantize`.
+
+Methods that have settings for several occasions name them in `PRESETS`; `presets_of` has them for every method.
+"""
 
 from types import ModuleType
+from typing import Any
 
 from dghlib.quantizers import (
     adaround,
@@ -8,18 +12,21 @@ from dghlib.quantizers import (
     brecq,
     compensated,
     dfq,
+    erq,
     genie_m,
     genq_qat,
     hptq,
     intraq_qat,
     lsq,
+    ptq4vit,
     qdrop,
+    repq_vit,
     squant,
     synq,
 )
 from dghlib.quantizers.quantized_model import QuantizedModel, saved_facts
 from dghlib.quantizers.reconstruction import UnitError
-from dghlib.quantizers.report import Noise, noise_report, unit_errors
+from dghlib.quantizers.report import Noise, in_float, noise_report, unit_errors
 from dghlib.quantizers.tracing import UntraceableNetwork
 
 __all__ = [
@@ -29,7 +36,9 @@ __all__ = [
     "QuantizedModel",
     "UnitError",
     "UntraceableNetwork",
+    "in_float",
     "noise_report",
+    "presets_of",
     "saved_facts",
     "unit_errors",
 ]
@@ -48,5 +57,13 @@ QUANTIZERS: dict[str, ModuleType] = {
     "squant": squant,
     "dfq": dfq,
     "compensated": compensated,
+    "repq_vit": repq_vit,
+    "ptq4vit": ptq4vit,
+    "erq": erq,
 }
 WITHOUT_IMAGES = ("squant", "dfq")  # whose `quantize` takes None for images
+
+
+def presets_of(method: ModuleType) -> dict[str, Any]:
+    """Return the settings of a quantizer by name; "default" is one of them."""
+    return getattr(method, "PRESETS", {"default": method.Config()})

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dghlib.models import FloatModel
 from dghlib.quantizers.quantized_model import QuantizedModel
-from dghlib.quantizers.reconstruction import Settings, reconstruct
+from dghlib.quantizers.reconstruction import Settings, presets, reconstruct
 
 VERSION = 1
 
@@ -32,6 +32,9 @@ class Config(Settings):
     unit: str = "layer"
     inputs: str = "quantized"
     cosine: bool = True
+
+
+PRESETS = presets(Config())
 
 
 def quantize(model: FloatModel, images: Tensor, config: Config, *, checkpoint: Path | None = None) -> QuantizedModel:

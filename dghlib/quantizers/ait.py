@@ -6,7 +6,7 @@ Brought Closer to the Teacher", CVPR 2022, and its released code. `inundation` h
 Differences from the released code:
 1. It learns from fixed images; there, from those of a generator that is trained beside it, GDFQ's, ARC's or Qimera's.
 2. The distillation is averaged over images; there, over classes as well, which makes it weaker by their number.
-   `PUBLISHED` has the code's constants for ten classes.
+   preset "published" has the code's constants for ten classes.
 3. A layer's step grows to 128 times the optimizer's at most, and at least one code has to change; the code searches
    without end where a gradient is zero, and asks for less than a weight of small layers.
 4. Ranges as in `intraq_qat`, differences 2 to 4 and 6.
@@ -33,7 +33,10 @@ class Config(Settings):
     inundation: float = 1e-3
 
 
-PUBLISHED = Config(distillation=0.1, rate=1e-4, batch_size=200, steps=80_000)  # for ResNet-20 and ten classes
+PRESETS = {
+    "default": Config(),
+    "published": Config(distillation=0.1, rate=1e-4, batch_size=200, steps=80_000),  # for ResNet-20 and ten classes
+}
 
 
 def quantize(model: FloatModel, images: Tensor, config: Config, *, checkpoint: Path | None = None) -> QuantizedModel:

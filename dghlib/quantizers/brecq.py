@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dghlib.models import FloatModel
 from dghlib.quantizers.quantized_model import QuantizedModel
-from dghlib.quantizers.reconstruction import Settings, reconstruct
+from dghlib.quantizers.reconstruction import Settings, presets, reconstruct
 
 VERSION = 1
 
@@ -33,6 +33,9 @@ class Config(Settings):
 
     step_rate: float = 4e-4
     step_iterations: int = 5_000
+
+
+PRESETS = presets(Config())
 
 
 def quantize(model: FloatModel, images: Tensor, config: Config, *, checkpoint: Path | None = None) -> QuantizedModel:

@@ -58,7 +58,7 @@ def compensate(model: FloatModel, quantized: QuantizedModel, images: Tensor, rid
     if len(images) < 2:
         raise ValueError("compensation needs two images at least, to fit and to judge, got one")
     images = images.to(device_of(quantized.graph))
-    wanted, found = _Walk(prepared_graph(model, quantized.about), images), _Walk(quantized.graph, images)
+    wanted, found = Walk(prepared_graph(model, quantized.about), images), Walk(quantized.graph, images)
     corrected = total = 0
     for call, layer in _layers(quantized.graph):
         target, output = wanted.until(call.name), found.until(call.name)
@@ -73,7 +73,7 @@ def compensate(model: FloatModel, quantized: QuantizedModel, images: Tensor, rid
     return quantized.eval()
 
 
-class _Walk(fx.Interpreter):
+class Walk(fx.Interpreter):
     """Runs a graph on images as far as it is asked to."""
 
     def __init__(self, graph: fx.GraphModule, images: Tensor):

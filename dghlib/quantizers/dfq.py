@@ -26,13 +26,14 @@ from dghlib.quantizers.operations import Layer, layer_at
 from dghlib.quantizers.preparation import prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.scale_search import weight_grid
+from dghlib.quantizers.settings import GridSettings
 
 VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(no_images.Settings):
-    """Settings of DFQ; see `no_images.Settings` for the others.
+class Config(GridSettings):
+    """Settings of DFQ; see `settings.GridSettings` for the others.
 
     Args:
         one_grid: whether all output channels of a layer share a grid.

@@ -200,7 +200,7 @@ class _FineTuning:
         for layer in self.layers:
             settle(layer, layer.weight_quantizer)  # type: ignore[arg-type]
         tensors = self.student.activation_quantizers()
-        self.student.set_activation_quantizers({name: tensor.harden() for name, tensor in tensors.items()})  # type: ignore[operator]
+        self.student.set_activation_quantizers({name: tensor.harden() for name, tensor in tensors.items()})
         self.student.requires_grad_(False)
         if self.settings.integer_biases:
             round_biases(self.student)

@@ -4,7 +4,9 @@ That is a batch norm, one written by hand from constants (frozen ones, as detect
 constant scale or shift, of all channels or of each. A layer takes it in if all that it computes is read by it, and by
 nothing else.
 
-A batch norm that has no layer of its own to fold into (one after a concatenation, as in DenseNet; one whose
+Behind a concatenation of what layers compute, as in MixNet, each layer takes in its part of a batch norm.
+
+A batch norm that has no layer of its own to fold into (one after a concatenation of blocks, as in DenseNet; one whose
 convolution is also read elsewhere, or serves several batch norms) stays in the graph as a layer of its own:
 an affine map per channel, which hardware computes while numbers are wide, as it does biases. Its output is
 quantized, its parameters are not.
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dghlib.quantizers.layers import frozen, scale_output
-from dghlib.quantizers.operations import Layer, called_module, is_batch_norm, layer_calls
+from dghlib.quantizers.operations import ChannelAffine, Layer, called_module, does, is_batch_norm, layer_calls
 
 
 def fold(graph: fx.GraphModule) -> None:
@@ -28,6 +30,8 @@ def fold(graph: fx.GraphModule) -> None:
     Raises:
         ValueError: a batch norm keeps no running statistics, so that its output depends on the batch.
     """
+    for node in list(graph.graph.nodes):
+        _move_before_join(graph, node)
     calls: dict[Any, list[fx.Node]] = defaultdict(list)
     for call, _ in layer_calls(graph):
         calls[call.target].append(call)
@@ -44,6 +48,40 @@ def fold(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
+def _move_before_join(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Replace a batch norm of joined channels by one of each part, if layers computed the parts for it alone."""
+    norm: Any = called_module(graph, node)
+    join = node.all_input_nodes[0] if node.all_input_nodes else node
+    if norm is None or not is_batch_norm(norm) or norm.running_mean is None or len(join.users) != 1:
+        return
+    axis = join.kwargs.get("dim", join.args[1] if len(join.args) > 1 else 0)
+    parts: Any = join.args[0] if does(graph, join, {torch.cat, torch.concat, torch.concatenate}) else ()
+    layers: list[Any] = [called_module(graph, part) for part in parts if isinstance(part, fx.Node)]
+    maps = all(isinstance(layer, Layer) and not isinstance(layer, nn.Linear) for layer in layers)
+    if axis != 1 or not layers or len(layers) != len(parts) or not maps or any(len(part.users) != 1 for part in parts):
+        return
+    pieces = _parts_of_norm(norm, [layer.out_channels for layer in layers])
+    for number, (part, piece) in enumerate(zip(parts, pieces, strict=True)):
+        name = f"{node.name}_part{number}"
+        graph.add_submodule(name, piece)
+        with graph.graph.inserting_before(join):
+            call = graph.graph.call_module(name, (part,))
+        call.meta = dict(part.meta)
+        join.replace_input_with(part, call)
+    node.replace_all_uses_with(join)
+    graph.graph.erase_node(node)
+
+
+def _parts_of_norm(norm: Any, channels: list[int]) -> list[nn.BatchNorm2d]:
+    """Return batch norms of so many channels each that are together what one is."""
+    names = [name for name in ("running_mean", "running_var", "weight", "bias") if getattr(norm, name) is not None]
+    pieces = [nn.BatchNorm2d(count, eps=norm.eps, affine=norm.weight is not None).eval() for count in channels]
+    for name in names:
+        for piece, values in zip(pieces, getattr(norm, name).detach().split(channels), strict=True):
+            setattr(piece, name, frozen(values) if name in ("weight", "bias") else values.clone())
+    return pieces
+
+
 def _fold_batch_norm(graph: fx.GraphModule, node: fx.Node, batch_norm: Any, calls: Mapping[Any, list[fx.Node]]) -> None:
     if batch_norm.running_mean is None:
         raise ValueError(
@@ -52,12 +90,15 @@ def _fold_batch_norm(graph: fx.GraphModule, node: fx.Node, batch_norm: Any, call
         )
     siblings = calls.get(node.all_input_nodes[0].target, [])
     readers = [reader for call in siblings for reader in call.users]
-    if {reader.target for reader in readers} != {node.target}:
-        return
-    layer: Any = graph.get_submodule(str(siblings[0].target))
     slope = (batch_norm.running_var.double() + batch_norm.eps).rsqrt()
     if batch_norm.weight is not None:
         slope = slope * batch_norm.weight.double()
+    if {reader.target for reader in readers} != {node.target}:
+        shift = -batch_norm.running_mean.double() * slope
+        shift = shift if batch_norm.bias is None else shift + batch_norm.bias.double()
+        graph.set_submodule(str(node.target), ChannelAffine(slope, shift))
+        return
+    layer: Any = graph.get_submodule(str(siblings[0].target))
     bias = (_bias(layer, slope) - batch_norm.running_mean.double()) * slope
     if batch_norm.bias is not None:
         bias = bias + batch_norm.bias.double()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dghlib.models import FloatModel
 from dghlib.quantizers.quantized_model import QuantizedModel
-from dghlib.quantizers.reconstruction import Settings, reconstruct
+from dghlib.quantizers.reconstruction import Settings, presets, reconstruct
 
 VERSION = 2
 
@@ -40,6 +40,9 @@ class Config(Settings):
     step_rate: float = 4e-5
     inputs: str = "mixed"
     keep_float: float = 0.5
+
+
+PRESETS = presets(Config())
 
 
 def quantize(model: FloatModel, images: Tensor, config: Config, *, checkpoint: Path | None = None) -> QuantizedModel:

@@ -20,6 +20,8 @@ Differences from the paper:
 6. Before it quantizes, MCT joins layers that follow each other without an activation into one, and a layer with the
    shortcut around it alone ("linear" and "residual collapsing"); here every layer keeps weights of its own.
 7. Biases are integers, too (`biases`); in the paper and in MCT they stay float, which is `integer_biases=False`.
+8. What a curved activation function reads is on a grid, too (`tables`); in the paper and in MCT the function is
+   computed while the sum is wide, which is `table_inputs=False`.
 """
 
 from collections.abc import Mapping
@@ -28,17 +30,19 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, fx
 
-from dghlib.choices import check_at_least, check_choice, check_types
+from dghlib.choices import check_at_least, check_choice
 from dghlib.models import FloatModel
+from dghlib.quantizers import joins, tables
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import Histogram, check_images, observe, power_of_two_above
 from dghlib.quantizers.graph import folded_graph
-from dghlib.quantizers.grid import UniformQuantizer, check_bits
+from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.layers import along_channels, channel_axis, frozen, mean_response
 from dghlib.quantizers.operations import AVERAGE_POOLING, NEGATIVE_TAIL, Kind, Layer, does, kind_of, layer_at
-from dghlib.quantizers.placement import BIT_POLICIES, assign_bits, every_tensor, output_sites
+from dghlib.quantizers.placement import assign_bits, every_tensor, output_sites
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.ranges import WEIGHT_THRESHOLDS, activation_threshold, weight_thresholds
+from dghlib.quantizers.settings import BitSettings
 from dghlib.storage.records import added_later
 
 VERSION = 1
@@ -46,12 +50,10 @@ _LARGEST_SHIFT = 0.05  # of the threshold; MCT's shift_negative_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings of HPTQ.
+class Config(BitSettings):
+    """Settings of HPTQ, beside `settings.BitSettings`.
 
     Args:
-        weight_bits, activation_bits: 2 to 8, 16, or 32 for float.
-        bits: "full", all layers and tensors alike; or "academic", the ends at 8 bits and the logits in float.
         weight_thresholds: "power_of_two" as in the paper, or "free"; one per output channel either way.
         shift_negative: whether activations with a small negative tail get an unsigned grid.
         clip_outputs: whether the grids of the network's outputs are searched for like any other, as in the paper, or
@@ -59,24 +61,19 @@ class Config:
             wins; but at 4 bits a grid that holds every outlier is coarse for the others.
         bias_correction: whether biases take back the mean error of the rounded weights.
         batch_size: images that pass the network at once; the result depends on it only by rounding.
-        integer_biases: whether biases are rounded to the grids of the sums, as hardware has them (see `biases`).
+        table_inputs: whether what an activation function reads that does more than clip is quantized, too, to 8 bits or
+            more, as hardware needs that looks functions up in tables (see `tables`).
     """
 
-    weight_bits: int = 8
-    activation_bits: int = 8
-    bits: str = "full"
     weight_thresholds: str = "power_of_two"
     shift_negative: bool = True
     bias_correction: bool = True
     clip_outputs: bool = added_later(True)
     batch_size: int = 32
-    integer_biases: bool = added_later(True, before=False)
+    table_inputs: bool = added_later(True, before=False)
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_bits(self.weight_bits, "weight_bits")
-        check_bits(self.activation_bits, "activation_bits")
-        check_choice("bits", self.bits, BIT_POLICIES)
+        super().__post_init__()
         check_choice("weight_thresholds", self.weight_thresholds, WEIGHT_THRESHOLDS)
         check_at_least(1, "batch_size", self.batch_size)
 
@@ -94,7 +91,10 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
     graph = folded_graph(model)
     tensors = every_tensor(graph)
     bits = assign_bits(graph, tensors, config.weight_bits, config.activation_bits, config.bits)
-    seen = observe(graph, bits.activations, images, config.batch_size)
+    functions = tables.inputs_of_tables(graph, bits.activations) if config.table_inputs else {}
+    wanted = [*joins.with_parts(graph, bits.activations), *functions]
+    seen = observe(graph, wanted, images, config.batch_size)
+    bits = joins.apart(graph, bits, seen.histograms)
     whole = () if config.clip_outputs else output_sites(graph)
     activations = {
         name: activation_quantizer(seen.histograms[name], width, clip=name not in whole)
@@ -102,6 +102,8 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
     }
     if config.shift_negative:
         activations |= shifted_quantizers(graph, activations, seen.histograms)
+    width = max(tables.BITS, config.activation_bits)
+    activations |= {name: tables.grid_for(each, seen.histograms[name], width) for name, each in functions.items()}
     weights = {
         path: weight_quantizer(layer_at(graph, path), width, config.weight_thresholds)
         for path, width in bits.weights.items()
@@ -110,7 +112,8 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
         for path, quantizer in weights.items():
             correct_bias(layer_at(graph, path), quantizer, seen.input_means[path])
     about = {"model": model.name, "method": "hptq", "config": asdict(config)}
-    quantized = QuantizedModel(graph, weights, activations, about)
+    in_order = {node.name: activations[node.name] for node in graph.graph.nodes if node.name in activations}
+    quantized = QuantizedModel(graph, weights, in_order, about)
     if config.integer_biases:
         round_biases(quantized)
     return quantized

@@ -5,7 +5,7 @@ Quantization", CVPR 2022, and its released code; the quantizer is that of GDFQ (
 
 Differences from the released code:
 1. It distils with a weight of 20 at a rate of 1e-4. What counts is their product; the default is half of it, and falls
-   along a cosine. `PUBLISHED` has theirs.
+   along a cosine. preset "published" has theirs.
 2. Batch norms are folded. Both keep the statistics of the float network.
 3. Ranges of tensors are the extremes of the images that it learns from, not those of a young generator's images; there,
    a faulty average of the last twenty batches decides them.
@@ -33,9 +33,12 @@ class Config(Settings):
     cross_entropy: float = 0.05  # of the distillation, as there
 
 
-PUBLISHED = Config(
-    distillation=20.0, cross_entropy=1.0, rate=1e-4, schedule="quarters", batch_size=256, steps=29_400
-)  # for ResNet-20; its rate falls at 13, 26 and 40 % of the steps
+PRESETS = {
+    "default": Config(),
+    "published": Config(
+        distillation=20.0, cross_entropy=1.0, rate=1e-4, schedule="quarters", batch_size=256, steps=29_400
+    ),  # for ResNet-20; its rate falls at 13, 26 and 40 % of the steps
+}
 
 
 def quantize(model: FloatModel, images: Tensor, config: Config, *, checkpoint: Path | None = None) -> QuantizedModel:

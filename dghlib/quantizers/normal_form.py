@@ -2,7 +2,7 @@
 
 * Operations in place become ordinary ones, and whoever read the overwritten tensor later reads the result.
 * Views become reshapes, which take tensors of any memory format.
-* Convolutions, linear layers and batch norms that were called as functions become modules.
+* Convolutions, linear layers, batch norms and layer norms that were called as functions become modules.
 * What does not depend on the images is computed once, and kept; a layer's own weight that is read besides is copied.
 * What does nothing in eval mode (dropout, identity, stochastic depth) disappears.
 """
@@ -172,6 +172,7 @@ _ARGUMENTS: dict[Any, tuple[str, ...]] = {
     F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     F.conv3d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     F.conv_transpose2d: ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
 }
 _CONVOLUTIONS: dict[Any, Any] = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
@@ -220,6 +221,8 @@ def _layer(function: Callable, values: dict[str, Any]) -> nn.Module:
         mean, variance = values["running_mean"], values["running_var"]
         module = _BatchNorm(len(mean), eps=values.get("eps", 1e-5), affine=weight is not None)
         module.running_mean, module.running_var = mean.clone(), variance.clone()
+    elif function is F.layer_norm:
+        module = nn.LayerNorm(values["normalized_shape"], eps=values.get("eps", 1e-5), elementwise_affine=False)
     elif function is F.linear:
         module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     elif function is F.conv_transpose2d:
@@ -241,6 +244,11 @@ def _layer(function: Callable, values: dict[str, Any]) -> nn.Module:
 _IDLE_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _IDLE_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, stochastic_depth)
 _IDLE_METHODS = ("detach", "clone")  # once nothing is done in place
+_NEUTRAL: dict[Any, int] = {  # the number that an operation does nothing with, on the right; or on either side
+    **dict.fromkeys((operator.add, torch.add, "add", operator.sub, torch.sub, "sub"), 0),
+    **dict.fromkeys((operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"), 1),
+}
+_ONE_SIDED = (operator.sub, operator.truediv)
 
 
 def _drop_what_does_nothing(graph: fx.GraphModule) -> None:
@@ -248,6 +256,19 @@ def _drop_what_does_nothing(graph: fx.GraphModule) -> None:
         bound = _bound(node) if node.target in _IDLE_FUNCTIONS else None
         idle_function = bound is not None and bound.arguments.get("training") is False
         idle_method = node.op == "call_method" and node.target in _IDLE_METHODS
-        if idle_function or idle_method or type(called_module(graph, node)) in _IDLE_MODULES:
+        idle_module = type(called_module(graph, node)) in _IDLE_MODULES
+        if idle_function or idle_method or idle_module or _is_neutral(node):
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.graph.erase_node(node)
+
+
+def _is_neutral(node: fx.Node) -> bool:
+    """Say whether a node adds 0 to a tensor, as Python's `sum` does at first, or multiplies it by 1."""
+    if node.op not in ("call_function", "call_method") or node.target not in _NEUTRAL or len(node.all_input_nodes) != 1:
+        return False
+    read = node.all_input_nodes[0]
+    shape = read.meta.get("shape")
+    if shape is None or shape != node.meta.get("shape") or len(node.args) != 2 or node.kwargs:
+        return False
+    others = node.args[1:] if node.target in _ONE_SIDED else [each for each in node.args if each is not read]
+    return len(others) == 1 and isinstance(others[0], int | float) and float(others[0]) == _NEUTRAL[node.target]

@@ -17,7 +17,7 @@ from enum import Enum, auto
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
@@ -53,6 +53,7 @@ NEGATIVE_TAIL = {
     nn.GELU,
     F.gelu,
 }
+SHORT_TAIL = {nn.GELU, F.gelu, nn.SiLU, F.silu, nn.Hardswish, F.hardswish, nn.Mish, F.mish}  # below 0, to a minimum
 ACTIVATIONS = {
     *RELU,
     *RELU6,
@@ -61,12 +62,14 @@ ACTIVATIONS = {
     *{nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid", nn.Hardsigmoid, F.hardsigmoid},
     *{nn.Tanh, F.tanh, torch.tanh, "tanh"},
 }
+CURVED = ACTIVATIONS - RELU - RELU6  # all but those that clip
 ADDITIONS = {operator.add, torch.add, "add"}
 ARITHMETIC = {
     *ADDITIONS,
     *{operator.sub, torch.sub, "sub"},
     *{operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"},
 }
+JOINS = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack}
 AVERAGE_POOLING = {nn.AvgPool2d, F.avg_pool2d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d}
 AVERAGES = {*AVERAGE_POOLING, torch.mean, "mean"}
 RESHAPES = {
@@ -75,22 +78,44 @@ RESHAPES = {
     *{"reshape_as", "view_as"},
 }
 MAX_POOLING = {nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d}
+PRODUCTS = {torch.matmul, "matmul", operator.matmul, torch.bmm, "bmm"}  # of two tensors
+SOFTMAXES = {nn.Softmax, F.softmax, torch.softmax, "softmax"}
 SPLITS = {torch.chunk, "chunk", torch.split, "split", torch.unbind, "unbind"}  # several tensors come out
 MOVEMENTS = {
     *RESHAPES,
     *MAX_POOLING,
     *{torch.transpose, "transpose", torch.permute, "permute", "t", "expand", "repeat", torch.flip, "flip"},
+    *{torch.roll, "roll"},
     *SPLITS,
-    *{operator.getitem, "select", "narrow"},
+    *{operator.getitem, "select", "narrow", "unfold"},
     *{F.pad, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d},
     *{nn.ChannelShuffle, F.channel_shuffle, nn.PixelShuffle, F.pixel_shuffle, nn.PixelUnshuffle},
 }
 
 
+class ChannelAffine(nn.Module):
+    """A batch norm that no layer took in, as hardware computes it: a product and a sum for each channel (C,).
+
+    Both are rounded to float32, so that another runtime gets the same values to the last bit.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor):
+        super().__init__()
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("shift", shift.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.ndim - 2))
+        return x * self.scale.reshape(shape) + self.shift.reshape(shape)
+
+
 def is_batch_norm(module: nn.Module) -> bool:
-    """Say whether a module is a batch norm with torch's own forward, or torchvision's frozen one."""
+    """Say whether a module is a batch norm with torch's own forward, torchvision's frozen one, or what it becomes."""
     forwards = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)  # 1d and 3d share the first
-    return type(module) is FrozenBatchNorm2d or type(module).forward in forwards
+    return type(module) in (FrozenBatchNorm2d, ChannelAffine) or type(module).forward in forwards
 
 
 def called_module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:

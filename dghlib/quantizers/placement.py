@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from dghlib.quantizers.grid import FLOAT_BITS
 from dghlib.quantizers.operations import (
     AVERAGES,
+    PRODUCTS,
     RELU,
     RELU6,
     Kind,
@@ -68,6 +69,20 @@ def layer_inputs(graph: fx.GraphModule) -> list[str]:
     return _one_of_each_site(graph, names)
 
 
+def factors(graph: fx.GraphModule) -> list[str]:
+    """Return what quantizers of transformers quantize: what layers read, and both factors of every product of tensors.
+
+    The image is one of them; logits, sums beside shortcuts, scores before a softmax, and what layer norms and
+    activation functions read are not. The parts of one layer's output, such as queries, keys and values, have grids of
+    their own.
+    """
+    read = {source_of(graph, call.all_input_nodes[0]).name for call, _ in layer_calls(graph)}
+    for node in graph.graph.nodes:
+        if does(graph, node, PRODUCTS):
+            read |= {factor.name for factor in node.all_input_nodes if "shape" in factor.meta}
+    return _one_of_each_site(graph, [node.name for node in graph.graph.nodes if node.name in read])
+
+
 def rectified(graph: fx.GraphModule) -> list[str]:
     """Return what the family of GDFQ quantizes: what comes out of a ReLU or ReLU6, and nothing else."""
     names = [node.name for node in graph.graph.nodes if does(graph, node, RELU | RELU6)]
@@ -79,6 +94,7 @@ PLACEMENTS: Mapping[str, Callable[[fx.GraphModule], list[str]]] = {
     "brecq": layer_and_block_outputs,
     "genie": layer_inputs,
     "relu_only": rectified,
+    "factors": factors,
 }
 
 

@@ -1,6 +1,7 @@
 """Changes to a network's graph that come before its quantizers, by name, and are made again where a file is read.
 
-They depend on the float network alone, so a file of a quantized copy need not hold them: it names them.
+They depend on the float network and on settings alone, so a file of a quantized copy need not hold what they make: it
+names them, with their settings.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,8 +12,9 @@ from torch import fx
 from dghlib.models import FloatModel
 from dghlib.quantizers.equalization import equalize
 from dghlib.quantizers.graph import folded_graph
+from dghlib.quantizers.reparameterization import reparameterize
 
-PREPARATIONS: Mapping[str, Callable[..., None]] = {"equalize": equalize}
+PREPARATIONS: Mapping[str, Callable[..., None]] = {"equalize": equalize, "reparameterize": reparameterize}
 
 
 def prepared_graph(model: FloatModel, about: Mapping[str, Any]) -> fx.GraphModule:

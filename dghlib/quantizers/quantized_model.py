@@ -18,6 +18,7 @@ from dghlib.quantizers.layers import QuantizedLayer, channel_axis, frozen
 from dghlib.quantizers.operations import Layer, layer_at
 from dghlib.quantizers.preparation import prepared_graph
 from dghlib.quantizers.sites import site_of
+from dghlib.quantizers.uneven import KINDS, Quantizer, kind_of_grid, unset
 from dghlib.storage.reading import reading
 from dghlib.storage.records import write_atomically
 
@@ -45,7 +46,7 @@ class QuantizedModel(nn.Module):
         self,
         graph: fx.GraphModule,
         weights: Mapping[str, UniformQuantizer],
-        activations: Mapping[str, UniformQuantizer],
+        activations: Mapping[str, Quantizer],
         about: Mapping[str, Any],
     ):
         super().__init__()
@@ -72,8 +73,11 @@ class QuantizedModel(nn.Module):
         quantizers = {path: layer.weight_quantizer for path, layer in layers.items()}
         return {path: grid for path, grid in quantizers.items() if isinstance(grid, UniformQuantizer)}
 
-    def activation_quantizers(self) -> dict[str, UniformQuantizer]:
-        """Return the quantizer of every quantized tensor, by its name, in the order of computation."""
+    def activation_quantizers(self) -> dict[str, Any]:
+        """Return the quantizer of every quantized tensor, by its name, in the order of computation: `uneven.Quantizer`.
+
+        Most methods make nothing but a `UniformQuantizer` for each.
+        """
         return dict(self.graph.get_submodule(_ACTIVATIONS).items())  # type: ignore[operator]
 
     def set_activation_quantizers(self, quantizers: Mapping[str, nn.Module]) -> None:
@@ -102,7 +106,7 @@ class QuantizedModel(nn.Module):
             "format": _FORMAT,
             "about": self.about,
             "weights": {name: [q.bits, q.signed] for name, q in self.weight_quantizers().items()},
-            "activations": {name: [q.bits, q.signed] for name, q in self.activation_quantizers().items()},
+            "activations": {name: _facts(q) for name, q in self.activation_quantizers().items()},
         }
         tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
         metadata = {"dghlib": json.dumps(header)}
@@ -123,10 +127,7 @@ class QuantizedModel(nn.Module):
             for name in header["weights"]:
                 _make_room_for_bias(layer_at(graph, name), tensors.get(f"graph.{name}.layer.bias"))
             weights = {name: _empty_like(layer_at(graph, name), *grid) for name, grid in header["weights"].items()}
-            activations = {
-                name: UniformQuantizer(torch.ones(()), torch.zeros(()), bits=grid[0], signed=grid[1])
-                for name, grid in header["activations"].items()
-            }
+            activations = {name: _tensor_grid(*grid) for name, grid in header["activations"].items()}
             quantized = cls(graph, weights, activations, header["about"])
             _check_types(quantized.state_dict(), tensors)
             quantized.load_state_dict(tensors)
@@ -166,10 +167,20 @@ def _read(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise ValueError(f"it has format {header['format']}, this version reads {_FORMAT}")
         for part in ("about", "weights", "activations"):
             header[part].items()  # raises where it is no mapping
-        for name, (bits, signed) in (header["weights"] | header["activations"]).items():
-            if type(bits) is not int or type(signed) is not bool:
-                raise TypeError(f"the grid of {name} has bits {bits!r}, signed {signed!r}")
+        for name, (bits, signed, *kind) in (header["weights"] | header["activations"]).items():
+            if type(bits) is not int or type(signed) is not bool or not KINDS.keys() >= set(kind):
+                raise TypeError(f"the grid of {name} has bits {bits!r}, signed {signed!r} and is {kind or 'uniform'}")
         return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _facts(quantizer: Quantizer) -> list[Any]:
+    """Return what a file says of a tensor's grid: bits, sign, and the kind of any but a uniform one."""
+    kind = kind_of_grid(quantizer)
+    return [quantizer.bits, quantizer.signed, *([] if kind == "uniform" else [kind])]
+
+
+def _tensor_grid(bits: int, signed: bool, kind: str = "uniform") -> Quantizer:
+    return unset(kind, bits, signed)
 
 
 def _check_types(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

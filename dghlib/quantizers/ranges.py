@@ -37,7 +37,7 @@ def activation_threshold(histogram: Histogram, bits: int, signed: bool) -> float
     centres, counts = histogram.centres()[seen], histogram.counts[seen]
     largest = max(-histogram.minimum, histogram.maximum)
     best, smallest_error = 0.0, torch.inf
-    for threshold in _halvings(2 * power_of_two_above(largest), _HALVINGS_OF_TENSORS):
+    for threshold in halvings(2 * power_of_two_above(largest), _HALVINGS_OF_TENSORS):
         quantized = _on_grid(centres, torch.tensor(threshold, dtype=torch.float64), bits, signed)
         error = (quantized.sub_(centres).square_() @ counts).item()
         if error <= smallest_error:
@@ -76,7 +76,7 @@ def _best_thresholds(rows: Tensor, bits: int, search: str) -> Tensor:
     return best
 
 
-def _halvings(widest: float, count: int) -> list[float]:
+def halvings(widest: float, count: int) -> list[float]:
     """Return `widest` and its halves, widest first, none below the smallest threshold."""
     return [t for t in (widest / 2**halving for halving in range(count)) if t >= SMALLEST_THRESHOLD]
 

@@ -39,6 +39,7 @@ from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import fingerprint
 
 INPUTS = ("float", "quantized", "mixed")
+QUICK = 200  # iterations per unit, those of the book's pages on public networks
 _WARM_UP = 0.2  # part of the steps without the penalty
 _BETA = (20.0, 2.0)  # of the penalty, at its start and at the end
 _FASTEST = 0.01  # part of itself that a weight's step moves at most in one iteration; at 8 bits it is 0.001 or so
@@ -114,6 +115,11 @@ def shortened(settings: Chosen, iterations: int) -> Chosen:
         scale_rate=settings.scale_rate * math.sqrt(shortening),
         step_rate=settings.step_rate * math.sqrt(shortening),
     )
+
+
+def presets(settings: Chosen) -> dict[str, Chosen]:
+    """Return a method's settings by name: "default" as published, which takes an hour or more, and "quick", minutes."""
+    return {"default": settings, "quick": shortened(settings, QUICK)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +291,7 @@ class _Reconstruction:
 
     def _teach(self, unit: Unit, sweep: Sweep, bar: tqdm) -> list[UnitError]:
         """Let the student learn one unit; return how far it was and is from its teacher, if it can learn at all."""
-        bar.set_postfix_str(unit.name)
+        bar.set_postfix_str(unit.name, refresh=False)  # else it shows at once, and is not cleared at an error
         purpose = ("reconstruction", unit.name, sweep.learned)
         coins = torch.Generator(self.device).manual_seed(derived_seed(self.settings.seed, *purpose, "coins"))
         roundings = self._roundings(unit) if sweep.weights else {}

@@ -13,13 +13,14 @@ from torch import Tensor, fx
 from tqdm import tqdm
 
 from dghlib.models import FloatModel
+from dghlib.quantizers.biases import grid_of
 from dghlib.quantizers.calibration import check_images
-from dghlib.quantizers.graph import device_of
-from dghlib.quantizers.grid import UniformQuantizer
+from dghlib.quantizers.graph import device_of, left_in_float
 from dghlib.quantizers.operations import layer_at
 from dghlib.quantizers.preparation import prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.reconstruction import UnitError
+from dghlib.quantizers.uneven import Quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,18 @@ def noise_report(model: FloatModel, quantized: QuantizedModel, images: Tensor, b
     return sorted(weights + tensors, key=lambda noise: noise.accumulated)
 
 
+def in_float(quantized: QuantizedModel) -> list[str]:
+    """Return, in words, what a quantized network still computes in float although its tensors are quantized."""
+    found = [f"{name}: weights that no layer holds" for name in left_in_float(quantized.graph)]
+    weights = quantized.weight_quantizers() if quantized.activation_quantizers() else {}
+    for node in quantized.graph.graph.nodes:
+        if node.op == "call_module" and node.target in weights:
+            read = node.all_input_nodes[0]
+            if grid_of(quantized.graph, read) is None:
+                found.append(f"{node.target}: reads {read.name}, which has no grid")
+    return found
+
+
 def unit_errors(quantized: QuantizedModel) -> list[UnitError]:
     """Return how far every learned unit was and is from the float one, the worst first; nothing if none was learned.
 
@@ -105,7 +118,7 @@ def _tensor_noise(
 class _Keeper(fx.Interpreter):
     """Runs a graph and keeps some of its tensors."""
 
-    def __init__(self, graph: fx.GraphModule, names: Mapping[str, UniformQuantizer]):
+    def __init__(self, graph: fx.GraphModule, names: Mapping[str, Quantizer]):
         super().__init__(graph)
         self.names = names
         self.kept: dict[str, Tensor] = {}

@@ -25,13 +25,14 @@ from dghlib.quantizers.layers import frozen
 from dghlib.quantizers.operations import layer_at
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.scale_search import weight_grid
+from dghlib.quantizers.settings import GridSettings
 
 VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(no_images.Settings):
-    """Settings of SQuant; see `no_images.Settings` for the others.
+class Config(GridSettings):
+    """Settings of SQuant; see `settings.GridSettings` for the others.
 
     Args:
         flips: whose sums of errors become small: those of "kernels", of "channels", of "both", or "none", which

@@ -126,7 +126,7 @@ def stored_statistics(net: nn.Module, image_shape: tuple[int, int, int]) -> Stor
         raise NoBatchNorm(
             f"{type(net).__name__} has no batch norm with running statistics, from which images are made. "
             "Calibrate with real images, or with images of another network of the same task; "
-            "for a vision transformer there is the method psaq_vit"
+            "for a vision transformer there are the methods psaq_vit, mimiq and dgh_vit"
         )
     check_finite(net)
     device = next(iter(layers.values())).mean.device

@@ -23,6 +23,7 @@ from dghlib.showing.tables import (
     nothing,
     observed,
     short_name,
+    with_feet,
 )
 
 
@@ -48,7 +49,10 @@ def by_quantizer(records: Sequence[Record], measure: str = "map") -> pd.DataFram
     table = pd.DataFrame([[cells.get((*column, source), "") for column in columns] for source in rows])
     table.index = pd.Index([TITLES[source] for source in rows], name="calibrated with")
     table.columns = pd.MultiIndex.from_tuples(columns, names=[MEASURES[measure], ""])
-    return table
+    named = quantized.assign(
+        model=quantized.model.map(short_name), setting=quantized.quantizer.map(QUANTIZER_TITLES) + " " + quantized.bits
+    )
+    return with_feet(table, named, "source", ("model", "setting"))
 
 
 def head_outputs(records: Sequence[Record]) -> pd.DataFrame:

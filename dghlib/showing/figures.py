@@ -1,15 +1,23 @@
 """Figures of the book. Each returns a matplotlib figure and writes its SVG and the CSV behind it."""
 
-from collections.abc import Callable, Sized
+import html
+import re
+from collections.abc import Callable, Sequence, Sized
 from functools import wraps
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dghlib.showing.tables import nothing
+
+WIDTH = 7.5  # inches: a page's on a screen of 1280 pixels, where a wider figure would be shrunk
+MOST_NUMBERS = 60  # rows that a page shows below a figure
+_DESCRIBED = "figure: "  # begins the name of the group in an SVG that says what is drawn
 
 
 def if_any(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -61,14 +69,77 @@ def unit_profile(units: pd.DataFrame, *, title: str, save: str | None = None) ->
 
 def _profile(title: str, ylabel: str) -> tuple[Figure, Axes]:
     """Return an empty figure of values along the depth of a network."""
-    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
     axis.set(ylabel=ylabel, title=title)
     axis.tick_params(axis="x", labelrotation=90, labelsize="x-small")
     return figure, axis
 
 
+def panels(names: Sequence[str], height: float = 3.2) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure as wide as a page with one part for each name, side by side."""
+    width = min(WIDTH, 1 + 4.2 * len(names))
+    figure, axes = plt.subplots(1, len(names), figsize=(width, height), squeeze=False, layout="constrained")
+    return figure, dict(zip(names, axes[0], strict=True))
+
+
+def legend_below(figure: Figure) -> None:
+    """Give a figure one legend for all its parts, below them, in the place of theirs."""
+    entries: dict[str, Artist] = {}
+    for axis in figure.axes:
+        entries |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        if legend := axis.get_legend():
+            legend.remove()
+    figure.legend(
+        list(entries.values()), list(entries), loc="outside lower center", ncols=min(4, len(entries)), fontsize="small"
+    )
+
+
+def described(figure: Figure) -> str:
+    """Return what a figure shows, in words: its parts, their axes with their ranges, and what is drawn in them."""
+    drawn = [axis for axis in figure.axes if axis.axison]
+    parts = [axis.get_title() or axis.get_title("left") for axis in drawn]
+    named = list(dict.fromkeys(part for part in parts if part))
+    words = [f"{len(drawn)} parts" if len(drawn) > 1 else "one part", *([", ".join(named)] if named else [])]
+    for name in ("x", "y"):
+        labels = dict.fromkeys(getattr(axis, f"get_{name}label")() for axis in drawn)
+        limits = [limit for axis in drawn for limit in getattr(axis, f"get_{name}lim")()]
+        if label := next((label for label in labels if label), ""):
+            words.append(f"{name}: {label}, from {min(limits):.3g} to {max(limits):.3g}")
+    entries = [
+        text.get_text()
+        for legend in (*figure.legends, *(axis.get_legend() for axis in drawn))
+        if legend
+        for text in legend.get_texts()
+    ]
+    words += ["drawn: " + ", ".join(dict.fromkeys(entries))] if entries else []
+    return "; ".join(words)
+
+
+def description_of(svg: str) -> tuple[str, str]:
+    """Return what an SVG of `saved` says of itself, and the SVG without it."""
+    found = re.search(rf'<g id="{_DESCRIBED}([^"]*)"', svg)
+    if found is None:
+        return "a figure", svg
+    return html.unescape(found[1]), svg.replace(found[0], '<g id="figure_1"')
+
+
+def numbers_below(path: Path) -> str:
+    """Return, as HTML, the numbers that a figure wrote, folded; nothing if there are none or too many to read."""
+    if not path.is_file():
+        return ""
+    numbers = pd.read_csv(path)
+    if not 0 < len(numbers) <= MOST_NUMBERS:
+        return ""
+    table = numbers.to_html(index=False, na_rep="", float_format="{:.4g}".format)
+    return f'<details class="numbers"><summary>The numbers of this figure</summary>{table}</details>'
+
+
 def saved(figure: Figure, data: pd.DataFrame, save: str | None) -> Figure:
-    """Return a finished figure; with `save`, a name, write it to NAME.svg and the numbers behind it to NAME.csv."""
+    """Return a finished figure; with `save`, a name, write it to NAME.svg and the numbers behind it to NAME.csv.
+
+    What it shows is said in words, in the SVG (`description_of`).
+    """
+    figure.set_gid(_DESCRIBED + described(figure))
     if save:
         figure.savefig(f"{save}.svg")
         data.to_csv(f"{save}.csv", index=False)

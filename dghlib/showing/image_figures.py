@@ -10,7 +10,7 @@ from PIL import Image
 
 from dghlib.experiments.looks import REAL_SET, pictures_in
 from dghlib.experiments.run import Record
-from dghlib.showing.figures import if_any, saved
+from dghlib.showing.figures import if_any, legend_below, panels, saved
 from dghlib.showing.tables import TITLES, cell, nothing, observed, short_name
 
 LEAST_DENSITY = 1e-6  # that is drawn: below, there are single outputs, whose curves go down for ever
@@ -33,7 +33,7 @@ def feature_maps(records: Sequence[Record], *, save: str | None = None) -> Figur
         col="map",
         s=22,
         alpha=0.8,
-        height=3.2,
+        height=2.7,
         aspect=1.15,
         facet_kws={"sharex": False, "sharey": False},
     )
@@ -81,8 +81,8 @@ def layer_errors(records: Sequence[Record], *, save: str | None = None) -> Figur
         col="statistic",
         kind="line",
         errorbar=("pi", 100),
-        height=3.2,
-        aspect=1.3,
+        height=2.6,
+        aspect=1.25,
         facet_kws={"sharex": False, "sharey": False},
     )
     grid.set(yscale="log", xlabel="batch norm, from the image on", ylabel="mean squared error")
@@ -114,16 +114,15 @@ def output_distributions(records: Sequence[Record], *, save: str | None = None) 
     """
     data = observed(records, "densities")
     data = data[data.seed == data.seed.min()]
-    models = list(dict.fromkeys(data.model))
-    figure, axes = plt.subplots(1, len(models), figsize=(4 * len(models), 3.2), squeeze=False, layout="constrained")
-    for axis, model in zip(axes[0], models, strict=True):
+    figure, axes = panels(list(dict.fromkeys(data.model)))
+    for place, (model, axis) in enumerate(axes.items()):
         for images, curve in data[data.model == model].groupby("images", sort=False):
             (line,) = axis.plot(curve.output, curve.density, label=images)
             if images == REAL_SET:
                 axis.fill_between(curve.output, curve.density, color=line.get_color(), alpha=0.2)
-        axis.set(title=model, xlabel="output (logit)", ylabel="density" if axis is axes[0, 0] else "", yscale="log")
+        axis.set(title=model, xlabel="output (logit)", ylabel="" if place else "density", yscale="log")
         axis.set_ylim(bottom=LEAST_DENSITY)
-    axes[0, 0].legend(fontsize="small")
+    legend_below(figure)
     return saved(figure, observed(records, "quantiles"), save)
 
 
@@ -142,15 +141,24 @@ def traces(records: Sequence[Record], *, save: str | None = None) -> Figure:
     data = observed(records, "distances")
     data[["images", "steps"]] = data.images.str.rsplit(n=1, expand=True)
     data["steps"] = data.steps.astype(int)
-    models = list(dict.fromkeys(data.model))
-    figure, axes = plt.subplots(1, len(models), figsize=(5.2 * len(models), 3.4), squeeze=False, layout="constrained")
-    for axis, model in zip(axes[0], models, strict=True):
+    figure, axes = panels(list(dict.fromkeys(data.model)))
+    for model, axis in axes.items():
         here, looks = data[data.model == model], {"hue": "images", "style": "images", "markers": True}
         sns.lineplot(here, x="steps", y="distance", errorbar="sd", ax=axis, **looks)
         axis.set(title=model, yscale="log", ylabel="distance from the statistics (DGH, Eq. 4)")
         axis.set_xscale("log", base=2)
-        axis.legend(fontsize="small", title=None)
+    legend_below(figure)
     return saved(figure, data, save)
+
+
+def last_distances(records: Sequence[Record]) -> pd.DataFrame:
+    """Return the distances at the last step that `traces` shows, means over repetitions: networks by way."""
+    if not records:
+        return pd.DataFrame(columns=["GENIE", "GBA", "ZeroQ"], dtype=float)
+    data = observed(records, "distances")
+    data[["images", "steps"]] = data.images.str.rsplit(n=1, expand=True)
+    steps = data.steps.astype(int)
+    return data[steps == steps.max()].pivot_table("distance", "model", "images")
 
 
 @if_any

@@ -1,12 +1,14 @@
 """All records together: which are current, who leads, by how much with the same seeds, and at what cost."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import seaborn as sns
+from IPython.display import HTML
 from matplotlib.figure import Figure
 from scipy.stats import t
 
@@ -19,11 +21,12 @@ from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
 from dghlib.showing import tables
 from dghlib.showing.figures import saved
-from dghlib.showing.tables import POLICY_TITLES, QUANTIZER_TITLES, TITLES
+from dghlib.showing.tables import QUANTIZER_TITLES, TITLES
 from dghlib.storage.records import always_recorded, fingerprint, read_record
 
-CELL = ["profile", "model", "quantizer", "policy", "bits", "num_images", "test_images"]
+CELL = ["profile", "model", "quantizer", "quantized", "bits", "num_images", "test_images"]
 CONFIDENCE = 0.95
+MARGIN = 1.0  # points of top-1 within which two sources are as good as each other
 
 
 def all_records() -> list[Record]:
@@ -90,12 +93,27 @@ def overview(records: list[Record]) -> pd.DataFrame:
         "images",
         "method",
         "bits",
-        "policy",
+        "quantized",
         "seed",
         "top-1 or mAP in %",
         "seconds",
     ]
-    return rows[[*columns, "commit", "state", "file"]].astype(object).fillna("").rename(columns={"policy": "quantized"})
+    return rows[[*columns, "commit", "state", "file"]].astype(object).fillna("")
+
+
+def filterable(rows: pd.DataFrame, first: int = 50) -> HTML:
+    """Return a list as HTML that shows its first rows and, in a browser, those that a filter finds, in any order.
+
+    All rows are in the page as JSON; without scripts, and on paper, the first are there.
+    """
+    lines = [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row] for row in rows.to_numpy()]
+    table = pd.DataFrame(lines[:first], columns=rows.columns).to_html(index=False, classes="long", border=0)
+    everything = json.dumps(lines, separators=(",", ":")).replace("<", "\\u003c")
+    return HTML(
+        f'<div class="filtered" data-rows="{first}"><p><label>Show rows with <input type="search" '
+        f'placeholder="words, such as dgh W4A4"></label> <output>{min(first, len(lines))} of {len(lines)} shown'
+        f'</output></p>{table}<script type="application/json">{everything}</script></div>'
+    )
 
 
 def overview_of_observations(records: list[Record]) -> pd.DataFrame:
@@ -124,27 +142,37 @@ def _file_of(record: Record) -> str:
     return name if (folder / f"{name}.json").is_file() else f"{name} (this machine)"
 
 
+def compared(records: list[Record]) -> list[Record]:
+    """Return the records that `runs` has rows of, and those of the networks as they are."""
+    whole = [record for record in records if record["inputs"]["quantizer"]["method"] == FLOAT]
+    return [records[place] for place in runs(records).index] + whole
+
+
 def runs(records: list[Record]) -> pd.DataFrame:
     """Return one row per current record of a quantized network with default settings, ablations left out.
 
-    Of a network, the largest sets of images count.
+    Which tensors are quantized may differ from the default: no table mixes them. Of a network, sets of images of the
+    size count that most of its runs have. The index is the place of a row's record.
     """
-    classified = [record for record in records if "top1" in record["outputs"]]
-    kept = [record for record in classified if is_current(record) and _by_default(record)]
+    kept = {place: record for place, record in enumerate(records) if _counts(record)}
     if not kept:
         return pd.DataFrame()
-    rows = tables.frame(kept).fillna({"test_images": -1})  # -1 for all, so that groups do not lose them
-    return rows[rows.num_images == rows.groupby("model").num_images.transform("max")]
+    rows = tables.frame(list(kept.values())).fillna({"test_images": -1})  # -1 for all, so that groups do not lose them
+    rows.index = pd.Index(list(kept))
+    usual = rows.groupby("model").num_images.transform(lambda numbers: numbers.mode().max())
+    return rows[rows.num_images == usual]
+
+
+def _counts(record: Record) -> bool:
+    return "top1" in record["outputs"] and is_current(record) and _by_default(record)
 
 
 def _by_default(record: Record) -> bool:
     quantizer, images = record["inputs"]["quantizer"], record["inputs"].get("images")
     if quantizer["method"] == FLOAT or images is None or "model" in images:  # images of another network
         return False
-    return not (
-        changed_settings(quantizer["method"], quantizer["config"])
-        or changed_settings(images["source"], images["config"])
-    )
+    changed = changed_settings(quantizer["method"], quantizer["config"]).keys() - {"placement"}
+    return not changed and not changed_settings(images["source"], images["config"])
 
 
 def standings(rows: pd.DataFrame) -> pd.DataFrame:
@@ -155,28 +183,34 @@ def standings(rows: pd.DataFrame) -> pd.DataFrame:
 def lost(records: list[Record], source: str = "dgh") -> pd.DataFrame:
     """Return the points of top-1 that networks lose to quantization with images of `source`, and the minutes it takes.
 
-    Rows are widths and what is quantized, columns the quantizers. A cell is the median over networks, whose number it
-    gives: those that a quantizer has at this width both with everything quantized and with the ends spared, if any has
-    both, and of these the ones that most quantizers of the row have. So rows and columns can be compared.
+    Rows are widths and what is quantized, columns the quantizers, so that what stands in a row quantizes alike. A cell
+    is the median over networks, of which it gives the number: those that most quantizers of the row have.
     """
-    rows = runs(records)
-    everything = tables.frame(records).fillna({"test_images": -1})
-    whole = everything[everything.source == FLOAT].groupby(["model", "test_images"]).top1.mean().rename("float")
-    rows = rows[rows.source == source].join(whole, on=["model", "test_images"])
-    rows = rows.assign(lost=rows.float - rows.top1, minutes=(rows.generation_seconds + rows.quantization_seconds) / 60)
-    networks = rows.groupby(["bits", "policy", "quantizer", "model"])[["lost", "minutes"]].mean()
-    policies = networks.groupby(["bits", "quantizer", "model"]).lost.transform("size")
-    networks = networks[policies == policies.groupby(["bits", "quantizer"]).transform("max")]
-    methods = networks.groupby(["bits", "policy", "model"]).lost.transform("size")
-    networks = networks[methods == methods.groupby(["bits", "policy"]).transform("max")]
-    medians = networks.groupby(["bits", "policy", "quantizer"]).agg(
+    networks = _losses(records, source)
+    if networks.empty:
+        return tables.nothing()
+    methods = networks.groupby(["bits", "quantized", "model"]).lost.transform("size")
+    networks = networks[methods == methods.groupby(["bits", "quantized"]).transform("max")]
+    medians = networks.groupby(["bits", "quantized", "quantizer"]).agg(
         lost=("lost", "median"), minutes=("minutes", "median"), networks=("lost", "size")
     )
     cells = medians.apply(lambda row: f"{row.lost:.1f} ({row.minutes:.0f} min, {row.networks:.0f})", axis=1)
     table = cells.unstack("quantizer", fill_value="")
     table = table[[name for name in QUANTIZER_TITLES if name in table.columns]].rename(columns=QUANTIZER_TITLES)
-    table = table.rename(index=POLICY_TITLES, level="policy").sort_index(ascending=[False, False])
+    table = table.sort_index(ascending=[False, False])
     return table.rename_axis(index=["points lost (minutes, networks)", "quantized"], columns=None)
+
+
+def _losses(records: list[Record], source: str) -> pd.DataFrame:
+    """Return the points lost and the minutes taken, means over seeds: by width, what is quantized, method, network."""
+    rows = runs(records)
+    if rows.empty or not (rows.source == source).any():
+        return pd.DataFrame()
+    everything = tables.frame(records).fillna({"test_images": -1})
+    whole = everything[everything.source == FLOAT].groupby(["model", "test_images"]).top1.mean().rename("float")
+    rows = rows[rows.source == source].join(whole, on=["model", "test_images"])
+    rows = rows.assign(lost=rows.float - rows.top1, minutes=(rows.generation_seconds + rows.quantization_seconds) / 60)
+    return rows.groupby(["bits", "quantized", "quantizer", "model"])[["lost", "minutes"]].mean()
 
 
 def paired_differences(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFrame:
@@ -214,27 +248,40 @@ def differences(rows: pd.DataFrame, baseline: str = "dgh", *, save: str | None =
     return saved(grid.figure, settings, save)
 
 
-def wins(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFrame:
-    """Return in how many settings each source is better or worse than `baseline`, or not told apart with confidence.
+def wins(rows: pd.DataFrame, baseline: str = "dgh", margin: float = MARGIN) -> pd.DataFrame:
+    """Return in how many settings each source is alike, better or worse than `baseline`, or cannot be told.
 
-    A difference of one test image or less is none, however alike the seeds are.
+    Settings with as many seeds stand together, since few seeds tell little: the last column is the median over settings
+    of half the width of the interval. *Alike* is shown by two one-sided tests: the 90 % confidence interval of the
+    difference (Student's t) lies within `margin` on both sides. *Better* and *worse* are those of the others whose 95 %
+    interval leaves out zero, and a difference of one test image. What is neither is *undecided*.
     """
-    cells = _pairs(rows, baseline).groupby([*CELL, "source"]).difference.agg(["mean", "std", "count"])
+    cells = _pairs(rows, baseline).groupby([*CELL, "source"]).difference.agg(["mean", "std", "count"]).reset_index()
     cells = cells[cells["count"] > 1]
-    half = [
-        max(_half_width(spread, count), 100 / size if size > 0 else 0.0)
-        for spread, count, size in zip(
-            cells["std"], cells["count"], cells.index.get_level_values("test_images"), strict=True
-        )
+    if cells.empty:
+        return tables.nothing()
+    image = 100 / cells.test_images.where(cells.test_images > 0, math.inf)
+    cells["half"] = [_half_width(*each) for each in zip(cells["std"], cells["count"], strict=True)]
+    cells["verdict"] = [
+        _verdict(*each, margin) for each in zip(cells["mean"], cells["std"], cells["count"], image, strict=True)
     ]
-    verdict = [
-        "not told apart" if abs(mean) <= width else "better" if mean > 0 else "worse"
-        for mean, width in zip(cells["mean"], half, strict=True)
-    ]
-    table = pd.crosstab(cells.index.get_level_values("source"), pd.Series(verdict, name="settings").to_numpy())
-    table = table.reindex(columns=["better", "not told apart", "worse"], fill_value=0)
-    table = table.loc[[source for source in TITLES if source in table.index]].rename(index=TITLES)
-    return table.rename_axis(index=f"than {TITLES[baseline]}", columns=None)
+    keys = ["source", "count"]
+    table = cells.groupby([*keys, "verdict"]).size().unstack(fill_value=0).reindex(columns=VERDICTS, fill_value=0)
+    table["median ±"] = cells.groupby(keys).half.median().map("{:.1f}".format)
+    table = table.loc[[source for source in TITLES if source in table.index.get_level_values(0)]]
+    return table.rename(index=TITLES, level=0).rename_axis(index=[f"than {TITLES[baseline]}", "seeds"], columns=None)
+
+
+VERDICTS = ["better", "alike", "worse", "undecided"]
+
+
+def _verdict(mean: float, spread: float, count: int, image: float, margin: float) -> str:
+    """Return what a mean difference of `count` seeds shows; `image` is what one test image is worth."""
+    if abs(mean) + _half_width(spread, count, 2 * CONFIDENCE - 1) <= margin:
+        return "alike"
+    if abs(mean) <= max(_half_width(spread, count), image):
+        return "undecided"
+    return "better" if mean > 0 else "worse"
 
 
 def _pairs(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -246,19 +293,19 @@ def _pairs(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 
 def _by_source(groups: Any, sign: str) -> pd.DataFrame:
-    """Return the means of groups of [*CELL, source] with confidence intervals: sources in columns, fullest first."""
+    """Return means of groups of [*CELL, source], "2.0 ± 1.1 (3)" and the like: sources in columns, fullest first."""
     numbers = groups.agg(["mean", "std", "count"])
     cells = [
-        f"{mean:{sign}.1f}" + (f" ± {_half_width(spread, count):.1f}" if count > 1 else "")
+        f"{mean:{sign}.1f}" + (f" ± {_half_width(spread, count):.1f} ({count})" if count > 1 else "")
         for mean, spread, count in numbers.itertuples(index=False)
     ]
     table = pd.Series(cells, index=numbers.index).unstack("source", fill_value="")
     named = [source for source in TITLES if source in table.columns]
     fullest = sorted(named, key=lambda source: (table[source] == "").sum())
     table = table[fullest].rename(columns=TITLES).reset_index()
-    table["policy"], table["quantizer"] = table.policy.map(POLICY_TITLES), table.quantizer.map(QUANTIZER_TITLES)
+    table["quantizer"] = table.quantizer.map(QUANTIZER_TITLES)
     table = table.drop(columns=["profile", "num_images", "test_images"])
-    return table.set_index(["model", "bits", "policy", "quantizer"]).rename_axis(columns=None).sort_index()
+    return table.set_index(["model", "bits", "quantized", "quantizer"]).rename_axis(columns=None).sort_index()
 
 
 def _named(titles: Mapping[str, str], found: pd.Series) -> list[str]:
@@ -266,9 +313,9 @@ def _named(titles: Mapping[str, str], found: pd.Series) -> list[str]:
     return [title for title in titles.values() if title in set(found)]
 
 
-def _half_width(spread: float, count: int) -> float:
+def _half_width(spread: float, count: int, confidence: float = CONFIDENCE) -> float:
     """Return half the width of the confidence interval of a mean of `count` values with a standard deviation."""
-    return float(t.ppf((1 + CONFIDENCE) / 2, count - 1) * spread / math.sqrt(count))
+    return float(t.ppf((1 + confidence) / 2, count - 1) * spread / math.sqrt(count))
 
 
 def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str | None = None) -> Figure:
@@ -286,12 +333,13 @@ def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str |
         x="seconds",
         y="top1",
         col="model",
-        col_wrap=3,
+        col_wrap=2,
         hue="calibrated with",
         hue_order=_named(TITLES, points["calibrated with"]),
         style="method",
         style_order=_named(QUANTIZER_TITLES, points.method),
         height=2.6,
+        aspect=1.2,
         facet_kws={"sharex": False, "sharey": False},
     )
     for name, axis in grid.axes_dict.items():

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from dghlib.experiments.experiment import FLOAT, REAL
 from dghlib.experiments.run import Record
 from dghlib.plans.papers import FILTERS
-from dghlib.showing.figures import if_any, saved
+from dghlib.showing.figures import if_any, legend_below, panels, saved
 from dghlib.showing.paper_tables import labelled, settings_of
 from dghlib.showing.tables import QUANTIZER_TITLES, TITLES, short_name
 
@@ -33,6 +32,7 @@ def scope_curves(records: Sequence[Record], *, save: str | None = None) -> Figur
         axis.plot(whole.scope, whole.top1, "*", color="tab:red", markersize=13, label="all images together")
         _ticks(axis, here.scope, log=True)
         _finish(axis, rows, model, "images matched together")
+    legend_below(figure)
     return saved(figure, _means(pd.concat([made, rows[rows.source == REAL]]), ["scope", "row"]), save)
 
 
@@ -68,17 +68,19 @@ def amount_curves(records: Sequence[Record], *, save: str | None = None) -> Figu
 @if_any
 def filter_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return GenQ's Figure 6: accuracy against the part of the images made that its filters discard."""
-    rows = labelled(records, _filter_of)
-    rows["discarded"] = [_discarded(record) for record in records]
+    rows = labelled(records, filter_of)
+    rows["discarded"] = [discarded_of(record) for record in records]
     return _curves(rows[rows.bits != FLOAT], rows, "discarded", "discarded of the images made, in %", save)
 
 
-def _filter_of(record: Record) -> str:
+def filter_of(record: Record) -> str:
+    """Return the name of the filter, one of `FILTERS`, that chose a record's images."""
     shares = {share: name for name, share in FILTERS.items()}
-    return shares[settings_of(record)["energy_share"]] if _discarded(record) else "no filter"
+    return shares[settings_of(record)["energy_share"]] if discarded_of(record) else "no filter"
 
 
-def _discarded(record: Record) -> int | None:
+def discarded_of(record: Record) -> int | None:
+    """Return how many per cent of the images made were discarded."""
     if "images" not in record["inputs"]:
         return None
     return round(100 * (1 - 1 / settings_of(record)["oversampling"]))
@@ -105,16 +107,13 @@ def _curves(
         sns.lineplot(here, x=x, y="top1", hue="row", style="row", markers=True, errorbar="sd", ax=axis)
         _ticks(axis, here[x], log=log)
         _finish(axis, rows[rows.bits == FLOAT], model, xlabel)
+    legend_below(figure)
     return saved(figure, _means(quantized, [x, "row"]), save)
 
 
 def _axes(rows: pd.DataFrame) -> tuple[Figure, dict[str, Axes]]:
     """Return a figure with a square for every network that was quantized."""
-    models = list(dict.fromkeys(rows[rows.bits != FLOAT].model))
-    figure, axes = plt.subplots(
-        1, len(models), figsize=(1 + 4.2 * len(models), 3.4), squeeze=False, layout="constrained"
-    )
-    return figure, dict(zip(models, axes[0], strict=True))
+    return panels(list(dict.fromkeys(rows[rows.bits != FLOAT].model)))
 
 
 def _ticks(axis: Axes, values: pd.Series, *, log: bool) -> None:
@@ -132,7 +131,6 @@ def _finish(axis: Axes, rows: pd.DataFrame, model: str, xlabel: str) -> None:
         if len(level):
             axis.axhline(level.mean(), color="grey", linestyle=style, label=TITLES[source])
     axis.set(title=short_name(model), xlabel=xlabel, ylabel="top-1 in %")
-    axis.legend(fontsize="small", title=None)
 
 
 def _means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -40,7 +40,7 @@ def by_row(
     table = pd.DataFrame([[cells.get((*column, row), "") for column in columns] for row in lines])
     table.index = pd.Index(lines, name=title)
     table.columns = pd.MultiIndex.from_tuples(columns, names=["top-1 in %", ""])
-    return table
+    return tables.with_feet(table, numbers.assign(model=numbers.model.map(short_name)), "row")
 
 
 def labelled(records: Sequence[Record], row_of: RowOf) -> pd.DataFrame:
@@ -67,8 +67,9 @@ def table4(records: Sequence[Record]) -> pd.DataFrame:
     table = by_row(records, parts_of, title="parts", rows=rows, paper="dgh_table4")
     if "parts" not in table.index.names:
         return table
-    ticks = [tuple("✓" if part in str(row).split(" + ") else "" for part in PARTS) for row in table.index[:-1]]
-    table.index = pd.MultiIndex.from_tuples([*ticks, (TITLES[FLOAT], "", "")], names=PARTS)
+    feet = [(name, "", "") for name in (TITLES[FLOAT], *tables.FEET)]
+    ticks = [tuple("✓" if part in str(row).split(" + ") else "" for part in PARTS) for row in table.index[: -len(feet)]]
+    table.index = pd.MultiIndex.from_tuples([*ticks, *feet], names=PARTS)
     return table
 
 
@@ -104,7 +105,7 @@ def by_amount(records: Sequence[Record]) -> pd.DataFrame:
     table = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1).unstack()
     table = table[[source for source in TITLES if source in table.columns]].rename(columns=TITLES)
     table.index = table.index.map(lambda key: (short_name(key[0]), key[1], int(key[2])))
-    return table.rename_axis(index=["network", "bits", "images"], columns="top-1 in %").fillna("")
+    return table.rename_axis(index=["network", "bits", "images"], columns=_corner(numbers)).fillna("")
 
 
 def methods_by_amount(records: Sequence[Record]) -> pd.DataFrame:
@@ -119,7 +120,12 @@ def methods_by_amount(records: Sequence[Record]) -> pd.DataFrame:
     cells = means.apply(lambda row: f"{cell(row['mean'], row['std'])} ({row.seconds:.0f} s)", axis=1).unstack()
     cells = cells[[method for method in QUANTIZER_TITLES if method in cells.columns]].rename(columns=QUANTIZER_TITLES)
     cells.index = cells.index.map(lambda key: (short_name(key[0]), key[1], int(key[2])))
-    return cells.rename_axis(index=["network", "bits", "images"], columns="top-1 in %").fillna("")
+    return cells.rename_axis(index=["network", "bits", "images"], columns=_corner(numbers)).fillna("")
+
+
+def _corner(rows: pd.DataFrame) -> str:
+    """Say what a table's cells are: the measure, which tensors are quantized, and how many seeds a cell has."""
+    return f"top-1 in %; quantized: {'; '.join(dict.fromkeys(rows.quantized))}; seeds: {tables.seeds_of(rows)}"
 
 
 def paper_amounts(name: str) -> pd.DataFrame:
@@ -146,7 +152,8 @@ def transfers(records: Sequence[Record]) -> pd.DataFrame:
     rows = labelled(records, _maker_of)
     groups = rows[rows.bits != FLOAT].groupby(["source", "row", "bits", "model"], sort=False).top1.agg(["mean", "std"])
     table = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1).unstack().rename(columns=short_name)
-    return table.rename(index=TITLES).rename_axis(index=["images", "made from", "bits"], columns="top-1 in %")
+    corner = _corner(rows[rows.bits != FLOAT])
+    return table.rename(index=TITLES).rename_axis(index=["images", "made from", "bits"], columns=corner)
 
 
 def _maker_of(record: Record) -> str:
@@ -154,13 +161,35 @@ def _maker_of(record: Record) -> str:
     return short_name(inputs["images"].get("model", inputs["model"])["name"])
 
 
+def statistics(records: Sequence[Record]) -> pd.DataFrame:
+    """Return top-1 with images that are made from various statistics, and others beside them, by width."""
+    return by_row(records, _statistics_of, title="calibrated with")
+
+
+def _statistics_of(record: Record) -> str:
+    images = record["inputs"]["images"]
+    title = TITLES[images["source"]]
+    if "model" in images:
+        return f"{title} of {short_name(images['model']['name'])}"
+    config = images["config"]
+    parts = [part for part in ("output_stretching", "preprocessing") if config.get(part) is False]
+    return ", without ".join([title, *(part.replace("_", " ") for part in parts)])
+
+
 def printed(name: str) -> pd.DataFrame:
-    """Return a paper's table as printed: methods by (setting, network)."""
+    """Return a paper's table as printed: methods by (setting, network); ‡ marks what it took from another paper."""
     numbers = paper_table(name, as_text=True)
-    numbers["cell"] = (numbers["mean"] + " ± " + numbers.spread).str.removesuffix(" ± ")
+    borrowed = numbers.source.str.contains(", from ").map({True: " ‡", False: ""})
+    numbers["cell"] = (numbers["mean"] + " ± " + numbers.spread).str.removesuffix(" ± ") + borrowed
     table = numbers.pivot(index="method", columns=["setting", "network"], values="cell").fillna("")
     columns = dict.fromkeys(zip(numbers.setting, numbers.network, strict=True))
     return table.loc[list(dict.fromkeys(numbers.method)), list(columns)].rename_axis(index="paper", columns=["", ""])
+
+
+def printed_ratios(name: str, of: str, to: str) -> dict[str, pd.Series]:
+    """Return how many times as large a method's numbers are as another's in a paper's table: networks by setting."""
+    numbers = paper_table(name).pivot_table("mean", ["setting", "network"], "method")
+    return {str(setting): rows.dropna() for setting, rows in (numbers[of] / numbers[to]).groupby("setting")}
 
 
 def paper_transfers() -> pd.DataFrame:

@@ -1,18 +1,206 @@
 """What a page says of its numbers, computed from the records that it shows: no sentence has to be kept up with them.
 
-The distance of a source from another is that of runs that have network, quantizer, width, number of images and seed in
-common, as a mean over seeds for each network. A cell spans the networks, from the worst to the best.
+A difference is that of runs that are alike in all but one thing (`_ALIKE`), seed by seed, as a mean over seeds for
+each setting. A number in a sentence is the range of these over all settings that the sentence is about: a notebook
+computes it, `say` gives it a name, and the sentence has the role {glue:text} with that name in the number's place.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
+from myst_nb import glue
 
-from dghlib.experiments.experiment import FLOAT, REAL
+from dghlib.experiments.experiment import FLOAT, NO_IMAGES, REAL
 from dghlib.experiments.run import Record
-from dghlib.showing.tables import QUANTIZER_TITLES, TITLES, frame, nothing
+from dghlib.showing.paper_figures import discarded_of, filter_of
+from dghlib.showing.paper_tables import settings_of
+from dghlib.showing.tables import QUANTIZER_TITLES, TITLES, frame, method_title, nothing, observed, settings_title
 
 _PAIR = ["model", "quantizer", "policy", "bits", "num_images", "seed"]
+_ALIKE = ("model", "source", "quantizer", "policy", "placement", "bits", "num_images", "seed")
+NOT_RECORDED = "(not recorded)"  # in the place of a number of which there is no record
+
+# What runs are compared by: a column of `tables.frame`, or a function of a record.
+By = str | Callable[[Record], str]
+
+
+def say(**numbers: str | float) -> None:
+    """Give the numbers of a page's sentences their names; of whole ones, thousands stand apart."""
+    for name, number in numbers.items():
+        text = f"{number:,}".replace(",", " ") if isinstance(number, int) else str(number)
+        glue(name, text, display=False)
+
+
+def gaps(
+    records: Sequence[Record],
+    row: str | Sequence[str],
+    than: str | Sequence[str],
+    *,
+    by: By = "source",
+    but: Sequence[str] = (),
+    measure: str = "top1",
+    **where: Any,
+) -> pd.Series:
+    """Return by how many points some runs are above others: one number a setting, the mean over its seeds.
+
+    Args:
+        records: also of other runs.
+        row: what `by` is in the former, one value or several.
+        than: what it is in the latter; of several, each is compared with each.
+        by: what differs; of a function, the source may differ, too.
+        but: other columns in which runs may differ; what differs there is averaged.
+        measure: of the outputs.
+        where: what columns of `tables.frame` are to be, one value or a list: `bits="W4A4"`.
+    """
+    rows = _quantized(records, by, where)
+    alike = [name for name in _ALIKE if name not in (by, *but) and not (callable(by) and name == "source")]
+    if rows.empty:
+        return pd.Series(dtype=float)
+    reached = rows.groupby([*alike, "row"])[measure].mean().unstack("row")
+    pairs = {
+        (one, other): reached[one] - reached[other]
+        for one in _several(row)
+        for other in _several(than)
+        if one != other and {one, other} <= set(reached)
+    }
+    if not pairs:
+        return pd.Series(dtype=float)
+    away = pd.concat(pairs, names=["row", "than"]).dropna()
+    return away.groupby(["row", "than", *(name for name in alike if name != "seed")]).mean()
+
+
+def lost(records: Sequence[Record], *, measure: str = "top1", **where: Any) -> pd.Series:
+    """Return the points that quantized networks lose of the float ones: one a setting, the mean over its seeds."""
+    rows = _quantized(records, "source", where)
+    everything = frame(records)
+    if rows.empty:
+        return pd.Series(dtype=float)
+    whole = everything[everything.bits == FLOAT].groupby("model")[measure].mean()
+    setting = [name for name in _ALIKE if name != "seed"]
+    return (rows.model.map(whole) - rows[measure]).groupby([rows[name] for name in setting]).mean().dropna()
+
+
+def minutes(records: Sequence[Record], **where: Any) -> pd.Series:
+    """Return the minutes of images and quantization together: one a setting, the mean over its seeds."""
+    rows = _quantized(records, "source", where)
+    if rows.empty:
+        return pd.Series(dtype=float)
+    seconds = rows.generation_seconds + rows.quantization_seconds
+    return (seconds / 60).groupby([rows[name] for name in _ALIKE if name != "seed"]).mean()
+
+
+def whole(records: Sequence[Record], measure: str = "top1") -> str:
+    """Return what the float networks reach."""
+    rows = frame(records)
+    return between(rows[rows.bits == FLOAT][measure] if len(rows) else pd.Series(dtype=float))
+
+
+def together(several: Sequence[pd.Series]) -> str:
+    """Return the range of several sets of differences, with signs."""
+    return above(pd.concat([pd.Series(numbers.to_numpy(), dtype=float) for numbers in several]))
+
+
+def spreads(records: Sequence[Record], *, measure: str = "top1", **where: Any) -> pd.Series:
+    """Return the standard deviations over seeds: one a setting with several seeds; of images of any settings."""
+    rows = _quantized(records, settings_title, where)
+    if rows.empty:
+        return pd.Series(dtype=float)
+    return rows.groupby(["row", *(name for name in _ALIKE if name != "seed")])[measure].std().dropna()
+
+
+def _quantized(records: Sequence[Record], by: By, where: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the rows of quantized networks that are as `where` says, with the value of `by` in the column "row"."""
+    chosen = [record for record in records if record["inputs"].get("quantizer", {}).get("method", FLOAT) != FLOAT]
+    rows = frame(chosen)
+    for name, wanted in where.items() if chosen else ():
+        rows = rows[rows[name].isin(_several(wanted))]
+    if rows.empty:
+        return rows
+    return rows.assign(row=[by(chosen[place]) for place in rows.index] if callable(by) else rows[by])
+
+
+def by_scope(record: Record) -> str:
+    """Return how many images of a record's set were matched together, "all" for the whole set; "real" of real ones."""
+    scope = settings_of(record).get("scope", REAL)
+    return "all" if scope is None else str(scope)
+
+
+def by_filter(record: Record) -> str:
+    """Return which filter chose a record's images, and how many per cent it discarded: "energy 30"."""
+    return f"{filter_of(record)} {discarded_of(record)}"
+
+
+def by_search(record: Record) -> str:
+    """Return how the first steps of a record's weights were searched."""
+    return str(record["inputs"]["quantizer"]["config"]["weight_search"])
+
+
+def by_source_and_number(record: Record) -> str:
+    """Return the source of a record's images and their number: "real 32"."""
+    return f"{record['inputs']['images']['source']} {settings_of(record)['num_images']}"
+
+
+def seen(records: Sequence[Record], table: str, value: str, *sets: str) -> pd.DataFrame:
+    """Return what observations say of sets of images, means over repetitions: networks by `sets`, NaN for others."""
+    if not records:
+        return pd.DataFrame(columns=list(sets), dtype=float)
+    return observed(records, table).pivot_table(value, "model", "images").reindex(columns=list(sets))
+
+
+def by_way(record: Record) -> str:
+    """Return the source of a record's images, and its method: "none SQuant", "real HPTQ"."""
+    return f"{record['inputs'].get('images', {'source': NO_IMAGES})['source']} {method_title(record)}"
+
+
+def by_maker(record: Record) -> str:
+    """Say whether a record's images were made from the network that is quantized, "its own", or from "another's"."""
+    inputs = record["inputs"]
+    return "another's" if inputs["images"].get("model", inputs["model"]) != inputs["model"] else "its own"
+
+
+def values(records: Sequence[Record], name: str) -> list[Any]:
+    """Return what a column of `tables.frame` has for quantized networks, in order."""
+    rows = _quantized(records, "source", {})
+    return sorted(set(rows[name])) if len(rows) else []
+
+
+def _several(values: Any) -> list[Any]:
+    return [values] if isinstance(values, str | int) else list(values)
+
+
+def between(numbers: pd.Series, digits: int = 1) -> str:
+    """Return a range as sentences have it: "0.3 to 2.1", one number where there is one."""
+    numbers = numbers.dropna()
+    if not len(numbers):
+        return NOT_RECORDED
+    low, high = (f"{round(end, digits) + 0.0:.{digits}f}" for end in (numbers.min(), numbers.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+def above(numbers: pd.Series) -> str:
+    """Return a range of differences with their signs, see `span`."""
+    return span(numbers.dropna()) or NOT_RECORDED
+
+
+def below(numbers: pd.Series, digits: int = 1) -> str:
+    """Return by how much less the former of `gaps` are, as `between`."""
+    return between(-numbers, digits)
+
+
+def median(numbers: pd.Series) -> str:
+    """Return the median of the numbers."""
+    return f"{numbers.median():.1f}" if len(numbers) else NOT_RECORDED
+
+
+def most(numbers: pd.Series, digits: int = 1) -> str:
+    """Return the largest of the numbers, whatever their signs."""
+    return f"{numbers.abs().max():.{digits}f}" if len(numbers) else NOT_RECORDED
+
+
+def how_many(numbers: pd.Series, least: float) -> str:
+    """Return how many of the numbers are as large: "3 of 4"."""
+    return f"{(numbers >= least).sum()} of {len(numbers)}" if len(numbers) else NOT_RECORDED
 
 
 def distances(
@@ -68,5 +256,5 @@ def span(points: pd.Series) -> str:
     """Return a range of points, such as "+0.3 to +2.1", one number where there is one, nothing for none."""
     if not len(points):
         return ""
-    low, high = f"{points.min():+.1f}", f"{points.max():+.1f}"
+    low, high = (f"{round(end, 1) + 0.0:+.1f}" for end in (points.min(), points.max()))
     return low if low == high else f"{low} to {high}"

@@ -20,15 +20,9 @@ def cost(
     over the whole set, as a mean over channels and layers. Numbers are means over repetitions. With `save`, a name,
     they go to NAME.csv.
     """
-    if not records:
+    numbers = cost_numbers(records)
+    if numbers.empty:
         return nothing()
-    rows = []
-    for record in records:
-        found, sets = record["outputs"]["tables"]["distances"], record["inputs"]["sets"]
-        for source, distance in zip(found["images"], found["distance"], strict=True):
-            config, seconds = sets[source]["config"], record["outputs"]["generation_seconds"][source]
-            rows.append((source, config.get("steps", 0), seconds / config["num_images"], distance))
-    numbers = pd.DataFrame(rows, columns=["source", *COST]).groupby("source").mean()
     chosen = [source for source in TITLES if source in numbers.index and source in sources]
     table = pd.DataFrame({name: numbers.loc[chosen, name].map(form.format) for name, form in COST.items()})
     if REAL in chosen:
@@ -37,6 +31,17 @@ def cost(
     if save:
         table.to_csv(f"{save}.csv")
     return table
+
+
+def cost_numbers(records: Sequence[Record]) -> pd.DataFrame:
+    """Return the numbers of `cost`: sources by COST, means over repetitions."""
+    rows = []
+    for record in records:
+        found, sets = record["outputs"]["tables"]["distances"], record["inputs"]["sets"]
+        for source, distance in zip(found["images"], found["distance"], strict=True):
+            config, seconds = sets[source]["config"], record["outputs"]["generation_seconds"][source]
+            rows.append((source, config.get("steps", 0), seconds / config["num_images"], distance))
+    return pd.DataFrame(rows, columns=["source", *COST]).groupby("source").mean()
 
 
 def spent(records: Sequence[Record]) -> pd.DataFrame:

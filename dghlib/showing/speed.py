@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dghlib.experiments.run import PUBLISHED
-from dghlib.showing.figures import saved
+from dghlib.showing.figures import WIDTH, saved
 from dghlib.showing.tables import QUANTIZER_TITLES, TITLES
 
 _SPREAD = ("lowest", "median", "highest")
@@ -45,6 +45,12 @@ def rates(record: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["network", "pixels", "way"])
 
 
+def times_mct(record: dict[str, Any]) -> pd.Series:
+    """Return how many times as fast as MCT a step of DGH is, processor time, medians: one a network and size."""
+    found = [speed for speed in record["outputs"] if speed["way"] == "ours" and speed["times_mct"]]
+    return pd.Series([speed["times_mct"]["median"] for speed in found], dtype=float)
+
+
 def _range(spread: dict[str, float] | None) -> str:
     if spread is None:
         return ""
@@ -60,7 +66,7 @@ def rates_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
         speeds[name] = [spread[name] for spread in speeds.per_processor_second]
     bare = speeds[speeds.way == "bare"].set_index("cell")["median"]
     cells, ways = list(speeds.cell.unique()), list(speeds.way.unique())
-    figure, axis = plt.subplots(figsize=(7, 1 + 1.6 * len(cells)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 1 + 1.6 * len(cells)), layout="constrained")
     for row, way in enumerate(ways):
         bars = speeds[speeds.way == way].set_index("cell").loc[cells, list(_SPREAD)].div(bare.loc[cells], axis=0)
         places = [place + 0.13 * row for place in range(len(cells))]
@@ -125,7 +131,7 @@ def scale_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
     steps, memory = pd.DataFrame(record["outputs"]["steps"]), pd.DataFrame(record["outputs"]["memory"])
     for name in _SPREAD:
         steps[name] = [spread[name] for spread in steps.milliseconds]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), layout="constrained")
     left.errorbar(
         steps.batches, steps["median"], [steps["median"] - steps.lowest, steps.highest - steps["median"]], marker="o"
     )
@@ -163,7 +169,7 @@ def _sets(sets: Sequence[dict[str, Any]]) -> pd.DataFrame:
 def quality_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
     """Return distance and accuracy over the processor seconds that images took."""
     rows = _sets(record["outputs"]["sets"])
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2), layout="constrained")
     for axis, quality in zip(axes, ("distance", "top-1 in %"), strict=True):
         for maker, made in rows.groupby("by", sort=False):
             axis.plot(made["processor s"], made[quality], marker="o", label=maker)

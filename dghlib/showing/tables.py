@@ -30,6 +30,9 @@ TITLES = {
     "genie_d": "GENIE",
     "dgh": "DGH",
     "genq": "GenQ",
+    "psaq_vit": "PSAQ-ViT",
+    "mimiq": "MimiQ",
+    "dgh_vit": "DGH, layer norms",
     REAL: "Real data",
     FLOAT: "Float",
 }
@@ -47,9 +50,22 @@ QUANTIZER_TITLES = {
     "squant": "SQuant",
     "dfq": "DFQ",
     "compensated": "Compensated",
+    "ptq4vit": "PTQ4ViT",
+    "repq_vit": "RepQ-ViT",
+    "erq": "ERQ",
     FLOAT: "Float",
 }
-POLICY_TITLES = {"full": "everything", "academic": "all but the ends"}
+# Which tensors are quantized (see `quantizers.placement`), the logits always; HPTQ has no choice.
+EVERY_TENSOR = "every_tensor"
+PLACEMENT_TITLES = {
+    EVERY_TENSOR: "every tensor",
+    "brecq": "all but image, addends, averages",
+    "genie": "what layers read, but the image",
+    "relu_only": "what leaves a ReLU",
+    "factors": "factors of products",
+}
+FEET = ("quantized", "seeds")  # rows below those of numbers
+SPARED = ", ends spared"  # of the academic setting: first and last layer at 8 bits, logits in float
 PAPER = "paper: "
 MEASURES = {"top1": "top-1 in %", "map": "mAP in %", "map50": "mAP50 in %"}
 # What `worst` shows of each table, in order.
@@ -88,10 +104,52 @@ def _row(record: Record) -> dict[str, Any]:
             "quantizer": inputs["quantizer"]["method"],
             "bits": f"W{config['weight_bits']}A{config['activation_bits']}",
             "policy": config["bits"],
+            "placement": config.get("placement", EVERY_TENSOR),
+            "quantized": quantized_title(config),
             "seed": images["config"]["seed"],
             "num_images": images["config"]["num_images"],
         }
     return row | record["outputs"]
+
+
+def quantized_title(config: Mapping[str, Any]) -> str:
+    """Say which tensors a quantizer's settings have it quantize."""
+    spared = SPARED if config["bits"] == "academic" else ""
+    return PLACEMENT_TITLES[config.get("placement", EVERY_TENSOR)] + spared
+
+
+def with_feet(
+    table: pd.DataFrame, rows: pd.DataFrame, row: str, columns: Sequence[str] = ("model", "bits")
+) -> pd.DataFrame:
+    """Return a table with two rows more: which tensors are quantized in a column, and how many seeds its cells have.
+
+    Args:
+        table: columns are named by pairs or triples.
+        rows: of `frame`; networks by the names that the table has.
+        row: the column of `rows` that names the rows of the table.
+        columns: those that name its columns.
+    """
+    said = {
+        key: ["; ".join(dict.fromkeys(group.quantized)), _counts(group.groupby(row).seed.nunique())]
+        for key, group in rows[rows.bits != FLOAT].groupby(list(columns))
+    }
+    levels = table.index.nlevels
+    names = [(name, *[""] * (levels - 1)) if levels > 1 else name for name in FEET]
+    index = pd.MultiIndex.from_tuples(names) if levels > 1 else pd.Index(names)
+    feet = pd.DataFrame({column: said.get(column, ["", ""]) for column in table.columns}, index=index)
+    feet.columns = table.columns
+    return pd.concat([table, feet]).rename_axis(index=table.index.names)
+
+
+def _counts(numbers: pd.Series) -> str:
+    low, high = numbers.min(), numbers.max()
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def seeds_of(rows: pd.DataFrame) -> str:
+    """Return how many seeds the settings of quantized networks have, rows of `frame`: "3", or "1 to 3"."""
+    setting = ["model", "source", "quantizer", "quantized", "bits", "num_images"]
+    return _counts(rows[rows.bits != FLOAT].groupby(setting).seed.nunique())
 
 
 def observed(records: Sequence[Record], name: str) -> pd.DataFrame:
@@ -146,12 +204,33 @@ def accuracy(
     table = pd.DataFrame([[cells.get((*column, source), "") for column in columns] for source in rows])
     table.index = pd.Index([TITLES[source] for source in rows], name="calibrated with")
     table.columns = pd.MultiIndex.from_tuples(columns, names=[MEASURES[measure], ""])
-    return table
+    rows_of_runs = frame(records)
+    return with_feet(table, rows_of_runs.assign(model=rows_of_runs.model.map(short_name)), "source")
 
 
 def unmerged(table: pd.DataFrame) -> HTML:
     """Return a table whose rows are named in full: equal names below each other are not merged into one cell."""
     return HTML(table.style.set_table_attributes('class="dataframe"').to_html(sparse_index=False))
+
+
+def stacked(table: pd.DataFrame, *, merged: bool = True) -> HTML:
+    """Return a table as HTML: its columns of the paper, if it has any, below the others, as a table of their own.
+
+    With `merged`, equal names of rows below each other are one cell.
+    """
+    of_paper = [str(column[0] if isinstance(column, tuple) else column).startswith(PAPER) for column in table.columns]
+    parts = {"This book": table.loc[:, [not paper for paper in of_paper]], "The paper": table.loc[:, of_paper]}
+    shown = {title: part[(part != "").any(axis=1)] for title, part in parts.items()}
+    tables = [
+        captioned(part, title, merged=merged).data for title, part in shown.items() if part.size and any(of_paper)
+    ]
+    return HTML("".join(tables) or table.to_html())
+
+
+def captioned(table: pd.DataFrame, title: str, *, merged: bool = True) -> HTML:
+    """Return a table as HTML, with a caption; with `merged`, equal names of rows below each other are one cell."""
+    styled = table.style.set_caption(title).set_table_attributes('class="dataframe"')
+    return HTML(styled.to_html(sparse_index=merged))
 
 
 def nothing() -> pd.DataFrame:
@@ -207,7 +286,7 @@ def _paper_cells(name: str) -> dict[tuple[str, str, str], str]:
 def quantizers(records: Sequence[Record]) -> pd.DataFrame:
     """Return top-1 in percent, mean ± standard deviation over seeds, of every quantizer, by (network, source).
 
-    Rows are (width, what is quantized, quantizer); the float networks are the last row.
+    Rows are (width, what is quantized, quantizer); the float networks, and the number of seeds, are the last rows.
     """
     if not records:
         return nothing()
@@ -215,52 +294,57 @@ def quantizers(records: Sequence[Record]) -> pd.DataFrame:
     quantized = rows[rows.bits != FLOAT]
     cells = {
         key: cell(group.mean(), group.std())
-        for key, group in quantized.groupby(["bits", "policy", "quantizer", "model", "source"], sort=False).top1
+        for key, group in quantized.groupby(["bits", "quantized", "quantizer", "model", "source"], sort=False).top1
     }
     columns = list(dict.fromkeys(zip(quantized.model, quantized.source, strict=True)))
     lines = [
-        (width, policy, method)
+        (width, what, method)
         for width in dict.fromkeys(quantized.bits)
-        for policy in POLICY_TITLES
+        for what in sorted(set(quantized.quantized), key=lambda title: title.endswith(SPARED))
         for method in QUANTIZER_TITLES
-        if any((width, policy, method, *column) in cells for column in columns)
+        if any((width, what, method, *column) in cells for column in columns)
     ]
     table = pd.DataFrame([[cells.get((*line, *column), "") for column in columns] for line in lines])
-    index = [(width, POLICY_TITLES[policy], QUANTIZER_TITLES[method]) for width, policy, method in lines]
+    index = [(width, what, QUANTIZER_TITLES[method]) for width, what, method in lines]
     table.index = pd.MultiIndex.from_tuples(index, names=["bits", "quantized", "method"])
     table.columns = pd.MultiIndex.from_tuples([(short_name(model), TITLES[source]) for model, source in columns])
     float_top1 = rows[rows.bits == FLOAT].groupby("model").top1.mean()
     table.loc[(FLOAT.capitalize(), "", ""), :] = [cell(float_top1.get(model, math.nan), None) for model, _ in columns]
+    seeds = quantized.groupby(["model", "source", "bits", "quantized", "quantizer"]).seed.nunique()
+    table.loc[("seeds", "", ""), :] = [_counts(seeds.loc[column]) for column in columns]
     return table
 
 
 def ways(records: Sequence[Record]) -> pd.DataFrame:
     """Return top-1 in percent, mean ± standard deviation over seeds: ways to quantize by (network, width).
 
-    A way is the source of images, the method, and the settings of the method that differ from its default; the float
-    networks are the last row.
+    A way is the source of images, what is quantized, the method, and the settings of the method that differ from its
+    default; the float networks are the last row.
     """
     if not records:
         return nothing()
     rows = frame(records)
     rows["model"] = rows.model.map(short_name)
-    rows["method"] = [_method_of(record) for record in records]
+    rows["method"] = [method_title(record) for record in records]
     quantized = rows[rows.bits != FLOAT]
-    groups = quantized.groupby(["source", "method", "model", "bits"], sort=False).top1.agg(["mean", "std"])
+    way = ["source", "quantized", "method"]
+    groups = quantized.groupby([*way, "model", "bits"], sort=False).top1.agg(["mean", "std"])
     cells = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1)
-    index = list(dict.fromkeys(zip(quantized.source, quantized.method, strict=True)))
+    index = list(dict.fromkeys(quantized[way].itertuples(index=False, name=None)))
     columns = in_order(list(zip(quantized.model, quantized.bits, strict=True)))
     table = pd.DataFrame([[cells.get((*way, *column), "") for column in columns] for way in index])
     table.index = pd.MultiIndex.from_tuples(
-        [(TITLES[source], way) for source, way in index], names=["images", "method"]
+        [(TITLES[source], *rest) for source, *rest in index], names=["images", "quantized", "method"]
     )
     table.columns = pd.MultiIndex.from_tuples(columns, names=[MEASURES["top1"], ""])
     whole = rows[rows.bits == FLOAT].groupby("model").top1.mean()
-    table.loc[(TITLES[FLOAT], ""), :] = [cell(whole.get(model, math.nan), None) for model, _ in columns]
+    table.loc[(TITLES[FLOAT], "", ""), :] = [cell(whole.get(model, math.nan), None) for model, _ in columns]
+    seeds = quantized.groupby(["model", "bits", *way]).seed.nunique()
+    table.loc[("seeds", "", ""), :] = [_counts(seeds.loc[column]) for column in columns]
     return table
 
 
-def _method_of(record: Record) -> str:
+def method_title(record: Record) -> str:
     """Name a record's quantizer, and what of its settings differs from the default."""
     quantizer = record["inputs"]["quantizer"]
     changed = changed_settings(quantizer["method"], quantizer.get("config", {}))
@@ -272,14 +356,13 @@ def placements(records: Sequence[Record]) -> pd.DataFrame:
     """Return top-1 in percent, mean ± standard deviation over seeds: sources by (network, bits, placement)."""
     if not records:
         return nothing()
-    rows = frame(records).assign(
-        placement=[record["inputs"]["quantizer"].get("config", {}).get("placement") for record in records]
-    )
+    rows = frame(records)
     rows = rows[rows.bits != FLOAT].assign(model=rows.model.map(short_name))
     groups = rows.groupby(["model", "bits", "placement", "source"], sort=False).top1.agg(["mean", "std"])
     table = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1).unstack([0, 1, 2]).fillna("")
     table = table.loc[[source for source in TITLES if source in table.index]].rename(index=TITLES)
-    return table.rename_axis("calibrated with").rename_axis(columns=["top-1 in %", "", ""]).sort_index(axis=1)
+    table = table.rename_axis("calibrated with").rename_axis(columns=["top-1 in %", "", ""]).sort_index(axis=1)
+    return with_feet(table, rows, "source", ("model", "bits", "placement"))
 
 
 def quantizer_costs(records: Sequence[Record]) -> pd.DataFrame:
@@ -312,18 +395,19 @@ def settings(records: Sequence[Record]) -> pd.DataFrame:
     """
     if not records:
         return nothing()
-    rows = frame(records).assign(settings=[_changed_settings(record) for record in records])
+    rows = frame(records).assign(settings=[settings_title(record) for record in records])
     rows = rows[rows.bits != FLOAT]
     groups = rows.groupby(["bits", "model", "settings"], sort=False).top1.agg(["mean", "std"])
     cells = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1)
     table = cells.unstack([0, 1])
     order = sorted(dict.fromkeys(rows.settings), key=TITLES[REAL].__eq__)  # real images last
     table = table.loc[order].fillna("")
+    table = with_feet(table, rows, "settings", ("bits", "model"))
     table.columns = pd.MultiIndex.from_tuples([(bits, short_name(model)) for bits, model in table.columns])
     return table.rename_axis("settings").sort_index(axis=1, ascending=False)
 
 
-def _changed_settings(record: Record) -> str:
+def settings_title(record: Record) -> str:
     """Name a record's images by what differs from their method's default, apart from size and seed."""
     images = record["inputs"].get("images")
     if images is None or images["source"] == REAL:

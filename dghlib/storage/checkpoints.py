@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from dghlib.running import processes
-from dghlib.storage.records import fingerprint, set_aside, write_atomically
+from dghlib.storage.records import fingerprint, set_aside, temporaries, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,13 @@ def _elapsed(path: Path) -> float:
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint: the run is finished and its result is kept elsewhere."""
+    """Delete a checkpoint: the run is finished and its result is kept elsewhere.
+
+    What processes that were killed while they saved have left of it goes, too.
+    """
+    of_stages = path.parent.glob(f".{glob.escape(path.name)}{_STAGE}*.????????.tmp")
+    for leftover in (*temporaries(path), *of_stages):
+        leftover.unlink(missing_ok=True)
     for each in _of_run(path):
         each.unlink(missing_ok=True)
         shutil.rmtree(folder_beside(each), ignore_errors=True)

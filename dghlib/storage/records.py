@@ -16,7 +16,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from functools import cache
@@ -67,6 +67,12 @@ def plain(value: Any) -> Any:
 def always_recorded(settings: type[Any]) -> set[str]:
     """Return the names of the fields of a dataclass of settings that are in every record: those not added later."""
     return {each.name for each in fields(settings) if _BEFORE not in each.metadata}
+
+
+def completed(settings: type[Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recorded settings with those that were added later as they were before, where the record lacks them."""
+    before = {each.name: plain(each.metadata[_BEFORE]) for each in fields(settings) if _BEFORE in each.metadata}
+    return before | dict(recorded)
 
 
 def _as_before(setting: Field[Any], settings: Any) -> bool:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of one training run: SGD with Nesterov momentum, learning rate up a line and down a cosine."""
+    """Settings of one training run: the learning rate goes up a line and down a cosine.
+
+    `optimizer` is "sgd", with Nesterov momentum, or "adamw", which transformers need.
+    """
 
     model: str
     num_images: int = 19_968  # a multiple of the batch size and of the 48 classes
     epochs: int = 14
     batch_size: int = 128
+    optimizer: str = "sgd"
     peak_learning_rate: float = 0.2
     warm_up: float = 0.2  # fraction of all steps
     momentum: float = 0.9
@@ -48,6 +53,18 @@ class Config:
     seed: int = 0
     threads: int = 1  # two runs side by side use two cores better than one run with two threads
     test_images: int = 4_096
+
+
+CONFIGS = {name: Config(model=name) for name in embedded.NETS} | {
+    "shapes_transformer": Config(
+        model="shapes_transformer",
+        optimizer="adamw",
+        peak_learning_rate=2e-3,
+        weight_decay=0.05,
+        epochs=20,
+        warm_up=0.1,
+    )
+}
 
 
 def train(config: Config, data: LabelledImages, checkpoint: Path | None = None) -> tuple[FloatModel, float]:
@@ -59,21 +76,21 @@ def train(config: Config, data: LabelledImages, checkpoint: Path | None = None) 
         checkpoint: file to continue from and to save to after every epoch.
     """
     net = _untrained(config)
-    optimizer = torch.optim.SGD(
-        net.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True
-    )
-    saved = Checkpoint(checkpoint, fingerprint(config))
-    first_epoch, seconds = _restore(saved, net, optimizer)
+    optimizer = _optimizer(config, net)
     model = embedded.as_model(config.model, net)
-    for epoch in range(first_epoch, config.epochs):
-        start = time.perf_counter()
-        _train_epoch(model, optimizer, data, config, epoch)
-        seconds += time.perf_counter() - start
-        state = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
-        saved.save({**state, "epoch": epoch + 1, "seconds": seconds})
+    saved = Checkpoint(checkpoint, fingerprint(config))
+    seconds = train_epochs(net, optimizer, partial(_train_epoch, model, optimizer, data, config), config.epochs, saved)
     start = time.perf_counter()
     measure_batch_norm(model, (images for images, _ in augmented(model, data, config, epoch=config.epochs)))
     return model, seconds + time.perf_counter() - start
+
+
+def _optimizer(config: Config, net: nn.Module) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(net.parameters(), lr=0.0, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        net.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True
+    )
 
 
 def _untrained(config: Config) -> nn.Module:
@@ -83,14 +100,27 @@ def _untrained(config: Config) -> nn.Module:
     return net.to(memory_format=torch.channels_last)
 
 
-def _restore(saved: Checkpoint, net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Load the last epoch's state, if there is one, and return the number of epochs and seconds done."""
-    if (state := saved.load()) is None:
-        return 0, 0.0
-    net.load_state_dict(state["net"])
-    optimizer.load_state_dict(state["optimizer"])
-    log.info("continuing after epoch %d", state["epoch"])
-    return state["epoch"], state["seconds"]
+def train_epochs(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train_epoch: Callable[[int], None],
+    epochs: int,
+    saved: Checkpoint,
+) -> float:
+    """Train a network epoch by epoch, from the one that a killed run had finished; return the seconds of all."""
+    state = saved.load() or {"epoch": 0, "seconds": 0.0}
+    if state["epoch"]:
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        log.info("continuing after epoch %d", state["epoch"])
+    seconds = state["seconds"]
+    for epoch in range(state["epoch"], epochs):
+        start = time.perf_counter()
+        train_epoch(epoch)
+        seconds += time.perf_counter() - start
+        parts = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
+        saved.save({**parts, "epoch": epoch + 1, "seconds": seconds})
+    return seconds
 
 
 def _train_epoch(
@@ -204,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
 
     def train_one(name: str, out: Path) -> str:
-        facts = make(Config(model=name), out)
+        facts = make(CONFIGS[name], out)
         return f"{facts['top1']:.2f} % of {facts['test_images']} test images"
 
     train_from_command_line(

@@ -5,10 +5,10 @@ detectors begin with ImageNet's). Scenes are flipped. The same seed, number of t
 same weights. A killed run continues from its last epoch.
 """
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,6 @@ from dghlib.seeds import derived_seed, stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import fingerprint
 from dghlib.training import classifiers
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,29 +44,13 @@ class Config:
 
 
 def train(config: Config, data: AnnotatedImages, checkpoint: Path | None = None) -> tuple[FloatModel, float]:
-    """Return a trained detector and the seconds that took, those before an interruption included.
-
-    Args:
-        config: what to train, and how.
-        data: the training images; all full batches of them are used.
-        checkpoint: file to continue from and to save to after every epoch.
-    """
+    """Return a trained detector and the seconds that took; arguments as for `classifiers.train`."""
     detector = _untrained(config)
     learned = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=0.0, weight_decay=config.weight_decay)
+    train_epoch = partial(_train_epoch, detector, optimizer, data, config)
     saved = Checkpoint(checkpoint, fingerprint(config))
-    state = saved.load() or {"epoch": 0, "seconds": 0.0}
-    if state["epoch"]:
-        detector.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        log.info("continuing after epoch %d", state["epoch"])
-    seconds = state["seconds"]
-    for epoch in range(state["epoch"], config.epochs):
-        start = time.perf_counter()
-        _train_epoch(detector, optimizer, data, config, epoch)
-        seconds += time.perf_counter() - start
-        parts = {"net": detector.state_dict(), "optimizer": optimizer.state_dict()}
-        saved.save({**parts, "epoch": epoch + 1, "seconds": seconds})
+    seconds = classifiers.train_epochs(detector, optimizer, train_epoch, config.epochs, saved)
     model = detectors.as_model(config.model, detector)
     start = time.perf_counter()
     flipped = flipped_scenes(data, config, epoch=config.epochs)

@@ -1,0 +1,216 @@
+"""MimiQ: images for vision transformers, on which the heads of each attention look at the same places.
+
+Show a trained transformer an image, and the heads of one attention find its object: their maps of scores are alike.
+Noise leaves each head to itself. So images are those on which the maps of all pairs of heads resemble each other, by
+structural similarity, while each is recognised as its class:
+
+    loss = mean over attentions, queries and pairs of heads of 1 - SSIM(map, map)^2
+           + cross entropy of the class + a weight x the total variation,
+
+a map being one query's scores of all patches, brought to 0 ... 1. The square makes a map and its negative alike.
+
+Source: Choi et al., "MimiQ: Low-Bit Data-Free Quantization of Vision Transformers with Encouraging Inter-Head Attention
+Similarity" (2024), and a description of code built on the authors' (MaskAQ, commit 3245400); written from these
+descriptions only.
+
+Differences from that code:
+ 1. How attentions are weighed is a mean; whether theirs is a mean or a sum is not told.
+ 2. The constant that is added to each image and channel shrinks along a line, from a deviation of 1 to none; theirs
+    shrinks, too, but how is not told. The jitter, 16 pixels at 224 and half of that at first, is in proportion.
+ 3. Class tokens are those that are too many for a square of patches, unless `class_tokens` says how many; they have 14
+    times 14 patches, and 7 times 7 in a window.
+ 4. It makes images for calibration: theirs are 10 000, with which a network is fine-tuned.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from dghlib.choices import check_at_least, check_between, check_types
+from dghlib.generators.attention import RecordedScores, open_attention
+from dghlib.generators.classes import number_of_classes, random_labels
+from dghlib.generators.deep_inversion import total_variation
+from dghlib.generators.identity import images_fingerprint
+from dghlib.generators.psaq_vit import NoAttention
+from dghlib.generators.space import brought_over, working_twin
+from dghlib.generators.tasks import ImageTask, run_tasks
+from dghlib.images import clip_straight_through
+from dghlib.models import FloatModel
+from dghlib.running.batchnorm import check_finite, working_copy
+from dghlib.seeds import stream
+from dghlib.storage.checkpoints import Checkpoint
+
+VERSION = 1
+JITTER = 16 / 224  # of the image's side, in the second half of the steps; half of that in the first
+FINAL_RATE = 0.001
+_C1, _C2 = 0.01**2, 0.03**2  # of structural similarity, for maps from 0 to 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of one run; the defaults are the authors', but for the number of images."""
+
+    num_images: int = 32
+    batch_size: int = 32
+    steps: int = 2000  # of each batch
+    learning_rate: float = 0.1
+    seed: int = 0
+
+    similarity_weight: float = 1.0
+    class_weight: float = 1.0
+    variation_weight: float = 2.5e-5
+    class_tokens: int | None = None  # in front of the patches; None: as many as are too many for a square
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("num_images", "batch_size", "steps"):
+            check_at_least(1, name, getattr(self, name))
+        if self.class_tokens is not None:
+            check_at_least(0, "class_tokens", self.class_tokens)
+        for name in ("learning_rate", "similarity_weight", "class_weight", "variation_weight"):
+            check_between(0, math.inf, name, getattr(self, name))
+
+
+PRESETS = {"default": Config()}
+
+
+def generate(
+    model: FloatModel,
+    config: Config,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    checkpoint: Path | None = None,
+) -> Tensor:
+    """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
+
+    The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
+
+    Raises:
+        NoAttention: the network has no attention of two heads or more between patches.
+        NotAClassifier: it tells no classes apart.
+        ValueError: its weights are not finite.
+        FloatingPointError: the loss became NaN; the step is named.
+    """
+    own, model = model, working_twin(model)
+    net = working_copy(model.net, device, model.image_shape)
+    check_finite(net)
+    num_classes = number_of_classes(model, net, "MimiQ")
+    open_attention(net)
+    images = torch.randn((config.num_images, *model.image_shape), generator=stream(config.seed, "mimiq", "images"))
+    _check_attention(model, net, images[:1].to(device), config)
+    batches = images.split(config.batch_size)
+    labels = random_labels(config.num_images, num_classes, stream(config.seed, "mimiq", "labels"))
+
+    def start(index: int, finished: list[Tensor]) -> ImageTask:
+        draws = stream(config.seed, "mimiq", "augmentation", index)
+        loss = _Loss(net, config, labels.split(config.batch_size)[index].to(device), draws)
+        task = ImageTask(
+            batches[index].to(device),
+            loss,
+            lambda leaves: torch.optim.AdamW(leaves, config.learning_rate, weight_decay=1e-6),
+            lambda optimizer: LambdaLR(optimizer, lambda step: rate(step, config)),
+            draws=draws,
+            keep_valid=lambda images: clip_straight_through(images, model.mean, model.std),
+        )
+        task.parts["calls"] = loss.calls
+        return task
+
+    made = run_tasks(
+        start,
+        count=len(batches),
+        steps=config.steps,
+        saved=Checkpoint(checkpoint, images_fingerprint(model, "mimiq", VERSION, config)),
+        title=f"MimiQ {model.name}",
+        progress=progress,
+    )
+    return brought_over(made, model, own)
+
+
+def rate(step: int, config: Config) -> float:
+    """Return the share of the learning rate at a step: down a cosine, to `FINAL_RATE` of it all."""
+    lowest = FINAL_RATE / config.learning_rate if config.learning_rate else 0.0
+    return lowest + (1 - lowest) * (1 + math.cos(math.pi * step / config.steps)) / 2
+
+
+def head_similarity(scores: Tensor) -> Tensor:
+    """Return how alike the maps of pairs of heads are, (N, pairs, queries): their SSIM, -1 to 1, in one window.
+
+    Args:
+        scores: (N, heads, queries, patches), two heads at least.
+    """
+    low, high = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
+    maps = (scores - low) / (high - low).clamp(min=1e-12)
+    mean = maps.mean(-1)
+    centred = maps - mean[..., None]
+    variance = centred.square().mean(-1)
+    left, right = zip(*itertools.combinations(range(scores.shape[1]), 2), strict=True)
+    one, other = list(left), list(right)
+    common = (centred[:, one] * centred[:, other]).mean(-1)
+    means = (2 * mean[:, one] * mean[:, other] + _C1) / (mean[:, one].square() + mean[:, other].square() + _C1)
+    return means * (2 * common + _C2) / (variance[:, one] + variance[:, other] + _C2)
+
+
+def patch_scores(scores: Iterable[Tensor], class_tokens: int | None) -> list[Tensor]:
+    """Return scores (N, heads, P, P) of patches by patches out of those of all tokens; see `Config.class_tokens`.
+
+    Attentions with one head, or with fewer than two patches, are left out.
+    """
+    kept = []
+    for each in scores:
+        if each.ndim == 4 and each.shape[1] > 1 and each.shape[2] == each.shape[3]:
+            count = each.shape[3]
+            others = count - math.isqrt(count) ** 2 if class_tokens is None else class_tokens
+            if count - others > 1:
+                kept.append(each[:, :, others:, others:])
+    return kept
+
+
+def _check_attention(model: FloatModel, net: nn.Module, image: Tensor, config: Config) -> None:
+    with torch.no_grad(), RecordedScores() as attention:
+        net(image)
+    if not patch_scores(attention.scores, config.class_tokens):
+        raise NoAttention(
+            f"MimiQ compares what the heads of an attention look at, and {model.name} ({type(model.net).__name__}) has "
+            "no attention of two heads or more between patches; for networks with batch norm there are DGH, GENIE and "
+            "others"
+        )
+
+
+class _Loss:
+    """The loss of one batch: its terms, as weighed."""
+
+    def __init__(self, net: nn.Module, config: Config, labels: Tensor, draws: torch.Generator):
+        self.net, self.config, self.labels, self.draws = net, config, labels, draws
+        self.calls = torch.tensor(0)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        config, shown = self.config, self._augmented(images)
+        with RecordedScores() as attention:
+            output = self.net(shown)
+        apart = [
+            (1 - head_similarity(each).square()).mean() for each in patch_scores(attention.scores, config.class_tokens)
+        ]
+        self.calls += 1
+        return {
+            "heads": config.similarity_weight * torch.stack(apart).mean(),
+            "class": config.class_weight * nn.functional.cross_entropy(output, self.labels),
+            "TV": config.variation_weight * total_variation(shown),
+        }
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        """Return the images shifted around the border, all alike, and each channel of each brighter and bolder."""
+        done = self.calls.item() / self.config.steps
+        limit = round((0.5 if done < 0.5 else 1.0) * JITTER * min(images.shape[2:]))
+        down, right = torch.randint(-limit, limit + 1, (2,), generator=self.draws).tolist()
+        shape = (*images.shape[:2], 1, 1)
+        gaussian = torch.randn(shape, generator=self.draws).to(images.device)
+        shift, bold = (2 * torch.rand((2, *shape), generator=self.draws) - 1).to(images.device)
+        images = images.roll((down, right), dims=(2, 3)) + (1 - done) * gaussian
+        return (images - shift) / bold.exp()

@@ -1,0 +1,66 @@
+"""Activation functions as integer hardware computes them: the code of the input tells that of the result, in a table.
+
+What clips, a ReLU, is a clip of codes. Any other function (hard swish, SiLU, sigmoid, a leaky ReLU) needs its input on
+a grid, too, or the sum before it stays in float. That grid is the one under which the function's result errs least: a
+hard swish is flat below -3, so that no code need be spent there.
+"""
+
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from dghlib.quantizers.calibration import Histogram, power_of_two_above
+from dghlib.quantizers.grid import UniformQuantizer
+from dghlib.quantizers.operations import CURVED, Kind, called_module, does, kind_of
+from dghlib.quantizers.ranges import halvings
+from dghlib.quantizers.sites import site_of
+
+BITS = 8  # of the input, at least
+_HALVINGS, _SHIFTS = 12, 16  # widths of the grid that are tried, and ends of each
+
+Function = Callable[[Tensor], Tensor]
+
+
+def inputs_of_tables(graph: fx.GraphModule, tensors: Collection[str]) -> dict[str, Function]:
+    """Return the sites of sums of which curved functions make `tensors`, with the functions."""
+    found: dict[str, Function] = {}
+    for node in graph.graph.nodes:
+        if site_of(node) in tensors and does(graph, node, CURVED):
+            read = node.all_input_nodes[0]
+            if site_of(read) not in tensors and kind_of(graph, read) in (Kind.LAYER, Kind.BATCH_NORM):
+                found.setdefault(site_of(read), _function(graph, node))
+    return found
+
+
+def _function(graph: fx.GraphModule, node: fx.Node) -> Function:
+    module = called_module(graph, node)
+    if isinstance(module, nn.PReLU) or node.target is F.prelu:
+        return torch.clone  # whose slopes differ by channel
+    if module is not None:
+        return module
+    settings = {name: value for name, value in node.kwargs.items() if name != "input"}
+    operation: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
+    return partial(_called, operation, node.args[1:], settings)
+
+
+def _called(operation: Any, settings: tuple[Any, ...], named: dict[str, Any], x: Tensor) -> Tensor:
+    return operation(x, *settings, **named)
+
+
+def grid_for(function: Function, histogram: Histogram, bits: int) -> UniformQuantizer:
+    """Return the grid of power-of-two steps under which a function of what was seen errs least, squared."""
+    seen = histogram.counts > 0
+    centres, counts = histogram.centres()[seen], histogram.counts[seen]
+    with torch.no_grad():
+        wanted = function(centres)
+        grids = [
+            UniformQuantizer(torch.tensor(width / 2**bits), torch.tensor(zero), bits=bits, signed=False)
+            for width in halvings(2 * power_of_two_above(max(-histogram.minimum, histogram.maximum)), _HALVINGS)
+            for zero in range(0, 2**bits, 2**bits // _SHIFTS)
+        ]
+        errors = [((function(grid(centres)) - wanted).square() @ counts).item() for grid in grids]
+    return grids[errors.index(min(errors))]

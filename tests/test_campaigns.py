@@ -1,0 +1,74 @@
+"""The programs that are run on demand, campaigns and planted faults, in small; and the table of what they found."""
+
+import json
+import random
+from pathlib import Path
+
+import campaigns
+import planted_faults
+import planted_servers
+import pytest
+
+from dghlib.storage import assets
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_nearly_all_faults_can_be_planted() -> None:
+    faults, stale = planted_faults.listed(), []
+    for fault in faults:
+        text = (ROOT / "dghlib" / fault.file).read_text(encoding="utf-8")
+        if text.count(fault.old) == 1:
+            compile(planted_faults.planted(fault, text), fault.file, "exec")
+        else:
+            stale.append(str(fault))
+    assert len(faults) - len(stale) >= 200
+    assert len(stale) <= 0.05 * len(faults), f"renew {planted_faults.LIST.name}: {stale}"
+
+
+def test_a_fault_that_is_not_there_cannot_be_planted() -> None:
+    fault = planted_faults.Fault("seeds.py", "no such text", "", ())
+    with pytest.raises(
+        ValueError, match=r"seeds\.py holds 'no such text' 0 times, not once: renew planted_faults\.txt"
+    ):
+        planted_faults.planted(fault, "text")
+
+
+def test_a_hostile_server_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(assets.DATA_DIR_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(assets, "RETRY_DELAYS", (0, 0))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert planted_servers.tried(tmp_path, random.Random("servers 3"))[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "problem"),
+    [
+        (1, "a bar 50%\ndgh: x.npz is not an .npz file; write one", ""),
+        (1, "dgh: it is damaged", "names none of x.npz"),
+        (0, "", "exit status 0"),
+        (-7, "", "killed by signal 7"),
+        (1, "dgh: KeyError: 'x.npz' (--traceback shows where)", "not for users"),
+        (1, "Traceback (most recent call last)\nKeyError: 'x.npz'", "not told in one line"),
+    ],
+)
+def test_an_error_is_one_line_that_names_the_file(status: int, said: str, problem: str) -> None:
+    found = campaigns.told(campaigns.Ended(status, said, 0.0), "x.npz")
+    assert problem in found
+    assert bool(problem) == bool(found)
+
+
+def test_what_a_killed_command_leaves_behind_counts(tmp_path: Path) -> None:
+    (tmp_path / "OUT.safetensors").write_bytes(b"whole")
+    (tmp_path / ".OUT.safetensors.lock").touch()
+    left = campaigns.content_of(tmp_path)
+    assert campaigns.differing(left, {"OUT.safetensors": b"whole"}).endswith(": .OUT.safetensors.lock")
+    assert campaigns.differing({"OUT.safetensors": b"half"}, {"OUT.safetensors": b"whole"})
+    assert not campaigns.differing({"OUT.safetensors": b"whole"}, {"OUT.safetensors": b"whole"})
+
+
+def test_the_table_in_contributing_is_that_of_the_record() -> None:
+    found = json.loads(campaigns.RECORD.read_text(encoding="utf-8"))["outputs"]["kinds"]
+    lines = [f"| {kind} | {each['tried']} | {each['survived']} |" for kind, each in found.items()]
+    assert "\n".join(lines) in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert found["faults"]["survived"] >= 0.95 * found["faults"]["tried"]

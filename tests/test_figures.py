@@ -1,0 +1,46 @@
+"""Figures say in words what they show, are as wide as a page, and have one legend; their numbers are below them."""
+
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+
+from dghlib.showing import figures
+
+
+def _drawn() -> figures.Figure:
+    figure, axes = figures.panels(["one & two", "three", "four"])
+    for name, axis in axes.items():
+        axis.plot([1, 2], [10, 90], label="DGH")
+        axis.plot([1, 2], [20, 80], label="GENIE")
+        axis.set(title=name, xlabel="images", ylabel="top-1 in %", xlim=(1, 2), ylim=(0, 100))
+        axis.legend()
+    figures.legend_below(figure)
+    return figures.saved(figure, pd.DataFrame(), None)
+
+
+def test_what_a_figure_shows_travels_with_it_in_words() -> None:
+    file = StringIO()
+    _drawn().savefig(file, format="svg")
+    text, svg = figures.description_of(file.getvalue())
+    assert text == (
+        "3 parts; one & two, three, four; x: images, from 1 to 2; y: top-1 in %, from 0 to 100; drawn: DGH, GENIE"
+    )
+    assert '<g id="figure_1">' in svg
+    assert "drawn:" not in svg
+    assert figures.description_of("<svg/>") == ("a figure", "<svg/>")
+
+
+def test_a_figure_is_as_wide_as_a_page_at_most_with_one_legend() -> None:
+    figure = _drawn()
+    assert figure.get_figwidth() == figures.WIDTH
+    assert [axis.get_legend() for axis in figure.axes] == [None] * 3
+    assert len(figure.legends) == 1
+
+
+def test_numbers_are_shown_unless_they_are_too_many(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.csv"
+    assert figures.numbers_below(path) == ""
+    for count, shown in ((figures.MOST_NUMBERS, True), (figures.MOST_NUMBERS + 1, False)):
+        pd.DataFrame({"mean": range(count)}).to_csv(path, index=False)
+        assert ("The numbers of this figure" in figures.numbers_below(path)) is shown
