@@ -467,6 +467,6 @@ def test_settings_are_listed_with_what_they_mean(capsys):
     assert "  iterations = 20000\n      steps per unit" in shown
     assert "  activation_bits = 4\n      2 to 8" in shown  # of a base class, which says it of two fields at once
     assert _dgh("settings", "dgh") == 0
-    assert "preset fixed_weight: output_share = None" in capsys.readouterr().out
+    assert "preset fixed_weight: relative = False, output_share = None" in capsys.readouterr().out
     assert _dgh("settings", "brec") == 1
     assert "did you mean 'brecq'" in capsys.readouterr().err

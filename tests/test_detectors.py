@@ -121,7 +121,7 @@ def test_every_output_tensor_is_stretched() -> None:
     outputs = model.net(torch.randn(2, *model.image_shape))
     wanted = [values.flatten(1).amax(1) - values.flatten(1).amin(1) for values in outputs.values()]
     assert output_range(outputs).equal(torch.stack(wanted))
-    config = dgh.Config(num_images=4, steps=30)
+    config = dgh.Config(num_images=8, steps=60)
     plain, stretched = (
         output_range(model.net(dgh.generate(model, replace(config, output_share=share), progress=False))).mean()
         for share in (0.0, 0.4)

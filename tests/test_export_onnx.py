@@ -213,6 +213,7 @@ class Around(nn.Module):
         lambda x: torch.split(x, split_size_or_sections=4, dim=1)[1],
     ],
 )
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("optimized", [False, True])
 def test_settings_of_operations(operation: Any, optimized: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -116,3 +116,26 @@ def test_nearest_interpolation_takes_torch_s_pixels_for_all_sizes(tmp_path: Path
 def test_operations_that_return_several_tensors_are_named(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOperation, match=r"topk \(node"):
         export_onnx(tmp_path / "net.onnx", as_model(lambda x: torch.topk(x, 3, 1)[0]))
+
+
+class Upsampled(nn.Module):
+    """A map that a convolution reads after it was interpolated to the size of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.last = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(F.interpolate(self.down(x), size=x.shape[-2:], mode="bilinear", align_corners=False))
+
+
+def test_interpolation_between_integers_runs_under_the_default_optimizer(tmp_path: Path) -> None:
+    model = FloatModel(
+        name="upsampled", net=Upsampled().eval(), mean=(0.0,) * 3, std=(1.0,) * 3, image_shape=(3, 16, 16)
+    )
+    images = torch.randn(4, 3, 16, 16)
+    quantized = hptq.quantize(model, images, hptq.Config())
+    export_onnx(tmp_path / "up.onnx", model, quantized)
+    (found,) = open_session(tmp_path / "up.onnx").run(None, {"images": images.numpy()})
+    np.testing.assert_allclose(found, quantized(images).detach().numpy(), atol=1e-4)

@@ -80,7 +80,9 @@ def test_a_student_comes_nearer_to_its_teacher(name: str, tiny_model: FloatModel
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_at_most_two_to_the_bits_values_per_channel(name: str, tiny_model: FloatModel) -> None:
     """Of every quantizer: a method that gives every kernel a grid of its own is not one of three bits."""
-    config = QUANTIZERS[name].Config(weight_bits=3, activation_bits=3)
+    config = QUANTIZERS[name].Config(weight_bits=3, activation_bits=3, bits="full")
+    if getattr(config, "placement", "") == "factors":  # in which the image has 8 bits
+        config = replace(config, placement="every_tensor")
     for count in ("steps", "iterations", "step_iterations"):
         if getattr(config, count, 0):
             config = replace(config, **{count: 2})

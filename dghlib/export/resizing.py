@@ -21,18 +21,27 @@ def interpolate(graph: OnnxGraph, node: fx.Node) -> str:
     modes = {"linear": "linear", "bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
     if mode not in modes or found.get("antialias"):
         raise UnsupportedOperation(f"{node.name} interpolates with mode {mode!r} and antialias or by area")
-    sides = list(shape_of(node)[2:])
-    settings: dict[str, Any] = {"coordinate_transformation_mode": "half_pixel", "axes": list(range(2, len(sides) + 2))}
+    settings: dict[str, Any] = {"coordinate_transformation_mode": "half_pixel"}
     if found.get("align_corners"):
         settings["coordinate_transformation_mode"] = "align_corners"
     if modes[mode] == "cubic":
         settings["cubic_coeff_a"] = -0.75
+    before, after = shape_of(node.all_input_nodes[0])[2:], shape_of(node)[2:]
     if (scale := found.get("scale_factor")) and not found.get("recompute_scale_factor"):
-        factors = [float(each) for each in scale] if isinstance(scale, list | tuple) else [float(scale)] * len(sides)
-        names = [source(graph, node), "", graph.constant(f"{node.name}.scales", factors)]
+        factors = [float(each) for each in scale] if isinstance(scale, list | tuple) else [float(scale)] * len(after)
     else:
-        names = [source(graph, node), "", "", graph.constant(f"{node.name}.sizes", sides, "int64")]
+        factors = [_factor(old, new) for old, new in zip(before, after, strict=True)]
+    # Factors for all axes: onnxruntime's optimizer loses sizes, and the axes that they are of, where it moves channels.
+    names = [source(graph, node), "", graph.constant(f"{node.name}.scales", [1.0, 1.0, *factors])]
     return graph.add("Resize", names, node.name, mode=modes[mode], **settings)
+
+
+def _factor(old: int, new: int) -> float:
+    """Return the float32 by which `old` becomes `new`, rounded down: the quotient, or the next above it."""
+    factor = torch.tensor(new / old)
+    while int(old * factor) < new:
+        factor = torch.nextafter(factor, torch.tensor(torch.inf))
+    return factor.item()
 
 
 def _nearest(graph: OnnxGraph, node: fx.Node, found: dict[str, Any]) -> str:
