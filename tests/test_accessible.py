@@ -38,6 +38,11 @@ def test_captions_that_are_there_stay_and_other_tables_get_scopes_alone() -> Non
     assert plain == '<h1>T</h1><table><thead><tr><th scope="col">a</th></tr></thead></table>'
 
 
+def test_a_table_below_a_formula_is_named_by_it() -> None:
+    page = accessible(r'<h2>\(\lambda\)</h2><table class="dataframe"><tbody><tr><td>1</td></tr></table>')
+    assert r'<caption class="unseen">\(\lambda\)</caption>' in page
+
+
 def test_the_papers_numbers_are_a_table_below_ours() -> None:
     columns = pd.MultiIndex.from_tuples([("ours", "W8A8"), ("paper: RN18", "W8A8")])
     table = pd.DataFrame([["1", ""], ["2", "3"]], index=["noise", "DGH"], columns=columns)

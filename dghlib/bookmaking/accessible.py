@@ -11,6 +11,7 @@ _HEADING_OR_TABLE = re.compile(r"<h[1-6][^>]*>(?P<heading>.*?)</h[1-6]>|<table\b
 _TAG = re.compile(r"<(?:a class=\"headerlink\".*?</a>|[^>]*>)", re.DOTALL)
 _PART = re.compile(r"<(?P<part>thead|tbody)\b.*?</(?P=part)>", re.DOTALL)
 _CAPTION = re.compile(r"<caption\b[^>]*>(.*?)</caption>", re.DOTALL)
+_OPENING = re.compile(r"^<table\b[^>]*>")
 
 
 def accessible(page: str) -> str:
@@ -50,6 +51,6 @@ def _framed(table: str, heading: str) -> str:
     caption = _CAPTION.search(table)
     name = _TAG.sub("", caption[1]).strip() if caption else heading
     if caption is None:
-        table = re.sub(r"^<table\b[^>]*>", rf'\g<0><caption class="unseen">{name}</caption>', table)
+        table = _OPENING.sub(lambda tag: f'{tag[0]}<caption class="unseen">{name}</caption>', table)
     label = html.escape(html.unescape(name), quote=True)
     return f'<div class="scrolls" role="region" tabindex="0" aria-label="{label}">{table}</div>'

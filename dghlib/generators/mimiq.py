@@ -30,21 +30,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
-from dghlib.choices import check_at_least, check_between, check_types
-from dghlib.generators.attention import RecordedScores, open_attention
-from dghlib.generators.classes import number_of_classes, random_labels
+from dghlib.generators.attended import NoAttention, check_settings, optimized
+from dghlib.generators.attention import RecordedScores
 from dghlib.generators.deep_inversion import total_variation
-from dghlib.generators.identity import images_fingerprint
-from dghlib.generators.psaq_vit import NoAttention
-from dghlib.generators.space import brought_over, working_twin
-from dghlib.generators.tasks import ImageTask, run_tasks
-from dghlib.images import clip_straight_through
+from dghlib.generators.space import Device
 from dghlib.models import FloatModel
-from dghlib.running.batchnorm import check_finite, working_copy
-from dghlib.seeds import stream
-from dghlib.storage.checkpoints import Checkpoint
 
 VERSION = 1
 JITTER = 16 / 224  # of the image's side, in the second half of the steps; half of that in the first
@@ -68,69 +59,35 @@ class Config:
     class_tokens: int | None = None  # in front of the patches; None: as many as are too many for a square
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("num_images", "batch_size", "steps"):
-            check_at_least(1, name, getattr(self, name))
-        if self.class_tokens is not None:
-            check_at_least(0, "class_tokens", self.class_tokens)
-        for name in ("learning_rate", "similarity_weight", "class_weight", "variation_weight"):
-            check_between(0, math.inf, name, getattr(self, name))
+        check_settings(self, "similarity_weight", "class_weight", "variation_weight")
 
 
 PRESETS = {"default": Config()}
 
 
 def generate(
-    model: FloatModel,
-    config: Config,
-    *,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-    checkpoint: Path | None = None,
+    model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
-    """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
-
-    The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images.
+    """Return MimiQ's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common.
 
     Raises:
         NoAttention: the network has no attention of two heads or more between patches.
         NotAClassifier: it tells no classes apart.
-        ValueError: its weights are not finite.
-        FloatingPointError: the loss became NaN; the step is named.
     """
-    own, model = model, working_twin(model)
-    net = working_copy(model.net, device, model.image_shape)
-    check_finite(net)
-    num_classes = number_of_classes(model, net, "MimiQ")
-    open_attention(net)
-    images = torch.randn((config.num_images, *model.image_shape), generator=stream(config.seed, "mimiq", "images"))
-    _check_attention(model, net, images[:1].to(device), config)
-    batches = images.split(config.batch_size)
-    labels = random_labels(config.num_images, num_classes, stream(config.seed, "mimiq", "labels"))
-
-    def start(index: int, finished: list[Tensor]) -> ImageTask:
-        draws = stream(config.seed, "mimiq", "augmentation", index)
-        loss = _Loss(net, config, labels.split(config.batch_size)[index].to(device), draws)
-        task = ImageTask(
-            batches[index].to(device),
-            loss,
-            lambda leaves: torch.optim.AdamW(leaves, config.learning_rate, weight_decay=1e-6),
-            lambda optimizer: LambdaLR(optimizer, lambda step: rate(step, config)),
-            draws=draws,
-            keep_valid=lambda images: clip_straight_through(images, model.mean, model.std),
-        )
-        task.parts["calls"] = loss.calls
-        return task
-
-    made = run_tasks(
-        start,
-        count=len(batches),
-        steps=config.steps,
-        saved=Checkpoint(checkpoint, images_fingerprint(model, "mimiq", VERSION, config)),
-        title=f"MimiQ {model.name}",
+    return optimized(
+        "mimiq",
+        "MimiQ",
+        VERSION,
+        model,
+        config,
+        check=_check_attention,
+        loss=_Loss,
+        optimizer=lambda leaves: torch.optim.AdamW(leaves, config.learning_rate, weight_decay=1e-6),
+        rate=lambda step: rate(step, config),
+        device=device,
         progress=progress,
+        checkpoint=checkpoint,
     )
-    return brought_over(made, model, own)
 
 
 def rate(step: int, config: Config) -> float:

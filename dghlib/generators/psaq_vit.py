@@ -30,30 +30,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
-from dghlib.choices import check_at_least, check_between, check_types
-from dghlib.generators.attention import RecordedAttention, open_attention
-from dghlib.generators.classes import labels_of, number_of_classes
+from dghlib.generators.attended import NoAttention, check_settings, optimized
+from dghlib.generators.attention import RecordedAttention
 from dghlib.generators.deep_inversion import JITTER, total_variation, warm_up_and_cosine
-from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.patch_similarity import cosine_similarities, similarity_entropy
-from dghlib.generators.space import Device, brought_over, working_twin
-from dghlib.generators.tasks import ImageTask, run_tasks
-from dghlib.images import clip_straight_through
+from dghlib.generators.space import Device
 from dghlib.models import FloatModel
-from dghlib.running.batchnorm import check_finite, working_copy
-from dghlib.seeds import stream
-from dghlib.storage.checkpoints import Checkpoint
 
 VERSION = 1
 WARM_UP = 0.2  # of each half of the steps: 100 of 500
 VARIATION_TARGET = (2500.0, 3000.0)  # of a batch of this many values:
 VARIATION_VALUES = 32 * 3 * 224 * 224
-
-
-class NoAttention(ValueError):
-    """The network has no attention between patches, whose similarities the images would be made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +59,7 @@ class Config:
     class_tokens: int | None = None  # in front of the patches; None: as many as are too many for a square
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("num_images", "batch_size", "steps"):
-            check_at_least(1, name, getattr(self, name))
-        if self.class_tokens is not None:
-            check_at_least(0, "class_tokens", self.class_tokens)
-        for name in ("learning_rate", "class_weight", "variation_weight"):
-            check_between(0, math.inf, name, getattr(self, name))
+        check_settings(self, "class_weight", "variation_weight")
 
 
 PRESETS = {"default": Config(), "swin": Config(learning_rate=0.25)}
@@ -92,39 +74,20 @@ def generate(
         NoAttention: the network has no attention between patches.
         NotAClassifier: it tells no classes apart.
     """
-    own, model = model, working_twin(model)
-    net = working_copy(model.net, device, model.image_shape)
-    check_finite(net)
-    num_classes = number_of_classes(model, net, "PSAQ-ViT")
-    open_attention(net)
-    images = torch.randn((config.num_images, *model.image_shape), generator=stream(config.seed, "psaq_vit", "images"))
-    _check_attention(model, net, images[:1].to(device), config)
-    batches = images.split(config.batch_size)
-    labels = labels_of("psaq_vit", config, num_classes).split(config.batch_size)
-
-    def start(index: int, finished: list[Tensor]) -> ImageTask:
-        draws = stream(config.seed, "psaq_vit", "augmentation", index)
-        loss = _Loss(net, config, labels[index].to(device), draws)
-        task = ImageTask(
-            batches[index].to(device),
-            loss,
-            lambda leaves: torch.optim.Adam(leaves, config.learning_rate, betas=(0.5, 0.9)),
-            lambda optimizer: LambdaLR(optimizer, lambda step: rate(step, config.steps)),
-            draws=draws,
-            keep_valid=lambda images: clip_straight_through(images, model.mean, model.std),
-        )
-        task.parts["calls"] = loss.calls
-        return task
-
-    made = run_tasks(
-        start,
-        count=len(batches),
-        steps=config.steps,
-        saved=Checkpoint(checkpoint, images_fingerprint(model, "psaq_vit", VERSION, config)),
-        title=f"PSAQ-ViT {model.name}",
+    return optimized(
+        "psaq_vit",
+        "PSAQ-ViT",
+        VERSION,
+        model,
+        config,
+        check=_check_attention,
+        loss=_Loss,
+        optimizer=lambda leaves: torch.optim.Adam(leaves, config.learning_rate, betas=(0.5, 0.9)),
+        rate=lambda step: rate(step, config.steps),
+        device=device,
         progress=progress,
+        checkpoint=checkpoint,
     )
-    return brought_over(made, model, own)
 
 
 def rate(step: int, steps: int) -> float:
