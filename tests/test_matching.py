@@ -52,8 +52,9 @@ def test_distance_in_units_of_layers_by_hand():
     assert relative.item() == pytest.approx((1 / 2.5 + 5 / 9) / 2, rel=1e-4)
 
 
-def test_a_layer_without_spread_is_its_own_unit():
-    dead = replace(TWO_LAYERS, variance=torch.tensor([0.0, 0.0, 9.0]))
+@pytest.mark.parametrize("variance", [0.0, 1e-40, 1e-8])
+def test_a_layer_without_spread_is_in_no_unit(variance):
+    dead = replace(TWO_LAYERS, variance=torch.tensor([variance, variance, 9.0]))
     assert dead.units()[0].tolist() == [1, 1, 3]
 
 

@@ -74,6 +74,9 @@ def working_copy(net: nn.Module, device: torch.device | str, image_shape: tuple[
     return fast
 
 
+DEAD = 1e-3  # the spread of a layer below which it has none; the root of a tenth of the usual epsilon, 1e-5
+
+
 @dataclass(frozen=True, eq=False)
 class StoredStatistics:
     """What the batch-norm layers of a network remember, end to end.
@@ -98,11 +101,12 @@ class StoredStatistics:
         """Return, for moments (..., 2, K), what they are divided by to be in units of their layers, (2, K).
 
         The unit of a layer is the root of its mean variance over channels, so a channel that is constant is no
-        division by 0, and that of a layer all of whose channels are constant is 1.
+        division by 0. Of a layer all of whose channels are all but constant it is 1: a spread of less than `DEAD`,
+        which the epsilon of a batch norm hides, would blow up whatever is divided by it.
         """
         spread = [part.mean().sqrt().expand_as(part) for part in self.per_layer(self.variance)]
         unit = torch.cat(spread)
-        unit = torch.where(unit > 0, unit, 1.0)
+        unit = torch.where(unit > DEAD, unit, 1.0)
         return torch.stack([unit, unit.square()])
 
     def divided_by(self, units: Tensor) -> "StoredStatistics":
