@@ -1,7 +1,7 @@
 """Check what a user chose: a name in a table, a value among a few, a number in its range; errors that help."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from types import NoneType, UnionType
@@ -48,6 +48,19 @@ def check_at_least(minimum: int, name: str, value: object) -> None:
         raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def whole(kind: Any, tokens: Sequence[Any]) -> int:
+    """Return the whole number that a word of the command line says: 1.9 is none.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no whole number") from None
 
 
 def check_between(low: float, high: float, name: str, value: object) -> None:

@@ -14,6 +14,8 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from dghlib.choices import check_between, whole
+
 ABOUT = """Calibration images from a network, a quantized network from images, and the runs of the book.
 
 dgh generate shapes_residual --out images.safetensors
@@ -122,7 +124,9 @@ def _with_common_options(
     data_dir: Annotated[
         Path | None, Parameter(help="where data and public weights lie (default: DGHLIB_DATA or ~/.cache/dghlib)")
     ] = None,
-    threads: Annotated[int | None, Parameter(help="CPU threads of each process (default: all cores)")] = None,
+    threads: Annotated[
+        int | None, Parameter(converter=whole, help="CPU threads of each process (default: all cores)")
+    ] = None,
     traceback: Annotated[bool, Parameter(show_default=False, help="show where in the code an error arose")] = False,
 ) -> None:
     command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
@@ -135,7 +139,6 @@ def _prepare(data_dir: Path | None, threads: int | None) -> None:
     """Set what all commands share; torch is there by now."""
     import torch
 
-    from dghlib.choices import check_between
     from dghlib.running import processes
     from dghlib.running.allocator import keep_freed_memory
     from dghlib.storage import assets

@@ -26,6 +26,7 @@ from dghlib.storage import checkpoints
 
 NETWORK = "shapes_residual"
 PROCESSOR_SECONDS = 120  # a command of a campaign takes a few; one that takes so many has not noticed what is wrong
+LARGEST = 8 * 2**30  # bytes of a file, and half of those of memory: nobody else on this machine is to lack any
 CHANGED = "THE FLOAT MODEL WAS CHANGED"
 _BAR = ("it/s", "s/it", "image/s", "s/image", "batch/s", "s/batch", "B/s", "?", "%|")  # what progress bars are told by
 _NEEDED = (
@@ -89,12 +90,24 @@ def _be_the_command(
     folder: Path, words: Sequence[str], said: Path, printed: Path, before: Callable[[], object], eager: bool
 ) -> None:
     """Run `dgh` in the place of this process."""
+    with contextlib.suppress(BaseException):
+        status = 99
+        status = _command(folder, words, said, printed, before, eager)
+    os._exit(status)
+
+
+def _command(
+    folder: Path, words: Sequence[str], said: Path, printed: Path, before: Callable[[], object], eager: bool
+) -> int:
+    """Run `dgh` in this process; return its exit status."""
     os.setsid()
     os.chdir(folder)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for stream, path in ((1, printed), (2, said)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), stream)
     resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (2 * LARGEST, resource.RLIM_INFINITY))
     status = 99
     try:
         if eager:
@@ -111,7 +124,7 @@ def _be_the_command(
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)
+    return status
 
 
 def _save_always(self: checkpoints.Checkpoint, state: Callable[[], dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """Networks that nobody should write, as users have written them: `planted_words.py` names them at the command line."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -185,6 +186,7 @@ def has_no_layers() -> FloatModel:
 
 
 def is_scripted() -> FloatModel:
+    warnings.simplefilter("ignore", FutureWarning)
     return _model(torch.jit.script(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))).eval())
 
 

@@ -73,6 +73,7 @@ class _Fails(nn.Module):
             ValueError,
             r"_Fails fails on images of the shape \(3, 8, 8\): a hook of mine",
         ),
+        (KeyError("a key of mine"), ValueError, r"_Fails fails on .*: KeyError: 'a key of mine'"),
     ],
 )
 def test_a_network_that_fails_is_not_said_to_take_other_shapes(

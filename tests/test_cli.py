@@ -184,6 +184,9 @@ def make():
 
 def number():
     return 3
+
+def broken():
+    raise KeyError("weights")
 """
 
 
@@ -201,6 +204,8 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):
     assert "must return a dghlib.FloatModel, it returned int" in capsys.readouterr().err
     assert _dgh("generate", "own_network:nothing", "--out", "x.npz") == 1
     assert "cannot get a network from 'own_network:nothing'" in capsys.readouterr().err
+    assert _dgh("generate", "own_network:broken", "--out", "x.npz") == 1
+    assert "cannot get a network from 'own_network:broken': KeyError: 'weights'" in capsys.readouterr().err
 
 
 def test_gray_images_go_all_the_way(tmp_path, monkeypatch, capsys):
@@ -313,6 +318,10 @@ def test_errors_that_were_not_written_for_users_are_one_line_too(monkeypatch, ca
         (["evaluate", "shapes_residual", "--quantized", "absent"], "absent"),
         (["evaluate", "shapes_residual", "--boxes", "x"], "only a detector finds boxes"),
         (["data", "cifar"], "did you mean 'cifar10'"),
+        (["generate", "shapes_residual", "--out", "x", "--device", "toaster"], "--device toaster cannot be used here"),
+        (["quantize", "shapes_residual", "--out", "x", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
+        (["evaluate", "shapes_residual", "--device", "meta"], "--device meta cannot be used here"),
+        (["run", "table2", "--device", "toaster"], "--device toaster cannot be used here"),
         (["run", "table22"], "did you mean 'table2'"),
         (["run", "table2", "--models", "resnet"], "model must be one of"),
     ],
@@ -452,6 +461,10 @@ print(status, sorted({"torch", "pandas", "numpy"} & set(sys.modules)))
         (["genrate", "x"], 'Did you mean "generate"'),
         (["generate"], "MODEL requires an argument"),
         (["run", "table2", "--seeds", "two"], "--seeds"),
+        (["run", "table2", "--seeds", "1.9"], "'1.9' is no whole number"),
+        (["quantize", "shapes_residual", "--out", "x", "--seed", "1.9"], "'1.9' is no whole number"),
+        (["evaluate", "shapes_residual", "--num-images", "1.9"], "'1.9' is no whole number"),
+        (["data", "shapes", "--threads", "0.5"], "'0.5' is no whole number"),
         (["data", "shapes", "--profle", "x"], "--profle"),
     ],
 )

@@ -291,6 +291,9 @@ def test_files_of_other_networks_and_other_files_are_refused(tiny_model: FloatMo
         ("header", lambda text: text.replace("[4, true]", "[9, true]")),
         ("header", lambda text: text.replace("[4, true]", "4")),
         ("header", lambda text: "[" * 100_000),
+        ("header", lambda text: text.replace('"about": {', '"about": {"preparation": {"no": {}}, ')),
+        ("header", lambda text: text.replace('"about": {', '"about": {"preparation": ["equalize"], ')),
+        ("header", lambda text: text.replace('"about": {', '"about": {"preparation": {"equalize": {"no": 1}}, ')),
         ("header", lambda text: '{"format": 1, "about": [], "weights": {}, "activations": {}}'),
     ],
 )

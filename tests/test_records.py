@@ -135,6 +135,9 @@ def test_provenance_names_the_processor_and_the_threads():
         lambda text: text.replace("1.0", "NaN"),
         lambda text: text.replace("1.0", "1e999"),
         lambda text: text.replace('{\n  "top1": 1.0\n }', "[1.0]"),
+        lambda text: text.replace('{\n  "top1": 1.0\n }', "{}"),
+        lambda text: text.replace("1.0", '"high"'),
+        lambda text: text.replace("1.0", "null"),
     ],
 )
 def test_a_corrupt_record_is_kept_aside_and_told(tmp_path, damage, caplog):
@@ -151,13 +154,13 @@ def test_a_corrupt_record_is_kept_aside_and_told(tmp_path, damage, caplog):
 
 
 def test_a_record_says_of_which_code_it_is_and_whether_that_was_modified(tmp_path, monkeypatch):
-    code = tmp_path / "package" / "records.py"
-    code.parent.mkdir()
+    code = tmp_path / "package" / "another_room" / "code.py"
+    code.parent.mkdir(parents=True)
     code.write_text("x = 1\n")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *arguments], check=True)
-    monkeypatch.setattr(records, "__file__", str(code))
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "package" / "storage" / "records.py"))
     records.code_version.cache_clear()
     assert not records.provenance(0)["modified"]
     code.write_text("x = 2\n")

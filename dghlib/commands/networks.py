@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from tqdm import tqdm
 
 from dghlib import datasets, models
-from dghlib.choices import look_up
+from dghlib.choices import look_up, whole
 from dghlib.commands.files import check_set, checkpoint_of, claimed, export_room, needing
 from dghlib.commands.options import Device, Flag, Force, Images, Model, Preset, Real, Seed, Settings
 from dghlib.commands.settings import parse_settings
@@ -26,7 +26,7 @@ from dghlib.plans.parts import parse_bits
 from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel, in_float, presets_of
 from dghlib.quantizers.starting import LearningSettings
 from dghlib.running import processes
-from dghlib.running.copies import private_copy
+from dghlib.running.copies import output_for, private_copy
 from dghlib.storage import checkpoints
 from dghlib.storage.locks import claim
 from dghlib.storage.records import plain
@@ -58,6 +58,7 @@ def generate(
     force: Force = False,
 ) -> None:
     """Make calibration images and write them; the first of several processes does."""
+    processes.check_device(device)
     module = look_up(GENERATORS, method, "generator")
     network = _model(model)
     config = look_up(module.PRESETS, preset, f"preset of {method}")
@@ -126,7 +127,7 @@ def quantize(
     *,
     images: Images = None,
     real: Real = None,
-    num_images: Annotated[int, Parameter(help="how many real ones")] = 256,
+    num_images: Annotated[int, Parameter(converter=whole, help="how many real ones")] = 256,
     seed: Seed = 0,
     method: Annotated[str, Parameter(help=f"one of: {', '.join(QUANTIZERS)}")] = "hptq",
     preset: Preset = "default",
@@ -137,6 +138,7 @@ def quantize(
     force: Force = False,
 ) -> None:
     """Quantize a network and write it."""
+    processes.check_device(device)
     if out.suffix == ".onnx":
         raise ValueError(
             f"`dgh quantize` writes the simulation, a .safetensors file, got --out {out}; "
@@ -215,9 +217,9 @@ def report(
     quantized: Annotated[Path, Parameter(help="a file that `dgh quantize` wrote")],
     images: Images = None,
     real: Real = None,
-    num_images: Annotated[int, Parameter(help="how many of them, generated or real")] = 32,
+    num_images: Annotated[int, Parameter(converter=whole, help="how many of them, generated or real")] = 32,
     seed: Seed = 0,
-    worst: Annotated[int, Parameter(help="how many rows to print")] = 12,
+    worst: Annotated[int, Parameter(converter=whole, help="how many rows to print")] = 12,
     out: Annotated[Path | None, Parameter(help="folder for all rows as CSV and for pictures of them as SVG")] = None,
     force: Force = False,
 ) -> None:
@@ -258,7 +260,7 @@ def evaluate(
     data: Annotated[
         str | None, Parameter(help="a data set's name, an .npz file or an image folder (default: the network's own)")
     ] = None,
-    num_images: Annotated[int | None, Parameter(help="size of the test set (default: all)")] = None,
+    num_images: Annotated[int | None, Parameter(converter=whole, help="size of the test set (default: all)")] = None,
     boxes: Annotated[
         Path | None, Parameter(help="file to write what a detector finds to, in COCO's results format")
     ] = None,
@@ -270,6 +272,7 @@ def evaluate(
     Raises:
         ValueError: boxes are asked for of a network that finds none.
     """
+    processes.check_device(device)
     network = _model(model)
     if network.task == "detection":
         with needing("detection"):
@@ -307,7 +310,8 @@ def _model(name: str) -> FloatModel:
     """Return a network by its name here, or from a function of the user's: `module:function`, found from this folder.
 
     Raises:
-        ValueError: there is no such network, module or function, or it returns something else than a FloatModel.
+        ValueError: there is no such network, module or function, or it returns something else than a FloatModel, or one
+            that fails on images of its own shape.
     """
     module, colon, function = name.partition(":")
     if not colon or module == "timm":
@@ -315,10 +319,12 @@ def _model(name: str) -> FloatModel:
     sys.path.insert(0, "")
     try:
         model = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot get a network from {name!r}: {error}") from error
+    except Exception as error:  # it is the user's code
+        raise ValueError(f"cannot get a network from {name!r}: {type(error).__name__}: {error}") from error
     if not isinstance(model, FloatModel):
         raise ValueError(f"{name} must return a dghlib.FloatModel, it returned {type(model).__name__}")
+    with torch.no_grad():  # what fails in there had better do it now
+        output_for(private_copy(model.net), torch.zeros(2, *model.image_shape))
     return model
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from dghlib import models
+from dghlib.choices import whole
 from dghlib.experiments.profiles import BUDGETS, PROFILES
 
 Model = Annotated[
@@ -21,7 +22,7 @@ Images = Annotated[Path | None, Parameter(help="a set that `dgh generate` wrote 
 Real = Annotated[
     str | None, Parameter(help="in the place of --images: a data set's name, an .npz file or image folder")
 ]
-Seed = Annotated[int, Parameter(help="which real images")]
+Seed = Annotated[int, Parameter(converter=whole, help="which real images")]
 Settings = Annotated[
     tuple[str, ...],
     Parameter(

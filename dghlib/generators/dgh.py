@@ -42,7 +42,7 @@ precision.
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -193,6 +193,7 @@ def generate(
             raise FileNotFoundError(f"{folder}, the images of {checkpoint}, is gone; delete that file to begin anew")
         run = _Run(model, config, device, folder)
         memory.check_batch(f"DGH on {model.name}", run.bytes_per_image(), max(run.sizes), device)
+        run.make_room()
         if state is not None:
             run.restore(state)
         else:
@@ -244,14 +245,24 @@ class _Run:
 
         self.sizes = [len(part) for part in torch.arange(config.num_images).split(config.batch_size)]
         self.own = range(processes.rank(), len(self.sizes), processes.count())
-        shape = _image_shape(model, config)
-        self.images, self.gradients, self.squares = (
-            self._values(name, shape) for name in ("images", "gradients", "squares")
-        )
         self.weighed_every = min(10, max(1, config.steps // 8))  # sweeps, where lambda follows from the gradients
         self.output_weight = 0.0 if config.output_share is not None else config.output_weight
         self.schedule = PlateauWithReset(config.learning_rate, patience=max(1, config.steps // 50))
         self.banks = self._banks()
+
+    def make_room(self) -> None:
+        """Make room for images and the averages of their gradients: those of an earlier run, or zeros."""
+        begun, shape = self.folder is not None and self.folder.exists(), _image_shape(self.model, self.config)
+        try:
+            self.images, self.gradients, self.squares = (
+                self._values(name, shape) for name in ("images", "gradients", "squares")
+            )
+        except OSError:
+            if self.folder is not None and not begun:
+                shutil.rmtree(self.folder)
+                with suppress(OSError):  # other processes' are in there
+                    self.folder.parent.rmdir()
+            raise
 
     def _values(self, name: str, shape: Sequence[int]) -> BatchedValues:
         """Return room for values of all images of our own batches."""

@@ -23,6 +23,11 @@ def prepared_graph(model: FloatModel, about: Mapping[str, Any]) -> fx.GraphModul
     Its entry "preparation" has settings by name of change, in order. Raises as `folded_graph`.
     """
     graph = folded_graph(model)
+    prepare(graph, about)
+    return graph
+
+
+def prepare(graph: fx.GraphModule, about: Mapping[str, Any]) -> None:
+    """Make in a folded graph the changes that `about` names; raises nearly anything if it was not written here."""
     for name, settings in about.get("preparation", {}).items():
         PREPARATIONS[name](graph, **settings)
-    return graph

@@ -11,10 +11,13 @@ def private_copy(net: nn.Module) -> nn.Module:
     """Return a copy in eval mode, in float32 and without gradients; of a compiled network, of what was compiled.
 
     Raises:
-        ValueError: the network cannot be copied, or torch holds its code in a form that shows no layers.
+        ValueError: the network cannot be copied, holds complex numbers, or torch holds its code in a form that shows no
+            layers.
     """
     net = getattr(net, "_orig_mod", net)  # of torch.compile
     _refuse_compiled_code(net)
+    if strange := [name for name, tensor in net.state_dict().items() if tensor.is_complex()]:
+        raise ValueError(f"{strange[0]!r} of the network holds complex numbers; networks of real ones are understood")
     try:
         net = copy.deepcopy(net)
     except Exception as error:
@@ -67,12 +70,13 @@ def output_for(net: nn.Module, images: Tensor) -> Any:
     """
     try:
         return net(images)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # networks are anybody's code
         if "allocate memory" in str(error):  # of a processor: torch has no error of its own for that
             raise MemoryError(str(error)) from error
+        said = str(error) if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{type(net).__name__} fails on images of the shape {tuple(images.shape[1:])}: {error}. If that is about "
+            f"{type(net).__name__} fails on images of the shape {tuple(images.shape[1:])}: {said}. If that is about "
             "sizes, is the model's image_shape that of the images it was trained with?"
         ) from error

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
+from pandas.io.formats.style import Styler
 from torch import Tensor
 
 from dghlib.experiments.experiment import FLOAT, NO_IMAGES, REAL, changed_settings
@@ -18,6 +19,7 @@ from dghlib.models import FloatModel
 from dghlib.quantizers import QuantizedModel
 
 PROVENANCE = '<p class="provenance">'  # begins a foot line
+pd.options.styler.format.escape = "html"  # what records say is text
 
 # How the sources are called in print, in the order of the rows.
 TITLES = {
@@ -210,7 +212,12 @@ def accuracy(
 
 def unmerged(table: pd.DataFrame) -> HTML:
     """Return a table whose rows are named in full: equal names below each other are not merged into one cell."""
-    return HTML(table.style.set_table_attributes('class="dataframe"').to_html(sparse_index=False))
+    return HTML(_styled(table).to_html(sparse_index=False))
+
+
+def _styled(table: pd.DataFrame) -> Styler:
+    escaped = table.style.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
+    return escaped.set_table_attributes('class="dataframe"')
 
 
 def stacked(table: pd.DataFrame, *, merged: bool = True) -> HTML:
@@ -229,8 +236,7 @@ def stacked(table: pd.DataFrame, *, merged: bool = True) -> HTML:
 
 def captioned(table: pd.DataFrame, title: str, *, merged: bool = True) -> HTML:
     """Return a table as HTML, with a caption; with `merged`, equal names of rows below each other are one cell."""
-    styled = table.style.set_caption(title).set_table_attributes('class="dataframe"')
-    return HTML(styled.to_html(sparse_index=merged))
+    return HTML(_styled(table).set_caption(title).to_html(sparse_index=merged))
 
 
 def nothing() -> pd.DataFrame:

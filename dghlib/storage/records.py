@@ -173,8 +173,8 @@ def set_aside(path: Path, reason: str) -> Path:
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return the record at `path`, or None when there is none, or a corrupt one, which is set aside.
 
-    A record is sound when it parses, its parts are there, its numbers are finite, and its file name is the fingerprint
-    of its inputs.
+    A record is sound when it parses, its parts are there, its numbers are finite, its outputs are numbers or tables,
+    and its file name is the fingerprint of its inputs.
     """
     try:
         return _checked_record(path.read_text(encoding="utf-8"), path.stem)
@@ -191,6 +191,9 @@ def _checked_record(text: str, name: str) -> dict[str, Any]:
     if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in _PARTS):
         raise ValueError(f"it lacks {', '.join(_PARTS)}, each with entries by name")
     plain(record)
+    strange = [name for name, value in record["outputs"].items() if type(value) not in (int, float, dict)]
+    if strange or not record["outputs"]:
+        raise ValueError(f"outputs are numbers, or tables by name; it has {', '.join(strange) or 'none'}")
     if (found := fingerprint(record["inputs"])) != name:
         raise ValueError(f"its inputs have the fingerprint {found}, not its name's")
     return record
@@ -244,8 +247,8 @@ def code_version() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
-    """Return what git prints about the folder of this file, or an empty string outside of a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    """Return what git prints about the folder of the package, or an empty string outside of a checkout."""
+    command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
