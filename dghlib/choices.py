@@ -8,6 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Value = TypeVar("Value")
+LARGEST = 2**31 - 1  # of what is counted: images, steps
 
 
 class UnknownName(ValueError):
@@ -38,16 +39,18 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
 
 
 def check_at_least(minimum: int, name: str, value: object) -> None:
-    """Raise unless `value`, of the setting `name`, is a whole number of at least `minimum`.
+    """Raise unless `value`, of the setting `name`, is a whole number of at least `minimum`, and of 31 bits at most.
 
     Raises:
         TypeError: `value` is not an int.
-        ValueError: `value` is smaller.
+        ValueError: `value` is smaller, or larger than what torch counts by everywhere.
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if value > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST}, got {value}")
 
 
 def whole(kind: Any, tokens: Sequence[Any]) -> int:

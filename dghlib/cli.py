@@ -154,6 +154,8 @@ def _prepare(data_dir: Path | None, threads: int | None) -> None:
 
 def _told(error: Exception) -> str:
     """Return what is said of an error: its message, and where that was not written for users, more."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return f"there is not enough memory for this; ask for fewer images, or for smaller batches ({error})"
     if isinstance(error, ValueError | TypeError | OSError | ImportError | RuntimeError | FloatingPointError):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error} (--traceback shows where)"

@@ -19,12 +19,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 
-from dghlib import cli
+from dghlib import cli, datasets
+from dghlib.images import normalise, save_images
 from dghlib.storage import checkpoints
 
 NETWORK = "shapes_residual"
+RUN = (*("run", "table2", "--budget", "smoke", "--models", NETWORK, "--sources", "noise", "--bits", "W8A8"), "--anew")
 PROCESSOR_SECONDS = 120  # a command of a campaign takes a few; one that takes so many has not noticed what is wrong
 LARGEST = 8 * 2**30  # bytes of a file, and half of those of memory: nobody else on this machine is to lack any
 CHANGED = "THE FLOAT MODEL WAS CHANGED"
@@ -205,6 +209,33 @@ def differing(found: dict[str, bytes], wanted: dict[str, bytes]) -> str:
     """Return what is wrong with the files that a command left."""
     apart = {name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)}
     return f"other than an undisturbed run: {', '.join(sorted(apart))}" if apart else ""
+
+
+def make_sound(folder: Path) -> None:
+    """Make sound files of all kinds in a folder."""
+    images = ("--method", "noise", "--set", "num_images=8", "--out", "images.safetensors")
+    for words in (
+        ("generate", NETWORK, *images),
+        ("quantize", NETWORK, "--images", "images.safetensors", "--out", "quantized.safetensors"),
+        ("export", NETWORK, "--quantized", "quantized.safetensors", "--out", "model.onnx"),
+        (*RUN, "--seeds", "1", "--results", "records"),
+    ):
+        ended = dgh(folder, words)
+        if ended.status != 0:
+            raise RuntimeError(f"dgh {' '.join(words)} fails: {ended.said}")
+    drawn = datasets.load("shapes", "test", 8).images  # of several classes, which a student needs
+    save_images(folder / "drawn.safetensors", normalise(drawn, (0.42,) * 3, (0.26,) * 3), {})
+    draws = np.random.default_rng(0)
+    pixels = draws.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    np.savez(
+        folder / "photos.npz", images=pixels, labels=np.array([0, 47]), classes=np.array(list(map(str, range(48))))
+    )
+    (folder / "photos" / "a").mkdir(parents=True)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / "photos" / "a" / f"{number}.png")
+    state = {"key": "of another run", "states": [{"finished": [], "step": 1, "task": None}], "elapsed": 1.0}
+    torch.save(state, folder / "state.safetensors.checkpoint")
+    shutil.rmtree(folder / "images", ignore_errors=True)  # that the run's records are made of; they are there
 
 
 class Undisturbed(NamedTuple):

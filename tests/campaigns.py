@@ -26,7 +26,7 @@ import planted_disks
 import planted_inputs
 import planted_kills
 import planted_servers
-from campaign_commands import Workplace, preload
+from campaign_commands import Workplace, make_sound, preload
 
 from dghlib.storage.records import code_version, provenance, write_json
 
@@ -58,7 +58,7 @@ KINDS: dict[str, tuple[Try, int]] = {
 
 def sound_files(folder: Path) -> None:
     """Make what cases begin with."""
-    planted_inputs.make_sound(folder)
+    make_sound(folder)
     planted_kills.make_book(folder)
 
 

@@ -9,7 +9,6 @@ import gzip
 import json
 import pickle
 import random
-import shutil
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import planted_words
 import torch
-from campaign_commands import NETWORK, Workplace, dgh, nothing, told
+from campaign_commands import NETWORK, RUN, Workplace, dgh, nothing, told
 from PIL import Image
 from planted_words import Words
 from safetensors import safe_open
@@ -53,7 +52,6 @@ class Input(NamedTuple):
     statuses: tuple[int, ...] = (1,)
 
 
-RUN = (*("run", "table2", "--budget", "smoke", "--models", NETWORK, "--sources", "noise", "--bits", "W8A8"), "--anew")
 GENERATE = ("generate", NETWORK, "--method", "zeroq", "--set", "num_images=2", "--set", "steps=2")
 QUANTIZED = ("--quantized", "quantized.safetensors")
 IMAGES = ("--images", "images.safetensors")
@@ -82,31 +80,6 @@ class _Bomb:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path(MARKER),)
-
-
-def make_sound(folder: Path) -> None:
-    """Make sound files of all kinds in a folder."""
-    images = ("--method", "noise", "--set", "num_images=8", "--out", "images.safetensors")
-    for words in (
-        ("generate", NETWORK, *images),
-        ("quantize", NETWORK, "--images", "images.safetensors", "--out", "quantized.safetensors"),
-        ("export", NETWORK, "--quantized", "quantized.safetensors", "--out", "model.onnx"),
-        (*RUN, "--seeds", "1", "--results", "records"),
-    ):
-        ended = dgh(folder, words)
-        if ended.status != 0:
-            raise RuntimeError(f"dgh {' '.join(words)} fails: {ended.said}")
-    draws = np.random.default_rng(0)
-    pixels = draws.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    np.savez(
-        folder / "photos.npz", images=pixels, labels=np.array([0, 47]), classes=np.array(list(map(str, range(48))))
-    )
-    (folder / "photos" / "a").mkdir(parents=True)
-    for number, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / "photos" / "a" / f"{number}.png")
-    state = {"key": "of another run", "states": [{"finished": [], "step": 1, "task": None}], "elapsed": 1.0}
-    torch.save(state, folder / "state.safetensors.checkpoint")
-    shutil.rmtree(folder / "images", ignore_errors=True)  # that the run's records are made of; they are there
 
 
 def _written(make: Callable[[bytes, random.Random], bytes]) -> Damage:

@@ -31,7 +31,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "generate a folder": ("generate", NETWORK, "--method", "noise", "--set", "num_images=200", "--out", "OUT"),
     "quantize hptq": ("quantize", NETWORK, "--images", "images.safetensors", "--out", "OUT.safetensors"),
     "quantize brecq": ("quantize", NETWORK, *LEARN, "brecq", *SHORT),
-    "quantize lsq": ("quantize", NETWORK, *LEARN, "lsq", "--set", "steps=8", "--out", "OUT.safetensors"),
+    "quantize lsq": (
+        *("quantize", NETWORK, "--images", "drawn.safetensors", "--bits", "W4A4", "--method", "lsq"),
+        *("--set", "steps=8", "--out", "OUT.safetensors"),
+    ),
     "export": ("export", NETWORK, "--quantized", "quantized.safetensors", "--out", "OUT.onnx"),
     "report": (
         *("report", NETWORK, "--quantized", "quantized.safetensors", "--images", "images.safetensors", "--out", "OUT"),

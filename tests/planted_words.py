@@ -211,10 +211,10 @@ OTHERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "a module that is no code": (("generate", "broken:make", *OUT), ("broken",)),
     "a setting without a value": ((*NOISE, *OUT, "--set", "steps"), ("steps", "name=value")),
     "a setting without a name": ((*NOISE, *OUT, "--set", "=3"), ("setting",)),
-    "more images than memory": ((*NOISE, "--set", "num_images=1000000000", *OUT), ("memory",)),
+    "more images than memory": ((*NOISE, "--set", "num_images=1000000000", *OUT), ("memory", "fewer images")),
     "larger batches than memory": (
         (*NOISE[:2], "--set", "num_images=4000000", "--set", "batch_size=4000000", "--set", "steps=1", *OUT),
-        ("memory", "batch_size"),
+        ("GB", "batch_size"),
     ),
     "more images than any number": ((*NOISE, "--set", f"num_images={10**30}", *OUT), ("num_images",)),
     "a learning rate that breaks": (

@@ -277,8 +277,8 @@ def test_a_manifest_stays_in_the_data_directory_and_on_the_web(manifest: Manifes
     ("changed", "message"),
     [
         ({"path": 3}, "path is text, got 3"),
-        ({"bytes": "many"}, "bytes must be a whole number, got 'many'"),
-        ({"bytes": 0}, "bytes must be at least 1, got 0"),
+        ({"bytes": "many"}, "bytes must be a number, got 'many'"),
+        ({"bytes": 0}, "bytes must be from 1 to inf, got 0"),
         ({"sha256": "none"}, "hexadecimal digits, got 'none'"),
         ({"members": 3}, "patterns of file names, got 3"),
     ],

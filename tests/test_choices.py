@@ -8,7 +8,7 @@ import torch
 from conftest import make_tiny_model
 from torch import nn
 
-from dghlib.choices import check_types
+from dghlib.choices import check_at_least, check_types
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
 from dghlib.quantizers.calibration import check_images
@@ -44,6 +44,11 @@ def test_wrong_types_are_told(setting: dict[str, Any], error: type[Exception], m
     with pytest.raises(error, match=message):
         check_types(Settings(**setting))
     check_types(Settings(rate=2, limit=None))
+
+
+def test_numbers_that_nobody_means_are_told() -> None:
+    with pytest.raises(ValueError, match="steps must be at most 2147483647, got 2147483648"):
+        check_at_least(1, "steps", 2**31)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

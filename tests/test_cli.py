@@ -302,6 +302,16 @@ def test_errors_that_were_not_written_for_users_are_one_line_too(monkeypatch, ca
     assert capsys.readouterr().err == "dgh: KeyError: 'x' (--traceback shows where)\n"
 
 
+@pytest.mark.parametrize("error", [MemoryError("of 9 GB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_told_with_a_remedy(error, monkeypatch, capsys):
+    def broken(profile):
+        raise error
+
+    monkeypatch.setattr(runs.assets, "of_profile", broken)
+    assert _dgh("data", "cifar10") == 1
+    assert "not enough memory for this; ask for fewer images, or for smaller batches" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

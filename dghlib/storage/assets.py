@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -25,7 +26,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from dghlib.choices import check_at_least, look_up
+from dghlib.choices import check_between, look_up
 from dghlib.storage.archives import DamagedArchive, contents_sha256
 from dghlib.storage.locks import claim
 from dghlib.storage.reading import Unreadable, reading
@@ -81,7 +82,7 @@ class Manifest:
             if not isinstance(value := getattr(self, name), str):
                 raise TypeError(f"a manifest's {name} is text, got {value!r}")
         if self.bytes is not None:
-            check_at_least(1, "a manifest's bytes", self.bytes)
+            check_between(1, math.inf, "a manifest's bytes", self.bytes)
         if not re.fullmatch("[0-9a-f]{,64}", self.sha256):
             raise ValueError(f"a manifest's sha256 is up to 64 hexadecimal digits, got {self.sha256!r}")
         if not isinstance(self.members, Sequence) or not all(isinstance(each, str) for each in self.members):
