@@ -65,7 +65,7 @@ def disk(work: Workplace, number: int, draws: random.Random) -> tuple[str, str]:
         full = dgh(folder, words, before=before)
         if full.status == 0:
             return name, differing(content_of(folder), wanted.made)
-        if problem := told(full, "" if case.trouble == "no room for maps" else "OUT"):
+        if problem := told(full, "/" if case.command in MAPPED else "OUT"):
             return name, problem
         if left := _half_written(folder, files):
             return name, f"left {left}"
@@ -87,7 +87,8 @@ def _map_files(wanted: bool) -> None:
         from dghlib.generators import dgh as images
 
         images.LARGEST_IN_MEMORY = 0  # type: ignore[attr-defined]
-        os.makedirs("tmp", exist_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be made
+            os.makedirs("tmp", exist_ok=True)
         os.environ["TMPDIR"], tempfile.tempdir = "tmp", None
 
 

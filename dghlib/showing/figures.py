@@ -13,7 +13,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dghlib.showing.tables import nothing
+from dghlib.showing.tables import nothing, write_csv
+from dghlib.storage.records import write_atomically
 
 WIDTH = 7.5  # inches: a page's on a screen of 1280 pixels, where a wider figure would be shrunk
 MOST_NUMBERS = 60  # rows that a page shows below a figure
@@ -141,7 +142,8 @@ def saved(figure: Figure, data: pd.DataFrame, save: str | None) -> Figure:
     """
     figure.set_gid(_DESCRIBED + described(figure))
     if save:
-        figure.savefig(f"{save}.svg")
-        data.to_csv(f"{save}.csv", index=False)
+        with plt.rc_context({"svg.hashsalt": "dghlib"}):  # else no two files of one figure are the same
+            write_atomically(f"{save}.svg", lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))
+        write_csv(f"{save}.csv", data)
     plt.close(figure)  # else the notebook shows it twice
     return figure

@@ -6,7 +6,7 @@ import pandas as pd
 
 from dghlib.experiments.experiment import REAL, published
 from dghlib.experiments.run import Record
-from dghlib.showing.tables import TITLES, nothing, short_name
+from dghlib.showing.tables import TITLES, nothing, short_name, write_csv
 
 COST = {"passes per image": "{:.0f}", "seconds per image": "{:.3f}", "distance from the statistics": "{:.3g}"}
 
@@ -29,7 +29,7 @@ def cost(
         table.loc[REAL, list(COST)[:2]] = ""
     table = table.rename(index=TITLES).rename_axis("calibrated with")
     if save:
-        table.to_csv(f"{save}.csv")
+        write_csv(f"{save}.csv", table, index=True)
     return table
 
 
@@ -71,4 +71,4 @@ def spent(records: Sequence[Record]) -> pd.DataFrame:
 def save_lines(records: Sequence[Record]) -> None:
     """Write the line of `cost` of each source to cost_SOURCE.csv, for the pages of the methods."""
     for source in records[0]["inputs"]["sets"] if records else ():
-        cost(records, sources=[source]).to_csv(f"cost_{source}.csv", index=False)
+        write_csv(f"cost_{source}.csv", cost(records, sources=[source]))

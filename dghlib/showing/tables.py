@@ -17,6 +17,7 @@ from dghlib.experiments.quantized_looks import noise_rows, unit_rows
 from dghlib.experiments.run import Record
 from dghlib.models import FloatModel
 from dghlib.quantizers import QuantizedModel
+from dghlib.storage.records import write_atomically
 
 PROVENANCE = '<p class="provenance">'  # begins a foot line
 pd.options.styler.format.escape = "html"  # what records say is text
@@ -422,10 +423,15 @@ def settings_title(record: Record) -> str:
     return ", ".join(f"{name} = {value}" for name, value in changed.items()) or "default"
 
 
+def write_csv(path: str, table: pd.DataFrame, *, index: bool = False) -> None:
+    """Write a table to a CSV file, atomically; raises OSError, which names the file, if it cannot be written."""
+    write_atomically(path, lambda temporary: table.to_csv(temporary, index=index))
+
+
 def save_csv(records: Sequence[Record], path: str, measure: str = "top1") -> None:
     """Write the numbers behind tables, unrounded, one line per setting: mean, standard deviation, number of seeds."""
     if not records:
-        nothing().to_csv(path, index=False)
+        write_csv(path, nothing())
         return
     rows = frame(records).assign(
         maker=[record["inputs"].get("images", {}).get("model", {}).get("name") for record in records],
@@ -434,7 +440,7 @@ def save_csv(records: Sequence[Record], path: str, measure: str = "top1") -> Non
     named = ["profile", "model", "quantizer", "bits", "policy", "source", "maker", "num_images", "settings"]
     keys = [name for name in named if name in rows and rows[name].notna().any()]
     groups = rows.groupby(keys, sort=False, dropna=False)[measure]
-    groups.agg(mean="mean", spread="std", seeds="count").reset_index().to_csv(path, index=False)
+    write_csv(path, groups.agg(mean="mean", spread="std", seeds="count").reset_index())
 
 
 def _all_changed_settings(record: Record) -> str:
