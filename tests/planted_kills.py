@@ -57,9 +57,9 @@ class Case(NamedTuple):
 
 CASES = [
     *(Case(name, when) for when in ("any moment", "in saving") for name in SAVING for _ in range(2)),
-    *(Case(name, "in a test") for name in ("evaluate", "evaluate boxes", "run") for _ in range(6)),
+    *(Case(name, "in a test") for name in ("evaluate", "evaluate boxes", "run") for _ in range(8)),
     *(Case("cluster", who) for who in ("the one who asks", "a worker", "the scheduler") for _ in range(6)),
-    *(Case("book", "any moment") for _ in range(20)),
+    *(Case("book", "any moment") for _ in range(14)),
 ]
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import make_tiny_model
@@ -66,7 +67,7 @@ def test_generate_says_what_to_do_about_classes_that_are_missing(tmp_path, capsy
     assert "bring them back" not in capsys.readouterr().out
 
 
-def test_export_report_and_a_file_that_is_there(tmp_path, capsys):
+def test_export_report_and_a_file_that_is_there(tmp_path, capsys, monkeypatch):
     quantized, exported = tmp_path / "model.safetensors", tmp_path / "model.onnx"
     quantize = ["quantize", "shapes_bottleneck", "--real", "shapes", "--num-images", "16", "--bits", "W4A4"]
     short = ["--method", "brecq", "--set", "iterations=1", "--set", "step_iterations=1"]
@@ -75,6 +76,10 @@ def test_export_report_and_a_file_that_is_there(tmp_path, capsys):
     assert _dgh("evaluate", "shapes_bottleneck", "--quantized", str(exported), "--num-images", "96") == 0
     assert "of 96 images" in capsys.readouterr().out
     report = ["report", "shapes_bottleneck", "--quantized", str(quantized), "--real", "shapes", "--num-images", "4"]
+    with monkeypatch.context() as full:
+        full.setattr(pd.DataFrame, "to_csv", lambda *_, **__: exec('raise OSError(28, "No space left on device")'))
+        assert _dgh(*report, "--out", str(tmp_path / "report")) == 1
+    assert not list(tmp_path.glob("*report*"))
     assert _dgh(*report, "--worst", "3", "--out", str(tmp_path / "report")) == 0
     printed = capsys.readouterr().out
     assert "accumulated" in printed

@@ -85,6 +85,18 @@ def test_whatever_a_library_calls_a_full_disk_it_is_one_line_with_path_and_remed
     assert not list(tmp_path.iterdir())
 
 
+def test_of_a_file_in_a_folder_the_folder_is_named_once(tmp_path):
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        records.write_atomically(folder / "file", lambda path: exec('raise OSError(28, "No space left on device")'))
+
+    with pytest.raises(
+        OSError, match=r"^\[Errno 28\] could not write \S*/set: No space left on device; \d+ MB are free"
+    ):
+        records.write_folder_atomically(tmp_path / "set", write)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_has_its_name_once_it_is_complete(tmp_path):
     def write(folder: Path) -> None:
         folder.mkdir()

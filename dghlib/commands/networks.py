@@ -29,7 +29,7 @@ from dghlib.running import processes
 from dghlib.running.copies import output_for, private_copy
 from dghlib.storage import checkpoints
 from dghlib.storage.locks import claim
-from dghlib.storage.records import plain
+from dghlib.storage.records import plain, write_folder_atomically
 
 ENOUGH = 4  # images for every class, with which none should be missing
 
@@ -242,11 +242,18 @@ def report(
             print(units.drop(columns="place").head(worst).to_string(float_format="%.2g"))
         if not out:
             return
-        out.mkdir(parents=True, exist_ok=True)
-        title = f"{network.name}, {integers.about['method']}"
-        figures.noise_profile(noise, title=title, save=str(out / "noise"))
-        if len(units):
-            figures.unit_profile(units, title=title, save=str(out / "units"))
+
+        def write(folder: Path) -> None:
+            folder.mkdir(exist_ok=True)
+            title = f"{network.name}, {integers.about['method']}"
+            figures.noise_profile(noise, title=title, save=str(folder / "noise"))
+            if len(units):
+                figures.unit_profile(units, title=title, save=str(folder / "units"))
+
+        if out.exists():
+            write(out)
+        else:
+            write_folder_atomically(out, write)
         print(f"\nAll of it, as tables and pictures, in {out}")
 
 

@@ -108,6 +108,16 @@ def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None
         write(temporary)
 
 
+class _NotWritten(OSError):
+    """A file or folder that could not be written; of one in a folder, the reason is that of the file."""
+
+    def __init__(self, path: Path, error: Exception):
+        number = getattr(error, "errno", None) or errno.EIO
+        self.reason = getattr(error, "reason", None) or getattr(error, "strerror", None)
+        self.reason = self.reason or str(error).partition("\n")[0]
+        super().__init__(number, f"could not write {path}: {self.reason}; {_room(path)}")
+
+
 @contextmanager
 def _to_be_named(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; what has it by the end of the block gets the right one."""
@@ -117,9 +127,7 @@ def _to_be_named(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
-        number = getattr(error, "errno", None) or errno.EIO
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise OSError(number, f"could not write {path}: {reason}; {_room(path)}") from error
+        raise _NotWritten(path, error) from error
     finally:
         remove(temporary)
 
