@@ -54,6 +54,7 @@ _FINE_TUNED = ("genq_table3", "genie_tableA2", "intraq_table3")
 _FEWER = (
     *_FINE_TUNED,
     *_OF_TRANSFORMERS,
+    "qimera_amounts",
     "table4_in_full",
     "table3",
     "boxes",
@@ -70,6 +71,7 @@ HOLDINGS = (
     Holding("shapes", "quick", ("layers",), ("shapes_inverted",), seeds=1),
     Holding("shapes", "quick", ("image_costs",), ("shapes_residual",)),
     Holding("shapes", "quick", ("gallery", *_OUTSIDE), ("shapes_residual",), seeds=1),
+    Holding("shapes", "quick", ("qimera_amounts",), ("shapes_residual",), seeds=1),
     Holding("shapes", "quick", _FINE_TUNED, ("shapes_residual",), seeds=1),
     Holding("shapes_detection", "quick", ("table3",)),
     Holding("coco_lite", "quick", ("table3",)),

@@ -19,7 +19,7 @@ from dghlib.experiments.recorded import only_recorded
 from dghlib.experiments.run import OBSERVATIONS, PUBLISHED, Record, results_dir
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
-from dghlib.showing import tables
+from dghlib.showing import interactive, tables
 from dghlib.showing.figures import saved
 from dghlib.showing.tables import QUANTIZER_TITLES, TITLES
 from dghlib.storage.records import always_recorded, fingerprint, read_record
@@ -229,6 +229,7 @@ def differences(rows: pd.DataFrame, baseline: str = "dgh", *, save: str | None =
     settings = _pairs(rows, baseline).groupby([*CELL, "source"], sort=False).difference.mean().reset_index()
     settings["weights"] = settings.bits.str.extract(r"W(\d+)", expand=False).astype(int)
     settings["images"], settings["method"] = settings.source.map(TITLES), settings.quantizer.map(QUANTIZER_TITLES)
+    hues = _named(QUANTIZER_TITLES, settings.method)
     grid = sns.catplot(
         settings,
         x="difference",
@@ -238,14 +239,15 @@ def differences(rows: pd.DataFrame, baseline: str = "dgh", *, save: str | None =
         hue="method",
         kind="strip",
         order=_named(TITLES, settings.images),
-        hue_order=_named(QUANTIZER_TITLES, settings.method),
+        hue_order=hues,
         alpha=0.6,
         height=2.6,
         aspect=1.25,
     )
     grid.refline(x=0, color="grey", linewidth=0.8, zorder=0)
     grid.set_titles("{col_name}-bit weights").set_axis_labels("points of top-1", "")
-    return saved(grid.figure, settings, save)
+    chart = interactive.differences(settings, _named(TITLES, settings.images), hues)
+    return interactive.explorable(saved(grid.figure, settings, save), chart)
 
 
 def wins(rows: pd.DataFrame, baseline: str = "dgh", margin: float = MARGIN) -> pd.DataFrame:
@@ -328,6 +330,7 @@ def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str |
     chosen = chosen.assign(seconds=chosen.generation_seconds + chosen.quantization_seconds)
     points = chosen.groupby(["model", "quantizer", "source"], sort=False)[["seconds", "top1"]].mean().reset_index()
     points["calibrated with"], points["method"] = points.source.map(TITLES), points.quantizer.map(QUANTIZER_TITLES)
+    hues = _named(TITLES, points["calibrated with"])
     grid = sns.relplot(
         points,
         x="seconds",
@@ -335,7 +338,7 @@ def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str |
         col="model",
         col_wrap=2,
         hue="calibrated with",
-        hue_order=_named(TITLES, points["calibrated with"]),
+        hue_order=hues,
         style="method",
         style_order=_named(QUANTIZER_TITLES, points.method),
         height=2.6,
@@ -347,4 +350,4 @@ def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str |
         front = front[front.top1 > front.top1.cummax().shift(fill_value=-1)]
         axis.step(front.seconds, front.top1, where="post", color="grey", linewidth=0.8, zorder=0)
     grid.set(xscale="log").set_titles("{col_name}").set_axis_labels("seconds", "top-1 in %")
-    return saved(grid.figure, points, save)
+    return interactive.explorable(saved(grid.figure, points, save), interactive.costs(points, hues))

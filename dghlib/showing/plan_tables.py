@@ -24,6 +24,7 @@ _TABLES: dict[str, Callable[..., Any]] = {
     "table4": paper_tables.table4,
     "table4_in_full": paper_tables.table4,
     "samples": paper_tables.by_amount,
+    "qimera_amounts": paper_tables.by_amount,
     "step_sizes": paper_tables.step_sizes,
     "intraq_amounts": paper_tables.by_amount,
     "intraq_parts": paper_tables.intraq_parts,
