@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from dghlib.showing import speed
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -44,6 +46,15 @@ def test_generators(
     table = capsys.readouterr().out
     assert all(f"{row['of_bare']:10.2f}" in table for row in rows)
     assert {row["method"] for row in rows if row["of_trained"]} == {"genie_d", "qimera"}
+
+
+def test_transformers(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    module = benchmark("transformers")
+    record = record_of(module, "transformers", tmp_path, monkeypatch)
+    assert [cost["method"] for cost in record["outputs"]] == list(module.METHODS)
+    assert all(cost["of_forward"]["lowest"] > 1 for cost in record["outputs"])  # each passes the images, and more
+    assert list(speed.transformers_table(record).columns) == ["minutes", "times forward passes"]
 
 
 def test_fine_tuning(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,13 @@ def files_table(record: dict[str, Any]) -> pd.DataFrame:
     return table.set_index([rows.network, rows.weights])
 
 
+def transformers_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor minutes that methods take on transformers of full size, beside forward passes."""
+    rows = pd.DataFrame(record["outputs"])
+    cells = {"minutes": (rows.seconds / 60).map("{:.1f}".format), "times forward passes": rows.of_forward.map(_range)}
+    return pd.DataFrame(cells).set_index([rows.network, rows.method.map(QUANTIZER_TITLES)])
+
+
 def scale_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
     """Return what a step takes as batches become many, and what memory as images do; the CSV holds the former."""
     steps, memory = pd.DataFrame(record["outputs"]["steps"]), pd.DataFrame(record["outputs"]["memory"])
