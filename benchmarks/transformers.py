@@ -1,7 +1,8 @@
 """What it takes to quantize vision transformers of full size, beside passing the images through them once.
 
-ViT-B, DeiT-B and Swin-B of timm with random weights, W4A4, with 32 images of 224 pixels as in the papers, on one
-thread. A whole run of a method is measured once; forward passes of all images run before and after it.
+ViT-B, DeiT-B and Swin-B of timm with random weights, W4A4, on one thread, with four images of 224 pixels: what a
+method takes grows with the images, of which the papers have 32. A whole run of a method is measured once; forward
+passes of all images run before and after it.
 
 From the repository's root: python -m benchmarks.transformers
 """
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = measuring.parser(__doc__).parse_args(arguments)
     measuring.prepare(options)
     start = time.perf_counter()
-    networks, images = ((SMALLEST,), 2) if options.smoke else (NETWORKS, 32)
+    networks, images = ((SMALLEST,), 2) if options.smoke else (NETWORKS, 4)
     print(f"{'network':32}{'method':12}{'seconds':>8}  of forward passes ({images} images)")
     found = []
     for name in tqdm(networks, desc="networks"):
