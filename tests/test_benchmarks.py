@@ -67,6 +67,7 @@ def test_fine_tuning(benchmark: Callable[[str], ModuleType], tmp_path: Path, mon
     assert [cost["method"] for cost in costs] == ["intraq_qat", "genq_qat"]
     assert len(steps) == 2 * (1 + module.STEPS)
     assert all(cost["ratio"]["median"] > 1 for cost in costs)
+    assert list(speed.fine_tuning_table({"outputs": costs}).index) == ["IntraQ, fine-tuned", "GenQ, fine-tuned"]
 
 
 def test_reconstruction(

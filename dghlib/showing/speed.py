@@ -105,6 +105,13 @@ def loop_table(record: dict[str, Any]) -> pd.DataFrame:
     return table[[*columns.values(), "of bare"]]
 
 
+def fine_tuning_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor seconds of 1 000 steps of fine-tuning, beside the bare passes of student and teacher."""
+    rows = pd.DataFrame(record["outputs"])
+    cells = {title: rows[name].map("{:.0f}".format) for name, title in {"bare": "bare, s", "step": "step, s"}.items()}
+    return pd.DataFrame(cells | {"of bare": rows.ratio.map(_range)}).set_index(rows.method.map(QUANTIZER_TITLES))
+
+
 def hptq_table(record: dict[str, Any]) -> pd.DataFrame:
     """Return the processor seconds of HPTQ, ours and MCT's, for each kind of weight thresholds."""
     rows = pd.DataFrame(record["outputs"])
