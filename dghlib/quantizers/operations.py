@@ -63,11 +63,17 @@ ACTIVATIONS = {
     *{nn.Tanh, F.tanh, torch.tanh, "tanh"},
 }
 CURVED = ACTIVATIONS - RELU - RELU6  # all but those that clip
+SILU = {nn.SiLU, F.silu}
+TRANSCENDENTAL = {  # of which every library computes other last bits
+    *{*SILU, nn.GELU, F.gelu, nn.Mish, F.mish, nn.Softplus, F.softplus, nn.Tanh, F.tanh, torch.tanh, "tanh"},
+    *{nn.ELU, F.elu, nn.SELU, F.selu, nn.CELU, F.celu, nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid"},
+}
 ADDITIONS = {operator.add, torch.add, "add"}
+DIVISIONS = {operator.truediv, torch.div, "div"}
 ARITHMETIC = {
     *ADDITIONS,
-    *{operator.sub, torch.sub, "sub"},
-    *{operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"},
+    *DIVISIONS,
+    *{operator.sub, torch.sub, "sub", operator.mul, torch.mul, "mul"},
 }
 JOINS = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack}
 AVERAGE_POOLING = {nn.AvgPool2d, F.avg_pool2d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d}

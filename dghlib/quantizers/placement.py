@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from dghlib.quantizers.grid import FLOAT_BITS
 from dghlib.quantizers.operations import (
     AVERAGES,
+    DIVISIONS,
     PRODUCTS,
     RELU,
     RELU6,
@@ -36,12 +37,13 @@ def every_tensor(graph: fx.GraphModule) -> list[str]:
 
     The image, sums before they are added to a shortcut, averages and logits included. An activation function
     is one with the layer before it, and a ReLU or ReLU6 with the addition before it: only the result is
-    written. What moves values about (max pooling, reshapes, concatenation's parts, padding) keeps their grid.
+    written. What moves values about (max pooling, reshapes, concatenation's parts, padding) keeps their grid. What
+    others are divided by stays in float: rounded to 0, it would make them infinite.
     """
     names = []
     for node in graph.graph.nodes:
         kind = kind_of(graph, node)
-        if kind in _COMPUTING and not _fused_with_reader(graph, node, kind):
+        if kind in _COMPUTING and not _fused_with_reader(graph, node, kind) and not _divides(graph, node):
             names.append(node.name)
     return _one_of_each_site(graph, names)
 
@@ -117,6 +119,11 @@ def _fused_with_reader(graph: fx.GraphModule, node: fx.Node, kind: Kind) -> bool
     if kind in (Kind.LAYER, Kind.BATCH_NORM):
         return kind_of(graph, reader) is Kind.ACTIVATION
     return kind is Kind.ARITHMETIC and does(graph, reader, RELU | RELU6)
+
+
+def _divides(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether another tensor is divided by a node's."""
+    return any(does(graph, reader, DIVISIONS) and node in reader.args[1:] for reader in node.users)
 
 
 @dataclass(frozen=True)

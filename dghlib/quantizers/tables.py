@@ -32,11 +32,12 @@ def inputs_of_tables(graph: fx.GraphModule, tensors: Collection[str]) -> dict[st
         if site_of(node) in tensors and does(graph, node, CURVED):
             read = node.all_input_nodes[0]
             if site_of(read) not in tensors and kind_of(graph, read) in (Kind.LAYER, Kind.BATCH_NORM):
-                found.setdefault(site_of(read), _function(graph, node))
+                found.setdefault(site_of(read), function_of(graph, node))
     return found
 
 
-def _function(graph: fx.GraphModule, node: fx.Node) -> Function:
+def function_of(graph: fx.GraphModule, node: fx.Node) -> Function:
+    """Return what a node computes of one tensor, element by element."""
     module = called_module(graph, node)
     if isinstance(module, nn.PReLU) or node.target is F.prelu:
         return torch.clone  # whose slopes differ by channel
