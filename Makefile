@@ -71,6 +71,7 @@ bench: $(READY) $(MCT)/.ready ## measure how fast the methods are, an hour or so
 	@$(BIN)/python -m benchmarks.generators --save
 	@$(BIN)/python -m benchmarks.reconstruction --save
 	@$(BIN)/python -m benchmarks.fine_tuning --save
+	@$(BIN)/python -m benchmarks.transformers --save
 	@$(BIN)/python -m benchmarks.hptq --save
 	@$(BIN)/python -m benchmarks.chance --save
 	@$(BIN)/python -m benchmarks.dgh_scale --save

@@ -86,7 +86,7 @@ def _map_files(wanted: bool) -> None:
     if wanted:
         from dghlib.generators import dgh as images
 
-        images.LARGEST_IN_MEMORY = 0  # type: ignore[attr-defined]
+        images.LARGEST_IN_MEMORY = 0
         with contextlib.suppress(OSError):  # where nothing can be made
             os.makedirs("tmp", exist_ok=True)
         os.environ["TMPDIR"], tempfile.tempdir = "tmp", None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
-from campaign_commands import NETWORK, Workplace, content_of, dgh, differing, told
+from campaign_commands import NETWORK, Undisturbed, Workplace, content_of, dgh, differing, told
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 SET = ("--set", "num_images=6", "--set", "batch_size=4", "--set")
@@ -59,7 +59,8 @@ CASES = [
     *(Case(name, when) for when in ("any moment", "in saving") for name in SAVING for _ in range(2)),
     *(Case(name, "in a test") for name in ("evaluate", "evaluate boxes", "run") for _ in range(8)),
     *(Case("cluster", who) for who in ("the one who asks", "a worker", "the scheduler") for _ in range(6)),
-    *(Case("book", "any moment") for _ in range(14)),
+    *(Case("book", "any moment") for _ in range(6)),
+    *(Case(name, "any moment") for name in SAVING[:8]),
 ]
 
 
@@ -78,15 +79,17 @@ def _alone(work: Workplace, case: Case, number: int, draws: random.Random) -> tu
     name = f"{case.command}, killed {how}"
     if killed.status > 0:
         return name, f"it failed instead: {killed.said[-300:]}"
-    return name, _again(folder, _forced(words, folder), wanted)
+    return name, _again(work, folder, _forced(words, folder), wanted)
 
 
-def _again(folder: Path, words: Sequence[str], wanted: Any, under: str = "OUT", eager: bool = True) -> str:
+def _again(
+    work: Workplace, folder: Path, words: Sequence[str], wanted: Undisturbed, under: str = "OUT", eager: bool = True
+) -> str:
     """Give a killed command again; return what is wrong with the outcome."""
     again = dgh(folder, words, eager=eager)
     if again.status != 0:
         return f"given again: {told(again) or again.said[-300:]}"
-    if again.printed != wanted.ended.printed:
+    if again.printed.replace(str(folder), "") != wanted.ended.printed.replace(str(work.folder / "undisturbed"), ""):
         return f"given again, it printed {again.printed[-300:]!r}"
     return differing(content_of(folder, under), wanted.made)
 
@@ -217,17 +220,20 @@ def _kill_later(process: int, seconds: float) -> None:
 
 
 def _on_a_cluster(work: Workplace, case: Case, number: int, draws: random.Random) -> tuple[str, str]:
-    wanted = work.wanted("run", COMMANDS["run"], eager=True)
+    alone = work.wanted("run", COMMANDS["run"], eager=True).made
+    # The images stay with the workers; the records are those of a run without a cluster.
+    made = {name: content for name, content in alone.items() if "/images/" not in name}
     if "cluster" not in work.known:
         folder = work.fresh("undisturbed-cluster")
         with _cluster(work.folder / "cluster"):
-            work.known["cluster"] = wanted._replace(ended=dgh(folder, _words_of(folder, work.folder / "cluster")))
+            work.known["cluster"] = Undisturbed(made, dgh(folder, _words_of(work.folder / "cluster")))
         shutil.rmtree(work.folder / "cluster")
-    seconds = work.known["cluster"].ended.wall
+    wanted = work.known["cluster"]
+    seconds = wanted.ended.wall
     moment = draws.uniform(0.05, 1.0) * seconds
     name = f"{case.when} of a cluster run, killed after {moment:.2f} of {seconds:.2f} s"
     folder, shared = work.fresh(f"kill{number}"), work.folder / f"kill{number}-cluster"
-    words = _words_of(folder, shared)
+    words = _words_of(shared)
     with _cluster(shared) as started:
         killed = dgh(folder, words, before=_death_on(started, case.when, moment))
         if case.when == "a worker":  # the other one takes over: nobody has to give the command again
@@ -239,18 +245,27 @@ def _on_a_cluster(work: Workplace, case: Case, number: int, draws: random.Random
         return name, problem
     shutil.rmtree(shared)
     with _cluster(shared):
-        return name, _again(folder, words, wanted, eager=False)
+        return name, _again(work, folder, words, wanted, eager=False)
 
 
-def _words_of(folder: Path, shared: Path) -> Sequence[str]:
+def _words_of(shared: Path) -> Sequence[str]:
     """Return the command that asks a cluster, whose address is in a file beside."""
     return [*CLUSTER[:-1], str(shared / "scheduler.json")]
 
 
-def _death_on(cluster: Cluster, who: str, seconds: float) -> Callable[[], object]:
+def _death_on(cluster: Cluster, who: str, moment: float) -> Callable[[], object]:
     if who == "the one who asks":
-        return partial(signal.setitimer, signal.ITIMER_REAL, seconds)
-    return partial(_kill_later, cluster.pids["scheduler" if who == "the scheduler" else "worker0"], seconds)
+        return partial(signal.setitimer, signal.ITIMER_REAL, moment)
+    if who == "a worker":
+        return partial(_kill_later, cluster.pids["worker0"], moment)
+
+    def without_a_scheduler() -> None:
+        from dghlib.experiments import cluster as asking
+
+        asking.SECONDS_TO_CONNECT = 5  # else each case waits a minute for it
+        _kill_later(cluster.pids["scheduler"], moment)
+
+    return without_a_scheduler
 
 
 def make_book(folder: Path) -> None:
@@ -292,4 +307,4 @@ def _a_book(work: Workplace, case: Case, number: int, draws: random.Random) -> t
     name = f"book, killed after {moment:.1f} of {wanted.ended.wall:.1f} s"
     if killed.status > 0:
         return name, f"it failed instead: {killed.said[-300:]}"
-    return name, _again(folder, BOOK, wanted, "_build", eager=False)
+    return name, _again(work, folder, BOOK, wanted, "_build", eager=False)

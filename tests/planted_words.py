@@ -111,19 +111,19 @@ def _images() -> Iterator[Words]:
         yield Words(f"quantize with images: {name}", QUANTIZE, named, ends, _saved(images))
     folders: dict[str, tuple[Callable[[Path], object], Any]] = {
         "no image": (lambda folder: None, "refused"),
-        "a class without images": (lambda folder: (_picture(folder / "a"), (folder / "b").mkdir()), "refused"),
+        "a class without images": (_one_class_empty, "refused"),
         "a folder by the name of an image": (lambda folder: (folder / "a" / "x.png").mkdir(parents=True), "refused"),
         "images in folders of folders": (lambda folder: _picture(folder / "a" / "b" / "c"), "refused"),
-        "a file that may not be opened": (lambda folder: (_picture(folder), (folder / "x.png").chmod(0)), "either"),
+        "a file that may not be opened": (_closed_picture, "either"),
         "a link to nowhere": (lambda folder: (folder / "x.png").symlink_to("nowhere"), "refused"),
         "one pixel": (lambda folder: _picture(folder, (1, 1)), "either"),
         "one class of two": (lambda folder: _picture(folder / "a"), "either"),
     }
     for name, (make, ends) in folders.items():
-        ends = "taken or refused" if ends == "either" else ends
+        allowed: Any = "taken or refused" if ends == "either" else ends
         plant = _in_folder(make)
         real = ("quantize", NETWORK, "--real", "pictures/", "--num-images", "1", *OUT)
-        yield Words(f"quantize with a folder: {name}", real, ("pictures",), ends, plant)
+        yield Words(f"quantize with a folder: {name}", real, ("pictures",), allowed, plant)
         tested = ("evaluate", NETWORK, "--data", "pictures/")
         yield Words(f"evaluate on a folder: {name}", tested, (), "refused", plant)
 
@@ -137,8 +137,22 @@ def _picture(folder: Path, size: tuple[int, int] = (9, 9)) -> None:
     Image.new("RGB", size, (200, 30, 90)).save(folder / "x.png")
 
 
+def _one_class_empty(folder: Path) -> None:
+    _picture(folder / "a")
+    (folder / "b").mkdir()
+
+
+def _closed_picture(folder: Path) -> None:
+    _picture(folder)
+    (folder / "x.png").chmod(0)
+
+
 def _in_folder(make: Callable[[Path], object]) -> Callable[[Path], object]:
-    return lambda folder: ((folder / "pictures").mkdir(), make(folder / "pictures"))
+    def plant(folder: Path) -> None:
+        (folder / "pictures").mkdir()
+        make(folder / "pictures")
+
+    return plant
 
 
 SOUND = {"path": "x/file", "profile": "own", "url": "https://127.0.0.1:1/", "origin": "o", "licence": "l"} | {

@@ -83,7 +83,7 @@ def test_the_drawing_in_contributing_is_of_this_house() -> None:
 
 
 BOOK_PACKAGES = {"IPython", "jupyter_client", "matplotlib", "nbclient", "nbformat", "pandas", "papermill", "scipy"}
-BOOK_PACKAGES |= {"seaborn", "sklearn", "yaml", "distributed"}
+BOOK_PACKAGES |= {"altair", "vl_convert", "seaborn", "sklearn", "yaml", "distributed"}
 
 
 @pytest.mark.parametrize(

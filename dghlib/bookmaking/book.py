@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import vl_convert
 import yaml
 from tqdm import tqdm
 
@@ -42,6 +43,7 @@ from dghlib.experiments.profiles import BUDGETS, PROFILES
 from dghlib.experiments.recorded import only_recorded, records_alone
 
 MATHJAX = "tex-svg-full.js"
+VEGA = "vega.js"  # what charts.js looks for
 _DIRECTIVE = re.compile(r"^```\{(?:figure|csv-table)\}.*?^```$", flags=re.MULTILINE | re.DOTALL)
 _BESIDE = re.compile(
     r"(?:\{figure\}|^:file:) (?:\.\./)?notebooks/(\S+)", flags=re.MULTILINE
@@ -256,6 +258,7 @@ def _build_pages(source: Path, html: Path) -> list[str]:
     if not (made / "index.html").is_file():
         raise BookError(f"jupyter-book made no pages:\n{finished.stdout}{finished.stderr}")
     shutil.copy(_mathjax(), made / "_static" / MATHJAX)
+    (made / "_static" / VEGA).write_text(_vega(), encoding="utf-8")
     # What notebooks wrote, tables as CSV for instance, lies beside the page as it does beside the notebook.
     beside = shutil.ignore_patterns("*.ipynb")
     shutil.copytree(source / "notebooks", made / "notebooks", ignore=beside, dirs_exist_ok=True)
@@ -282,6 +285,11 @@ def _finish_pages(html: Path) -> None:
 def _warnings(stderr: str) -> list[str]:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", stderr)
     return [line for line in plain.splitlines() if "WARNING" in line or "ERROR" in line] or [plain]
+
+
+def _vega() -> str:
+    """Return Vega as a script whose only name is `vegaEmbed`; a browser would not run a module from a disk."""
+    return f"(() => {{{vl_convert.javascript_bundle('Object.assign(window, { vegaEmbed });')}}})();"
 
 
 def _mathjax() -> Path:

@@ -26,7 +26,7 @@ from papermill.exceptions import PapermillExecutionError
 from dghlib.choices import nearest
 from dghlib.experiments.recorded import NotRecorded, only_recorded
 from dghlib.experiments.run import RESULTS_VARIABLE, results_dir
-from dghlib.showing import figures
+from dghlib.showing import figures, interactive
 from dghlib.showing.tables import PROVENANCE, foot_line
 from dghlib.storage.records import provenance
 
@@ -258,13 +258,16 @@ def _publishable(executed: nbformat.NotebookNode, folder: Path) -> nbformat.Note
 
 
 def _describe_figures(cell: nbformat.NotebookNode, folder: Path) -> None:
-    """Take the description out of a cell's figure (`figures.saved`), and show the numbers that it wrote, folded."""
+    """Take the description out of a cell's figure (`figures.saved`); below it its chart and, folded, its numbers."""
     for output in [each for each in cell.outputs if "image/svg+xml" in each.get("data", {})]:
         text, drawn = figures.description_of("".join(output.data["image/svg+xml"]))
         output.data["image/svg+xml"] = drawn
         cell.metadata["mystnb"] = {
             "image": {"alt": text, "classes": "photographs" if "<image " in drawn else "drawing"}
         }
+        if chart := output.data.pop(interactive.MIME, None):
+            below = new_output("display_data", {"text/html": interactive.embedded(chart)})
+            cell.outputs.insert(cell.outputs.index(output) + 1, below)
         for name in re.findall(r'save="(\w+)"', cell.source):
             if numbers := figures.numbers_below(folder / f"{name}.csv"):
                 cell.outputs.append(new_output("display_data", {"text/html": numbers}))

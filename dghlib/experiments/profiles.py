@@ -137,7 +137,7 @@ PROFILES = {
     ),
     "coco_lite": Profile(
         name="coco_lite",
-        models={"coco_fastestdet": None},
+        models={"coco_fastestdet": None, "coco_fastestdet_folded_head": None},
         about="287 photographs of COCO val2017, scaled, for two cores; `make data PROFILE=coco_lite` fetches them",
         most=_DETECTION | {"test_images": 287},  # all that there are
     ),

@@ -5,6 +5,10 @@ from typing import Any
 from torch import fx
 
 from dghlib.export.onnx_graph import OnnxGraph, Translation, UnsupportedOperation, shape_of, source
+from dghlib.quantizers.biases import grid_of
+from dghlib.quantizers.grid import UniformQuantizer
+
+_BITS_OF_SUMS = 14  # of the 24 of a float, beside the 9 of two codes and a zero point, and a half
 
 
 def simple(operation: str, **attributes: Any) -> Translation:
@@ -92,6 +96,19 @@ def arithmetic(operation: str) -> Translation:
         if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode") is not None:
             raise UnsupportedOperation(f"{node.name} has settings that its translation does not know: {node.kwargs}")
         second = node.args[1] if len(node.args) > 1 else node.kwargs["other"]
-        return graph.add(operation, [source(graph, node), graph.value(second, f"{node.name}.other")], node.name)
+        names = [source(graph, node), graph.value(second, f"{node.name}.other")]
+        if operation == "Add" and _loses_bits(graph, node):
+            return graph.add("Sub", [names[0], graph.add("Neg", names[1:], f"{node.name}.negative")], node.name)
+        return graph.add(operation, names, node.name)
 
     return translate
+
+
+def _loses_bits(graph: OnnxGraph, node: fx.Node) -> bool:
+    """Say whether the steps of a sum and its parts lie so far apart that floats do not hold it to the last bit.
+
+    onnxruntime makes an integer sum of it, which adds the zero point in float before it rounds; differences it leaves.
+    """
+    grids = [grid_of(graph.traced, read) for read in node.all_input_nodes] + [graph.module(user) for user in node.users]
+    steps = [grid.scale.item() for grid in grids if isinstance(grid, UniformQuantizer)]
+    return bool(steps) and max(steps) > 2**_BITS_OF_SUMS * min(steps)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from dghlib.export.curves import away_from_middles
 from dghlib.export.integers import clips_codes, keep_grid, quantize
 from dghlib.export.onnx_graph import OnnxGraph, UnsupportedOperation, shape_of, source
 from dghlib.export.translations import constant_tensor, translation_of
@@ -92,7 +93,8 @@ def _translated(graph: OnnxGraph, node: fx.Node) -> str | list[str]:
     if clips_codes(graph, node):
         return source(graph, node)
     try:
-        return translation_of(graph, node)(graph, node)
+        with away_from_middles(graph, node) as otherwise:
+            return (otherwise or translation_of(graph, node))(graph, node)
     except (KeyError, TypeError, IndexError) as error:
         given = ", ".join([*map(repr, node.args), *(f"{name}={value!r}" for name, value in node.kwargs.items())])
         raise UnsupportedOperation(

@@ -1,6 +1,6 @@
 """An ONNX graph under construction: nodes, constants, and which ONNX value stands for which tensor of a traced one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,10 @@ class OnnxGraph:
         self.constants[name] = numpy_helper.from_array(np.asarray(array, dtype=dtype), name)
         return name
 
+    def number(self, name: str) -> float:
+        """Return the one number that a constant holds."""
+        return numpy_helper.to_array(self.constants[name]).item()
+
     def value(self, argument: Any, name: str) -> str:
         """Return the ONNX value of an argument: of a node, or of a number, which is stored under `name`."""
         if not isinstance(argument, fx.Node):
@@ -86,9 +90,20 @@ class OnnxGraph:
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)) for name, shape in side.items()]
             for side in (inputs, outputs)
         )
-        graph = helper.make_graph(self.nodes, "dghlib", starts, ends, initializer=list(self.constants.values()))
+        nodes, read = self._read_nodes(outputs)
+        constants = [constant for name, constant in self.constants.items() if name in read]
+        graph = helper.make_graph(nodes, "dghlib", starts, ends, initializer=constants)
         opset = [helper.make_opsetid("", OPSET)]
         return helper.make_model(graph, opset_imports=opset, ir_version=_IR_VERSION, producer_name="dghlib")
+
+    def _read_nodes(self, outputs: Iterable[str]) -> tuple[list[onnx.NodeProto], set[str]]:
+        """Return the nodes of which anything comes out, and all values that are read."""
+        nodes, read = [], set(outputs)
+        for node in reversed(self.nodes):
+            if read.intersection(node.output):
+                nodes.append(node)
+                read.update(node.input)
+        return nodes[::-1], read
 
 
 # One thing by several names, and arguments that are no settings.

@@ -25,7 +25,7 @@ MODELS: dict[str, Callable[[], FloatModel]] = {
     **{name: partial(efficientnet.load, name) for name in efficientnet.SIZES},
     **{name: partial(detectors.load, name) for name in detectors.NETS},
     **{name: partial(coco.load, name) for name in coco.BUILDERS},
-    fastestdet.NAME: fastestdet.load,
+    **{name: partial(fastestdet.load, name) for name in (fastestdet.NAME, fastestdet.FOLDED_HEAD)},
 }
 
 
@@ -51,7 +51,7 @@ def weights_sha256(name: str) -> str:
         MissingAsset: the file's publisher gives no whole sum, and the file is not here.
     """
     look_up(MODELS, name, "model")
-    if manifest := assets.manifests().get(name):
+    if manifest := assets.manifests().get(fastestdet.NAME if name == fastestdet.FOLDED_HEAD else name):
         return manifest.sha256 if len(manifest.sha256) == 64 else assets.file_sha256(assets.locate(name))
     if name in efficientnet.SIZES:
         return efficientnet.SHA256

@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 from torchvision.ops import Conv2dNormActivation, batched_nms, box_convert
 
 from dghlib.models.float_model import FloatModel
@@ -25,6 +26,7 @@ from dghlib.models.imagenet import with_weights
 from dghlib.storage import assets
 
 NAME = "coco_fastestdet"
+FOLDED_HEAD = f"{NAME}_folded_head"
 SIZE = 352  # pixels, height and width
 NUM_CATEGORIES = 80
 # COCO's ids run from 1 to 90; no object of these was annotated.
@@ -174,22 +176,33 @@ class _Head(nn.Module):
         return {"objectness": self.objectness(x), "boxes": self.boxes(x), "categories": self.categories(x)}
 
 
-def load() -> FloatModel:
+def load(name: str = NAME) -> FloatModel:
     """Return FastestDet with its public weights, in eval mode.
+
+    `FOLDED_HEAD` is the same function, but that the batch norms of its head are folded into their convolutions: nothing
+    tells what goes on in there, as in the detectors of DGH's Table 3.
 
     Raises:
         MissingAsset, WrongChecksum: as `assets.locate`.
         ValueError: the checkpoint holds another network.
     """
     state = torch.load(assets.locate(NAME), map_location="cpu", weights_only=True)
-    net = with_weights(FastestDet(), state, NAME)
+    with_weights(net := FastestDet(), state, NAME)
     first = net.get_submodule("stem.0")
     first.weight = nn.Parameter(first.weight.flip(1))  # type: ignore[operator]
-    return as_model(net)
+    return as_model(net if name == NAME else with_folded_head(net), name)
 
 
-def as_model(net: nn.Module) -> FloatModel:
+def with_folded_head(net: FastestDet) -> FastestDet:
+    """Return the network with the batch norms of its head folded into the convolutions before them, in eval mode."""
+    blocks = [module for module in net.eval().head.modules() if isinstance(module, Conv2dNormActivation)]
+    for block in blocks:
+        block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
+    return net
+
+
+def as_model(net: nn.Module, name: str = NAME) -> FloatModel:
     """Return such a network, whatever its weights, with the space its images live in, in eval mode."""
     return FloatModel(
-        name=NAME, net=net.eval(), image_shape=(3, SIZE, SIZE), mean=(0.0,) * 3, std=(1.0,) * 3, task="detection"
+        name=name, net=net.eval(), image_shape=(3, SIZE, SIZE), mean=(0.0,) * 3, std=(1.0,) * 3, task="detection"
     )

@@ -1,6 +1,6 @@
 """Quantized copies of trained networks, each method a module with `Config`, `VERSION` and `quantize`.
 
-Methods that have settings for several occasions name them in `PRESETS`; `presets_of` has them for every method.
+Methods with several sets of settings name them in `PRESETS`; `presets_of` returns them for every method.
 """
 
 from types import ModuleType
@@ -61,7 +61,7 @@ QUANTIZERS: dict[str, ModuleType] = {
     "ptq4vit": ptq4vit,
     "erq": erq,
 }
-WITHOUT_IMAGES = ("squant", "dfq")  # whose `quantize` takes None for images
+WITHOUT_IMAGES = ("squant", "dfq")  # methods whose `quantize` takes None instead of images
 
 
 def presets_of(method: ModuleType) -> dict[str, Any]:

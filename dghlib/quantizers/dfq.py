@@ -1,16 +1,16 @@
-"""DFQ: no images; channels are scaled across layers, and biases take back the mean error that rounding weights makes.
+"""DFQ: no images; channels are scaled across layers, and biases are corrected by the mean error of the rounded weights.
 
 Source: M. Nagel, M. van Baalen, T. Blankevoort, M. Welling: "Data-Free Quantization Through Weight Equalization and
-Bias Correction", ICCV 2019; jakc4103/DFQ, a reproduction, whose expectations go through sums.
+Bias Correction", ICCV 2019; jakc4103/DFQ, a reproduction, whose expectations pass through sums.
 
 Differences:
-1. Grids of weights are per output channel here; `one_grid` gives a layer one, as in the paper, where equalization is
-   what counts.
-2. Mean inputs are told from batch norms through sums and averages (`expectation`), with the size of gamma, whose sign
-   says nothing about a deviation; AIMET, the authors' toolkit, asks for images there.
-3. Ranges of tensors are those of the smallest error in the 4th power, out of what is told to six deviations; the paper
-   takes six deviations.
-4. What differs in equalization and in the absorption of biases is listed in `equalization`.
+1. Grids of weights are per output channel here; `one_grid` gives a layer a single grid, as in the paper, where
+   equalization matters.
+2. Mean inputs are predicted from batch norms through sums and averages (`expectation`), with the magnitude of gamma,
+   because its sign has no meaning for a standard deviation; AIMET, the authors' toolkit, needs images for this.
+3. Ranges of tensors have the smallest error in the 4th power within 6 predicted standard deviations; the paper takes 6
+   standard deviations.
+4. Differences in equalization and in the absorption of biases are listed in `equalization`.
 """
 
 from dataclasses import dataclass
@@ -38,8 +38,8 @@ class Config(GridSettings):
     Args:
         one_grid: whether all output channels of a layer share a grid.
         equalize: whether channels are scaled across layers.
-        absorb: whether biases that keep a channel from zero move on to the next layer; with `equalize` only.
-        bias_correction: whether biases take back the mean error of the rounded weights.
+        absorb: whether biases that keep a channel from zero move to the next layer; only with `equalize`.
+        bias_correction: whether biases are corrected by the mean error of the rounded weights.
     """
 
     one_grid: bool = False
@@ -49,9 +49,9 @@ class Config(GridSettings):
 
 
 def quantize(model: FloatModel, images: Tensor | None, config: Config) -> QuantizedModel:
-    """Return a quantized copy of a network; images (N, C, H, W), normalised, are for grids and means, None for none.
+    """Return a quantized copy of a network; images (N, C, H, W), normalised, are for grids and means, None without.
 
-    The model is left as it is. Raises as `squant.quantize`.
+    The model is not changed. Raises as `squant.quantize`.
     """
     preparation = {"equalize": {"absorb": config.absorb}} if config.equalize else {}
     graph = prepared_graph(model, {"preparation": preparation})
@@ -66,7 +66,7 @@ def quantize(model: FloatModel, images: Tensor | None, config: Config) -> Quanti
 
 
 def grid_of_all(layer: Layer, bits: int, search: str) -> UniformQuantizer:
-    """Return one grid for a layer's whole weight, in the form of equal ones per output channel."""
+    """Return a single grid for a layer's whole weight, in the form of equal grids per output channel."""
     whole = nn.Linear(layer.weight.numel(), 1, bias=False)
     whole.weight = frozen(layer.weight.detach().reshape(1, -1))
     grid, channels = weight_grid(whole, bits, search), layer.weight.shape[channel_axis(layer)]

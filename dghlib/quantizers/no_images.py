@@ -1,7 +1,7 @@
-"""What the methods that need no images have in common.
+"""The common part of the methods that need no images.
 
-Grids of tensors come from what batch norms say (`expectation`), or from images where there are any, so that what images
-add can be measured.
+Grids of tensors come from batch norms (`expectation`), or from images if there are any, so that the gain from images
+can be measured.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from dghlib.quantizers.settings import GridSettings
 
 
 def bits_of(graph: fx.GraphModule, settings: GridSettings) -> Bits:
-    """Return the bits of every weight and tensor that settings ask for."""
+    """Return the bits of every weight and tensor for the settings."""
     tensors = PLACEMENTS[settings.placement](graph)
     return assign_bits(graph, tensors, settings.weight_bits, settings.activation_bits, settings.bits)
 
@@ -31,10 +31,10 @@ def bits_of(graph: fx.GraphModule, settings: GridSettings) -> Bits:
 def seen_or_told(
     graph: fx.GraphModule, bits: Bits, model: FloatModel, images: Tensor | None, settings: GridSettings
 ) -> Observations:
-    """Return what tensors hold: as images (N, C, H, W) show it, or without any as batch norms say.
+    """Return the observations of tensors: from images (N, C, H, W), or, without images, from batch norms.
 
     Raises:
-        TypeError, ValueError: images that do not fit the model; a tensor that batch norms do not tell of.
+        TypeError, ValueError: images that do not fit the model; a tensor that cannot be predicted from batch norms.
     """
     wanted = joins.with_parts(graph, bits.activations)
     if images is None:
@@ -51,7 +51,7 @@ def finished(
     settings: GridSettings,
     preparation: Mapping[str, Any] | None = None,
 ) -> QuantizedModel:
-    """Return the quantized network, once its weights are what they will be; tensors get the best grids."""
+    """Return the quantized network after its weights have their final values; tensors get the best grids."""
     activations = {
         name: activation_grid(seen.histograms[name], width, settings.activation_search)
         for name, width in joins.apart(graph, bits_of(graph, settings), seen.histograms).activations.items()

@@ -1,7 +1,7 @@
-"""Changes to a network's graph that come before its quantizers, by name, and are made again where a file is read.
+"""Changes to a network's graph before it gets its quantizers, by name; they are repeated when a file is read.
 
-They depend on the float network and on settings alone, so a file of a quantized copy need not hold what they make: it
-names them, with their settings.
+They depend only on the float network and on settings. So the file of a quantized copy need not hold their results: it
+has their names and settings.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,9 +18,9 @@ PREPARATIONS: Mapping[str, Callable[..., None]] = {"equalize": equalize, "repara
 
 
 def prepared_graph(model: FloatModel, about: Mapping[str, Any]) -> fx.GraphModule:
-    """Return the folded graph of a network, prepared as a quantized copy is of which `about` says the facts.
+    """Return the folded graph of a network, prepared as the quantized copy that the facts `about` describe.
 
-    Its entry "preparation" has settings by name of change, in order. Raises as `folded_graph`.
+    The entry "preparation" has settings by name of change, in order. Raises as `folded_graph`.
     """
     graph = folded_graph(model)
     prepare(graph, about)

@@ -1,4 +1,4 @@
-"""What every method that learns begins with: grids for weights and tensors, and weights rounded to the nearest."""
+"""The starting point of every method that learns: grids for weights and tensors, and weights rounded to the nearest."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +20,10 @@ from dghlib.quantizers.settings import GridSettings
 
 @dataclass(frozen=True, kw_only=True)
 class LearningSettings(GridSettings):
-    """What all methods that learn have in common, beside `settings.GridSettings`.
+    """The common settings of all methods that learn, in addition to `settings.GridSettings`.
 
     Args:
-        seed: of all that is drawn by chance.
+        seed: of all random numbers.
     """
 
     weight_bits: int = 4
@@ -54,5 +54,5 @@ def nearest(model: FloatModel, images: Tensor, settings: LearningSettings, about
 
 
 def checksum(net: nn.Module) -> float:
-    """Return a number that tells networks of other weights apart."""
+    """Return a number that distinguishes networks with different weights."""
     return sum(float(value.double().abs().sum()) for value in net.state_dict().values())

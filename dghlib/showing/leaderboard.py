@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from scipy.stats import t
 
 from dghlib import models
@@ -19,7 +20,7 @@ from dghlib.experiments.recorded import only_recorded
 from dghlib.experiments.run import OBSERVATIONS, PUBLISHED, Record, results_dir
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
-from dghlib.showing import tables
+from dghlib.showing import interactive, tables
 from dghlib.showing.figures import saved
 from dghlib.showing.tables import QUANTIZER_TITLES, TITLES
 from dghlib.storage.records import always_recorded, fingerprint, read_record
@@ -229,6 +230,7 @@ def differences(rows: pd.DataFrame, baseline: str = "dgh", *, save: str | None =
     settings = _pairs(rows, baseline).groupby([*CELL, "source"], sort=False).difference.mean().reset_index()
     settings["weights"] = settings.bits.str.extract(r"W(\d+)", expand=False).astype(int)
     settings["images"], settings["method"] = settings.source.map(TITLES), settings.quantizer.map(QUANTIZER_TITLES)
+    hues = _named(QUANTIZER_TITLES, settings.method)
     grid = sns.catplot(
         settings,
         x="difference",
@@ -238,14 +240,15 @@ def differences(rows: pd.DataFrame, baseline: str = "dgh", *, save: str | None =
         hue="method",
         kind="strip",
         order=_named(TITLES, settings.images),
-        hue_order=_named(QUANTIZER_TITLES, settings.method),
+        hue_order=hues,
         alpha=0.6,
         height=2.6,
         aspect=1.25,
     )
     grid.refline(x=0, color="grey", linewidth=0.8, zorder=0)
     grid.set_titles("{col_name}-bit weights").set_axis_labels("points of top-1", "")
-    return saved(grid.figure, settings, save)
+    chart = interactive.differences(settings, _named(TITLES, settings.images), hues)
+    return interactive.explorable(saved(grid.figure, settings, save), chart)
 
 
 def wins(rows: pd.DataFrame, baseline: str = "dgh", margin: float = MARGIN) -> pd.DataFrame:
@@ -328,6 +331,7 @@ def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str |
     chosen = chosen.assign(seconds=chosen.generation_seconds + chosen.quantization_seconds)
     points = chosen.groupby(["model", "quantizer", "source"], sort=False)[["seconds", "top1"]].mean().reset_index()
     points["calibrated with"], points["method"] = points.source.map(TITLES), points.quantizer.map(QUANTIZER_TITLES)
+    hues = _named(TITLES, points["calibrated with"])
     grid = sns.relplot(
         points,
         x="seconds",
@@ -335,16 +339,21 @@ def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str |
         col="model",
         col_wrap=2,
         hue="calibrated with",
-        hue_order=_named(TITLES, points["calibrated with"]),
+        hue_order=hues,
         style="method",
         style_order=_named(QUANTIZER_TITLES, points.method),
         height=2.6,
         aspect=1.2,
         facet_kws={"sharex": False, "sharey": False},
     )
+    in_order = points.sort_values("seconds")
+    front = in_order[
+        in_order.top1 > in_order.groupby("model").top1.transform(lambda top1: top1.cummax().shift(fill_value=-1))
+    ]
     for name, axis in grid.axes_dict.items():
-        front = points[points.model == name].sort_values("seconds")
-        front = front[front.top1 > front.top1.cummax().shift(fill_value=-1)]
-        axis.step(front.seconds, front.top1, where="post", color="grey", linewidth=0.8, zorder=0)
+        here = front[front.model == name]
+        axis.step(here.seconds, here.top1, where="post", color="grey", linewidth=0.8, zorder=0)
     grid.set(xscale="log").set_titles("{col_name}").set_axis_labels("seconds", "top-1 in %")
-    return saved(grid.figure, points, save)
+    for axis in grid.axes.flat:
+        axis.xaxis.set_minor_formatter(NullFormatter())  # which writes numbers over each other
+    return interactive.explorable(saved(grid.figure, points, save), interactive.costs(points, front, hues))

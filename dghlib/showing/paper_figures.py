@@ -10,9 +10,12 @@ from matplotlib.figure import Figure
 from dghlib.experiments.experiment import FLOAT, REAL
 from dghlib.experiments.run import Record
 from dghlib.plans.papers import FILTERS
+from dghlib.showing import interactive
 from dghlib.showing.figures import if_any, legend_below, panels, saved
 from dghlib.showing.paper_tables import labelled, settings_of
 from dghlib.showing.tables import QUANTIZER_TITLES, TITLES, short_name
+
+LEVELS = {REAL: "--", FLOAT: ":"}  # how a figure draws them
 
 
 @if_any
@@ -23,7 +26,7 @@ def scope_curves(records: Sequence[Record], *, save: str | None = None) -> Figur
     """
     rows = labelled(records, _stretched)
     rows["scope"] = [_scope(record) for record in records]
-    made = rows[rows.source == "dgh"]
+    made, levels = rows[rows.source == "dgh"], _levels(rows)
     figure, axes = _axes(rows)
     for model, axis in axes.items():
         here = made[made.model == model]
@@ -31,9 +34,13 @@ def scope_curves(records: Sequence[Record], *, save: str | None = None) -> Figur
         whole = here[here.scope == here.num_images].groupby(["row", "scope"], as_index=False, sort=False).top1.mean()
         axis.plot(whole.scope, whole.top1, "*", color="tab:red", markersize=13, label="all images together")
         _ticks(axis, here.scope, log=True)
-        _finish(axis, rows, model, "images matched together")
+        _finish(axis, levels, model, "images matched together")
     legend_below(figure)
-    return saved(figure, _means(pd.concat([made, rows[rows.source == REAL]]), ["scope", "row"]), save)
+    means = _means(made, ["scope", "row", "num_images"])
+    means["star"] = means.scope == means.num_images
+    chart = interactive.curves(means, levels, ("scope", "images matched together"), log=True)
+    everything = _means(pd.concat([made, rows[rows.source == REAL]]), ["scope", "row"])
+    return interactive.explorable(saved(figure, everything, save), chart)
 
 
 def _stretched(record: Record) -> str:
@@ -102,13 +109,15 @@ def _curves(
     quantized: pd.DataFrame, rows: pd.DataFrame, x: str, xlabel: str, save: str | None, *, log: bool = False
 ) -> Figure:
     figure, axes = _axes(rows)
+    levels = _levels(rows[rows.bits == FLOAT])
     for model, axis in axes.items():
         here = quantized[quantized.model == model]
         sns.lineplot(here, x=x, y="top1", hue="row", style="row", markers=True, errorbar="sd", ax=axis)
         _ticks(axis, here[x], log=log)
-        _finish(axis, rows[rows.bits == FLOAT], model, xlabel)
+        _finish(axis, levels, model, xlabel)
     legend_below(figure)
-    return saved(figure, _means(quantized, [x, "row"]), save)
+    means = _means(quantized, [x, "row"])
+    return interactive.explorable(saved(figure, means, save), interactive.curves(means, levels, (x, xlabel), log=log))
 
 
 def _axes(rows: pd.DataFrame) -> tuple[Figure, dict[str, Axes]]:
@@ -124,12 +133,16 @@ def _ticks(axis: Axes, values: pd.Series, *, log: bool) -> None:
     axis.set_xticks(tried, [f"{value:g}" for value in tried])
 
 
-def _finish(axis: Axes, rows: pd.DataFrame, model: str, xlabel: str) -> None:
-    """Draw what does not depend on x, real images and the float network, and name what is drawn."""
-    for source, style in ((REAL, "--"), (FLOAT, ":")):
-        level = rows[(rows.model == model) & (rows.source == source)].top1
-        if len(level):
-            axis.axhline(level.mean(), color="grey", linestyle=style, label=TITLES[source])
+def _levels(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return what does not depend on x, real images and the float network: mean top-1, by network."""
+    level = rows[rows.source.isin(LEVELS)].groupby(["model", "source"], sort=False).top1.mean().reset_index()
+    return level.assign(title=level.source.map(TITLES))
+
+
+def _finish(axis: Axes, levels: pd.DataFrame, model: str, xlabel: str) -> None:
+    """Draw the levels of a network, and name what is drawn."""
+    for level in levels[levels.model == model].itertuples():
+        axis.axhline(level.top1, color="grey", linestyle=LEVELS[level.source], label=level.title)
     axis.set(title=short_name(model), xlabel=xlabel, ylabel="top-1 in %")
 
 

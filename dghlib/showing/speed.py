@@ -105,6 +105,13 @@ def loop_table(record: dict[str, Any]) -> pd.DataFrame:
     return table[[*columns.values(), "of bare"]]
 
 
+def fine_tuning_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor seconds of 1 000 steps of fine-tuning, beside the bare passes of student and teacher."""
+    rows = pd.DataFrame(record["outputs"])
+    cells = {title: rows[name].map("{:.0f}".format) for name, title in {"bare": "bare, s", "step": "step, s"}.items()}
+    return pd.DataFrame(cells | {"of bare": rows.ratio.map(_range)}).set_index(rows.method.map(QUANTIZER_TITLES))
+
+
 def hptq_table(record: dict[str, Any]) -> pd.DataFrame:
     """Return the processor seconds of HPTQ, ours and MCT's, for each kind of weight thresholds."""
     rows = pd.DataFrame(record["outputs"])
@@ -124,6 +131,13 @@ def files_table(record: dict[str, Any]) -> pd.DataFrame:
         f"{whole} of {whole + left}" for whole, left in zip(kinds.QLinearConv, rows.floats, strict=True)
     ]
     return table.set_index([rows.network, rows.weights])
+
+
+def transformers_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor minutes that methods take on transformers of full size, beside forward passes."""
+    rows = pd.DataFrame(record["outputs"])
+    cells = {"minutes": (rows.seconds / 60).map("{:.1f}".format), "times forward passes": rows.of_forward.map(_range)}
+    return pd.DataFrame(cells).set_index([rows.network, rows.method.map(QUANTIZER_TITLES)])
 
 
 def scale_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
