@@ -48,7 +48,7 @@ def test_a_hostile_server_is_survived(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("status", "said", "problem"),
     [
-        (1, "a bar 50%\ndgh: x.npz is not an .npz file; write one", ""),
+        (1, "a bar:  50%|## | 1/2\ndgh: x.npz is not an .npz file; write one", ""),
         (1, "dgh: it is damaged", "does not name x.npz"),
         (0, "", "exit status 0"),
         (-7, "", "killed by signal 7"),
