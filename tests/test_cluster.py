@@ -93,6 +93,26 @@ def test_a_killed_worker_loses_nothing_and_records_are_the_same(workers, tmp_pat
     assert len(list((tmp_path / "ours").rglob("*.json"))) == len(experiments)
 
 
+def test_a_scheduler_that_is_lost_is_told_and_what_has_come_is_kept(workers, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "SECONDS_TO_CONNECT", 5)
+    experiments: list[Run] = [*methods.table2(**SMOKE, sources=["noise", "zeroq", "dgh"])]
+    errors: list[Exception] = []
+
+    def compute() -> None:
+        try:
+            cluster.run_on_cluster(experiments, workers.address, results=tmp_path / "ours", progress=False)
+        except cluster.ClusterError as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=compute)
+    asking.start()
+    until(lambda: list((tmp_path / "ours").rglob("*.json")), asking.is_alive)
+    workers.scheduler.send_signal(signal.SIGKILL)
+    asking.join()
+    assert "the cluster's scheduler is lost" in str(errors[0])
+    assert 0 < len(list((tmp_path / "ours").rglob("*.json"))) < len(experiments)
+
+
 def test_what_is_found_asks_no_cluster(tmp_path):
     experiments = methods.table2(**SMOKE, sources=[])[:1]
     first = run.run(experiments, results=tmp_path, progress=False)

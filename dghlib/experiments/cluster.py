@@ -69,7 +69,8 @@ def _connect(address: str) -> Any:
 
     if address.endswith(".json"):
         _wait_for(Path(address))
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is lost is told once, by us
+    for library in ("distributed", "tornado", "asyncio"):  # a lost scheduler is reported once, as a ClusterError
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     where = "scheduler_file" if address.endswith(".json") else "address"
     try:
         client = Client(**{where: address}, timeout=SECONDS_TO_CONNECT)
