@@ -9,6 +9,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import make_tiny_model
@@ -92,6 +93,10 @@ def test_export_report_and_a_file_that_is_there(tmp_path, capsys):
     assert exported.read_bytes() == before
     assert _dgh("export", "shapes_bottleneck", "--out", str(exported), "--force") == 0
     assert len(exported.read_bytes()) > 2 * len(before)
+    unsigned = ["export", "shapes_bottleneck", "--quantized", str(quantized), "--unsigned-weights"]
+    assert _dgh(*unsigned, "--out", str(exported), "--force") == 0
+    kinds = {each.data_type for each in onnx.load(exported).graph.initializer if each.name.endswith("weight.codes")}
+    assert kinds == {onnx.TensorProto.UINT4}
 
 
 def test_a_detector_is_quantized_and_what_it_finds_is_kept(tmp_path, capsys, monkeypatch):

@@ -49,7 +49,8 @@ def export_onnx(
         quantized: its quantized copy, to be written in its place.
         signed_weights: whether weights are signed bytes, whose products with unsigned ones processors with VNNI add up
             several times as fast; without it on x86, onnxruntime overflows unless told not to (see `open_session`).
-            Unsigned weights are right wherever the file runs.
+            Unsigned weights are right wherever the file runs, and so are signed ones of 7 bits, two of whose products
+            fit in 16 bits.
 
     Raises:
         UnsupportedOperation: an operation has no translation; the message says which and where.
