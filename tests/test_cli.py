@@ -224,7 +224,7 @@ def test_gray_images_go_all_the_way(tmp_path, monkeypatch, capsys):
     assert _dgh("evaluate", "own_gray:make", "--quantized", "model", "--data", "classes") == 0
     assert "of 2 images" in capsys.readouterr().out
     assert _dgh("evaluate", "own_gray:make", "--data", "pngs") == 1
-    assert "of 1 classes, and the network tells 2 apart" in capsys.readouterr().err
+    assert "have 1 classes, but the network has 2" in capsys.readouterr().err
 
 
 def test_a_network_in_half_precision_or_without_logits(tmp_path, monkeypatch, capsys):
