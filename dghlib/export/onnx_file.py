@@ -49,8 +49,8 @@ def export_onnx(
         quantized: its quantized copy, which is written instead.
         signed_weights: whether weights are signed bytes. Processors with VNNI add their products with unsigned bytes
             several times as fast; on x86 processors without it, onnxruntime overflows unless an option is set (see
-            `open_session`). Unsigned weights are correct wherever the file runs, and so are signed weights of 7 bits, two of
-            whose products fit into 16 bits.
+            `open_session`). Unsigned weights are correct wherever the file runs, and so are signed weights of 7 bits,
+            2 of whose products fit into 16 bits.
 
     Raises:
         UnsupportedOperation: an operation has no translation; the message names it and its place.
