@@ -113,12 +113,18 @@ def fine_tuning_table(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def hptq_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Return the processor seconds of HPTQ, ours and MCT's, for each kind of weight thresholds."""
+    """Return the processor seconds of HPTQ, ours and MCT's, for each network and kind of weight thresholds."""
     rows = pd.DataFrame(record["outputs"])
-    columns = {"ours_processor": "ours, s", "mct_processor": "MCT, s", "faster_processor": "times MCT"}
+    columns = {
+        "bare_processor": "bare passes, s",
+        "ours_processor": "ours, s",
+        "of_bare": "of bare passes",
+        "mct_processor": "MCT, s",
+        "faster_processor": "times MCT",
+    }
     table = pd.DataFrame({title: rows[name].map(_range) for name, title in columns.items()})
     table.insert(0, "thresholds of weights", rows.weight_thresholds.str.replace("_", " "))
-    return table.set_index("thresholds of weights")
+    return table.set_index([rows.network, "thresholds of weights"])
 
 
 def files_table(record: dict[str, Any]) -> pd.DataFrame:
