@@ -20,8 +20,10 @@ _TOP1 = "top-1 in %"
 _WIDTH, _HEIGHT = 250, 190  # pixels of a part: two side by side and a legend are as wide as a page
 
 
-def explorable(figure: Figure, chart: alt.TopLevelMixin) -> Figure:
-    """Return a figure that notebooks show as a chart, too, where they can."""
+def explorable(figure: Figure, chart: alt.TopLevelMixin | None) -> Figure:
+    """Return a figure that notebooks show as a chart, too, where they can and there is one."""
+    if chart is None:
+        return figure
     spec = chart.to_dict()
     # Of an instance, since seaborn makes some of the figures.
     figure._repr_mimebundle_ = lambda **_: {MIME: spec}  # type: ignore[attr-defined]
@@ -40,8 +42,8 @@ def embedded(chart: Mapping[str, Any]) -> str:
     return f'<div class="chart" hidden><script type="application/json">{text}</script></div>'
 
 
-def curves(means: pd.DataFrame, levels: pd.DataFrame, x: tuple[str, str], *, log: bool) -> alt.TopLevelMixin:
-    """Return mean top-1 against a setting, a part for each network; a click on the legend picks a curve.
+def curves(means: pd.DataFrame, levels: pd.DataFrame, x: tuple[str, str], *, log: bool) -> alt.TopLevelMixin | None:
+    """Return mean top-1 against a setting, a part for each network, None for none; a click on the legend picks a curve.
 
     Args:
         means: columns `model`, `row` (a curve), the setting, `mean`, `spread` (NaN for one seed) and `seeds`; `star`,
@@ -50,6 +52,8 @@ def curves(means: pd.DataFrame, levels: pd.DataFrame, x: tuple[str, str], *, log
         x: the setting's column and name.
         log: whether the setting doubles.
     """
+    if means.empty:
+        return None
     pick = _pick("row")
     curve = _curve(means, x, log).encode(opacity=alt.when(pick).then(alt.value(1)).otherwise(alt.value(0.1)))
     top1 = alt.Y("mean:Q", title=_TOP1).scale(zero=False)
