@@ -21,7 +21,7 @@ TOOLS = {
 }
 _METHODS = {"ptq": "ranges", "static": "ranges", "gptq": "GPTQ", "adaround": "AdaRound", **QUANTIZER_TITLES}
 _GRADIENT_PTQ = "gradient PTQ"  # what MCT calls GPTQ is not what others do
-_IMAGES = {"dgh by MCT": "DGH by MCT", **TITLES}
+_IMAGES = {"mct_dgh": "DGH by MCT", **TITLES}
 _LEVEL = 0.5  # points: what is as near to the best is level with it
 
 
