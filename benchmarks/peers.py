@@ -5,8 +5,7 @@ steps where it learns as ours. A copy's accuracy is that of the tool's simulatio
 runs under onnxruntime, and is looked at for numbers of 4 bits. Lines of code are those that the workers mark as what a
 user writes. MCT also makes DGH images of its own.
 
-A network with images of a source has a record of its own, so that what was measured stays when the rest is stopped.
-From the repository's root, once `make bench` has made the environments:
+A network with images of a source has a record of its own, which is written after every copy. From the repository's root, once `make bench` has made the environments:
 python -m benchmarks.peers --networks shapes_residual --sources real
 """
 
@@ -295,15 +294,16 @@ def measure(network: str, source: str, budget: Budget, options: argparse.Namespa
     of = subject(network, source, budget)
     float_top1 = top1(of.model.net, zip(of.test.split(TEST_BATCH), of.labels.split(TEST_BATCH), strict=True))
     found, versions = [], dict[str, dict[str, str]]()
+    inputs = {"model": network, "profile": NETWORKS[network], "source": source, "budget": dataclasses.asdict(budget)}
     for made, told in copies(of, source, options.tools, budget.iterations):
         show(network, made)
         found.append(made)
         if told:
             versions[made.tool] = told
-    inputs = {"model": network, "profile": NETWORKS[network], "source": source, "budget": dataclasses.asdict(budget)}
-    inputs |= {"limit": LIMIT, "tools": versions}
-    outputs = {"float": float_top1, "lines": lines(), "copies": found}
-    measuring.save(options, f"peers_{network}_{source}", inputs, outputs, time.perf_counter() - start)
+        # after every copy: what was measured stays when the rest is stopped
+        outputs = {"float": float_top1, "lines": lines(), "copies": found}
+        facts = {**inputs, "limit": LIMIT, "tools": versions}
+        measuring.save(options, f"peers_{network}_{source}", facts, outputs, time.perf_counter() - start)
 
 
 if __name__ == "__main__":
