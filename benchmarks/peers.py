@@ -5,7 +5,8 @@ steps where it learns as ours. A copy's accuracy is that of the tool's simulatio
 runs under onnxruntime, and is looked at for numbers of 4 bits. Lines of code are those that the workers mark as what a
 user writes. MCT also makes DGH images of its own.
 
-A network with images of a source has a record of its own, which is written after every copy. From the repository's root, once `make bench` has made the environments:
+A network with images of a source has a record of its own, which is written after every copy. From the repository's
+root, once `make bench` has made the environments:
 python -m benchmarks.peers --networks shapes_residual --sources real
 """
 
