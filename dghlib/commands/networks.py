@@ -201,7 +201,7 @@ def export(
     unsigned_weights: Annotated[
         Flag,
         Parameter(
-            help="write weights as unsigned bytes: right on x86 processors without VNNI, slower on those with it"
+            help="write weights as unsigned bytes: correct on x86 processors without VNNI, slower on those with VNNI"
         ),
     ] = False,
     force: Force = False,

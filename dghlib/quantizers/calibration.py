@@ -129,7 +129,7 @@ class Histogram:
 def _counts(bins: Tensor, weights: Tensor | None) -> Tensor:
     """Return how often each of 2 * HALF_BINS bins occurs, or the sum of its weights.
 
-    Without weights, neighbours count in different rows: half of the values behind a ReLU are zeros, and a processor
+    Without weights, neighbours count in different rows: half of the values after a ReLU are zeros, and a processor
     waits for each increment of a counter before the next increment of the same counter.
     """
     if weights is not None:
@@ -140,7 +140,7 @@ def _counts(bins: Tensor, weights: Tensor | None) -> Tensor:
 
 @cache
 def _rows(device: torch.device) -> Tensor:
-    """Return where the row of counters of each of _AT_ONCE values begins."""
+    """Return the start of the row of counters for each of _AT_ONCE values."""
     return (torch.arange(_AT_ONCE, dtype=torch.int32, device=device) % _ROWS) * (2 * HALF_BINS)
 
 

@@ -342,7 +342,7 @@ def _check_classes(teacher: nn.Module, images: Tensor, batch_size: int) -> None:
 
 
 def _preparation_of_start(start: QuantizedModel) -> dict[str, Any]:
-    """Return how a quantized copy was prepared, as its facts say it."""
+    """Return the preparation of a quantized copy from its facts."""
     return {key: value for key, value in getattr(start, "about", {}).items() if key == "preparation"}
 
 

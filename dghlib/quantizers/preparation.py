@@ -23,9 +23,9 @@ PREPARATIONS: Mapping[str, Callable[..., None]] = {
 
 
 def preparation_of(settings: Any, **others: Any) -> dict[str, Any]:
-    """Return the entry "preparation" of what a method says of its copy: the changes that its settings ask for.
+    """Return the entry "preparation" for the facts of a copy: the changes that its settings ask for.
 
-    Nothing where they ask for none. `others` are settings by name of change, beside `settings.equalize`.
+    Empty if they ask for none. `others` are settings by name of change, in addition to `settings.equalize`.
     """
     changes = ({"equalize": {"absorb": getattr(settings, "absorb", True)}} if settings.equalize else {}) | others
     return {"preparation": changes} if changes else {}
