@@ -1,5 +1,5 @@
-# Everything starts here. Each target makes what it needs, so any one of them can be the first.
-# `make` alone lists them.
+# The entry point of all commands. Each target makes its own prerequisites, so any target can be the first.
+# `make` alone lists the targets.
 
 PYTHON  ?= python3
 PROFILE ?= shapes
@@ -8,7 +8,7 @@ NB      ?=
 P       ?=
 PORT    ?= 8000
 
-# What users give reaches recipes through the environment, as text: "$$P" is one word, whatever is in it.
+# Users' values are passed to recipes through the environment, as text: "$$P" is a single word, whatever it contains.
 override PROFILE := $(value PROFILE)
 override BUDGET  := $(value BUDGET)
 override NB      := $(value NB)
@@ -18,10 +18,16 @@ export PROFILE BUDGET NB P PORT
 
 VENV  := .venv
 BIN   := $(VENV)/bin
-# exists, and is newer than what it was made from, when the environment is complete
+# exists, and is newer than its prerequisites, when the environment is complete
 READY := $(VENV)/.ready
-# what HPTQ is measured against, in an environment of its own, with the same torch
-MCT   := _build/mct
+# other people's tools, pinned, each in an environment of its own with the same torch and onnxruntime
+TOOLS := _build/tools
+PACKAGES_mct         := model-compression-toolkit==2.6.1 onnx==1.23.2 onnxscript==0.7.2
+PACKAGES_aimet       := aimet-torch==2.42.0 onnx==1.23.2
+PACKAGES_onnxruntime := onnx==1.23.2 sympy==1.14.0
+PACKAGES_nncf        := nncf==3.4.0 onnx==1.23.2
+PACKAGES_brevitas    := brevitas==0.13.4 onnx==1.23.2 onnxoptimizer==0.4.2 tqdm
+PACKAGES_quark       := amd-quark==0.13 onnx==1.22.0 transformers==5.23.0 accelerate==1.15.0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book render results notebook test lint data checkpoints bench package serve lock clean
@@ -37,16 +43,16 @@ help: ## list the targets
 
 setup: $(READY) ## install the locked packages into .venv (6 GB on disk)
 
-book: $(READY) ## run what has no record yet and build the book: PROFILE=shapes BUDGET=quick
+book: $(READY) ## compute the runs without a record and build the book: PROFILE=shapes BUDGET=quick
 	@$(BIN)/dgh book --profile "$$PROFILE" --budget "$$BUDGET"
 
-render: $(READY) ## build the book from the records of results/ alone, computing nothing
+render: $(READY) ## build the book from the records of results/ alone, without computing anything
 	@$(BIN)/dgh book --recorded --profile "$$PROFILE" --budget "$$BUDGET"
 
-results: $(READY) ## compute what results/ lacks of the runs that the book shows (hours, may be stopped): PROFILE=shapes
+results: $(READY) ## compute the records that the book shows and results/ lacks (hours, can be stopped): PROFILE=shapes
 	@$(BIN)/dgh results --profile "$$PROFILE"
 
-notebook: $(READY) ## run one notebook with your parameters: NB=table2 P="seeds=5"
+notebook: $(READY) ## run a notebook with your parameters: NB=table2 P="seeds=5"
 	@test -n "$$NB" || \
 		{ echo "which one? make notebook NB=... out of: $(basename $(notdir $(wildcard notebooks/*.ipynb)))" >&2; exit 1; }
 	@$(BIN)/dgh notebook "$$NB" --words="$$P"
@@ -67,7 +73,7 @@ checkpoints: $(READY) ## train the embedded networks again
 	@$(BIN)/python -m dghlib.training.detectors
 	@$(BIN)/python -m dghlib.training.diffusion
 
-bench: $(READY) $(MCT)/.ready ## measure how fast the methods are, an hour or so; records go to results/benchmarks
+bench: $(READY) $(foreach tool,mct aimet onnxruntime nncf brevitas quark,$(TOOLS)/$(tool)/.ready) ## measure the speed of the methods (hours); records go to results/benchmarks
 	@$(BIN)/python -m benchmarks.generators --save
 	@$(BIN)/python -m benchmarks.reconstruction --save
 	@$(BIN)/python -m benchmarks.fine_tuning --save
@@ -79,8 +85,10 @@ bench: $(READY) $(MCT)/.ready ## measure how fast the methods are, an hour or so
 	@$(BIN)/dgh data cifar10
 	@$(BIN)/python -m benchmarks.dgh_quality --save
 	@$(BIN)/python -m benchmarks.detectors --save
+	@$(BIN)/dgh data imagenet_lite
+	@$(BIN)/python -m benchmarks.peers --save
 
-package: ## build the wheel and the source archive into _build/package, and try the wheel alone
+package: ## build the wheel and the source archive into _build/package, and test the wheel in an environment of its own
 	@rm -rf _build/package _build/alone
 	@$(PYTHON) -m venv _build/alone
 	@_build/alone/bin/pip install --quiet --disable-pip-version-check uv
@@ -92,7 +100,7 @@ package: ## build the wheel and the source archive into _build/package, and try 
 		bin/dgh evaluate shapes_residual --quantized quantized.safetensors --num-images 96
 	@ls -l _build/package
 
-serve: _build/html/index.html ## show the book on this machine: PORT=8000
+serve: _build/html/index.html ## serve the book at a local address: PORT=8000
 	@echo "http://localhost:$$PORT until Ctrl-C"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html "$$PORT"
 
@@ -104,7 +112,7 @@ lock: $(READY) ## resolve pyproject.toml into requirements.lock
 		--generate-hashes --no-annotate --no-header --quiet --output-file requirements.lock
 
 clean: ## remove the environments and the pages (records, images and data stay)
-	rm -rf $(VENV) $(MCT) $(addprefix _build/,alone package executed first recorded notebooks book-src sphinx html) \
+	rm -rf $(VENV) $(addprefix _build/,tools alone package executed first recorded notebooks book-src sphinx html) \
 		.pytest_cache .mypy_cache .ruff_cache *.egg-info
 
 $(READY): requirements.lock pyproject.toml
@@ -119,9 +127,9 @@ $(READY): requirements.lock pyproject.toml
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(MCT)/.ready: requirements.lock Makefile | $(READY)
-	@echo "setting up $(MCT) (6 GB on disk, shared with the package manager's cache where links can be made)"
-	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(MCT)
-	@$(BIN)/uv pip install --quiet --python $(MCT)/bin/python model-compression-toolkit==2.6.1 \
-		$$(grep -oE '^torch(vision)?==[^ ]+' requirements.lock)
+$(TOOLS)/%/.ready: requirements.lock Makefile | $(READY)
+	@echo "setting up $(TOOLS)/$* (6 GB on disk, shared with the package manager's cache where links can be made)"
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(TOOLS)/$*
+	@$(BIN)/uv pip install --quiet --system-certs --python $(TOOLS)/$*/bin/python $(PACKAGES_$*) \
+		$$(grep -oE '^(torch|torchvision|onnxruntime)==[^ ]+' requirements.lock)
 	@touch $@

@@ -9,6 +9,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import torch
@@ -97,6 +98,10 @@ def test_export_report_and_a_file_that_is_there(tmp_path, capsys, monkeypatch):
     assert exported.read_bytes() == before
     assert _dgh("export", "shapes_bottleneck", "--out", str(exported), "--force") == 0
     assert len(exported.read_bytes()) > 2 * len(before)
+    unsigned = ["export", "shapes_bottleneck", "--quantized", str(quantized), "--unsigned-weights"]
+    assert _dgh(*unsigned, "--out", str(exported), "--force") == 0
+    kinds = {each.data_type for each in onnx.load(exported).graph.initializer if each.name.endswith("weight.codes")}
+    assert kinds == {onnx.TensorProto.UINT4}
 
 
 def test_a_detector_is_quantized_and_what_it_finds_is_kept(tmp_path, capsys, monkeypatch):
@@ -229,7 +234,7 @@ def test_gray_images_go_all_the_way(tmp_path, monkeypatch, capsys):
     assert _dgh("evaluate", "own_gray:make", "--quantized", "model", "--data", "classes") == 0
     assert "of 2 images" in capsys.readouterr().out
     assert _dgh("evaluate", "own_gray:make", "--data", "pngs") == 1
-    assert "of 1 classes, and the network tells 2 apart" in capsys.readouterr().err
+    assert "have 1 classes, but the network has 2" in capsys.readouterr().err
 
 
 def test_a_network_in_half_precision_or_without_logits(tmp_path, monkeypatch, capsys):

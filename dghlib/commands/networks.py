@@ -200,13 +200,19 @@ def export(
         Path | None, Parameter(help="a file that `dgh quantize` wrote (default: the float network)")
     ] = None,
     out: Annotated[Path, Parameter(help="file to write")],
+    unsigned_weights: Annotated[
+        Flag,
+        Parameter(
+            help="write weights as unsigned bytes: correct on x86 processors without VNNI, slower on those with VNNI"
+        ),
+    ] = False,
     force: Force = False,
 ) -> None:
     """Write an ONNX file."""
     with claimed(out, force):
         network = _model(model)
         integers = QuantizedModel.load(quantized, network) if quantized else None
-        export_room().export_onnx(out, network, integers)
+        export_room().export_onnx(out, network, integers, signed_weights=not unsigned_weights)
     print(f"{network.name}, {out.stat().st_size / 1e6:.2f} MB in {out}")
 
 

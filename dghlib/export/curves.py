@@ -1,13 +1,14 @@
-"""Curved activation functions in files: the same code of each code, whatever the last bits of a runtime's functions.
+"""Curved activation functions in files: the same codes for every runtime, whatever the last bits of its functions.
 
-Where the input and the result of a SiLU lie on grids, the function is a table of at most 256 codes. A runtime computes
-it in float, and its exponential has other last bits than torch's. Among 256 results one may lie so close to the middle
-between two codes that these bits decide, and every pixel of that code then differs. So where a result is that close,
-the function reads its input with a step that is longer or shorter by less than a 4000th: the table is that of the
-simulation, and no result is near a middle any more. It costs no time.
+If the input and the result of a SiLU lie on grids, the function is a table of at most 256 codes. A runtime computes it
+in float, and the last bits of its exponential differ from torch's. Among 256 results one may lie so close to the
+midpoint of 2 codes that these bits decide, and every pixel with that code then differs. In this case, the function
+reads its input with a step size that is changed by less than 1/4000: the table is that of the simulation, and no result
+is close to a midpoint any more. This costs no time.
 
-Far from 0 a SiLU is the identity, and where the grid of its input is finer, every other result lies in a middle:
-halves go to even codes, and no change of the step gives that. Such a SiLU is written as torch computes it.
+Far from 0 a SiLU is the identity. If the grid of its input is finer than that of its result, every other result lies on
+a midpoint, which is rounded to the even code, and no change of the step size gives this. Such a SiLU is written as
+torch computes it.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,16 +24,16 @@ from dghlib.quantizers.operations import SILU, TRANSCENDENTAL, does
 from dghlib.quantizers.tables import function_of
 
 _BITS = 8
-_ERROR = 2.0**-20  # of a result, as a part of itself and of what the function reads: 8 units in the last place
-_CHANGES = [0.0, *(sign * 2.0**power for power in range(-20, -11) for sign in (1, -1))]  # of the step, relative
+_ERROR = 2.0**-20  # of a result, relative to itself and to the function's input: 8 units in the last place
+_CHANGES = [0.0, *(sign * 2.0**power for power in range(-20, -11) for sign in (1, -1))]  # of the step size, relative
 
 
 @contextmanager
 def away_from_middles(graph: OnnxGraph, node: fx.Node) -> Iterator[Translation | None]:
-    """Let a node read its input with another step, if results are close to middles otherwise.
+    """Let a node read its input with another step size, if results would otherwise be close to midpoints.
 
     Yields:
-        How the node is to be written if no change of the step will do, and there is another way; else None.
+        How to write the node if no change of the step size is suitable, and there is another way; otherwise None.
     """
     change = _change(graph, node)
     if not change:
@@ -46,7 +47,7 @@ def away_from_middles(graph: OnnxGraph, node: fx.Node) -> Iterator[Translation |
 
 
 def careful_silu(graph: OnnxGraph, node: fx.Node) -> str:
-    """X / (1 + exp(-x)), as torch has it: of large x nothing but x is left, where a runtime's sigmoid may miss 1."""
+    """X / (1 + exp(-x)), as in torch: for large x exactly x, where a runtime's sigmoid may differ from 1."""
     name, value = node.name, source(graph, node)
     power = graph.add("Exp", [graph.add("Neg", [value], f"{name}.negative")], f"{name}.power")
     below = graph.add("Add", [power, graph.constant(f"{name}.one", 1.0)], f"{name}.below")
@@ -54,7 +55,7 @@ def careful_silu(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def _change(graph: OnnxGraph, node: fx.Node) -> float | None:
-    """Return the relative change of the step by which a node reads its input, None if it needs one and none will do."""
+    """Return the relative change of the step size for a node's input, None if it needs one and none is suitable."""
     if not does(graph.traced, node, TRANSCENDENTAL) or len(node.users) != 1:
         return 0.0
     given, made = grid_of(graph.traced, node.all_input_nodes[0]), graph.module(next(iter(node.users)))
@@ -66,15 +67,15 @@ def _change(graph: OnnxGraph, node: fx.Node) -> float | None:
 def change_of_step(
     function: Callable[[Tensor], Tensor], given: UniformQuantizer, made: UniformQuantizer
 ) -> float | None:
-    """Return the smallest relative change of a step that keeps all results of a function away from middles.
+    """Return the smallest relative change of a step size that keeps all results of a function away from midpoints.
 
     Args:
         function: element by element.
-        given: the grid of its input, of one step.
-        made: the grid of its result, of one step.
+        given: the grid of its input, with a single step size.
+        made: the grid of its result, with a single step size.
 
     Returns:
-        0 if the step may stay, None if no change will do.
+        0 if the step size need not change, None if no change is suitable.
     """
     codes = torch.arange(given.quant_min, given.quant_max + 1, device=given.scale.device)
     with torch.no_grad():
@@ -92,7 +93,7 @@ def change_of_step(
 
 
 def _with_step(graph: OnnxGraph, value: str, factor: float, name: str) -> str:
-    """Append a second reading of the codes that a value stands for, by a step so much longer."""
+    """Append a second reading of the codes of a value, with a step size that is changed by a factor."""
     codes, scale, zero_point = next(each for each in graph.nodes if value in each.output).input
     step = graph.constant(f"{name}.scale", graph.number(scale) * factor)
     return graph.add("DequantizeLinear", [codes, step, zero_point], name)

@@ -19,7 +19,7 @@ def genq_table3(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return GenQ's Table 3: fine-tuning with the ends spared, and the reconstruction that it begins with."""
+    """Return GenQ's Table 3: fine-tuning with the ends spared, and the reconstruction from which it starts."""
     chosen = sources or (*drawn_sources(profile), "dgh", REAL)
     return spared(profile, budget, bits=bits, methods=methods, sources=chosen, seeds=seeds, models=models)
 
@@ -40,7 +40,7 @@ def intraq_table3(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return IntraQ's Table 3, and those of AIT and SynQ: min-max grids, every layer alike."""
+    """Return IntraQ's Table 3, and those of AIT and SynQ: min-max grids, the same width for every layer."""
     return quantizers(
         profile, budget, bits=bits, methods=methods, policies=["full"], sources=sources, seeds=seeds, models=models
     )

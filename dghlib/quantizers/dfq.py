@@ -15,17 +15,14 @@ Differences:
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dghlib.models import FloatModel
 from dghlib.quantizers import no_images
-from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.hptq import correct_bias
-from dghlib.quantizers.layers import along_channels, channel_axis, frozen
-from dghlib.quantizers.operations import Layer, layer_at
-from dghlib.quantizers.preparation import prepared_graph
+from dghlib.quantizers.operations import layer_at
+from dghlib.quantizers.preparation import preparation_of, prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
-from dghlib.quantizers.scale_search import weight_grid
 from dghlib.quantizers.settings import GridSettings
 
 VERSION = 1
@@ -53,24 +50,12 @@ def quantize(model: FloatModel, images: Tensor | None, config: Config) -> Quanti
 
     The model is not changed. Raises as `squant.quantize`.
     """
-    preparation = {"equalize": {"absorb": config.absorb}} if config.equalize else {}
-    graph = prepared_graph(model, {"preparation": preparation})
+    preparation = preparation_of(config)
+    graph = prepared_graph(model, preparation)
     bits = no_images.bits_of(graph, config)
     seen = no_images.seen_or_told(graph, bits, model, images, config)
-    make = grid_of_all if config.one_grid else weight_grid
-    weights = {path: make(layer_at(graph, path), width, config.weight_search) for path, width in bits.weights.items()}
+    weights = no_images.weight_grids(graph, bits, config.weight_search, config.one_grid)
     if config.bias_correction:
         for path, grid in weights.items():
             correct_bias(layer_at(graph, path), grid, seen.input_means[path])
     return no_images.finished("dfq", model, graph, weights, seen, config, preparation)
-
-
-def grid_of_all(layer: Layer, bits: int, search: str) -> UniformQuantizer:
-    """Return a single grid for a layer's whole weight, in the form of equal grids per output channel."""
-    whole = nn.Linear(layer.weight.numel(), 1, bias=False)
-    whole.weight = frozen(layer.weight.detach().reshape(1, -1))
-    grid, channels = weight_grid(whole, bits, search), layer.weight.shape[channel_axis(layer)]
-    scale, zero_point = (
-        along_channels(each.flatten().expand(channels), layer) for each in (grid.scale, grid.zero_point)
-    )
-    return UniformQuantizer(scale, zero_point, bits=grid.bits, signed=grid.signed)

@@ -31,12 +31,13 @@ from dghlib.models import FloatModel
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import check_images
 from dghlib.quantizers.distillation import Lesson, Terms, check_classifier, distillation, low_pass
-from dghlib.quantizers.graph import device_of, folded_graph
+from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.inundation import inundate
 from dghlib.quantizers.layers import QuantizedLayer, frozen
 from dghlib.quantizers.learners import keep_positive
 from dghlib.quantizers.operations import LAYERS
+from dghlib.quantizers.preparation import preparation_of, prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.starting import LearningSettings, checksum, nearest
 from dghlib.quantizers.trainable import FixedRange, MinMaxWeight, TrainedStep, settle
@@ -156,7 +157,8 @@ def fine_tune(
     if settings.low_pass:
         images = low_pass(images, settings.low_pass)
     about = {"model": model.name, "method": method, "config": asdict(settings)}
-    teacher = folded_graph(model)
+    about |= preparation_of(settings) if start is None else _preparation_of_start(start)
+    teacher = prepared_graph(model, about)
     check_classifier(teacher)
     _check_classes(teacher, images, settings.batch_size)
     student = nearest(model, images, settings, about) if start is None else _copy(start, model, about)
@@ -337,6 +339,11 @@ def _check_classes(teacher: nn.Module, images: Tensor, batch_size: int) -> None:
             f"the network takes all {len(images)} images for class {classes.pop()}: a student that learns from them "
             "forgets the other classes. Take more images, or those of another source"
         )
+
+
+def _preparation_of_start(start: QuantizedModel) -> dict[str, Any]:
+    """Return the preparation of a quantized copy from its facts."""
+    return {key: value for key, value in getattr(start, "about", {}).items() if key == "preparation"}
 
 
 def _copy(start: QuantizedModel, model: FloatModel, about: dict[str, Any]) -> QuantizedModel:

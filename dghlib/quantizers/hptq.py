@@ -34,11 +34,11 @@ from dghlib.models import FloatModel
 from dghlib.quantizers import joins, tables
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import Histogram, check_images, observe, power_of_two_above
-from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.layers import along_channels, channel_axis, frozen, mean_response
 from dghlib.quantizers.operations import AVERAGE_POOLING, NEGATIVE_TAIL, Kind, Layer, does, kind_of, layer_at
 from dghlib.quantizers.placement import assign_bits, every_tensor, output_sites
+from dghlib.quantizers.preparation import preparation_of, prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.ranges import WEIGHT_THRESHOLDS, activation_threshold, weight_thresholds
 from dghlib.quantizers.settings import BitSettings
@@ -62,6 +62,7 @@ class Config(BitSettings):
         batch_size: images that pass the network at once; the result depends on it only by rounding.
         table_inputs: whether the inputs of activation functions that do more than clip are quantized, too, to at least
             8 bits, as hardware with lookup tables needs (see `tables`).
+        equalize: whether channels are scaled across layers first (see `equalization`).
     """
 
     weight_thresholds: str = "power_of_two"
@@ -70,6 +71,7 @@ class Config(BitSettings):
     clip_outputs: bool = added_later(True)
     batch_size: int = 32
     table_inputs: bool = added_later(True, before=False)
+    equalize: bool = added_later(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +89,8 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
         TypeError, ValueError: images that do not fit the model, weights or tensors with NaN or Inf.
     """
     images = check_images(images, model)
-    graph = folded_graph(model)
+    about = {"model": model.name, "method": "hptq", "config": asdict(config), **preparation_of(config)}
+    graph = prepared_graph(model, about)
     tensors = every_tensor(graph)
     bits = assign_bits(graph, tensors, config.weight_bits, config.activation_bits, config.bits)
     functions = tables.inputs_of_tables(graph, bits.activations) if config.table_inputs else {}
@@ -110,7 +113,6 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
     if config.bias_correction:
         for path, quantizer in weights.items():
             correct_bias(layer_at(graph, path), quantizer, seen.input_means[path])
-    about = {"model": model.name, "method": "hptq", "config": asdict(config)}
     in_order = {node.name: activations[node.name] for node in graph.graph.nodes if node.name in activations}
     quantized = QuantizedModel(graph, weights, in_order, about)
     if config.integer_biases:

@@ -93,7 +93,7 @@ MOVEMENTS = {
     *{torch.transpose, "transpose", torch.permute, "permute", "t", "expand", "repeat", torch.flip, "flip"},
     *{torch.roll, "roll"},
     *SPLITS,
-    *{operator.getitem, "select", "narrow", "unfold"},
+    *{operator.getitem, "select", "narrow", "unfold", torch.index_select, "index_select"},
     *{F.pad, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d},
     *{nn.ChannelShuffle, F.channel_shuffle, nn.PixelShuffle, F.pixel_shuffle, nn.PixelUnshuffle},
 }

@@ -13,8 +13,22 @@ from dghlib.models import FloatModel
 from dghlib.quantizers.equalization import equalize
 from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.reparameterization import reparameterize
+from dghlib.quantizers.splitting import split
 
-PREPARATIONS: Mapping[str, Callable[..., None]] = {"equalize": equalize, "reparameterize": reparameterize}
+PREPARATIONS: Mapping[str, Callable[..., None]] = {
+    "equalize": equalize,
+    "reparameterize": reparameterize,
+    "split": split,
+}
+
+
+def preparation_of(settings: Any, **others: Any) -> dict[str, Any]:
+    """Return the entry "preparation" for the facts of a copy: the changes that its settings ask for.
+
+    Empty if they ask for none. `others` are settings by name of change, in addition to `settings.equalize`.
+    """
+    changes = ({"equalize": {"absorb": getattr(settings, "absorb", True)}} if settings.equalize else {}) | others
+    return {"preparation": changes} if changes else {}
 
 
 def prepared_graph(model: FloatModel, about: Mapping[str, Any]) -> fx.GraphModule:

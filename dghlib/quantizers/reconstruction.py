@@ -26,9 +26,10 @@ from dghlib.choices import check_at_least, check_choice
 from dghlib.models import FloatModel
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import check_images, observe
-from dghlib.quantizers.graph import device_of, folded_graph
+from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.layers import QuantizedLayer
 from dghlib.quantizers.learners import LearnedRounding, LearnedStep, keep_positive
+from dghlib.quantizers.preparation import preparation_of, prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel, quantized_node, quantizer_path
 from dghlib.quantizers.scale_search import activation_grid
 from dghlib.quantizers.starting import LearningSettings, checksum, nearest
@@ -179,7 +180,7 @@ def reconstruct(
         TypeError, ValueError: images that do not fit the model, weights or tensors with NaN or Inf.
     """
     images = check_images(images, model)
-    about = {"model": model.name, "method": method, "config": asdict(settings)}
+    about = {"model": model.name, "method": method, "config": asdict(settings), **preparation_of(settings)}
     student = nearest(model, images, settings, about)
     key = fingerprint({"about": about, "images": float(images.double().sum()), "nearest": checksum(student)})
     return _Reconstruction(model, student, images, settings, Checkpoint(checkpoint, key, seconds=0)).run()
@@ -247,7 +248,7 @@ class _Reconstruction:
     def __init__(
         self, model: FloatModel, student: QuantizedModel, images: Tensor, settings: Settings, checkpoint: Checkpoint
     ):
-        self.teacher, self.student = folded_graph(model), student
+        self.teacher, self.student = prepared_graph(model, student.about), student
         self.images, self.settings, self.checkpoint = images, settings, checkpoint
         self.units = units_of(self.teacher, settings.unit)
         self.device = device_of(self.teacher)

@@ -40,12 +40,14 @@ class GridSettings(BitSettings):
         placement: the quantized tensors: "every_tensor", "brecq", "genie" or "relu_only".
         weight_search, activation_search: the searches for grids (see `scale_search`).
         batch_size: images that pass at once, or images of a minibatch; all images if there are fewer.
+        equalize: whether channels are scaled across layers first (see `equalization`).
     """
 
     placement: str = "every_tensor"
     weight_search: str = "min_max"
     activation_search: str = "l4"
     batch_size: int = 32
+    equalize: bool = added_later(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

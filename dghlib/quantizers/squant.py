@@ -21,9 +21,9 @@ from dghlib.choices import check_choice
 from dghlib.models import FloatModel
 from dghlib.quantizers import no_images
 from dghlib.quantizers.flips import FLIPS, flipped_weight
-from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.layers import frozen
 from dghlib.quantizers.operations import layer_at
+from dghlib.quantizers.preparation import preparation_of, prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.scale_search import weight_grid
 from dghlib.quantizers.settings import GridSettings
@@ -57,7 +57,8 @@ def quantize(model: FloatModel, images: Tensor | None, config: Config) -> Quanti
         TypeError, ValueError: weights or tensors with NaN or Inf, images that do not fit the model; without images, a
             tensor that cannot be predicted from batch norms.
     """
-    graph = folded_graph(model)
+    preparation = preparation_of(config)
+    graph = prepared_graph(model, preparation)
     bits = no_images.bits_of(graph, config)
     seen = no_images.seen_or_told(graph, bits, model, images, config)
     weights = {}
@@ -65,4 +66,4 @@ def quantize(model: FloatModel, images: Tensor | None, config: Config) -> Quanti
         layer = layer_at(graph, path)
         weights[path] = weight_grid(layer, width, config.weight_search)
         layer.weight = frozen(flipped_weight(layer, weights[path], config.flips))
-    return no_images.finished("squant", model, graph, weights, seen, config)
+    return no_images.finished("squant", model, graph, weights, seen, config, preparation)

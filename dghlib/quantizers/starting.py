@@ -10,9 +10,9 @@ from tqdm import tqdm
 from dghlib.models import FloatModel
 from dghlib.quantizers import joins
 from dghlib.quantizers.calibration import observe
-from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.operations import layer_at
 from dghlib.quantizers.placement import PLACEMENTS, assign_bits
+from dghlib.quantizers.preparation import prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.scale_search import activation_grid, weight_grid
 from dghlib.quantizers.settings import GridSettings
@@ -35,8 +35,11 @@ class LearningSettings(GridSettings):
 
 
 def nearest(model: FloatModel, images: Tensor, settings: LearningSettings, about: dict[str, Any]) -> QuantizedModel:
-    """Return the network with the grids that learning starts from, every weight rounded to the nearest."""
-    graph = folded_graph(model)
+    """Return the network with the grids that learning starts from, every weight rounded to the nearest.
+
+    It is prepared as `about` says, and says so of itself (see `preparation`).
+    """
+    graph = prepared_graph(model, about)
     tensors = PLACEMENTS[settings.placement](graph)
     bits = assign_bits(graph, tensors, settings.weight_bits, settings.activation_bits, settings.bits)
     seen = observe(graph, joins.with_parts(graph, bits.activations), images, settings.batch_size).histograms
