@@ -59,8 +59,8 @@ CASES = [
     *(Case(name, when) for when in ("any moment", "in saving") for name in SAVING for _ in range(2)),
     *(Case(name, "in a test") for name in ("evaluate", "evaluate boxes", "run") for _ in range(8)),
     *(Case("cluster", who) for who in ("the one who asks", "a worker", "the scheduler") for _ in range(6)),
-    *(Case("book", "any moment") for _ in range(6)),
-    *(Case(name, "any moment") for name in SAVING[:8]),
+    *(Case("book", "any moment") for _ in range(4)),
+    *(Case(name, "any moment") for name in SAVING[:10]),
 ]
 
 
