@@ -27,6 +27,7 @@ from dghlib.experiments.run import Record, Workshop, results_dir
 from dghlib.storage.records import code_version, fingerprint
 
 SECONDS_TO_CONNECT = 60
+_LIBRARIES = ("distributed", "tornado", "asyncio")
 
 
 class ClusterError(RuntimeError):
@@ -69,8 +70,8 @@ def _connect(address: str) -> Any:
 
     if address.endswith(".json"):
         _wait_for(Path(address))
-    for library in ("distributed", "tornado", "asyncio"):  # a lost scheduler is reported once, as a ClusterError
-        logging.getLogger(library).setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith(_LIBRARIES)]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a lost scheduler is reported once, as a ClusterError
     where = "scheduler_file" if address.endswith(".json") else "address"
     try:
         client = Client(**{where: address}, timeout=SECONDS_TO_CONNECT)
