@@ -133,7 +133,9 @@ def save(version: dict[str, Any]) -> None:
 
 def table_of(outputs: Mapping[str, Any]) -> str:
     """Return the table of a record, as CONTRIBUTING.md has it."""
-    rows = [f"| {kind} | {' | '.join(map(str, each.values()))} |" for kind, each in outputs["kinds"].items()]
+    counts = ("tried", "survived at first", "survived now")
+    found = {kind: outputs["kinds"][kind] for kind in KINDS}  # a record has its entries in the order of their names
+    rows = [f"| {kind} | {' | '.join(str(each[count]) for count in counts)} |" for kind, each in found.items()]
     if faults := outputs.get("faults"):
         audited = "{noticed} of {planted}".format(**faults["audited"])
         rows.append(f"| faults | {faults['planted']} | {audited} | {faults['noticed']} |")
