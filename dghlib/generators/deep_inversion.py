@@ -10,8 +10,8 @@ the settings in the authors' code at commit 2413af1; written from these descript
 Differences from the paper:
  1. Classes are drawn at random; the authors' script has a list of 42 classes of ImageNet.
  2. The competition has the weight of the paper's text, 1 - JS. The student is not trained here; the caller may train it
-    between runs. The divergence is the paper's, of each network from their mean; in the code, and in the preset "adi",
-    it is that of the mean from each network (`divergence`).
+    between runs. The divergence is that of the paper, of each network from their mean; in the code, and in the preset
+    "adi", it is that of the mean from each network (`divergence`).
 
 Differences from the authors' code:
  1. The code has several settings for ImageNet, and a command in its description has others. By default images have the

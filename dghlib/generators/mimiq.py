@@ -136,7 +136,7 @@ def _check_attention(model: FloatModel, net: nn.Module, image: Tensor, config: C
         net(image)
     if not patch_scores(attention.scores, config.class_tokens):
         raise NoAttention(
-            f"MimiQ compares what the heads of an attention look at, and {model.name} ({type(model.net).__name__}) has "
+            f"MimiQ compares the scores of an attention's heads, and {model.name} ({type(model.net).__name__}) has "
             "no attention of two heads or more between patches; for networks with batch norm there are DGH, GENIE and "
             "others"
         )

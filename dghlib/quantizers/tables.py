@@ -37,7 +37,7 @@ def inputs_of_tables(graph: fx.GraphModule, tensors: Collection[str]) -> dict[st
 
 
 def function_of(graph: fx.GraphModule, node: fx.Node) -> Function:
-    """Return what a node computes of one tensor, element by element."""
+    """Return the function that a node computes of a tensor, element by element."""
     module = called_module(graph, node)
     if isinstance(module, nn.PReLU) or node.target is F.prelu:
         return torch.clone  # for functions whose slopes differ by channel
