@@ -369,7 +369,7 @@ def test_a_busy_server_is_tried_again(folder: Path, manifest: Manifest, server: 
     assert files_in(folder) == {"file.bin": CONTENT}
 
 
-def test_nobody_there(folder: Path, manifest: Manifest) -> None:
+def test_a_host_that_does_not_answer_is_reported(folder: Path, manifest: Manifest) -> None:
     nowhere = replace(manifest, url="http://127.0.0.1:1/file.bin")
     with pytest.raises(DownloadFailed, match=r"127\.0\.0\.1:1/file\.bin: .*refused.*the same command"):
         assets.fetch(nowhere, progress=False)

@@ -1,5 +1,6 @@
 """The command line: the three steps of an engineer, settings in their types, errors in one line."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -494,12 +495,21 @@ def test_words_that_cannot_be_read_are_told_in_one_line(words, message, capsys):
     assert message in line
 
 
+@pytest.mark.parametrize("method", settings.METHODS)
+def test_every_setting_has_a_meaning(method):
+    config = settings.METHODS[method].Config
+    assert {field.name for field in dataclasses.fields(config) if field.init} <= settings._meanings(config).keys()
+
+
 def test_settings_are_listed_with_what_they_mean(capsys):
     assert _dgh("settings", "brecq") == 0
     shown = capsys.readouterr().out
     assert "  iterations = 20000\n      steps per unit" in shown
     assert "  activation_bits = 4\n      2 to 8" in shown  # of a base class, which says it of two fields at once
     assert _dgh("settings", "dgh") == 0
-    assert "preset fixed_weight: relative = False, output_share = None" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "preset fixed_weight: relative = False, output_share = None" in shown
+    assert "  steps = 1000\n      sweeps over all batches\n" in shown
+    assert "  output_share = 0.4\n      norm of the reward's gradient" in shown  # its comment stands above
     assert _dgh("settings", "brec") == 1
     assert "did you mean 'brecq'" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def _scaled(model: FloatModel, factor: float) -> FloatModel:
 
 
 @pytest.mark.parametrize("relative", [True, False])
-def test_the_scale_of_a_layer_has_no_say_where_statistics_are_relative(relative, tiny_model):
+def test_the_scale_of_a_layer_does_not_matter_where_statistics_are_relative(relative, tiny_model):
     config = replace(SMALL, steps=5, relative=relative)
     # A power of two, so that all values are scaled without rounding.
     made, other = (dgh.generate(model, config, progress=False) for model in (tiny_model, _scaled(tiny_model, 16)))
@@ -110,7 +110,7 @@ def test_images_do_not_depend_on_the_unit_of_the_logits(unit, tiny_model):
 
 
 @pytest.mark.parametrize("step", [0, 8, 15])
-def test_a_reward_of_any_share_leaves_the_way_down(step, tiny_model):
+def test_with_a_reward_of_any_share_the_matching_loss_still_falls(step, tiny_model):
     """Along matching and reward together, the matching loss still falls: their gradients' product is above zero."""
     run = dgh._Run(tiny_model, replace(SMALL, steps=16, output_share=1.0), "cpu")
     run.make_room()

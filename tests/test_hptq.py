@@ -297,7 +297,7 @@ def test_files_of_other_networks_and_other_files_are_refused(tiny_model: FloatMo
         ("header", lambda text: '{"format": 1, "about": [], "weights": {}, "activations": {}}'),
     ],
 )
-def test_grids_of_a_file_that_cannot_be_are_refused(
+def test_impossible_grids_of_a_file_are_refused(
     tiny_model: FloatModel, tmp_path: Path, name: str, change: Callable[[Any], Any]
 ) -> None:
     path = tmp_path / "model.safetensors"

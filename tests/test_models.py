@@ -176,7 +176,7 @@ def test_normalisation_needs_a_number_for_every_channel(tiny_model: FloatModel) 
         replace(tiny_model, mean=(0.5,))
 
 
-def test_spaces_that_cannot_be_are_refused(tiny_model: FloatModel) -> None:
+def test_impossible_spaces_are_refused(tiny_model: FloatModel) -> None:
     with pytest.raises(ValueError, match=r"image_shape must be \(C, H, W\), three positive numbers, got \(1, 64\)"):
         replace(tiny_model, image_shape=(1, 64))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="std, of pixels from 0 to 1, must be above 0"):

@@ -15,7 +15,7 @@ def test_cosines_of_all_pairs_by_hand():
     torch.testing.assert_close(cosine_similarities(patches), expected)
 
 
-def test_a_patch_of_zeros_is_like_nothing():
+def test_a_patch_of_zeros_has_no_similarity():
     assert cosine_similarities(torch.zeros(1, 2, 3)).tolist() == [[[0, 0], [0, 0]]]
 
 

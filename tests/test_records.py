@@ -182,7 +182,7 @@ def test_a_record_says_of_which_code_it_is_and_whether_that_was_modified(tmp_pat
     records.code_version.cache_clear()
 
 
-def test_no_record_is_none(tmp_path):
+def test_a_missing_record_is_none(tmp_path):
     assert records.read_record(tmp_path / "0123456789abcdef.json") is None
 
 

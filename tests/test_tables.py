@@ -126,7 +126,7 @@ def test_the_leaderboard_agrees_with_the_tables() -> None:
     assert leaderboard.standings(leaderboard.runs(DGH))["DGH"].tolist() == [f"62.0 ± {half:.1f} (3)"]
 
 
-def test_what_quantization_loses_is_lost_from_the_float_network() -> None:
+def test_losses_of_quantization_are_from_the_float_network() -> None:
     assert leaderboard.lost(RECORDS).to_numpy().tolist() == [["8.0 (1 min, 1)"]]
 
 

@@ -148,7 +148,7 @@ def test_decisions_on_values_are_refused() -> None:
         folded_graph(as_model(Written(forward)))
 
 
-def test_networks_that_rounding_upsets_are_checked_in_double() -> None:
+def test_networks_that_amplify_rounding_are_checked_in_double() -> None:
     """Weights that are large without a norm make of the last digit another output."""
     torch.manual_seed(0)
     layers = [layer for _ in range(40) for layer in (nn.Conv2d(8, 8, 1, bias=False), nn.Hardtanh(-5, 5))]

@@ -20,7 +20,7 @@ def pooling(operation: str) -> Translation:
     """Return the translation of maximum and average pooling over windows.
 
     Windows beyond the end in ceil mode are written as padding at the end, on which onnx and onnxruntime agree: their
-    results for ceil mode together with padding differ from torch's.
+    results for ceil mode together with padding differ from those of torch.
     """
 
     def translate(graph: OnnxGraph, node: fx.Node) -> str:

@@ -91,15 +91,15 @@ class Config:
     `scope`, `preprocessing` and `output_stretching` are the 3 parts of DGH in the paper (Table 4).
     """
 
-    num_images: int = 1024
+    num_images: int = 1024  # images to make
     batch_size: int = 128  # images that are optimized together; does not affect the matching if scope is None
     steps: int = 1000  # sweeps over all batches
-    learning_rate: float = 16.0
-    seed: int = 0
+    learning_rate: float = 16.0  # of the images, at the start
+    seed: int = 0  # of all random numbers
 
     scope: int | None = None  # images whose statistics are matched together; None: all images (Eq. 4)
-    spread: Spread = "std"
-    reduction: Reduction = "mean"
+    spread: Spread = "std"  # the second statistic that is compared: "std" or "variance"
+    reduction: Reduction = "mean"  # of squared differences over channels and layers: "mean" or "sum"
     relative: bool = added_later(True, before=False)  # distances in units of the spread of their layer
     match_pixels: bool = False  # the image itself as an additional layer, with mean 0 and variance 1
     second_forward: bool = False  # measure a batch again after its step (Algorithm 1, lines 17 to 19)
@@ -109,7 +109,7 @@ class Config:
     extra_pixels: int | None = None  # by how many pixels images are larger than the crop; None: 1/7, even
     clip: bool = True  # to the range of 8-bit pixels, with straight-through gradients
 
-    output_stretching: bool = True
+    output_stretching: bool = True  # reward wide outputs
     # norm of the reward's gradient, as a share of the matching gradient's, at the last step; None: `output_weight`
     output_share: float | None = added_later(0.4, before=None)
     output_weight: float = 1e-5  # lambda if output_share is None

@@ -129,7 +129,7 @@ def figure8(
     """Return DGH's Figure 8: the first images of several sources, in 1 repetition unless given otherwise.
 
     Real images are included if we may publish them, because records are published. `num_images`, the size of the sets,
-    defaults to the budget's.
+    defaults to that of the budget.
     """
     spend = budget_for(profile, budget, num_images)
     kinds: Kinds = {source: (source, {}) for source in sources if source != REAL or profile in EMBEDDED}
@@ -151,7 +151,7 @@ def figure9(
     at the budget with 1 000 iterations, and 800 at the others.
 
     Raises:
-        ValueError: `iterations` is not above the budget's.
+        ValueError: `iterations` is not above that of the budget.
     """
     spend = budget_for(profile, budget, num_images)
     more = iterations or (PAPER_ITERATIONS if budget == "paper" else MORE_ITERATIONS)

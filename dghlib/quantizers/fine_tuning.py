@@ -317,7 +317,7 @@ def rows_of(step: int, count: int, batch_size: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def mean_distillation(student: Answer, teacher: nn.Module, images: Tensor, settings: Settings) -> float:
-    """Return the distance of a student's outputs from its teacher's: the distillation over all images, unweighted."""
+    """Return the distance of outputs of student and teacher: the distillation over all images, unweighted."""
     total, device = 0.0, device_of(teacher)
     for batch in images.split(settings.batch_size):
         batch = batch.to(device)

@@ -84,7 +84,7 @@ def panels(names: Sequence[str], height: float = 3.2) -> tuple[Figure, dict[str,
 
 
 def legend_below(figure: Figure) -> None:
-    """Give a figure one legend for all its parts, below them, in the place of theirs."""
+    """Give a figure a single legend for all its parts, below them, instead of their own legends."""
     entries: dict[str, Artist] = {}
     for axis in figure.axes:
         entries |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))

@@ -187,7 +187,7 @@ def printed(name: str) -> pd.DataFrame:
 
 
 def printed_ratios(name: str, of: str, to: str) -> dict[str, pd.Series]:
-    """Return the ratios of a method's numbers to another's in a paper's table: networks by setting."""
+    """Return the ratios of a method's numbers to those of another in a paper's table: networks by setting."""
     numbers = paper_table(name).pivot_table("mean", ["setting", "network"], "method")
     return {str(setting): rows.dropna() for setting, rows in (numbers[of] / numbers[to]).groupby("setting")}
 
