@@ -320,7 +320,7 @@ def test_too_little_memory_is_told_with_a_remedy(error, monkeypatch, capsys):
 
     monkeypatch.setattr(runs.assets, "of_profile", broken)
     assert _dgh("data", "cifar10") == 1
-    assert "not enough memory for this; ask for fewer images, or for smaller batches" in capsys.readouterr().err
+    assert "not enough memory for this; ask for fewer images or for smaller batches" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

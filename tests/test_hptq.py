@@ -350,7 +350,7 @@ def broken(images: Tensor) -> Tensor:
         ((255 * noise(4).abs()).byte(), TypeError, "normalised with the network's mean and std; got torch.uint8"),
         (broken(noise(4)), ValueError, "1 of 4 calibration images hold NaN or Inf"),
         (255 * noise(4).sigmoid(), ValueError, r"reach 2\d\d.*, but normalised pixels end at 2"),
-        ([noise(1)], TypeError, "one tensor .* got list"),
+        ([noise(1)], TypeError, "single tensor .* got list"),
     ],
 )
 def test_bad_images(tiny_model: FloatModel, images: Any, error: type[Exception], message: str) -> None:
