@@ -57,8 +57,8 @@ def test_what_a_tool_cannot_do_it_says(record: dict[str, Any]) -> None:
         with pytest.raises(tools.ToolFailed, match=r"net\.onnx"):  # it goes on; this is a file that it was not given
             asked.ask(do="copy", method="static", weight_bits=8, activation_bits=8, iterations=1)
     with (
-        tools.tool("onnxruntime", module.traced(of.model), limit=0.01) as late,
         pytest.raises(tools.ToolFailed, match="took too long"),
+        tools.tool("onnxruntime", module.traced(of.model), limit=0.01) as late,
     ):
         late.ask(do="copy", method="static", weight_bits=8, activation_bits=8, iterations=1)
 
