@@ -74,9 +74,9 @@ class QuantizedModel(nn.Module):
         return {path: grid for path, grid in quantizers.items() if isinstance(grid, UniformQuantizer)}
 
     def activation_quantizers(self) -> dict[str, Any]:
-        """Return the quantizer of every quantized tensor, by its name, in the order of computation: `uneven.Quantizer`.
+        """Return the quantizer of every quantized tensor, by its name, in the order of computation.
 
-        Most methods make only `UniformQuantizer`s.
+        Most methods make only quantizers of the class `UniformQuantizer`; `uneven.Quantizer` lists all classes.
         """
         return dict(self.graph.get_submodule(_ACTIVATIONS).items())  # type: ignore[operator]
 
