@@ -118,6 +118,11 @@ class ChannelAffine(nn.Module):
         return x * self.scale.reshape(shape) + self.shift.reshape(shape)
 
 
+def is_matrix(value: object) -> bool:
+    """Say whether a value is a parameter along 2 or more axes; a scale of channels, (C, 1, 1), is none."""
+    return isinstance(value, nn.Parameter) and sum(size > 1 for size in value.shape) > 1
+
+
 def is_batch_norm(module: nn.Module) -> bool:
     """Return whether a module is a batch norm: with torch's own forward, torchvision's frozen one, or ours."""
     forwards = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)  # 1d and 3d share the first
