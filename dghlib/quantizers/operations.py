@@ -90,7 +90,8 @@ SPLITS = {torch.chunk, "chunk", torch.split, "split", torch.unbind, "unbind"}  #
 MOVEMENTS = {
     *RESHAPES,
     *MAX_POOLING,
-    *{torch.transpose, "transpose", torch.permute, "permute", "t", "expand", "repeat", torch.flip, "flip"},
+    *{torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.swapdims, "swapdims"},
+    *{torch.permute, "permute", "t", "expand", "repeat", torch.flip, "flip"},
     *{torch.roll, "roll"},
     *SPLITS,
     *{operator.getitem, "select", "narrow", "unfold", torch.index_select, "index_select"},
