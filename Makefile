@@ -20,8 +20,14 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 # exists, and is newer than what it was made from, when the environment is complete
 READY := $(VENV)/.ready
-# what HPTQ is measured against, in an environment of its own, with the same torch
-MCT   := _build/mct
+# other people's tools, pinned, each in an environment of its own with the same torch and onnxruntime
+TOOLS := _build/tools
+PACKAGES_mct         := model-compression-toolkit==2.6.1 onnx==1.23.2 onnxscript==0.7.2
+PACKAGES_aimet       := aimet-torch==2.42.0 onnx==1.23.2
+PACKAGES_onnxruntime := onnx==1.23.2 sympy==1.14.0
+PACKAGES_nncf        := nncf==3.4.0 onnx==1.23.2
+PACKAGES_brevitas    := brevitas==0.13.4 onnx==1.23.2 onnxoptimizer==0.4.2 tqdm
+PACKAGES_quark       := amd-quark==0.13 onnx==1.22.0 transformers==5.23.0 accelerate==1.15.0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book render results notebook test lint data checkpoints bench package serve lock clean
@@ -67,10 +73,11 @@ checkpoints: $(READY) ## train the embedded networks again
 	@$(BIN)/python -m dghlib.training.detectors
 	@$(BIN)/python -m dghlib.training.diffusion
 
-bench: $(READY) $(MCT)/.ready ## measure how fast the methods are, an hour or so; records go to results/benchmarks
+bench: $(READY) $(foreach tool,mct aimet onnxruntime nncf brevitas quark,$(TOOLS)/$(tool)/.ready) ## measure how fast the methods are, an hour or so; records go to results/benchmarks
 	@$(BIN)/python -m benchmarks.generators --save
 	@$(BIN)/python -m benchmarks.reconstruction --save
 	@$(BIN)/python -m benchmarks.fine_tuning --save
+	@$(BIN)/python -m benchmarks.transformers --save
 	@$(BIN)/python -m benchmarks.hptq --save
 	@$(BIN)/python -m benchmarks.chance --save
 	@$(BIN)/python -m benchmarks.dgh_scale --save
@@ -78,6 +85,8 @@ bench: $(READY) $(MCT)/.ready ## measure how fast the methods are, an hour or so
 	@$(BIN)/dgh data cifar10
 	@$(BIN)/python -m benchmarks.dgh_quality --save
 	@$(BIN)/python -m benchmarks.detectors --save
+	@$(BIN)/dgh data imagenet_lite
+	@$(BIN)/python -m benchmarks.peers --save
 
 package: ## build the wheel and the source archive into _build/package, and try the wheel alone
 	@rm -rf _build/package _build/alone
@@ -103,7 +112,7 @@ lock: $(READY) ## resolve pyproject.toml into requirements.lock
 		--generate-hashes --no-annotate --no-header --quiet --output-file requirements.lock
 
 clean: ## remove the environments and the pages (records, images and data stay)
-	rm -rf $(VENV) $(MCT) $(addprefix _build/,alone package executed first recorded notebooks book-src sphinx html) \
+	rm -rf $(VENV) $(addprefix _build/,tools alone package executed first recorded notebooks book-src sphinx html) \
 		.pytest_cache .mypy_cache .ruff_cache *.egg-info
 
 $(READY): requirements.lock pyproject.toml
@@ -118,9 +127,9 @@ $(READY): requirements.lock pyproject.toml
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(MCT)/.ready: requirements.lock Makefile | $(READY)
-	@echo "setting up $(MCT) (6 GB on disk, shared with the package manager's cache where links can be made)"
-	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(MCT)
-	@$(BIN)/uv pip install --quiet --python $(MCT)/bin/python model-compression-toolkit==2.6.1 \
-		$$(grep -oE '^torch(vision)?==[^ ]+' requirements.lock)
+$(TOOLS)/%/.ready: requirements.lock Makefile | $(READY)
+	@echo "setting up $(TOOLS)/$* (6 GB on disk, shared with the package manager's cache where links can be made)"
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(TOOLS)/$*
+	@$(BIN)/uv pip install --quiet --system-certs --python $(TOOLS)/$*/bin/python $(PACKAGES_$*) \
+		$$(grep -oE '^(torch|torchvision|onnxruntime)==[^ ]+' requirements.lock)
 	@touch $@

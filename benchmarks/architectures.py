@@ -6,19 +6,23 @@ onnxruntime's default settings, and its answers are compared with the simulation
 a process of its own, with limits of time and memory, and counts for every stage that it passes; of the stage that it
 fails the message is kept.
 
-From the repository's root: python -m benchmarks.architectures torchvision timm:mobilenet --save
+torchvision has all of its classifiers and segmentation networks; timm, with more than a thousand, those
+of OF_TIMM, or all whose names hold a word: `timm:mobilenet`. What is done is kept as it goes, with the commit that did
+it: a sweep that was killed goes on where it was, and with --again tries what failed with the code of now.
+
+From the repository's root: python -m benchmarks.architectures torchvision timm --save
 """
 
 import contextlib
 import json
+import multiprocessing
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -32,12 +36,31 @@ from dghlib.export import export_onnx, open_session
 from dghlib.models import FloatModel
 from dghlib.quantizers import hptq
 from dghlib.quantizers.graph import folded_graph, left_in_float
-from dghlib.running.allocator import keep_freed_memory
+from dghlib.storage.records import code_version, write_atomically
 
 SEGMENTATION = torchvision.models.list_models(module=torchvision.models.segmentation)
 STAGES = ("traced", "quantized", "exported", "ran", "equal")
 SIZES = (64, 96, 128, 224, 256, 299, 384)  # pixels, the first that an architecture takes
+# Of timm, the smallest of each family that has batch norm, and of large families one of each kind.
+OF_TIMM = """
+    botnet26t_256 eca_halonext26ts lambda_resnet26t sehalonet33ts bat_resnext26ts eca_resnext26ts gcresnext26ts
+    gernet_s mobileone_s0 regnetz_b16 repvgg_a0 resnet32ts coat_lite_tiny convmixer_768_32 cpubone_nano csatv2
+    cs3darknet_s cspresnet50 darknet17 sedarknet21 cspnext_tiny densenetblur121d dla34 dla46_c dpn48b
+    edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientnet_b0 efficientnet_lite0 efficientnet_es
+    efficientnet_cc_b0_4e fbnetc_100 mixnet_s mnasnet_small mobilenet_edgetpu_v2_xs mobilenetv1_100 mobilenetv2_050
+    semnasnet_050 spnasnet_100 tf_efficientnet_b0 tf_efficientnetv2_b0 tinynet_e efficientvim_m1 efficientvit_b0
+    efficientvit_m0 fasternet_t0 fastvit_t8 ghostnet_050 ghostnetv2_100 ghostnetv3_050 hardcorenas_a hgnet_tiny
+    hgnetv2_b0 hrnet_w18_small iformer_t inception_next_atto inception_resnet_v2 inception_v3 inception_v4
+    lcnetv2_small levit_128s levit_conv_128s lowformer_b0 coatnet_pico_rw_224 maxvit_pico_rw_256 fbnetv3_b lcnet_050
+    mobilenetv3_small_050 mobilenetv3_large_100 mobilenetv4_conv_small mobilenetv4_hybrid_medium_075 mobilevit_xxs
+    mobilevitv2_050 nasnetalarge nextvit_small regnetv_040 regnetx_002 regnety_002 regnetz_005 repghostnet_050
+    repvit_m0_9 res2net50_14w_8s resnest14d resnet10t ecaresnet26t resnetblur18 resnetrs50 seresnet18 resnetv2_18
+    rexnet_100 rexnetr_100 selecsls42 legacy_seresnet18 shvit_s1 skresnet18 starnet_s050 swiftformer_xs
+    tiny_vit_5m_224 tresnet_m vgg11_bn visformer_tiny vit_small_resnet26d_224 volo_d1_224 ese_vovnet19b_slim_dw
+    legacy_xception xception41 xcit_nano_12_p16_224
+"""
 _SECONDS, _BYTES = 300, 8 * 2**30
+DONE = Path("_build/architectures.jsonl")
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,9 @@ class Outcome:
         stages: those of STAGES that it passed, in their order; the rest follows the failure.
         failure: what the next stage said, in a line; empty if there is none.
         in_float: weights that no layer holds, which stay in float.
+        batch_norm: whether it has one; if not, nothing else was tried.
+        seconds: on the wall, of its process.
+        commit: of the code that tried it.
     """
 
     name: str
@@ -57,6 +83,14 @@ class Outcome:
     stages: tuple[str, ...]
     failure: str
     in_float: int
+    batch_norm: bool = True
+    seconds: float = 0.0
+    commit: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it came to a stage that it did not pass."""
+        return self.failure != ""
 
 
 def names_of(library: str) -> list[str]:
@@ -67,8 +101,13 @@ def names_of(library: str) -> list[str]:
     else:
         import timm
 
-        names = timm.list_models()
+        names = timm.list_models() if part else OF_TIMM.split()
     return [f"{library}:{name}" for name in names if part in name]
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Say whether a network has one."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
 
 
 def network(name: str) -> nn.Module:
@@ -99,11 +138,11 @@ def fitted(net: nn.Module) -> int:
     raise ValueError(f"it takes images of none of the sizes {SIZES}")
 
 
-def outcome(name: str) -> Outcome | None:
-    """Return how far an architecture comes, in this process, or None if it has no batch norm."""
+def outcome(name: str) -> Outcome:
+    """Return how far an architecture comes, in this process."""
     net = network(name)
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
-        return None
+    if not has_batch_norm(net):
+        return Outcome(name, 0, (), "", 0, batch_norm=False)
     size = fitted(net)
     model = FloatModel(name=name, net=net.eval(), image_shape=(3, size, size), mean=(0.5,) * 3, std=(0.25,) * 3)
     images = measuring.smooth_images(8, size)
@@ -135,51 +174,78 @@ def _check_equal(quantized: nn.Module, images: Tensor, found: list[Tensor]) -> N
             raise ValueError(f"{(got != wanted).float().mean():.1%} of the outputs differ")
 
 
-def _in_a_process(name: str) -> Outcome | None:
-    """Return how far an architecture comes, or None if it has no batch norm."""
-    command = [sys.executable, "-m", "benchmarks.architectures", "--one", name]
+def _in_a_process(name: str) -> Outcome:
+    """Return how far an architecture comes, in a process forked from one that has imported all that it needs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.architectures", "timm"])
+    heard, told = context.Pipe(duplex=False)
+    process = context.Process(target=_tell, args=(name, told))
+    process.start()
+    told.close()
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, preexec_fn=_limit_memory)
-    except subprocess.TimeoutExpired:
-        return Outcome(name, 0, (), f"took longer than {_SECONDS} s", 0)
-    if found.returncode != 0:
-        return Outcome(name, 0, (), (found.stderr.strip().splitlines() or ["killed"])[-1][:300], 0)
-    facts = json.loads(found.stdout.splitlines()[-1])
-    return None if facts is None else Outcome(**{**facts, "stages": tuple(facts["stages"])})
+        if not heard.poll(_SECONDS):
+            return Outcome(name, 0, (), f"took longer than {_SECONDS} s", 0)
+        return heard.recv()
+    except EOFError:
+        return Outcome(name, 0, (), "the process was killed", 0)
+    finally:
+        process.kill()
+        process.join()
 
 
-def _limit_memory() -> None:
+def _tell(name: str, connection: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (_BYTES, _BYTES))
+    torch.set_num_threads(1)
+    try:
+        connection.send(outcome(name))
+    except Exception as error:
+        connection.send(Outcome(name, 0, (), f"{type(error).__name__}: {error}"[:300], 0))
+
+
+def _read(line: str) -> Outcome:
+    facts = json.loads(line)
+    return Outcome(**{**facts, "stages": tuple(facts["stages"])})
 
 
 def counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    """Return how many architectures passed each stage."""
+    """Return how many architectures there are, have a batch norm, and then passed each stage."""
     passed = Counter(stage for each in outcomes for stage in each.stages)
-    return {"with batch norm": len(outcomes)} | {stage: passed[stage] for stage in STAGES}
+    normed = sum(each.batch_norm for each in outcomes)
+    return {"all": len(outcomes), "with batch norm": normed} | {stage: passed[stage] for stage in STAGES}
 
 
-def main(arguments: list[str] | None = None, run: Callable[[str], Outcome | None] = _in_a_process) -> None:
+def sweep(names: Sequence[str], run: Callable[[str], Outcome], kept: Path, again: bool = False) -> list[Outcome]:
+    """Return how far architectures come, and keep it as it goes; what is kept is not run, unless it failed and `again`.
+
+    What modified code does is kept until the next sweep alone.
+    """
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
+    done = {each.name: each for each in map(_read, lines) if each.commit and not (again and each.failed)}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    version = code_version()
+    commit = "" if version["modified"] else version["commit"]
+    for name in tqdm([name for name in names if name not in done], desc="architectures"):
+        start = time.perf_counter()
+        each = done[name] = replace(run(name), seconds=time.perf_counter() - start, commit=commit)
+        text = "".join(f"{json.dumps(asdict(one))}\n" for one in done.values())
+        write_atomically(kept, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        print(f"{name:45} {len(each.stages)} of {len(STAGES)}  {each.failure[:100]}", flush=True)
+    return [done[name] for name in names]
+
+
+def main(arguments: list[str] | None = None, run: Callable[[str], Outcome] = _in_a_process) -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("libraries", nargs="*", default=["torchvision"], help="torchvision, timm, or timm:PART_OF_NAME")
-    parser.add_argument("--one", help="tell of this architecture alone, as JSON")
+    parser.add_argument("--again", action="store_true", help="try those that failed before, too")
     options = parser.parse_args(arguments)
     measuring.prepare(options)
-    keep_freed_memory()
-    if options.one:
-        found_one = outcome(options.one)
-        print(json.dumps(found_one and asdict(found_one)))
-        return
-    start = time.perf_counter()
     names = [name for library in options.libraries for name in names_of(library)]
     if options.smoke:
         names = ["torchvision:shufflenet_v2_x0_5"]
-    found: list[Outcome] = []
-    for name in tqdm(names, desc="architectures"):
-        if (each := run(name)) is not None:
-            found.append(each)
-            print(f"{name:45} {len(each.stages)} of {len(STAGES)}  {each.failure[:100]}", flush=True)
+    found = sweep(names, run, DONE, options.again)
     print(counts(found))
-    measuring.save(options, "architectures", {"libraries": options.libraries}, found, time.perf_counter() - start)
+    seconds = sum(each.seconds for each in found)
+    measuring.save(options, "architectures", {"libraries": options.libraries}, found, seconds)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import measuring
-from benchmarks.mct import Mct, mct
 from benchmarks.measuring import Seconds, Spread, settled, timed
+from benchmarks.tools import Tool, tool
 from dghlib.generators import dgh
 from dghlib.models import FloatModel
 
@@ -86,7 +86,7 @@ def our_run(
     return lambda count: timed(lambda: steps(count))
 
 
-def their_run(theirs: Mct, model: FloatModel, batch_size: int, frozen: bool) -> Callable[[int], Seconds]:
+def their_run(theirs: Tool, model: FloatModel, batch_size: int, frozen: bool) -> Callable[[int], Seconds]:
     """Return what lets the toolkit generate, as it does by default."""
     settings = {"num_images": BATCHES * batch_size, "data_gen_batch_size": batch_size, "frozen": frozen}
     size = model.image_shape[1]
@@ -111,7 +111,7 @@ def step_times(
     }
 
 
-def speeds(model: FloatModel, theirs: Mct, batch_size: int, rounds: int, *, compiled: bool = True) -> Iterator[Speed]:
+def speeds(model: FloatModel, theirs: Tool, batch_size: int, rounds: int, *, compiled: bool = True) -> Iterator[Speed]:
     """Yield how fast everything is on a network; `compiled` or not, since compiling takes a minute or two."""
     here = {
         "bare": bare_run(model, batch_size),
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     found: list[Speed] = []
     for done, (name, size) in enumerate(cells, start=1):
         model = measuring.network(name, size)
-        with mct(model.net) as theirs:
+        with tool("mct", model.net) as theirs:
             for speed in speeds(model, theirs, batch_size, rounds, compiled=not options.smoke):
                 show(speed)
                 found.append(speed)

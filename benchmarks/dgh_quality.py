@@ -19,8 +19,8 @@ from torch import Tensor, fx
 from tqdm import tqdm
 
 from benchmarks import measuring
-from benchmarks.mct import Mct, mct
 from benchmarks.measuring import Seconds, timed
+from benchmarks.tools import Tool, tool
 from dghlib import models
 from dghlib.experiments.scoring import quality
 from dghlib.generators import dgh
@@ -54,7 +54,7 @@ def ours(model: FloatModel, num_images: int, steps: int) -> tuple[Seconds, Tenso
     return seconds, images[0]
 
 
-def theirs(toolkit: Mct, model: FloatModel, num_images: int, steps: int) -> tuple[Seconds, Tensor]:
+def theirs(toolkit: Tool, model: FloatModel, num_images: int, steps: int) -> tuple[Seconds, Tensor]:
     """Let the toolkit make images."""
     settings = {"num_images": num_images, "data_gen_batch_size": min(num_images, BATCH_SIZE), "n_iter": steps}
     size = model.image_shape[1]
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
         steps, their_steps, num_images, test_images = [1], 1, 8, 50
     model = models.load(name)
     print(f"{'by':8}{'steps':>8}{'processor s':>12}{'wall s':>12}{'distance':>12}{'top-1':>10}")
-    with mct(fx.symbolic_trace(model.net)) as toolkit:  # as a graph, it is of no class of ours
+    with tool("mct", fx.symbolic_trace(model.net)) as toolkit:  # as a graph, it is of no class of ours
         made = theirs(toolkit, model, num_images, their_steps)
         sets = [rated("MCT", their_steps, made, model, test_images)]
     for count in tqdm(steps, desc=name):

@@ -2,8 +2,8 @@
 
 Both quantize the same network in 8 bits with the same images, each in its own process, in turns, on one thread, with
 free thresholds for weights, which are the default there, and with powers of two, the default here. The error of the
-logits, as a part of their energy, shows that both do the same work; a bare forward pass of all images, what no
-calibration goes without.
+logits, as a part of their energy, shows that both do the same work. A bare forward pass of all images, through the
+network as it is, is what no calibration goes without: ours is told as a multiple of it.
 
 From the repository's root, once `make bench` has made MCT's environment: python -m benchmarks.hptq
 """
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import measuring
-from benchmarks.mct import Mct, mct
 from benchmarks.measuring import Seconds, Spread
+from benchmarks.onnx_files import LITE, network
+from benchmarks.tools import Tool, tool
 from dghlib.models import FloatModel
 from dghlib.quantizers import hptq
 
 THRESHOLDS = ("free", "power_of_two")
+NETWORKS, SMALLEST, IMAGE_SIZE = ("resnet18", LITE), "smallest", 224
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,17 @@ class Turn:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of both and of bare passes, how many times faster ours is, over the rounds; errors of the logits."""
+    """Seconds of both and of bare passes, how many times faster ours is, over the rounds; errors of the logits.
 
+    Attributes:
+        of_bare: the processor time of ours as a multiple of the bare passes'.
+    """
+
+    network: str
     weight_thresholds: str
     bare_processor: Spread
     bare_wall: Spread
+    of_bare: Spread
     ours_processor: Spread
     mct_processor: Spread
     faster_processor: Spread
@@ -62,7 +70,7 @@ def our_turn(model: FloatModel, images: Tensor, weight_thresholds: str) -> Turn:
     return Turn(took, float(error))
 
 
-def their_turn(theirs: Mct, weight_thresholds: str) -> Turn:
+def their_turn(theirs: Tool, weight_thresholds: str) -> Turn:
     """Let the toolkit quantize it."""
     seconds, error = theirs.ask(do="quantize", weight_thresholds=weight_thresholds)
     return Turn(seconds, error)
@@ -75,7 +83,7 @@ def bare_pass(model: FloatModel, images: Tensor) -> None:
         model.net(batch)
 
 
-def compare(model: FloatModel, images: Tensor, theirs: Mct, rounds: int) -> Iterator[Comparison]:
+def compare(model: FloatModel, images: Tensor, theirs: Tool, rounds: int) -> Iterator[Comparison]:
     """Yield how both fare, for every kind of thresholds."""
     for thresholds in THRESHOLDS:
         turns = [
@@ -86,10 +94,10 @@ def compare(model: FloatModel, images: Tensor, theirs: Mct, rounds: int) -> Iter
             )
             for _ in tqdm(range(rounds), desc=f"{model.name}, {thresholds}")
         ]
-        yield comparison(thresholds, turns)
+        yield comparison(model.name, thresholds, turns)
 
 
-def comparison(thresholds: str, turns: list[tuple[Seconds, Turn, Turn]]) -> Comparison:
+def comparison(network: str, thresholds: str, turns: list[tuple[Seconds, Turn, Turn]]) -> Comparison:
     """Return the medians of the rounds, and of their ratios."""
 
     def times(clock: str) -> dict[str, Spread]:
@@ -103,6 +111,8 @@ def comparison(thresholds: str, turns: list[tuple[Seconds, Turn, Turn]]) -> Comp
 
     _, ours, theirs = turns[-1]
     return Comparison(
+        network=network,
+        of_bare=Spread.of([ours.seconds.processor / bare.processor for bare, ours, _ in turns]),
         weight_thresholds=thresholds,
         **times("processor"),
         **times("wall"),
@@ -115,11 +125,11 @@ def smallest() -> FloatModel:
     """Return a network of two layers."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net.append(nn.Linear(8, 5))
-    return FloatModel(name="smallest", net=net.eval(), image_shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
+    return FloatModel(name=SMALLEST, net=net.eval(), image_shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def show(result: Comparison) -> None:
-    print(f"thresholds of weights: {result.weight_thresholds}")
+    print(f"{result.network}, thresholds of weights: {result.weight_thresholds}; ours of bare passes: {result.of_bare}")
     print(f"  {'':12}{'bare pass s':28}{'ours s':28}{'MCT s':28}times faster")
     for clock in ("processor", "wall"):
         row = "".join(f"{getattr(result, f'{who}_{clock}')!s:28}" for who in ("bare", "ours", "mct", "faster"))
@@ -131,14 +141,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = measuring.parser(__doc__).parse_args(arguments)
     measuring.prepare(options)
     start = time.perf_counter()
-    model, count, rounds = (smallest(), 4, 1) if options.smoke else (measuring.network("resnet18", 224), 64, 3)
-    images = measuring.smooth_images(count, model.image_shape[1])
-    found = []
-    with mct(model.net, images) as theirs:
-        for result in compare(model, images, theirs, rounds):
-            show(result)
-            found.append(result)
-    inputs = {"model": model.name, "images": list(images.shape), "rounds": rounds, "mct": theirs.versions}
+    names, count, rounds = (NETWORKS, 64, 3) if not options.smoke else ((SMALLEST,), 4, 1)
+    found: list[Comparison] = []
+    for name in names:
+        model = smallest() if name == SMALLEST else network(name, IMAGE_SIZE)
+        images = measuring.smooth_images(count, model.image_shape[1])
+        with tool("mct", model.net, images) as theirs:
+            for result in compare(model, images, theirs, rounds):
+                show(result)
+                found.append(result)
+    inputs = {"networks": names, "images": list(images.shape), "rounds": rounds, "mct": theirs.versions}
     measuring.save(options, "hptq", inputs, found, time.perf_counter() - start)
 
 

@@ -31,6 +31,7 @@ LITE = "efficientnet_lite0"
 NETWORKS = (
     *(("shapes_residual", 32), ("shapes_bottleneck", 32), ("shapes_inverted", 32)),
     *(("resnet18", 224), ("mobilenet_v2", 224), (LITE, 224)),
+    *(("mobilenet_v3_large", 224), ("efficientnet_b0", 224)),
 )
 INTEGERS = ("QLinearConv", "QGemm", "QLinearAdd")
 

@@ -11,7 +11,7 @@ __all__ = ["FloatModel", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Return `FloatModel`, which brings torch: seconds that `dgh --help` need not wait for."""
+    """Return `FloatModel`, whose import brings torch; `dgh --help` need not wait for this."""
     if name == "FloatModel":
         from dghlib.models import FloatModel
 

@@ -1,4 +1,4 @@
-"""Check what a user chose: a name in a table, a value among a few, a number in its range; errors that help."""
+"""Checks of a user's choices: a name in a table, one of several values, a number in a range; errors that help."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -11,17 +11,17 @@ Value = TypeVar("Value")
 
 
 class UnknownName(ValueError):
-    """A name that is in no table: the message lists the names that are, nearest first."""
+    """A name that is not in the table; the message lists the names of the table and suggests the nearest."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return a clause like " (did you mean 'dgh'?)", or an empty string when nothing is near."""
+    """Return a clause like " (did you mean 'dgh'?)", or an empty string if no name is similar."""
     matches = get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def look_up(table: Mapping[str, Value], name: str, kind: str) -> Value:
-    """Return `table[name]`; `kind` says what the names are, for the error.
+    """Return `table[name]`; `kind` describes the names for the error.
 
     Raises:
         UnknownName: `name` is not in the table; the message suggests the nearest and lists all.
@@ -64,11 +64,11 @@ def check_between(low: float, high: float, name: str, value: object) -> None:
 
 
 def check_types(config: Any) -> None:
-    """Raise unless the settings of a dataclass are of the types of their fields: "no" is not False, nor 1.9 one.
+    """Raise unless the settings of a dataclass have the types of their fields: "no" is no bool, and 1.9 is no int.
 
     Raises:
-        TypeError: of another type.
-        ValueError: NaN, infinite, or not among the choices of a `Literal`.
+        TypeError: a setting has another type.
+        ValueError: a setting is NaN, infinite, or not among the choices of a `Literal`.
     """
     hints = get_type_hints(type(config))
     for setting in (each for each in fields(config) if each.init):

@@ -1,7 +1,7 @@
-"""The command `dgh`: its commands, the options that all of them take, and how errors are told.
+"""The command `dgh`: its commands, their common options, and the reports of errors.
 
-A command's function is imported when the command is called, so that `dgh --help` need not wait for torch; the
-function's parameters are the command's own options.
+The function of a command is imported only when the command is called, so that `dgh --help` need not wait for torch.
+The function's parameters are the command's own options.
 """
 
 import logging
@@ -21,7 +21,7 @@ dgh quantize shapes_residual --images images.safetensors --out q.safetensors
 dgh evaluate shapes_residual --quantized q.safetensors
 dgh export shapes_residual --quantized q.safetensors --out model.onnx"""
 
-# command: function, what it does, an example
+# command: function, description, example
 COMMANDS = {
     "generate": (
         "networks:generate",
@@ -30,21 +30,21 @@ COMMANDS = {
     ),
     "quantize": (
         "networks:quantize",
-        "Quantize a network, calibrated with generated or real images, or by a method that needs none.\n\n"
-        "hptq takes seconds; adaround, brecq, qdrop and genie_m learn block by block, an hour or more as published and "
-        "minutes with --preset quick; lsq, genq_qat, intraq_qat, ait "
-        "and synq as a whole, from the float network's answers; squant and dfq need no images.",
+        "Quantize a network, calibrated with generated or real images, or with a method that needs none.\n\n"
+        "hptq takes seconds. adaround, brecq, qdrop and genie_m learn block by block: an hour or more with the "
+        "published settings, minutes with --preset quick. lsq, genq_qat, intraq_qat, ait and synq train the whole "
+        "network towards the outputs of the float network. squant, dfq and ocs need no images.",
         "dgh quantize shapes_residual --real shapes --bits W4A8 --out q.safetensors",
     ),
     "export": (
         "networks:export",
-        "Write a network, float or quantized, to an ONNX file with true 4- and 8-bit integers.",
+        "Write a network, float or quantized, to an ONNX file with true 4-bit and 8-bit integers.",
         "dgh export shapes_residual --quantized q.safetensors --out model.onnx",
     ),
     "report": (
         "networks:report",
-        "Say which layer hurts: signal to noise of every weight and tensor, the worst first.\n\n"
-        "Of units that learned, the errors before and after as well.",
+        "Show which layers cost most accuracy: signal to noise of every weight and tensor, the worst first.\n\n"
+        "For units that learned, also show their errors before and after.",
         "dgh report shapes_residual --quantized q.safetensors --real shapes",
     ),
     "evaluate": (
@@ -54,7 +54,7 @@ COMMANDS = {
     ),
     "settings": (
         "settings:show",
-        "List the settings and presets of a method, a generator or a quantizer.",
+        "List the settings and presets of a method, either a generator or a quantizer.",
         "dgh settings brecq",
     ),
     "run": (
@@ -65,8 +65,8 @@ COMMANDS = {
     "results": (
         "runs:results",
         "Compute the runs that the published book shows and the repository's results/ lacks.\n\n"
-        "First repetitions come first. It takes hours, may be stopped at any time, and may run in several processes at "
-        "once, which divide the work.",
+        "First repetitions are computed first. The command takes hours, can be stopped at any time, and can run in "
+        "several processes at once, which divide the work.",
         "dgh results --profile cifar10 --threads 1",
     ),
     "data": ("runs:fetch_data", "Download and verify the files of a profile.", "dgh data cifar10"),
@@ -77,7 +77,7 @@ COMMANDS = {
     ),
     "book": (
         "runs:build",
-        "Execute all notebooks, computing anew what this machine has not computed before, and build the book.",
+        "Execute all notebooks, compute all runs that this machine has not computed before, and build the book.",
         "dgh book --budget quick",
     ),
 }
@@ -90,23 +90,23 @@ app = App(
     default_parameter=Parameter(negative=()),
     result_action="return_value",
 )
-app.meta.suppress_keyboard_interrupt = False  # `main` tells of it
+app.meta.suppress_keyboard_interrupt = False  # `main` reports it
 for _place, (_name, (_path, _about, _example)) in enumerate(COMMANDS.items()):
     _help = f"{_about}\n\nexample:\n  {_example}"
     app.command(f"dghlib.commands.{_path}", name=_name, help=_help, sort_key=_place)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, 1 for an error that was told, 2 for words, 130 for Ctrl-C."""
+    """Run the command line; return the exit status: 0, 1 for an error, 2 for wrong arguments, 130 for Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="dgh: %(message)s")
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         app.meta(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        print(f"dgh: {error} `dgh --help` lists commands, `dgh COMMAND --help` options.", file=sys.stderr)
+        print(f"dgh: {error} `dgh --help` lists commands, `dgh COMMAND --help` lists options.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("dgh: stopped; what is finished, or lies in a checkpoint, is not computed again", file=sys.stderr)
+        print("dgh: stopped; finished runs and checkpoints are kept and not computed again", file=sys.stderr)
         return 130
     except Exception as error:
         if "--traceback" in words:
@@ -120,19 +120,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _with_common_options(
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     data_dir: Annotated[
-        Path | None, Parameter(help="where data and public weights lie (default: DGHLIB_DATA or ~/.cache/dghlib)")
+        Path | None, Parameter(help="folder of data and public weights (default: DGHLIB_DATA or ~/.cache/dghlib)")
     ] = None,
     threads: Annotated[int | None, Parameter(help="CPU threads of each process (default: all cores)")] = None,
-    traceback: Annotated[bool, Parameter(show_default=False, help="show where in the code an error arose")] = False,
+    traceback: Annotated[bool, Parameter(show_default=False, help="show where in the code an error occurred")] = False,
 ) -> None:
     command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
-    if command.__module__.startswith("dghlib."):  # not one that prints help
+    if command.__module__.startswith("dghlib."):  # not a command that prints help
         _prepare(data_dir, threads)
     command(*bound.args, **bound.kwargs)
 
 
 def _prepare(data_dir: Path | None, threads: int | None) -> None:
-    """Set what all commands share; torch is there by now."""
+    """Set the options that all commands share; torch is imported by now."""
     import torch
 
     from dghlib.choices import check_between
@@ -146,11 +146,11 @@ def _prepare(data_dir: Path | None, threads: int | None) -> None:
     if threads is not None:
         check_between(1, processes.cores(), "--threads", threads)
         torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # of processes that are started from here
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that are started from here
 
 
 def _told(error: Exception) -> str:
-    """Return what is said of an error: its message, and where that was not written for users, more."""
+    """Return the text that reports an error: its message, and more if the message was not written for users."""
     if isinstance(error, ValueError | TypeError | OSError | ImportError | RuntimeError | FloatingPointError):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error} (--traceback shows where)"

@@ -1,7 +1,7 @@
-"""Image tensors: into and out of a network's normalised space, smoothing, flips, crops, clipping; image sets on disk.
+"""Image tensors: normalisation, smoothing, flips, crops and clipping; image sets on disk.
 
-Images are (N, C, H, W). *Pixels* are uint8 or floats in [0, 1]; *normalised* images are what a network eats:
-(pixel - mean) / std per channel. Generated images live in normalised space all the time.
+Images are (N, C, H, W). *Pixels* are uint8, or floats in [0, 1]. *Normalised* images are the input of a network:
+(pixel - mean) / std per channel. Generated images are normalised throughout.
 """
 
 import json
@@ -42,7 +42,7 @@ def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def clip_straight_through(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return normalised images clipped to what 8-bit pixels can show; gradients pass as if they were not."""
+    """Return normalised images clipped to the range of 8-bit pixels; gradients pass as if nothing were clipped."""
     low, high = -per_channel(mean, images), 1 - per_channel(mean, images)
     scale = per_channel(std, images)
     return _Clip.apply(images, low / scale, high / scale)
@@ -59,22 +59,22 @@ class _Clip(torch.autograd.Function):
 
 
 def renormalised(images: Tensor, source: Space, target: Space) -> Tensor:
-    """Return images that are normalised with the mean and std of `source` as those of `target` have them."""
+    """Return images, normalised with the mean and std of `source`, normalised with those of `target` instead."""
     (mean, std), (to_mean, to_std) = source, target
     pixels = images * per_channel(std, images) + per_channel(mean, images)
     return (pixels - per_channel(to_mean, images)) / per_channel(to_std, images)
 
 
 def smooth(images: Tensor, sigma: float) -> Tensor:
-    """Return images filtered by a normalised 3x3 Gaussian of `sigma` pixels, zeros outside the border.
+    """Return images filtered by a normalised 3x3 Gaussian of `sigma` pixels, with zeros outside the border.
 
-    Separable, as shifted additions: several times cheaper than a grouped convolution.
+    The filter is computed as shifted additions per axis, several times cheaper than a grouped convolution.
     """
     return _Smooth.apply(images, sigma)
 
 
 class _Smooth(torch.autograd.Function):
-    """The filter is symmetric, so what it does to images it does to their gradients."""
+    """The filter is symmetric, so the backward pass applies the same filter to the gradients."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, sigma: float) -> Tensor:
@@ -95,9 +95,9 @@ class _Smooth(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """Pick pixels by distinct indices: the backward pass then puts each gradient back where its pixel came from.
+    """Pick pixels by distinct indices; the backward pass returns each gradient to the place of its pixel.
 
-    torch's own gather must add, since its indices may repeat; knowing that ours do not makes it a plain scatter.
+    torch's own gather has to add, because its indices may repeat; distinct indices allow a plain scatter.
     """
 
     @staticmethod
@@ -113,7 +113,7 @@ class _Gather(torch.autograd.Function):
 
 
 def flip_and_crop(images: Tensor, flips: Tensor, tops: Tensor, lefts: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return a window of `size` (H, W) of each image, mirrored where `flips` says so.
+    """Return a window of `size` (H, W) of each image, mirrored where `flips` is true.
 
     Args:
         images: (N, C, H', W') with H' >= H and W' >= W.
@@ -144,8 +144,8 @@ class Windows(NamedTuple):
 def random_windows(count: int, size: Sequence[int], smallest: float, draws: torch.Generator) -> Windows:
     """Return a random window in each of `count` images of `size` (H, W).
 
-    A window has from `smallest` to 1 of the image's area, and an aspect ratio from 3/4 to 4/3. One that would not fit
-    is drawn again, up to ten times, and then cut to what fits.
+    A window has from `smallest` to 1 of the image's area, and an aspect ratio from 3/4 to 4/3. A window that does not
+    fit is drawn again, up to 10 times, and is then cut to the image.
     """
     height, width = size
     area = height * width * (smallest + (1 - smallest) * torch.rand(10, count, generator=draws))
@@ -161,9 +161,9 @@ def random_windows(count: int, size: Sequence[int], smallest: float, draws: torc
 
 
 def resize_windows(images: Tensor, windows: Windows, flips: Tensor) -> Tensor:
-    """Return a window of each image (N, C, H, W) enlarged to (H, W), bilinearly, and mirrored where `flips` says so.
+    """Return a window of each image (N, C, H, W), enlarged bilinearly to (H, W) and mirrored where `flips` is true.
 
-    Two products with matrices that hold the weights of the pixels, whose gradients add up in a fixed order.
+    The result is computed as 2 products with matrices of pixel weights, whose gradients add up in a fixed order.
     """
     rows = _bilinear_weights(windows.tops, windows.heights, images.shape[2])
     columns = _bilinear_weights(windows.lefts, windows.widths, images.shape[3])
@@ -173,7 +173,7 @@ def resize_windows(images: Tensor, windows: Windows, flips: Tensor) -> Tensor:
 
 
 def _bilinear_weights(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
-    """Return the weights (N, size, size), of input by output pixel, that enlarge a stretch of `size` pixels to all."""
+    """Return the weights (N, size, size), of input by output pixels, that enlarge an interval to `size` pixels."""
     pixels = torch.arange(size)
     within = (pixels + 0.5) * lengths[:, None] / size - 0.5
     source = starts[:, None] + torch.minimum(within.clamp_min(0), lengths[:, None] - 1)
@@ -181,14 +181,14 @@ def _bilinear_weights(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Return images (N, C, H, W) turned about their centres by `degrees` (N,), counterclockwise.
+    """Return images (N, C, H, W) rotated about their centres by `degrees` (N,), counterclockwise.
 
-    Bilinearly, with zeros where nothing was.
+    The interpolation is bilinear, with zeros outside the image.
     """
     height, width = images.shape[2:]
     cosine, sine = degrees.deg2rad().cos(), degrees.deg2rad().sin()
     zero = torch.zeros_like(sine)
-    # Coordinates run from -1 to 1 on both axes, whatever their lengths are.
+    # Coordinates run from -1 to 1 on both axes, independent of their lengths.
     to_source = torch.stack([cosine, -sine * height / width, zero, sine * width / height, cosine, zero], 1).view(
         -1, 2, 3
     )
@@ -204,7 +204,7 @@ def centre_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def save_images(path: Path | str, images: Tensor, about: dict[str, str], space: Space | None = None) -> None:
-    """Write a set of images as a safetensors file, atomically, with string facts about it, their mean and std."""
+    """Write a set of images as a safetensors file, atomically, with string facts `about` it, and its mean and std."""
     tensors = {"images": images.contiguous()}
     if space is not None:
         about = about | {"space": json.dumps(space)}
@@ -212,9 +212,9 @@ def save_images(path: Path | str, images: Tensor, about: dict[str, str], space: 
 
 
 def load_images(path: Path | str, space: Space | None = None) -> tuple[Tensor, dict[str, str]]:
-    """Return the images of `save_images` and what was said about them.
+    """Return the images of `save_images` and the facts about them.
 
-    With a `space`, those that say that they were made for another mean and std are brought there, with a warning.
+    With a `space`, images that were made for another mean and std are converted to it, with a warning.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -237,7 +237,7 @@ def load_images(path: Path | str, space: Space | None = None) -> tuple[Tensor, d
 
 
 def _check_set(images: Tensor) -> None:
-    """Raise ValueError unless these are images as `save_images` is given them: float32 and finite, or uint8."""
+    """Raise ValueError unless these are images as `save_images` writes them: float32 and finite, or uint8."""
     if images.ndim != 4 or images.dtype not in (torch.float32, torch.uint8):
         raise ValueError(f"it holds {images.dtype} of shape {tuple(images.shape)}, not images (N, C, H, W)")
     if broken := sum(not image.isfinite().all() for image in images):
@@ -245,9 +245,9 @@ def _check_set(images: Tensor) -> None:
 
 
 def load_timed_images(path: Path) -> tuple[Tensor, float] | None:
-    """Return the images at `path` and the seconds they took to make, which `save_images` was told as "seconds".
+    """Return the images at `path`, and the seconds of their generation, which `save_images` stored as "seconds".
 
-    None if there are none, or they are damaged: then they are set aside, to be made again.
+    Return None if there are no images. Damaged images are set aside, to be made again, and None is returned.
     """
     try:
         images, about = load_images(path)

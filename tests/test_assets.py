@@ -148,7 +148,7 @@ def test_another_image_in_an_archive_is_noticed(
     change: dict[str, bytes], folder: Path, packed: Manifest, server: Server
 ) -> None:
     server.content = zipped(MEMBERS | change)
-    with pytest.raises(WrongChecksum, match="holds files whose sum is"):
+    with pytest.raises(WrongChecksum, match="holds files whose checksum is"):
         assets.fetch(packed, progress=False)
     assert files_in(folder) == {}
 
@@ -158,7 +158,7 @@ def test_a_damaged_archive_is_not_kept(
     damage: Callable[[bytes], bytes], folder: Path, packed: Manifest, server: Server
 ) -> None:
     server.content = damage(zipped(MEMBERS))
-    with pytest.raises(DamagedArchive, match=r"file.bin.part is damaged or no zip archive"):
+    with pytest.raises(DamagedArchive, match=r"file.bin.part is damaged or not a zip archive"):
         assets.fetch(packed, progress=False)
     assert files_in(folder) == {}
 

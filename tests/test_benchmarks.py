@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from dghlib.showing import speed
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -46,6 +48,15 @@ def test_generators(
     assert {row["method"] for row in rows if row["of_trained"]} == {"genie_d", "qimera"}
 
 
+def test_transformers(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    module = benchmark("transformers")
+    record = record_of(module, "transformers", tmp_path, monkeypatch)
+    assert [cost["method"] for cost in record["outputs"]] == list(module.METHODS)
+    assert all(cost["of_forward"]["lowest"] > 1 for cost in record["outputs"])  # each passes the images, and more
+    assert list(speed.transformers_table(record).columns) == ["minutes", "times forward passes"]
+
+
 def test_fine_tuning(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured is the step of the loop itself; crops and rounding make it slower than the bare networks."""
     module = benchmark("fine_tuning")
@@ -56,6 +67,7 @@ def test_fine_tuning(benchmark: Callable[[str], ModuleType], tmp_path: Path, mon
     assert [cost["method"] for cost in costs] == ["intraq_qat", "genq_qat"]
     assert len(steps) == 2 * (1 + module.STEPS)
     assert all(cost["ratio"]["median"] > 1 for cost in costs)
+    assert list(speed.fine_tuning_table({"outputs": costs}).index) == ["IntraQ, fine-tuned", "GenQ, fine-tuned"]
 
 
 def test_reconstruction(
@@ -171,12 +183,44 @@ def test_times_fewer_are_of_the_cheapest_set_that_is_as_good(benchmark: Callable
 def test_architectures(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("architectures")
     monkeypatch.setattr("benchmarks.measuring.RESULTS", tmp_path)
+    monkeypatch.setattr(module, "DONE", tmp_path / "done")
     module.main(["--smoke", "--save"], run=module.outcome)
     (found,) = json.loads((tmp_path / "architectures.json").read_text())["outputs"]
-    assert found["stages"][:4] == list(module.STAGES[:4])
+    assert found["stages"] == list(module.STAGES)
     assert found["in_float"] == 0
+    assert found["seconds"] > 0
     failed = module.Outcome("torchvision:net", 64, ("traced",), "ValueError: no", 0)
     assert module.counts([failed, module.Outcome(**found)])["traced"] == 2
+    assert not module.outcome("torchvision:vit_b_16").batch_norm
+
+
+def test_a_sweep_that_was_killed_goes_on_and_tries_failures_again_if_asked(
+    benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, tried = benchmark("architectures"), []
+    monkeypatch.setattr(module, "code_version", lambda: {"commit": "c", "modified": False})
+
+    def run(name: str) -> object:
+        tried.append(name)
+        if len(tried) == 2:
+            raise KeyboardInterrupt
+        return module.Outcome(name, 64, ("traced",), "no" if len(tried) == 3 else "", 0)
+
+    with pytest.raises(KeyboardInterrupt):
+        module.sweep(["a", "b", "c"], run, tmp_path / "kept")
+    found = module.sweep(["a", "b", "c"], run, tmp_path / "kept")
+    assert "".join(tried) == "abbc"
+    assert [(each.name, each.failure, each.commit) for each in found] == [
+        ("a", "", "c"),
+        ("b", "no", "c"),
+        ("c", "", "c"),
+    ]
+    assert not any(each.failed for each in module.sweep(["a", "b", "c"], run, tmp_path / "kept", again=True))
+    assert "".join(tried) == "abbcb"
+    monkeypatch.setattr(module, "code_version", lambda: {"commit": "c", "modified": True})
+    for _ in range(2):
+        module.sweep(["d"], run, tmp_path / "kept")
+    assert "".join(tried) == "abbcbdd"
 
 
 def test_chance(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

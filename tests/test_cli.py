@@ -9,6 +9,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import make_tiny_model
@@ -51,7 +52,7 @@ def test_generate_quantize_evaluate(tmp_path, capsys):
     with torch.no_grad():
         logits = models.load("shapes_bottleneck").net(load_images(images)[0])
     assert f"the network sees {len(logits.argmax(1).unique())} of 48 classes" in printed
-    assert f"its logits reach from {logits.min():.1f} to {logits.max():.1f}" in printed
+    assert f"its logits range from {logits.min():.1f} to {logits.max():.1f}" in printed
     assert "top-1" in printed
     assert "of 96 images" in printed
 
@@ -61,9 +62,9 @@ def test_generate_says_what_to_do_about_classes_that_are_missing(tmp_path, capsy
     generate = ["generate", "shapes_inverted", "--out", str(tmp_path / "images.safetensors"), "--force"]
     few = ["--set", "batch_size=8", "--set", "steps=1", "--set"]
     assert _dgh(*generate, *few, "num_images=8") == 0
-    assert "more images or more steps may bring them back" in capsys.readouterr().out
+    assert "more images or more steps may restore them" in capsys.readouterr().out
     assert _dgh(*generate, *few, "num_images=4", "--set", "batch_size=4") == 0
-    assert "bring them back" not in capsys.readouterr().out
+    assert "may restore them" not in capsys.readouterr().out
 
 
 def test_export_report_and_a_file_that_is_there(tmp_path, capsys):
@@ -92,6 +93,10 @@ def test_export_report_and_a_file_that_is_there(tmp_path, capsys):
     assert exported.read_bytes() == before
     assert _dgh("export", "shapes_bottleneck", "--out", str(exported), "--force") == 0
     assert len(exported.read_bytes()) > 2 * len(before)
+    unsigned = ["export", "shapes_bottleneck", "--quantized", str(quantized), "--unsigned-weights"]
+    assert _dgh(*unsigned, "--out", str(exported), "--force") == 0
+    kinds = {each.data_type for each in onnx.load(exported).graph.initializer if each.name.endswith("weight.codes")}
+    assert kinds == {onnx.TensorProto.UINT4}
 
 
 def test_a_detector_is_quantized_and_what_it_finds_is_kept(tmp_path, capsys, monkeypatch):
@@ -122,7 +127,7 @@ def test_sets_for_other_tools(tmp_path, capsys):
     assert _dgh("generate", "shapes_bottleneck", "--out", str(tmp_path / "set"), *settings, "--force") == 1
     assert "is not empty: choose a new folder" in capsys.readouterr().err
     assert _dgh("quantize", "shapes_bottleneck", "--images", str(tmp_path / "set"), "--out", str(tmp_path / "q")) == 1
-    assert "reads the .safetensors form" in capsys.readouterr().err
+    assert "reads the .safetensors files" in capsys.readouterr().err
 
 
 def test_an_onnx_file_of_another_network_is_refused(tmp_path, capsys):
@@ -196,7 +201,7 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):
     )
     assert _dgh("quantize", "own_network:make", "--images", "images.safetensors", "--out", "model") == 0
     assert _dgh("evaluate", "own_network:make", "--quantized", "model") == 1
-    assert "own has no test set of its own; name one with --data" in capsys.readouterr().err
+    assert "own has no test set; name one with --data" in capsys.readouterr().err
     assert _dgh("generate", "own_network:number", "--out", "x.npz") == 1
     assert "must return a dghlib.FloatModel, it returned int" in capsys.readouterr().err
     assert _dgh("generate", "own_network:nothing", "--out", "x.npz") == 1
@@ -219,7 +224,7 @@ def test_gray_images_go_all_the_way(tmp_path, monkeypatch, capsys):
     assert _dgh("evaluate", "own_gray:make", "--quantized", "model", "--data", "classes") == 0
     assert "of 2 images" in capsys.readouterr().out
     assert _dgh("evaluate", "own_gray:make", "--data", "pngs") == 1
-    assert "of 1 classes, and the network tells 2 apart" in capsys.readouterr().err
+    assert "have 1 classes, but the network has 2" in capsys.readouterr().err
 
 
 def test_a_network_in_half_precision_or_without_logits(tmp_path, monkeypatch, capsys):
@@ -300,11 +305,11 @@ def test_errors_that_were_not_written_for_users_are_one_line_too(monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["quantize", "shapes_residual", "--real", "shapes", "--out", "x.onnx"], "`dgh export --quantized` makes"),
+        (["quantize", "shapes_residual", "--real", "shapes", "--out", "x.onnx"], "`dgh export --quantized` then"),
         (["generate", "shapes_residal", "--out", "x"], "did you mean 'shapes_residual'"),
         (["generate", "shapes_residual", "--out", "x", "--method", "dhg"], "did you mean 'dgh'"),
         (["generate", "shapes_residual", "--out", "x", "--set", "step=3"], "did you mean 'steps'"),
-        (["generate", "shapes_residual", "--out", "x", "--method", "noise", "--compile"], "dgh alone, not with noise"),
+        (["generate", "shapes_residual", "--out", "x", "--method", "noise", "--compile"], "with dgh, not with noise"),
         (["generate", "shapes_residual", "--out", "x", "--set", "steps=many"], "steps cannot be 'many'; it takes int"),
         (["generate", "shapes_residual", "--out", "x", "--set", "steps"], "write name=value"),
         (["generate", "shapes_residual", "--out", "x", "--set", "steps=0"], "steps must be at least 1, got 0"),
@@ -332,12 +337,12 @@ def test_a_plan_is_told_whose_records_it_shows(tmp_path, monkeypatch, capsys):
     words = ["--budget", "smoke", "--sources", "noise", "--bits", "W8A8", "--seeds", "1", "--models", "shapes_residual"]
     assert _dgh("run", "table2", *words, "--results", str(tmp_path / "own")) == 0
     shown = capsys.readouterr().out
-    assert "2 of 2 records came with the repository" in shown
+    assert "2 of 2 records are from the repository" in shown
     assert "12.34" in shown
     monkeypatch.setenv(ANEW_VARIABLE, "")  # restored afterwards: the command sets it
     assert _dgh("run", "table2", *words, "--results", str(tmp_path / "own"), "--anew") == 0
     shown = capsys.readouterr().out
-    assert "came with the repository" not in shown
+    assert "are from the repository" not in shown
     assert "12.34" not in shown
 
 
@@ -405,7 +410,7 @@ def test_lists_are_read_from_words_and_from_files(tmp_path):
 def test_only_dgh_shares_its_images_among_processes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(processes, "count", lambda: 2)
     assert _dgh("generate", "shapes_bottleneck", "--method", "zeroq", "--out", str(tmp_path / "set")) == 1
-    assert "zeroq works in one process" in capsys.readouterr().err
+    assert "zeroq works only in a single process" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_told(monkeypatch, capsys):
@@ -414,7 +419,7 @@ def test_ctrl_c_is_told(monkeypatch, capsys):
 
     monkeypatch.setattr(dgh, "generate", interrupted)
     assert _dgh("generate", "shapes_bottleneck", "--out", "unused") == 130
-    assert "is not computed again" in capsys.readouterr().err
+    assert "and not computed again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -118,7 +118,7 @@ def test_the_archive_is_made_of_the_published_files(published: Path) -> None:
 
 def test_another_photograph_than_was_annotated_is_refused(published: Path) -> None:
     (published / "coco/train2017/000000000006.jpg").write_bytes(photograph(300, 300))
-    with pytest.raises(ValueError, match=r"train2017/000000000006\.jpg is of \(300, 300\) pixels, COCO says 300 x 416"):
+    with pytest.raises(ValueError, match=r"train2017/000000000006\.jpg has \(300, 300\) pixels, COCO says 300 x 416"):
         coco_lite.prepare(progress=False)
     assert not (published / coco_lite.ARCHIVE).exists()
 

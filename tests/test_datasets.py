@@ -444,7 +444,7 @@ def test_imagenet_lite_from_a_repositorys_archive(data_dir: Path, caplog: pytest
     place_lite(data_dir, LITE, root="acuity-1234/ILSVRC2012_VAL_SET")
     with caplog.at_level(logging.WARNING):
         data = datasets.load("imagenet_lite", "test", image_shape=(3, 32, 48))
-    assert "val1300.zip holds files whose sum is" in caplog.text
+    assert "val1300.zip holds files whose checksum is" in caplog.text
     assert data.images.shape == (2, 3, 32, 48)
     assert data.images[:, 0, 5, 5].tolist() == [10, 20]
     assert data.labels.tolist() == [999, 3]

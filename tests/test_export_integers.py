@@ -254,3 +254,50 @@ def test_batch_norms_that_stay_are_the_same_to_the_last_bit(tmp_path: Path) -> N
     export_onnx(path, model)
     with torch.no_grad():
         np.testing.assert_allclose(by_default(path, images)[0], model.net(images).numpy(), rtol=1e-5, atol=1e-5)
+
+
+class Scaled(nn.Module):
+    """A shortcut around a branch whose values are next to nothing, as LayerScale begins with."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.first, self.branch, self.scale = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return x + self.branch(x) * self.scale
+
+
+@pytest.mark.parametrize(("scale", "sums"), [(1e-2, 1), (1e-6, 0)])
+def test_sums_of_steps_far_apart_are_the_simulation(scale: float, sums: int, tmp_path: Path) -> None:
+    """In float, onnxruntime's sum of codes has no bits left for what decides a half."""
+    torch.manual_seed(0)
+    model, images, path = as_model(Scaled(scale)), noise(16), tmp_path / "net.onnx"
+    quantized = hptq.quantize(model, images, hptq.Config())
+    export_onnx(path, model, quantized)
+    found, nodes = by_default(path, images)
+    with torch.no_grad():
+        assert np.array_equal(found, quantized(images).numpy())
+    assert nodes["QLinearAdd"] == sums
+
+
+class Divided(nn.Module):
+    """Linear attention divides by a sum that is 0 for some places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.end = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.first(x).relu() / (self.second(x).relu() + 1e-15))
+
+
+def test_what_others_are_divided_by_is_not_rounded_to_zero(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images, path = as_model(Divided()), noise(16), tmp_path / "net.onnx"
+    quantized = hptq.quantize(model, images, hptq.Config())
+    assert "add" not in quantized.activation_quantizers()
+    export_onnx(path, model, quantized)
+    with torch.no_grad():
+        assert quantized(images).isfinite().all()
+        assert np.array_equal(by_default(path, images)[0], quantized(images).numpy())

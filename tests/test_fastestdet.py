@@ -49,6 +49,21 @@ def test_a_cell_for_every_16th_pixel() -> None:
     assert sum(parameter.numel() for parameter in net.parameters()) == 244_490
 
 
+def test_a_folded_head_computes_the_same_and_has_no_batch_norms() -> None:
+    net = fastestdet.FastestDet().train()
+    with torch.no_grad():
+        net(torch.rand(4, 3, 64, 96))  # statistics that are not those of nothing
+    images = torch.rand(2, 3, 64, 96)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    with torch.no_grad():
+        wanted = net.eval()(images)
+        folded = fastestdet.with_folded_head(net)
+        for name, value in folded(images).items():
+            torch.testing.assert_close(value, wanted[name], atol=1e-4, rtol=1e-4)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.head.modules())
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == norms - 7
+
+
 def test_boxes_by_hand() -> None:
     # Category 11, counted from 0, is the 12th, whose id is 13: no object has the id 12.
     (found,) = fastestdet.FastestDet().boxes_of(outputs_with([(1, 1, 11)]), [(100, 200)])

@@ -100,6 +100,6 @@ def test_the_command_computes_what_is_missing_and_says_what_there_is(
     (record,) = run.run(held("table2", "shapes"))
     assert record["outputs"]["top1"] > 90
     new = not record["provenance"]["modified"]
-    assert f"{int(new)} records are new" in capsys.readouterr().out
+    assert f"{int(new)} new records" in capsys.readouterr().out
     assert cli.main(["results", "--profile", "shape"]) == 1
     assert "did you mean 'shapes'" in capsys.readouterr().err

@@ -37,6 +37,12 @@ def test_a_chart_has_every_mean_of_its_figure(tmp_path: Path, seeds: int) -> Non
     assert ("standard deviation: " in svg) == (seeds == 2)
 
 
+def test_of_real_images_alone_there_is_no_chart() -> None:
+    records = made_up(PLANS["figure5"]("shapes", "quick", models=["shapes_residual"], seeds=1))
+    real = [record for record in records if record["inputs"].get("images", {}).get("source", "real") == "real"]
+    assert not hasattr(paper_figures.scope_curves(real), "_repr_mimebundle_")
+
+
 def test_every_setting_of_the_leaderboard_is_a_dot_with_a_name() -> None:
     rows = leaderboard.runs(RECORDS)
     dots = _svg(leaderboard.differences(rows))

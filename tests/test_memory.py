@@ -38,7 +38,8 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(monkeypatch: py
     monkeypatch.setattr(memory, "available", lambda device: 10**9)
     memory.check_batch("DGH", 10**7, 64, "cpu")
     with pytest.raises(
-        torch.OutOfMemoryError, match=re.escape("with batches of 128 images, and 1.0 GB are free: set batch_size to 64")
+        torch.OutOfMemoryError,
+        match=re.escape("with batches of 128 images, but only 1.0 GB are free: set batch_size to 64"),
     ):
         memory.check_batch("DGH", 10**7, 128, "cpu")
     with pytest.raises(torch.OutOfMemoryError, match="not even one image fits"):
@@ -72,7 +73,7 @@ def test_dgh_refuses_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(memory, "kept_for_gradients", lambda net, compute: 10**6)
     monkeypatch.setattr(memory, "available", lambda device: 3 * 10**6)
     monkeypatch.setattr(dgh._Run, "begin", lambda self: pytest.fail("it began"))
-    with pytest.raises(torch.OutOfMemoryError, match=r"DGH on shapes_inverted takes some .* set batch_size to 2"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"DGH on shapes_inverted takes about .* set batch_size to 2"):
         dgh.generate(model, SMALL, progress=False)
 
 

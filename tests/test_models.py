@@ -182,7 +182,7 @@ def test_spaces_that_cannot_be_are_refused(tiny_model: FloatModel) -> None:
 def test_statistics_of_pixels_from_0_to_255_are_refused(
     tiny_model: FloatModel, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    with pytest.raises(ValueError, match="of pixels from 0 to 255; they must be of pixels from 0 to 1: divide them"):
+    with pytest.raises(ValueError, match="for pixels from 0 to 255; they must be for pixels from 0 to 1: divide them"):
         replace(tiny_model, mean=mean, std=std)
 
 

@@ -1,6 +1,7 @@
 """Methods that need no images: what batch norms tell of tensors, SQuant's flips, DFQ's scales, files and refusals."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dghlib import cli
+from dghlib import cli, models
 from dghlib.experiments import run
 from dghlib.experiments.experiment import Experiment
 from dghlib.experiments.profiles import BUDGETS
+from dghlib.export import export_onnx, open_session
 from dghlib.models import FloatModel
 from dghlib.plans.parts import without_images
 from dghlib.quantizers import (
     QUANTIZERS,
     WITHOUT_IMAGES,
     QuantizedModel,
+    brecq,
     compensated,
     dfq,
     hptq,
+    lsq,
     noise_report,
+    ocs,
     saved_facts,
     squant,
 )
@@ -30,12 +35,16 @@ from dghlib.quantizers.calibration import Histogram, observe
 from dghlib.quantizers.compensation import _line, compensate
 from dghlib.quantizers.equalization import equalize, pairs_of
 from dghlib.quantizers.expectation import expect
+from dghlib.quantizers.fine_tuning import fine_tune
 from dghlib.quantizers.flips import flipped, flipped_weight
 from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.grid import UniformQuantizer
-from dghlib.quantizers.operations import layer_at
+from dghlib.quantizers.operations import layer_at, layer_calls
 from dghlib.quantizers.placement import every_tensor
+from dghlib.quantizers.reconstruction import shortened
 from dghlib.quantizers.scale_search import weight_grid
+from dghlib.quantizers.splitting import divided, input_axis, split
+from dghlib.quantizers.splitting import outliers as channels_to_split
 from dghlib.showing import tables
 
 MODULES = {name: QUANTIZERS[name] for name in WITHOUT_IMAGES}
@@ -91,7 +100,7 @@ def test_images_choose_the_grids_of_tensors_where_there_are_any(method: Any, tin
 
 
 def test_methods_that_need_images_refuse_to_go_without(tiny_model: FloatModel) -> None:
-    with pytest.raises(TypeError, match="calibration images are one tensor"):
+    with pytest.raises(TypeError, match="calibration images must be a single tensor"):
         hptq.quantize(tiny_model, None, hptq.Config())  # type: ignore[arg-type]
 
 
@@ -173,7 +182,7 @@ def test_products_parts_and_concatenations_are_followed(activation: nn.Module) -
 
 def test_what_cannot_be_told_is_refused_by_name() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Softmax(dim=1), nn.Conv2d(4, 2, 1))
-    with pytest.raises(ValueError, match=r"what tensor '_2' holds cannot be told.*Calibrate with images"):
+    with pytest.raises(ValueError, match=r"tensor '_2' cannot be predicted.*Calibrate with images"):
         squant.quantize(as_model(net), None, squant.Config())
 
 
@@ -330,6 +339,123 @@ def test_reports_compare_with_the_network_as_it_was_prepared(tiny_model: FloatMo
     assert min(weights) > 35
 
 
+# Split channels
+
+
+class Outliers(nn.Module):
+    """Layers of every kind whose input channels differ in reach; the depthwise one and the first are not split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(3, 20, 1), nn.Conv2d(20, 20, 3, padding=1, groups=20)
+        self.conv, self.transposed = nn.Conv2d(20, 12, 3), nn.ConvTranspose2d(12, 10, 2)
+        self.linear = nn.Linear(10, 5)
+        with torch.no_grad():
+            for layer, channel in ((self.conv, 7), (self.linear, 3)):
+                layer.weight[:, channel] *= 8
+            self.transposed.weight[2] *= 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(F.relu(self.depthwise(self.first(x))))
+        return self.linear(F.relu(self.transposed(F.relu(x))).mean((2, 3)))
+
+
+def outliers_model() -> FloatModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return as_model(Outliers())
+
+
+def test_split_channels_compute_the_same_with_half_the_reach() -> None:
+    model = outliers_model()
+    graph = folded_graph(model)
+    split(graph, expand=0.15)
+    images = noise(8)
+    torch.testing.assert_close(outputs(graph, images), outputs(model.net, images), rtol=1e-5, atol=1e-6)
+    channels = {path: layer.weight.shape[input_axis(layer)] for path, layer in layers_of(graph).items()}
+    assert channels == {"first": 3, "depthwise": 1, "conv": 20 + 3, "transposed": 12 + 2, "linear": 10 + 2}
+    for path in ("conv", "transposed", "linear"):
+        reach = [float(layer_at(each, path).weight.abs().max()) for each in (graph, folded_graph(model))]
+        assert reach[0] <= 0.5 * reach[1]
+
+
+def layers_of(graph: Any) -> dict[str, Any]:
+    return {str(call.target): layer for call, layer in layer_calls(graph)}
+
+
+def test_the_largest_channels_are_split_and_their_halves_again() -> None:
+    layer = nn.Linear(4, 1)
+    layer.weight = nn.Parameter(torch.tensor([[1.0, -8.0, 3.0, 0.5]]))
+    assert channels_to_split(layer, 4) == [1, 1, 4, 2]  # 8 is 4 and 4, one is 2 and 2, the other too, then comes 3
+    whole = layer.weight.detach()
+    halves = divided(whole, 1, [1, 1, 4, 2])
+    assert halves.tolist() == [[1.0, -2.0, 1.5, 0.5, -2.0, -2.0, -2.0, 1.5]]
+
+
+def test_halves_are_rounded_to_what_the_whole_is_rounded_to() -> None:
+    whole = torch.linspace(-6, 6, 4001, dtype=torch.float64).reshape(-1, 1)
+    parts = divided(whole, 1, [0, 1, 0], step=0.5)
+    torch.testing.assert_close(parts.sum(1, keepdim=True), whole)
+    rounded = (parts / 0.5).round().sum(1, keepdim=True)
+    away = (whole / 0.5 % 1 - 0.5).abs() > 1e-6  # of the middle between two codes, where either is right
+    assert torch.equal(rounded[away], (whole / 0.5).round()[away])
+    assert not torch.equal((divided(whole, 1, [0, 1, 0]) / 0.5).round().sum(1, keepdim=True), (whole / 0.5).round())
+
+
+def test_splitting_brings_a_network_with_outliers_nearer_at_four_bits_of_a_grid_a_layer() -> None:
+    model, images = outliers_model(), noise(16)
+
+    def error(expand: float) -> float:
+        quantized = ocs.quantize(model, None, ocs.Config(weight_bits=4, activation_bits=32, expand=expand))
+        return float((outputs(quantized, images) - outputs(model.net, images)).square().mean())
+
+    assert error(0.15) < 0.5 * error(0.0)
+
+
+def test_a_share_beyond_all_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="expand"):
+        ocs.Config(expand=1.5)
+
+
+def test_files_run_with_split_channels(tmp_path: Path) -> None:
+    model, images = outliers_model(), noise(4)
+    quantized = ocs.quantize(model, None, ocs.Config(weight_bits=8, activation_bits=8, expand=0.2))
+    export_onnx(tmp_path / "split.onnx", model, quantized)
+    session = open_session(tmp_path / "split.onnx", optimized=False)
+    found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    step = float(list(quantized.activation_quantizers().values())[-1].scale)
+    assert (found - outputs(quantized, images)).abs().max() <= step * 1.001
+
+
+@pytest.mark.parametrize("method", [hptq, squant, brecq], ids=["hptq", "squant", "brecq"])
+def test_any_method_may_ask_for_scaled_channels(method: Any, tmp_path: Path) -> None:
+    """Two layers whose channels differ in reach by far: files are read as they were prepared."""
+    model, images = chain(), noise(8)
+    config = method.Config(weight_bits=8, activation_bits=8, equalize=True)
+    config = shortened(config, 2) if method is brecq else config
+    quantized, plain_copy = (method.quantize(model, images, each) for each in (config, replace(config, equalize=False)))
+    assert quantized.about["preparation"] == {"equalize": {"absorb": True}}
+    assert "preparation" not in plain_copy.about
+    reach = [
+        each.graph.get_submodule("expand").layer.weight.abs().flatten(1).amax(1) for each in (quantized, plain_copy)
+    ]
+    assert reach[0].max() / reach[0].min() < 0.5 * reach[1].max() / reach[1].min()
+    quantized.save(tmp_path / "file")
+    read = QuantizedModel.load(tmp_path / "file", model)
+    torch.testing.assert_close(outputs(read, images), outputs(quantized, images))
+
+
+def test_what_starts_from_a_prepared_copy_is_read_as_that_was_prepared(tmp_path: Path) -> None:
+    model = models.load("shapes_residual")
+    images = 2 * torch.randn(8, *model.image_shape, generator=torch.Generator().manual_seed(0))
+    start = ocs.quantize(model, None, ocs.Config(weight_bits=4, activation_bits=8))
+    config = lsq.Config(weight_bits=4, activation_bits=8, steps=2, batch_size=4)
+    tuned = fine_tune("lsq", model, images, config, None, start)
+    tuned.save(tmp_path / "file")
+    read = QuantizedModel.load(tmp_path / "file", model)
+    torch.testing.assert_close(outputs(read, images), outputs(tuned, images))
+
+
 # Compensation
 
 
@@ -396,7 +522,7 @@ def test_steps_that_are_powers_of_two_stay_so(tiny_model: FloatModel) -> None:
 
 
 def test_one_image_cannot_fit_and_judge(tiny_model: FloatModel) -> None:
-    with pytest.raises(ValueError, match="two images at least"):
+    with pytest.raises(ValueError, match="at least 2 images"):
         compensated.quantize(tiny_model, noise(1), compensated.Config())
 
 
@@ -423,4 +549,4 @@ def test_dgh_quantize_needs_images_for_methods_that_do(
     assert cli.main([*command, "--method", "dfq"]) == 0
     assert saved_facts(tmp_path / "quantized.safetensors")["preparation"] == {"equalize": {"absorb": True}}
     assert cli.main([*command, "--method", "hptq", "--force"]) == 1
-    assert "No images are needed by --method squant or dfq" in capsys.readouterr().err
+    assert "No images are needed by --method squant or dfq or ocs" in capsys.readouterr().err

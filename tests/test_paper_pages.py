@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from dghlib.experiments import run
 from dghlib.experiments.experiment import FLOAT, Experiment, Run, width_of
 from dghlib.experiments.profiles import first_models
-from dghlib.plans import fine_tuned, papers
+from dghlib.plans import fine_tuned, papers, transformers
 from dghlib.plans.catalogue import PLANS
 from dghlib.showing import detections, paper_figures, paper_tables, plan_tables, tables
 
@@ -90,6 +90,26 @@ def test_a_network_with_its_own_images_is_on_the_diagonal() -> None:
         row, column = (name.removeprefix("shapes_") for name in (experiment.maker, experiment.model))
         assert table.loc[("DGH", row, width_of(experiment.quantizer_config)), column] == f"{place}.00"
     assert "65.72" in paper_tables.paper_transfers().to_string()
+
+
+def test_images_of_a_transformer_stand_beside_those_of_networks() -> None:
+    names = ["shapes_residual", "shapes_inverted"]
+    experiments = papers.transfer("shapes", "quick", seeds=1, models=names, sources=["psaq_vit", "dgh"])
+    made = [(each.source, each.images_of, each.model) for each in experiments[len(names) :]]
+    assert [each for each in made if each[0] == "psaq_vit"] == [
+        ("psaq_vit", "shapes_transformer", name) for name in names
+    ]
+    assert "PSAQ-ViT" in paper_tables.transfers(made_up(experiments)).to_string()
+
+
+def test_genqs_images_for_transformers_are_filtered_by_patches() -> None:
+    drawn = [
+        each for each in transformers.genq_table4("shapes_transformers", "quick", seeds=1) if each.source == "genq"
+    ]
+    assert {each.source_config.second_stage for each in drawn} == {"patch_similarity"}
+    assert len(drawn) == len(transformers.WIDTHS) * len(transformers.QUANTIZERS)
+    public = transformers.genq_table4("cifar10_transformers", "quick", seeds=1)
+    assert all(each.source != "genq" for each in public)  # no pipeline of its data ships with the package
 
 
 def test_numbers_that_a_paper_borrowed_are_marked() -> None:

@@ -1,9 +1,12 @@
 """Histograms and threshold searches: against direct computation on the values themselves."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from dghlib.quantizers import ranges
 from dghlib.quantizers.calibration import HALF_BINS, Histogram, power_of_two_above
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.ranges import SMALLEST_THRESHOLD, activation_threshold, weight_thresholds
@@ -123,3 +126,23 @@ def test_channels_of_zeros_and_of_one_weight() -> None:
         thresholds = weight_thresholds(weight, 4, search)
         assert thresholds[0] == SMALLEST_THRESHOLD
         torch.testing.assert_close(error(weight, thresholds[:, None], 4, True), torch.zeros(3))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("search", ["power_of_two", "free"])
+def test_searches_that_stop_early_find_what_whole_ones_find(
+    search: str, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = randn(12, 300) * torch.logspace(-4, 1, 12)[:, None]
+    weight[3, 5], weight[4], weight[5] = 100.0, 0.0, weight[5].sign()
+    tried, on_grid = [], ranges._on_grid
+
+    def counted(*given: Any, **named: Any) -> Tensor:
+        tried.append(bits)
+        return on_grid(*given, **named)
+
+    monkeypatch.setattr(ranges, "_on_grid", counted)
+    found, early = weight_thresholds(weight, bits, search), len(tried)
+    monkeypatch.setattr(ranges, "_HOPELESS", float("inf"))
+    assert torch.equal(found, weight_thresholds(weight, bits, search))
+    assert early < len(tried) - early or bits == 2  # of which the best grids clip much, so that none can be left out

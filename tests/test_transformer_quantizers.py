@@ -359,7 +359,7 @@ def test_a_move_that_other_images_do_not_bear_out_is_not_made() -> None:
 
 
 def test_erq_needs_an_image_to_choose_by() -> None:
-    with pytest.raises(ValueError, match="two images at least, to fit and to choose, got one"):
+    with pytest.raises(ValueError, match="at least 2 images, to fit and to choose, got 1"):
         erq.quantize(model_of(built(small)), noise(1), erq.Config())
 
 

@@ -258,9 +258,7 @@ def _build_pages(source: Path, html: Path) -> list[str]:
     if not (made / "index.html").is_file():
         raise BookError(f"jupyter-book made no pages:\n{finished.stdout}{finished.stderr}")
     shutil.copy(_mathjax(), made / "_static" / MATHJAX)
-    (made / "_static" / VEGA).write_text(
-        vl_convert.javascript_bundle("Object.assign(window, { vegaEmbed });"), encoding="utf-8"
-    )
+    (made / "_static" / VEGA).write_text(_vega(), encoding="utf-8")
     # What notebooks wrote, tables as CSV for instance, lies beside the page as it does beside the notebook.
     beside = shutil.ignore_patterns("*.ipynb")
     shutil.copytree(source / "notebooks", made / "notebooks", ignore=beside, dirs_exist_ok=True)
@@ -287,6 +285,11 @@ def _finish_pages(html: Path) -> None:
 def _warnings(stderr: str) -> list[str]:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", stderr)
     return [line for line in plain.splitlines() if "WARNING" in line or "ERROR" in line] or [plain]
+
+
+def _vega() -> str:
+    """Return Vega as a script whose only name is `vegaEmbed`; a browser would not run a module from a disk."""
+    return f"(() => {{{vl_convert.javascript_bundle('Object.assign(window, { vegaEmbed });')}}})();"
 
 
 def _mathjax() -> Path:

@@ -1,1 +1,1 @@
-"""What each command of `dgh` does: its parameters are its options; it calls the library, prints a line or a table."""
+"""The commands of `dgh`. The parameters of a function are its options; it calls the library and prints the result."""

@@ -1,4 +1,4 @@
-"""Files that commands write: asked for before anything is computed, held while it is; and extras that are missing."""
+"""Files that commands write: checked before anything is computed, and locked meanwhile; and missing extras."""
 
 import contextlib
 import importlib
@@ -12,10 +12,10 @@ from dghlib.storage.locks import claim
 
 @contextlib.contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """Tell, in the place of an import that fails in this block, which extra brings what is missing.
+    """If an import fails in this block, report which extra installs the missing package.
 
     Raises:
-        ValueError: the extra is not installed; the message says how to.
+        ValueError: the extra is not installed; the message says how to install it.
     """
     try:
         yield
@@ -24,25 +24,25 @@ def needing(extra: str) -> Iterator[None]:
 
 
 def export_room() -> types.ModuleType:
-    """Return the room that needs the extra `onnx`; raises as `needing` does."""
+    """Return the package `export`, which needs the extra `onnx`; raises as `needing` does."""
     with needing("onnx"):
         return importlib.import_module("dghlib.export")
 
 
 @contextlib.contextmanager
 def claimed(path: Path, force: bool) -> Iterator[None]:
-    """Hold the right to write a file, for as long as it is computed; raises as `check_free` and `claim` do."""
+    """Lock a file that will be written, while it is computed; raises as `check_free` and `claim` do."""
     check_free(path, force)
     with claim(path):
         yield
 
 
 def check_free(path: Path, force: bool) -> None:
-    """Ask before a file is replaced; without a terminal to ask at, refuse.
+    """Ask before a file is replaced; refuse if there is no terminal to ask at.
 
     Raises:
-        IsADirectoryError: it is a folder.
-        FileExistsError: the answer is no.
+        IsADirectoryError: the path is a folder.
+        FileExistsError: the file exists and the answer is no.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it, such as {path / 'NAME'}")
@@ -57,8 +57,8 @@ def check_set(path: Path, force: bool) -> None:
     """Check, before anything is computed, that a set of images can be written to `path`.
 
     Raises:
-        ValueError: its name has an ending that no form of sets has.
-        FileExistsError: it exists and is not to be replaced, or is a folder that is not empty.
+        ValueError: no format of image sets has the ending of this name.
+        FileExistsError: the file exists and may not be replaced, or the folder is not empty.
     """
     if path.suffix not in ("", ".npz", ".safetensors"):
         raise ValueError(f"--out must end in .safetensors or .npz, or be a folder without an ending, got {path}")
@@ -70,5 +70,5 @@ def check_set(path: Path, force: bool) -> None:
 
 
 def checkpoint_of(path: Path) -> Path:
-    """Return where the checkpoint of a file lies while it is computed."""
+    """Return the path of a file's checkpoint while the file is computed."""
     return path.with_name(path.name + ".checkpoint")

@@ -1,4 +1,4 @@
-"""The commands of a network: images from it, its quantized copy, a file of that, what was lost."""
+"""The commands for networks: generate, quantize, export, report and evaluate."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ from dghlib.storage import checkpoints
 from dghlib.storage.locks import claim
 from dghlib.storage.records import plain
 
-ENOUGH = 4  # images for every class, with which none should be missing
+ENOUGH = 4  # images per class, with which no class should be missing
 
 
 def generate(
@@ -41,7 +41,7 @@ def generate(
     out: Annotated[
         Path,
         Parameter(
-            help="file to write, .safetensors or .npz, or a folder for PNG files; a killed run continues beside it"
+            help="file to write, .safetensors or .npz, or a folder for PNG files; a killed run continues when repeated"
         ),
     ],
     method: Annotated[str, Parameter(help=f"one of: {', '.join(GENERATORS)}")] = "dgh",
@@ -51,19 +51,19 @@ def generate(
         Flag,
         Parameter(
             name="--compile",
-            help="let torch compile the network first, a minute or two: shortens long runs on MobileNets; of dgh alone",
+            help="let torch compile the network first (1 or 2 minutes), for faster long runs on MobileNets; dgh only",
         ),
     ] = False,
     device: Device = "cpu",
     force: Force = False,
 ) -> None:
-    """Make calibration images and write them; the first of several processes does."""
+    """Make calibration images and write them; if several processes share the work, the first one writes."""
     module = look_up(GENERATORS, method, "generator")
     network = _model(model)
     config = look_up(module.PRESETS, preset, f"preset of {method}")
     config = dataclasses.replace(config, **parse_settings(config, settings))
     if compiled and method != "dgh":
-        raise ValueError(f"--compile works with dgh alone, not with {method}")
+        raise ValueError(f"--compile works only with dgh, not with {method}")
     check_set(out, force)
     checkpoint = checkpoint_of(out)
     with processes.joined(device) as own_device, contextlib.ExitStack() as held:
@@ -71,7 +71,7 @@ def generate(
         if first:
             held.enter_context(claim(out))
         if processes.count() > 1 and method != "dgh":
-            raise ValueError(f"{method} works in one process; several can share the images of dgh alone")
+            raise ValueError(f"{method} works only in a single process; only dgh divides its images among several")
         how = {"compiled": True} if compiled else {}
         images = module.generate(network, config, device=own_device, progress=first, checkpoint=checkpoint, **how)
         if first:
@@ -84,22 +84,22 @@ def generate(
 
 
 def _tell_classes(model: FloatModel, images: torch.Tensor) -> None:
-    """Print how many classes a classifier sees in images, and what to do if many images show few of them.
+    """Print how many classes a classifier sees in images, and a hint if many images show only some of them.
 
-    Of a network that returns anything else than logits (N, K) nothing is said.
+    Print nothing for a network whose outputs are not logits (N, K).
     """
     logits = _logits(model, images)
     if logits is None:
         return
     seen, count = len(logits.argmax(1).unique()), logits.shape[1]
     low, high = (bound.item() for bound in logits.aminmax())
-    print(f"the network sees {seen} of {count} classes in them; its logits reach from {low:.1f} to {high:.1f}")
+    print(f"the network sees {seen} of {count} classes in them; its logits range from {low:.1f} to {high:.1f}")
     if seen < count <= len(images) // ENOUGH:
-        print("a quantizer that learns may lose the other classes; more images or more steps may bring them back")
+        print("a quantizer that learns may lose the other classes; more images or more steps may restore them")
 
 
 def _logits(model: FloatModel, images: torch.Tensor) -> torch.Tensor | None:
-    """Return what a classifier answers to images (N, C, H, W), (N, K), or None if that is something else."""
+    """Return the outputs of a classifier for images (N, C, H, W), (N, K), or None if they are not logits."""
     net, found = private_copy(model.net), []
     with torch.inference_mode():
         for batch in tqdm(images.split(TEST_BATCH), desc="classes", unit="batch", leave=False, delay=3):
@@ -110,7 +110,7 @@ def _logits(model: FloatModel, images: torch.Tensor) -> torch.Tensor | None:
 
 
 def _save_set(path: Path, images: torch.Tensor, model: FloatModel, about: dict[str, str]) -> str:
-    """Write images in the form that the name of `path` asks for; return what is to be said of it."""
+    """Write images in the format that the name of `path` asks for; return a note on the loss of precision."""
     if path.suffix == ".npz":
         export_room().save_npz(path, images, model.mean, model.std)
     elif not path.suffix:
@@ -126,21 +126,21 @@ def quantize(
     *,
     images: Images = None,
     real: Real = None,
-    num_images: Annotated[int, Parameter(help="how many real ones")] = 256,
+    num_images: Annotated[int, Parameter(help="number of real images")] = 256,
     seed: Seed = 0,
     method: Annotated[str, Parameter(help=f"one of: {', '.join(QUANTIZERS)}")] = "hptq",
     preset: Preset = "default",
-    bits: Annotated[str, Parameter(help="of weights and activations, 2 to 8, 16 or 32")] = "W8A8",
+    bits: Annotated[str, Parameter(help="width of weights and activations, 2 to 8, 16 or 32")] = "W8A8",
     settings: Settings = (),
-    out: Annotated[Path, Parameter(help="file to write; a killed run continues beside it")],
+    out: Annotated[Path, Parameter(help="file to write; a killed run continues when repeated")],
     device: Device = "cpu",
     force: Force = False,
 ) -> None:
     """Quantize a network and write it."""
     if out.suffix == ".onnx":
         raise ValueError(
-            f"`dgh quantize` writes the simulation, a .safetensors file, got --out {out}; "
-            "`dgh export --quantized` makes an ONNX file of that"
+            f"`dgh quantize` writes the simulation to a .safetensors file, got --out {out}; "
+            "`dgh export --quantized` then writes an ONNX file"
         )
     module = look_up(QUANTIZERS, method, "quantizer")
     weight_bits, activation_bits = parse_bits(bits)
@@ -165,27 +165,27 @@ def quantize(
 def calibration_images(
     model: FloatModel, images: Path | None, real: str | None, num_images: int, seed: int
 ) -> torch.Tensor:
-    """Return the images that were chosen, normalised (N, C, H, W): a set of ours, or real ones.
+    """Return the chosen images, normalised (N, C, H, W): a generated set, or real images.
 
     Raises:
-        ValueError: neither or both are named, or the set is of another form.
+        ValueError: neither or both are named, or the set has another format.
     """
     if (images is None) == (real is None):
         raise ValueError(
-            f"name the images to calibrate with, a set by --images or a data set by --real; got "
+            f"name the calibration images: either a set with --images or a data set with --real; got "
             f"{'both' if images else 'neither'}. No images are needed by --method {' or '.join(WITHOUT_IMAGES)}"
         )
     if images:
         if images.is_dir() or images.suffix == ".npz":
             raise ValueError(
-                f"--images reads the .safetensors form that `dgh generate` writes, got {images}; "
-                "photographs with labels, as .npz or in folders, go with --real"
+                f"--images reads the .safetensors files that `dgh generate` writes, got {images}; "
+                "use --real for photographs with labels, as .npz or in folders"
             )
         return load_images(images, (model.mean, model.std))[0]
     assert real is not None  # mypy does not follow the comparison above
     if model.task == "detection":
         return real_images(real, model, num_images, seed)
-    available = DRAWN_TRAINING_IMAGES.get(real)  # so that they are the real images of the book
+    available = DRAWN_TRAINING_IMAGES.get(real)  # so that the images are the real images of the book
     data = datasets.draw(real, "train", num_images, seed, available, model.image_shape)
     return normalise(data.images, model.mean, model.std)
 
@@ -198,13 +198,19 @@ def export(
         Path | None, Parameter(help="a file that `dgh quantize` wrote (default: the float network)")
     ] = None,
     out: Annotated[Path, Parameter(help="file to write")],
+    unsigned_weights: Annotated[
+        Flag,
+        Parameter(
+            help="write weights as unsigned bytes: right on x86 processors without VNNI, slower on those with it"
+        ),
+    ] = False,
     force: Force = False,
 ) -> None:
     """Write an ONNX file."""
     with claimed(out, force):
         network = _model(model)
         integers = QuantizedModel.load(quantized, network) if quantized else None
-        export_room().export_onnx(out, network, integers)
+        export_room().export_onnx(out, network, integers, signed_weights=not unsigned_weights)
     print(f"{network.name}, {out.stat().st_size / 1e6:.2f} MB in {out}")
 
 
@@ -215,18 +221,18 @@ def report(
     quantized: Annotated[Path, Parameter(help="a file that `dgh quantize` wrote")],
     images: Images = None,
     real: Real = None,
-    num_images: Annotated[int, Parameter(help="how many of them, generated or real")] = 32,
+    num_images: Annotated[int, Parameter(help="number of these images, generated or real")] = 32,
     seed: Seed = 0,
-    worst: Annotated[int, Parameter(help="how many rows to print")] = 12,
-    out: Annotated[Path | None, Parameter(help="folder for all rows as CSV and for pictures of them as SVG")] = None,
+    worst: Annotated[int, Parameter(help="number of rows to print")] = 12,
+    out: Annotated[Path | None, Parameter(help="folder for all rows as CSV and for figures as SVG")] = None,
     force: Force = False,
 ) -> None:
-    """Print which layer hurts, and write tables and pictures of it."""
+    """Print which layers cost most accuracy, and write tables and figures of all layers."""
     with needing("book"):
         from dghlib.showing import figures, tables
 
     if out and out.exists() and not (force and out.is_dir()):
-        raise FileExistsError(f"{out} exists; --force writes into it, if it is a folder")
+        raise FileExistsError(f"{out} exists; if it is a folder, --force writes into it")
     with claim(out) if out else contextlib.nullcontext():
         network = _model(model)
         integers = QuantizedModel.load(quantized, network)
@@ -236,7 +242,7 @@ def report(
         if floats := in_float(integers):
             print("\nStays in float:", *floats, sep="\n  ")
         if len(units):
-            print("\nErrors of units, over the energy of the float output, before and after they learned:")
+            print("\nErrors of units relative to the energy of the float output, before and after they learned:")
             print(units.drop(columns="place").head(worst).to_string(float_format="%.2g"))
         if not out:
             return
@@ -245,7 +251,7 @@ def report(
         figures.noise_profile(noise, title=title, save=str(out / "noise"))
         if len(units):
             figures.unit_profile(units, title=title, save=str(out / "units"))
-        print(f"\nAll of it, as tables and pictures, in {out}")
+        print(f"\nAll rows, as tables and figures, are in {out}")
 
 
 def evaluate(
@@ -256,11 +262,11 @@ def evaluate(
         Path | None, Parameter(help="a file that `dgh quantize` or `dgh export` wrote (default: the float network)")
     ] = None,
     data: Annotated[
-        str | None, Parameter(help="a data set's name, an .npz file or an image folder (default: the network's own)")
+        str | None, Parameter(help="name of a data set, an .npz file or an image folder (default: the network's own)")
     ] = None,
     num_images: Annotated[int | None, Parameter(help="size of the test set (default: all)")] = None,
     boxes: Annotated[
-        Path | None, Parameter(help="file to write what a detector finds to, in COCO's results format")
+        Path | None, Parameter(help="file for the boxes that a detector finds, in COCO's results format")
     ] = None,
     device: Device = "cpu",
     force: Force = False,
@@ -268,7 +274,7 @@ def evaluate(
     """Print the top-1 accuracy of a classifier, or the mean average precision of a detector.
 
     Raises:
-        ValueError: boxes are asked for of a network that finds none.
+        ValueError: boxes are asked for, but the network is not a detector.
     """
     network = _model(model)
     if network.task == "detection":
@@ -285,7 +291,7 @@ def evaluate(
     name = data or _test_data_of(network.name)
     images = datasets.load(name, "test", num_images, image_shape=network.image_shape)
     pairs = datasets.batches(images, network.mean, network.std, TEST_BATCH)
-    # The label of an image in a folder is the place of its class among those of the folder.
+    # The label of an image in a folder is the index of its class among the classes of the folder.
     classes = len(images.classes) if Path(name).is_dir() else None
     total = -(-len(images) // TEST_BATCH)
     percent = top1(net.to(device), pairs, num_classes=classes, total=total, progress=True)
@@ -304,10 +310,10 @@ def _network_to_test(model: FloatModel, path: Path | None) -> torch.nn.Module:
 
 
 def _model(name: str) -> FloatModel:
-    """Return a network by its name here, or from a function of the user's: `module:function`, found from this folder.
+    """Return a network of the package by name, or from the user's function `module:function` in the current folder.
 
     Raises:
-        ValueError: there is no such network, module or function, or it returns something else than a FloatModel.
+        ValueError: there is no such network, module or function, or the function does not return a FloatModel.
     """
     module, colon, function = name.partition(":")
     if not colon or module == "timm":
@@ -326,4 +332,4 @@ def _test_data_of(model: str) -> str:
     for profile in PROFILES.values():
         if model in profile.models:
             return profile.data_set
-    raise ValueError(f"{model} has no test set of its own; name one with --data: a data set, .npz file or image folder")
+    raise ValueError(f"{model} has no test set; name one with --data: a data set, an .npz file or an image folder")

@@ -1,4 +1,4 @@
-"""The options that several commands share, each with its help."""
+"""The options that several commands share, with their help."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,26 +16,26 @@ Model = Annotated[
 ]
 Device = Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")]
 Flag = Annotated[bool, Parameter(show_default=False)]
-Force = Annotated[Flag, Parameter(help="replace a file that exists, without asking")]
-Images = Annotated[Path | None, Parameter(help="a set that `dgh generate` wrote to a .safetensors file")]
+Force = Annotated[Flag, Parameter(help="replace an existing file without asking")]
+Images = Annotated[Path | None, Parameter(help="a set of images that `dgh generate` wrote to a .safetensors file")]
 Real = Annotated[
-    str | None, Parameter(help="in the place of --images: a data set's name, an .npz file or image folder")
+    str | None, Parameter(help="instead of --images: the name of a data set, an .npz file or an image folder")
 ]
-Seed = Annotated[int, Parameter(help="which real images")]
+Seed = Annotated[int, Parameter(help="seed for the choice of real images")]
 Settings = Annotated[
     tuple[str, ...],
     Parameter(
         name="--set",
         show_default=False,
-        help="NAME=VALUE, may be given several times; `dgh settings METHOD` lists them",
+        help="NAME=VALUE, can be given several times; `dgh settings METHOD` lists the names",
     ),
 ]
-Preset = Annotated[str, Parameter(help="settings by name; `dgh settings METHOD` lists them")]
+Preset = Annotated[str, Parameter(help="name of a preset; `dgh settings METHOD` lists the presets")]
 Profile = Annotated[str, Parameter(help=f"one of: {', '.join(PROFILES)}")]
 Budget = Annotated[str, Parameter(help=f"one of: {', '.join(BUDGETS)}")]
 Cluster = Annotated[
     str | None,
     Parameter(help="compute on a Dask cluster: tcp://HOST:8786, or the .json file of its scheduler"),
 ]
-Anew = Annotated[Flag, Parameter(help="compute what the repository's results/ has records of, too")]
+Anew = Annotated[Flag, Parameter(help="also compute the runs whose records are in the repository's results/")]
 Words = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True)]

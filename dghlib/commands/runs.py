@@ -1,4 +1,4 @@
-"""The commands of the book: runs and their records, data, notebooks, pages."""
+"""The commands of the book: runs and their records, data, notebooks and pages."""
 
 import inspect
 import os
@@ -29,13 +29,13 @@ def run_plan(
     *,
     profile: Profile = "shapes",
     budget: Budget = "quick",
-    seeds: Annotated[int | None, Parameter(help="repetitions (default: the budget's)")] = None,
+    seeds: Annotated[int | None, Parameter(help="number of repetitions (default: the budget's number)")] = None,
     models: Annotated[Words, Parameter(help="networks (default: all of the profile)")] = None,
     sources: Annotated[
-        Words, Parameter(help=f"of images, out of: {', '.join(GENERATORS)}, real (default: the plan's)")
+        Words, Parameter(help=f"sources of images: {', '.join(GENERATORS)}, real (default: those of the plan)")
     ] = None,
-    bits: Annotated[Words, Parameter(help="such as W8A8 W4A4")] = None,
-    methods: Annotated[Words, Parameter(help=f"out of: {', '.join(QUANTIZERS)} (default: the plan's)")] = None,
+    bits: Annotated[Words, Parameter(help="widths, such as W8A8 W4A4")] = None,
+    methods: Annotated[Words, Parameter(help=f"quantizers: {', '.join(QUANTIZERS)} (default: the plan's)")] = None,
     results: Annotated[
         Path | None, Parameter(help=f"folder of records (default: {run.RESULTS_VARIABLE} or _build/results)")
     ] = None,
@@ -60,13 +60,13 @@ def run_plan(
     print(table_of(plan, records).to_string())
     workshop = run.Workshop(results or run.results_dir())
     if came := sum(workshop.find(each) is None for each in experiments):
-        print(f"{came} of {len(experiments)} records came with the repository; --anew computes them here")
+        print(f"{came} of {len(experiments)} records are from the repository; --anew computes them here")
 
 
 def _records(
     experiments: Sequence[Run], cluster: str | None, device: str, results: Path | None = None
 ) -> list[run.Record]:
-    """Return the records of experiments; compute those that are missing, here or on the cluster that was named."""
+    """Return the records of experiments; compute the missing records here or on the given cluster."""
     if cluster:
         from dghlib.experiments.cluster import run_on_cluster
 
@@ -77,10 +77,10 @@ def _records(
 def results(
     *,
     profile: Annotated[
-        str | None, Parameter(help=f"of this profile only, one of: {', '.join(PROFILES)} (default: all)")
+        str | None, Parameter(help=f"only the runs of this profile: {', '.join(PROFILES)} (default: all profiles)")
     ] = None,
     list_only: Annotated[
-        Flag, Parameter(name="--list", help="compute and copy nothing: say what there is and what is missing")
+        Flag, Parameter(name="--list", help="compute and copy nothing: list the existing and the missing records")
     ] = False,
     cluster: Cluster = None,
     device: Device = "cpu",
@@ -90,7 +90,7 @@ def results(
         from dghlib.bookmaking import holdings
 
     if not run.PUBLISHED.is_dir():
-        raise FileNotFoundError(f"no folder {run.PUBLISHED}: `dgh results` fills the one of a clone of the repository")
+        raise FileNotFoundError(f"no folder {run.PUBLISHED}: `dgh results` works only in a clone of the repository")
     new = 0 if list_only else holdings.publish(profile)
     print(holdings.coverage(profile).to_string())
     if list_only:
@@ -99,49 +99,49 @@ def results(
         _records(holdings.lacking(profile), cluster, device)
     finally:
         new += holdings.publish(profile)
-        print(f"{new} records are new in {run.PUBLISHED}, {len(holdings.lacking(profile))} are missing")
+        print(f"{new} new records in {run.PUBLISHED}, {len(holdings.lacking(profile))} records missing")
 
 
 def fetch_data(
     profile: Annotated[
         str,
         Parameter(
-            help="cifar10, tiny_imagenet, coco, coco_lite, imagenet_lite or imagenet (its networks; the images are not "
-            "ours to download)"
+            help="cifar10, tiny_imagenet, coco, coco_lite, imagenet_lite or imagenet (its networks only; we may not "
+            "distribute the images)"
         ),
     ],
     /,
 ) -> None:
     """Download and verify the files of a profile."""
     if profile in EMBEDDED:
-        print(f"{profile} needs no data: its images are drawn, its networks are part of the package")
+        print(f"{profile} needs no data: its images are drawn, and its networks are part of the package")
         return
     for manifest in assets.of_profile(profile):
         path = assets.fetch(manifest, progress=True)
-        verified = "verified" if manifest.sha256 else "which nobody can verify: no sum is published"
+        verified = "verified" if manifest.sha256 else "not verified, because no checksum is published"
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, {verified}")
     if prepare := datasets.PREPARED.get(profile):
         path = prepare()
-        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, made of files as they are published")
+        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, made from the published files")
 
 
 def execute_notebook(
-    name: Annotated[str, Parameter(help="a file of notebooks/, without its ending")],
+    name: Annotated[str, Parameter(help="name of a notebook in notebooks/, without its ending")],
     /,
-    *parameters: Annotated[str, Parameter(help="NAME=VALUE; a wrong one lists those that there are")],
+    *parameters: Annotated[str, Parameter(help="NAME=VALUE; an unknown name lists the existing parameters")],
     words: Annotated[
         str,
-        Parameter(show_default=False, help='more of them in one text, as `make` has them: P="seeds=5 budget=quick"'),
+        Parameter(show_default=False, help='more parameters in a single text, as in make: P="seeds=5 budget=quick"'),
     ] = "",
     anew: Anew = False,
 ) -> None:
-    """Execute one notebook with other parameters."""
+    """Execute a notebook with other parameters."""
     with needing("book"):
         from dghlib.bookmaking import notebooks
 
     _compute_anew(anew)
     if Path(name).name != name:
-        raise ValueError(f"a notebook is named without its folder and ending, such as table2; got {name}")
+        raise ValueError(f"name the notebook without its folder and ending, such as table2; got {name}")
     path = Path("notebooks") / f"{name}.ipynb"
     output = Path("_build/notebooks") / "own" / path.name
     notebooks.run_notebook(path, notebooks.parse_assignments([*parameters, *shlex.split(words)]), output)
@@ -149,7 +149,7 @@ def execute_notebook(
 
 
 def _compute_anew(wanted: bool) -> None:
-    """Take no notice of the repository's records, here and in the kernels of notebooks."""
+    """Ignore the repository's records, here and in the kernels of notebooks."""
     if wanted:
         os.environ[ANEW_VARIABLE] = "1"
 
@@ -158,14 +158,14 @@ def build(
     *,
     profile: Profile = "shapes",
     budget: Budget = "quick",
-    recorded: Annotated[Flag, Parameter(help="compute nothing, show the records of results/ alone")] = False,
+    recorded: Annotated[Flag, Parameter(help="compute nothing and show only the records of results/")] = False,
 ) -> None:
     """Execute all notebooks and build the book."""
     with needing("book"):
         from dghlib.bookmaking.book import build_book
 
     if recorded:
-        os.environ[RECORDED_VARIABLE] = "1"  # for the kernels of the notebooks, too
+        os.environ[RECORDED_VARIABLE] = "1"  # also for the kernels of the notebooks
     _compute_anew(not recorded)
     page = build_book(Path(), {"profile": profile, "budget": budget})
     print(f"the book: {page}")

@@ -1,4 +1,4 @@
-"""Settings of methods: read from words, each in the type of its field, and listed."""
+"""The settings of methods: read from NAME=VALUE words, with the types of their fields, and listed."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ METHODS = GENERATORS | QUANTIZERS
 
 
 def show(method: Annotated[str, Parameter(help=f"one of: {', '.join(METHODS)}")], /) -> None:
-    """Print the settings of a method, their defaults, what they mean, and its presets."""
+    """Print the settings of a method with their defaults and meanings, and its presets."""
     module = look_up(METHODS, method, "method")
     print((module.__doc__ or "").partition("\n")[0])
     meanings = _meanings(module.Config)
@@ -38,7 +38,7 @@ def _fields(config: Any) -> list[dataclasses.Field]:
 
 
 def _meanings(config: type) -> dict[str, str]:
-    """Return what docstrings say of settings, under "Args:", those of the classes that it builds on included."""
+    """Return the descriptions of settings from the section "Args:" of the docstrings, base classes included."""
     found: dict[str, str] = {}
     for each in reversed(config.__mro__[:-1]):
         listed = cleandoc(each.__doc__ or "").partition("Args:\n")[2]
@@ -48,12 +48,12 @@ def _meanings(config: type) -> dict[str, str]:
 
 
 def parse_settings(config: Any, assignments: Sequence[str]) -> dict[str, Any]:
-    """Return `name=value` words as settings of a Config, each in the type of its field.
+    """Return `name=value` words as settings of a Config, each with the type of its field.
 
-    A list of words is written with commas, or is the name of a text file with one of them in each line.
+    A list of words is separated by commas, or is the name of a text file with one word per line.
 
     Raises:
-        ValueError: no such setting (the nearest is suggested), or a value that is not of its type.
+        ValueError: there is no such setting (the message suggests the nearest), or its value has the wrong type.
     """
     types_of = typing.get_type_hints(type(config))
     hints = {field.name: types_of[field.name] for field in dataclasses.fields(config) if field.init}
@@ -67,7 +67,7 @@ def parse_settings(config: Any, assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def _parsed(name: str, value: str, hint: Any) -> Any:
-    """Return `value` as the first type of `hint` that it can be read as."""
+    """Return `value` as the first type of `hint` that can read it."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Literal:
         kinds: tuple[Any, ...] = typing.get_args(hint)
     else:

@@ -1,4 +1,4 @@
-"""Labelled images by name: the embedded `shapes`, public data sets, or anybody's own files.
+"""Labelled images by name: the embedded `shapes`, public data sets, or your own files.
 
 Nothing here downloads: a public set is read from the data directory, see `dghlib.storage.assets`.
 """
@@ -29,7 +29,7 @@ __all__ = [
     "sample",
 ]
 
-SHAPES_IMAGES = 100 * len(shapes.CLASSES)  # drawn when no number is asked for
+SHAPES_IMAGES = 100 * len(shapes.CLASSES)  # the default number
 SCENES = 1_000
 
 
@@ -44,7 +44,7 @@ DATASETS: dict[str, Callable[..., LabelledImages]] = {
     "imagenet": imagenet,
     "imagenet_lite": imagenet_lite,
 }
-PHOTOGRAPHS = ("imagenet", "imagenet_lite")  # are of many sizes, and scaled to that of a network
+PHOTOGRAPHS = ("imagenet", "imagenet_lite")  # have many sizes, and are scaled to that of a network
 
 
 def _scenes(split: str, num_images: int | None) -> AnnotatedImages:
@@ -56,15 +56,15 @@ ANNOTATED: dict[str, Callable[[str, int | None], AnnotatedImages]] = {
     "coco": coco,
     "coco_lite": coco_lite.coco_lite,
 }
-PREPARED = {"coco_lite": coco_lite.prepare}  # by profile: what makes a data set from files as they are published
+PREPARED = {"coco_lite": coco_lite.prepare}  # by profile: functions that make a data set from published files
 
 
 def load_annotated(name: str, split: str = "test", num_images: int | None = None) -> AnnotatedImages:
-    """Return a data set for detection by its name, a key of ANNOTATED; its split and how many images as in `load`.
+    """Return a data set for detection by its name, a key of ANNOTATED; `split` and `num_images` as in `load`.
 
     Raises:
         UnknownName: no data set for detection has this name.
-        FileNotFoundError: its files are missing; the message says which command gets them.
+        FileNotFoundError: its files are missing; the message names the command that gets them.
     """
     return look_up(ANNOTATED, name, "data set for detection")(split, num_images)
 
@@ -80,16 +80,16 @@ def load(
 
     Args:
         name_or_path: a name of DATASETS or a path; "./cifar10" is a folder in any case.
-        split: "test" or "train"; files and folders have no splits, of them it takes no notice.
-        num_images: how many, chosen once and for all so that they are of all classes; None for all.
-        image_shape: (C, H, W) that the images must have, C being 1 or 3; those of an image folder and of PHOTOGRAPHS
-            are brought to it.
-        seed: which images of a file or folder; of those that are not chosen none is decoded.
+        split: "test" or "train"; ignored for files and folders, which have no splits.
+        num_images: how many; the choice is fixed and covers all classes; None for all.
+        image_shape: (C, H, W) that the images must have, with C 1 or 3; images of a folder and of PHOTOGRAPHS are
+            converted to it.
+        seed: for the choice of images from a file or folder; only the chosen images are decoded.
 
     Raises:
         UnknownName: neither a known name nor a path (a path has a folder or ends in `.npz`).
-        FileNotFoundError: nothing is there; for public data sets the message says which command gets it.
-        ValueError: images of another shape than `image_shape`, and what else the readers object to.
+        FileNotFoundError: nothing is there; for public data sets the message names the command that gets it.
+        ValueError: images have another shape than `image_shape`, or the reader raises an error.
     """
     if str(name_or_path) not in DATASETS and _is_path(Path(name_or_path)):
         data = _read(Path(name_or_path), num_images, image_shape, seed)
@@ -114,8 +114,8 @@ def draw(
 ) -> LabelledImages:
     """Return `num_images` drawn from a data set without replacement, the same ones for the same seed.
 
-    Of a file or a folder that is `load` with a seed; a data set by its name is loaded, its first `available` images if
-    that is said, and drawn from. Raises as `load` does, and ValueError where there are fewer.
+    For a file or a folder this is `load` with a seed. A named data set is loaded (its first `available` images, if
+    given), and images are drawn from it. Raises as `load` does, and ValueError if there are fewer images.
     """
     if str(name_or_path) not in DATASETS and _is_path(Path(name_or_path)):
         return load(name_or_path, split, num_images, image_shape, seed)

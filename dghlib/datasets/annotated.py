@@ -1,8 +1,8 @@
-"""Images with boxes: the one form in which every data set for detection is handed around.
+"""Images with boxes: the common form of all data sets for detection.
 
 Annotations are COCO's: a dictionary with the lists `images`, `annotations` and `categories`. An image has an `id`; an
-annotation has an `id`, the `image_id` and `category_id` it belongs to, a `bbox` (x, y, width, height) in pixels, an
-`area`, and `iscrowd`, 1 where one box holds a crowd that nobody counted.
+annotation has an `id`, the `image_id` and `category_id` to which it belongs, a `bbox` (x, y, width, height) in pixels,
+an `area`, and `iscrowd`, which is 1 if a box holds a crowd that nobody counted.
 """
 
 from collections import defaultdict
@@ -19,15 +19,15 @@ Annotations = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedImages:
-    """Images, each of a size of its own, with the boxes of the objects in them.
+    """Images of individual sizes, with the boxes of the objects in them.
 
     Args:
-        images: uint8 RGB (3, H, W) each; read when asked for, if they are files.
+        images: uint8 RGB (3, H, W) each; files are read only when requested.
         annotations: in COCO's format; entry k of `annotations["images"]` describes image k.
 
     Raises:
-        ValueError: a list is missing, images and entries differ in number, or an annotation names an image or a
-            category that is not listed, or its box is not four numbers.
+        ValueError: a list is missing, the numbers of images and entries differ, or an annotation names an image or a
+            category that is not listed, or its box is not 4 numbers.
     """
 
     images: Sequence[Tensor] | Tensor
@@ -57,7 +57,7 @@ class AnnotatedImages:
         return [entry["id"] for entry in self.annotations["images"]]
 
     def part(self, indices: Sequence[int]) -> "AnnotatedImages":
-        """Return some of the images with what belongs to them."""
+        """Return some of the images with their annotations."""
         entries = [self.annotations["images"][index] for index in indices]
         ids = {entry["id"] for entry in entries}
         kept = [annotation for annotation in self.annotations["annotations"] if annotation["image_id"] in ids]
@@ -65,9 +65,9 @@ class AnnotatedImages:
         return AnnotatedImages(images, {**self.annotations, "images": entries, "annotations": kept})
 
     def target(self, index: int) -> dict[str, Tensor]:
-        """Return what torchvision's detectors are trained on: boxes (n, 4) as x1, y1, x2, y2; labels (n,).
+        """Return the training target of torchvision's detectors: boxes (n, 4) as x1, y1, x2, y2; labels (n,).
 
-        A label is a category's id. Crowds and boxes without an area are left out: no single object is there.
+        A label is a category's id. Crowds and boxes without an area are left out, since they are not single objects.
         """
         found = self._of_image.get(self.annotations["images"][index]["id"], [])
         whole = [entry for entry in found if not entry.get("iscrowd") and min(entry["bbox"][2:]) > 0]
@@ -84,7 +84,7 @@ class AnnotatedImages:
 
 
 class _Part(Sequence[Tensor]):
-    """Some of many images, not read before they are asked for."""
+    """Some of many images, which are read only when requested."""
 
     def __init__(self, images: Sequence[Tensor], indices: Sequence[int]):
         self.images, self.indices = images, list(indices)

@@ -1,6 +1,6 @@
-"""CIFAR-10: 32x32 images of 10 classes (Krizhevsky, 2009), from the public archive as it was downloaded.
+"""CIFAR-10: 32x32 images of 10 classes (Krizhevsky, 2009), from the public archive.
 
-Split "test" are the 10 000 test images, "train" the 50 000 for training.
+Split "test" has the 10 000 test images, "train" the 50 000 training images.
 """
 
 import pickle
@@ -19,8 +19,8 @@ from dghlib.storage.reading import reading
 
 _BATCHES = {"test": ["test_batch"], "train": [f"data_batch_{number}" for number in range(1, 6)]}
 
-# The same images as .npz files are read in place of the archive when they lie beside it: faster, and it lets
-# a few training images stand for all.
+# If .npz files with the same images lie beside the archive, they are read instead: this is faster, and allows a few
+# training images to represent all.
 _PREPARED = {"test": "cifar10_test.npz", "train": "cifar10_train2048.npz"}
 
 
@@ -45,7 +45,7 @@ def cifar10(split: str, num_images: int | None = None) -> LabelledImages:
 
 
 def _unpack(path: Path, names: list[str]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """Return the named batches and the class names; the pickles are those whose sum the manifest gives."""
+    """Return the named batches and the class names; the checksum of the pickles is in the manifest."""
     members = {}
     with tarfile.open(path) as archive:
         for member in archive:

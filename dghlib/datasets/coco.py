@@ -1,7 +1,7 @@
-"""COCO val2017: 5000 photographs with the boxes of 80 kinds of objects, read from the public archives as they are.
+"""COCO val2017: 5000 photographs with the boxes of 80 kinds of objects, read from the public archives.
 
-Ids of categories run from 1 to 90, with gaps. An archive with only a part of the photographs is read too, if the ones
-that are asked for are in it.
+Ids of categories run from 1 to 90, with gaps. An archive with only some of the photographs is also read, if it has the
+requested ones.
 """
 
 import json
@@ -21,18 +21,18 @@ from dghlib.storage import assets
 from dghlib.storage.reading import reading
 
 ANNOTATIONS = "annotations/instances_val2017.json"
-CALIBRATION_IMAGES = 1_000  # the last of the photographs, which no test looks at
+CALIBRATION_IMAGES = 1_000  # the last of the photographs, which no test uses
 
 
 def coco(split: str, num_images: int | None = None) -> AnnotatedImages:
     """Return photographs of a split, "test" or "train"; `num_images` of them, or all.
 
-    val2017 is parted: its last 1000 photographs, by id, are there to calibrate with ("train"), the others to test with.
+    val2017 is divided: its last 1000 photographs, by id, are for calibration ("train"), the others for tests.
 
     Raises:
-        ValueError: an unknown split, more images than there are, or an archive laid out in another way.
+        ValueError: an unknown split, more images than there are, or an archive with another layout.
         MissingAsset: the data directory has no archive.
-        FileNotFoundError: the archive lacks a photograph, which is named.
+        FileNotFoundError: the archive lacks a photograph, which the message names.
     """
     parts = {"test": slice(None, -CALIBRATION_IMAGES), "train": slice(-CALIBRATION_IMAGES, None)}
     part = look_up(parts, split, "split of coco")
@@ -48,7 +48,7 @@ def read_annotations(archive: Path, member: str) -> Annotations:
     """Return annotations from a zip archive.
 
     Raises:
-        ValueError: it is no zip archive, or is laid out in another way, or what it holds is no JSON.
+        ValueError: it is not a zip archive, has another layout, or its content is not JSON.
     """
     with (
         reading(archive, "laid out as the public archive", "`dgh data coco` downloads that one"),
@@ -58,14 +58,14 @@ def read_annotations(archive: Path, member: str) -> Annotations:
 
 
 class ArchivedImages(Sequence[Tensor]):
-    """Image files in a zip archive, each read as RGB, uint8 (3, H, W), when it is asked for.
+    """Image files in a zip archive; each is read as RGB, uint8 (3, H, W), when it is requested.
 
     Args:
         archive: the archive. names: of the files in it, in their order.
 
     Raises:
-        FileNotFoundError: when a file is asked for that the archive lacks.
-        ValueError: when it is no image, or the archive is no zip file.
+        FileNotFoundError: when the archive lacks a requested file.
+        ValueError: when the file is not an image, or the archive is not a zip file.
     """
 
     def __init__(self, archive: Path, names: Sequence[str]):

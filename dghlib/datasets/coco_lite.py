@@ -1,9 +1,9 @@
-"""A part of COCO for two cores: 287 photographs of val2017, and 127 of train2017 to calibrate with, scaled.
+"""A part of COCO for 2 cores: 287 photographs of val2017, and 127 of train2017 for calibration, scaled.
 
-`data_manifests/coco_lite.csv` says which; what else an archive holds is left out. `prepare` makes one archive of them
-from COCO's own files: a photograph's longer side becomes 416 pixels (none is enlarged), its boxes are scaled along.
-Lanczos filter and JPEG quality are those that the archive of our records was made with: from the photographs as
-published, Pillow makes the same files again.
+`data_manifests/coco_lite.csv` lists them; other content of an archive is ignored. `prepare` makes an archive of them
+from COCO's own files: the longer side of a photograph becomes 416 pixels (none is enlarged), and its boxes are scaled,
+too. Lanczos filter and JPEG quality are those of the archive of our records: from the published photographs, Pillow
+makes the same files again.
 """
 
 import csv
@@ -35,17 +35,17 @@ def coco_lite(split: str, num_images: int | None = None) -> AnnotatedImages:
     """Return photographs of a split, "test" or "train"; `num_images` of them, or all.
 
     Raises:
-        ValueError: an unknown split, more images than there are, or an archive that is laid out in another way or says
-            nothing of one of the photographs.
+        ValueError: an unknown split, more images than there are, or an archive with another layout or without the
+            annotations of a photograph.
         MissingAsset: the data directory has no archive.
-        FileNotFoundError: the archive lacks a photograph, which is named.
+        FileNotFoundError: the archive lacks a photograph, which the message names.
     """
     part = look_up(_PARTS, split, "split of coco_lite")
     path = assets.data_dir() / ARCHIVE
     if not path.is_file():
         raise assets.MissingAsset(
             f"{path} is missing. `dgh data coco_lite` (or `make data PROFILE=coco_lite`) makes it from COCO's own "
-            f"files, of which it downloads 0.3 GB; or let {assets.DATA_DIR_VARIABLE} (or --data-dir) name the "
+            f"files, of which it downloads 0.3 GB; or set {assets.DATA_DIR_VARIABLE} (or --data-dir) to the "
             "directory that has it."
         )
     annotations = _part_of(read_annotations(path, _annotations_of(part)), _chosen_ids()[part])
@@ -63,14 +63,14 @@ def _file_of(part: str, entry: Mapping[str, Any]) -> str:
 
 
 def prepare(*, progress: bool = True) -> Path:
-    """Make the archive, unless it is there, and return its path.
+    """Make the archive, unless it exists, and return its path.
 
-    COCO's annotations are downloaded whole; photographs of val2017 are taken from its archive, if the data directory
-    has that, others are downloaded one by one.
+    COCO's annotations are downloaded completely. Photographs of val2017 are taken from its archive if the data
+    directory has it; other photographs are downloaded one by one.
 
     Raises:
         WrongChecksum, DownloadFailed: as `assets.fetch`.
-        ValueError: a photograph is not of the size that the annotations say, or its file is broken.
+        ValueError: the size of a photograph differs from its annotation, or its file is damaged.
     """
     target = assets.data_dir() / ARCHIVE
     if not target.exists():
@@ -97,10 +97,10 @@ def _write(target: Path, source: Path, chosen: Mapping[str, set[int]], progress:
 
 
 def _part_of(annotations: Annotations, ids: set[int]) -> Annotations:
-    """Return what is said of some photographs, in the order of their ids.
+    """Return the annotations of some photographs, in the order of their ids.
 
     Raises:
-        ValueError: nothing is said of one of them, or a list is missing.
+        ValueError: a photograph has no annotations, or a list is missing.
     """
     if lacking := {"images", "annotations", "categories"} - annotations.keys():
         raise ValueError(f"COCO annotations lack {', '.join(sorted(lacking))}")
@@ -112,10 +112,10 @@ def _part_of(annotations: Annotations, ids: set[int]) -> Annotations:
 
 
 def _photograph(part: str, entry: Mapping[str, Any]) -> Image.Image:
-    """Return a photograph as published, from the archive of val2017 or from its own address.
+    """Return a published photograph, from the archive of val2017 or from its own address.
 
     Raises:
-        ValueError: it is not of the size that the annotations say.
+        ValueError: its size differs from its annotation.
     """
     member = f"{part}2017/{entry['file_name']}"
     whole = assets.data_dir() / assets.manifests()["coco"].path
@@ -125,7 +125,7 @@ def _photograph(part: str, entry: Mapping[str, Any]) -> Image.Image:
     else:
         image = open_image(assets.fetch(_manifest(member), progress=False, verify=False), member)
     if image.size != (entry["width"], entry["height"]):
-        raise ValueError(f"{member} is of {image.size} pixels, COCO says {entry['width']} x {entry['height']}")
+        raise ValueError(f"{member} has {image.size} pixels, COCO says {entry['width']} x {entry['height']}")
     return image
 
 
@@ -142,20 +142,20 @@ def _manifest(member: str) -> assets.Manifest:
 
 
 def scaled_size(width: int, height: int) -> tuple[int, int]:
-    """Return the width and height of a photograph as the archive has it."""
+    """Return the width and height of a photograph in the archive."""
     scale = min(1, _LONGER_SIDE / max(width, height))
     return round(width * scale), round(height * scale)
 
 
 def _smaller(image: Image.Image) -> bytes:
-    """Return a photograph as the archive has it: a JPEG file."""
+    """Return a photograph in the form of the archive: a JPEG file."""
     file = io.BytesIO()
     image.resize(scaled_size(*image.size), Image.Resampling.LANCZOS).save(file, "JPEG", quality=_JPEG_QUALITY)
     return file.getvalue()
 
 
 def scaled(annotations: Annotations) -> Annotations:
-    """Return what COCO says of photographs as it is true of the scaled ones, without their outlines."""
+    """Return COCO's annotations of photographs, converted to the scaled photographs, without outlines."""
     sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in annotations["images"]}
     return {
         "images": [_described(entry) for entry in annotations["images"]],

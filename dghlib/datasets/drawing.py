@@ -1,9 +1,9 @@
 """Draw flat objects with an outline and a surface texture onto an image.
 
-An outline is a region of the plane within `REACH` of the origin; a texture is a pattern of two colours that
-repeats with every unit. Both are functions of coordinates, so an object can have any place, size and turn.
-Edges are smooth, because a pixel is the mean of `SUPERSAMPLING`**2 points. Positions and sizes are in pixels,
-x to the right and y downwards from the image's upper left corner; angles are in radians.
+An outline is a region of the plane within `REACH` of the origin; a texture is a pattern of 2 colours that repeats with
+every unit. Both are functions of coordinates, so an object can have any position, size and rotation. Edges are smooth,
+because a pixel is the mean of `SUPERSAMPLING`**2 points. Positions and sizes are in pixels, x to the right and y
+downwards from the image's upper left corner; angles are in radians.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def _triangle(x: Floats, y: Floats) -> Booleans:
 
 
 def _star(x: Floats, y: Floats) -> Booleans:
-    # Fold the plane into one of ten equal sectors; there, the edge between tip and notch is a straight line.
+    # Fold the plane into one of 10 equal sectors; there, the edge between tip and notch is a straight line.
     sector = np.pi / 5
     angle = np.abs((np.arctan2(y, x) + sector) % (2 * sector) - sector)
     along, across = np.hypot(x, y) * np.cos(angle), np.hypot(x, y) * np.sin(angle)
@@ -115,12 +115,12 @@ TEXTURES: dict[str, Region] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnObject:
-    """An object to paint: its place and its looks.
+    """An object to paint: its position and appearance.
 
     Args:
         outline, texture: names in OUTLINES and TEXTURES.
-        centre: (x, y). radius: what the outline's unit is in pixels.
-        angle: turn of the outline together with its texture. period: what the texture's unit is in pixels.
+        centre: (x, y). radius: the outline's unit in pixels.
+        angle: rotation of the outline together with its texture. period: the texture's unit in pixels.
         colours: (2, 3), RGB from 0 to 1: where the texture is True, and where it is False.
     """
 
@@ -134,13 +134,13 @@ class DrawnObject:
 
 
 def paint(image: Floats, drawn: DrawnObject) -> None:
-    """Paint an object onto an image (3, H, W), in place. It may reach beyond the image, or lie outside."""
+    """Paint an object onto an image (3, H, W), in place. It may extend beyond the image, or lie outside."""
     rows = _window(drawn.centre[1], drawn.radius, image.shape[1])
     columns = _window(drawn.centre[0], drawn.radius, image.shape[2])
     x = _sample_points(columns) - drawn.centre[0]
     y = _sample_points(rows)[:, None] - drawn.centre[1]
     cos, sin = np.cos(drawn.angle), np.sin(drawn.angle)
-    x, y = cos * x + sin * y, cos * y - sin * x  # as seen from an object that stands upright at the origin
+    x, y = cos * x + sin * y, cos * y - sin * x  # in coordinates of an upright object at the origin
     inside = OUTLINES[drawn.outline](x / drawn.radius, y / drawn.radius)
     pattern = TEXTURES[drawn.texture](x / drawn.period, y / drawn.period)
     first, second = _coverage(inside & pattern), _coverage(inside & ~pattern)
@@ -150,7 +150,7 @@ def paint(image: Floats, drawn: DrawnObject) -> None:
 
 
 def _window(centre: float, radius: float, size: int) -> range:
-    """Return the pixels, along one axis of an image, that an object can reach."""
+    """Return the pixels that an object can cover along an axis of an image."""
     first, last = int(centre - REACH * radius), int(centre + REACH * radius)
     return range(min(max(first, 0), size), min(max(last + 1, 0), size))
 

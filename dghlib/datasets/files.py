@@ -1,6 +1,6 @@
-"""Anybody's own images: an `.npz` file, or a folder with one sub-folder for each class.
+"""The user's own images: an `.npz` file, or a folder with a sub-folder for each class.
 
-Whatever is wrong with them is told with the file's name and the way to put it right.
+All errors name the file and the remedy.
 """
 
 from pathlib import Path
@@ -19,13 +19,13 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".t
 
 
 def npz(path: Path, num_images: int | None = None, seed: int = 0) -> LabelledImages:
-    """Read images from the arrays of an `.npz` file; `seed` says which, if not all.
+    """Read images from the arrays of an `.npz` file; `seed` chooses them if not all are read.
 
     `images` is uint8, (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; `labels` holds N integers from 0;
-    `classes`, if there, the names of the classes.
+    `classes` is optional and has the names of the classes.
 
     Raises:
-        ValueError: not an `.npz` file, an array missing, of another shape or, for pixels, of another dtype.
+        ValueError: not an `.npz` file, or an array is missing, has another shape or, for pixels, another dtype.
     """
     with (
         reading(path, "an .npz file of plain arrays", "numpy.savez writes such files"),
@@ -71,14 +71,14 @@ def _integers(path: Path, labels: np.ndarray) -> np.ndarray:
 def image_folder(
     path: Path, num_images: int | None = None, image_shape: tuple[int, int, int] | None = None, seed: int = 0
 ) -> LabelledImages:
-    """Read a folder that has one sub-folder of images for each class, classes in alphabetic order.
+    """Read a folder with a sub-folder of images for each class, in alphabetic order of the classes.
 
-    A folder of images alone is one class. Images of another size than `image_shape` (C, H, W) are scaled until they
-    cover it, and cropped about their centre; they become RGB, or grey if C is 1. Those that are not among the
-    `num_images` that `seed` chooses are not opened.
+    A folder that has only images is a single class. Images of another size than `image_shape` (C, H, W) are scaled
+    until they cover it, and cropped about their centre; they are converted to RGB, or to grey if C is 1. Only the
+    `num_images` that `seed` chooses are opened.
 
     Raises:
-        ValueError: no image, a sub-folder without images, a file that is no image, or images of several sizes
+        ValueError: no image, a sub-folder without images, a file that is not an image, or images of several sizes
             without an `image_shape`.
     """
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir()) or [path]
@@ -108,10 +108,10 @@ def image_files(folder: Path) -> list[Path]:
 def read_image(
     file: IO[bytes] | Path, name: str, image_size: tuple[int, int] | None = None, channels: int = 3
 ) -> np.ndarray:
-    """Return one image file as pixels, uint8 (C, H, W), grey if `channels` is 1, else RGB; `name` is for the error.
+    """Return an image file as pixels, uint8 (C, H, W), grey if `channels` is 1, else RGB; `name` is for the error.
 
     Raises:
-        ValueError: the file is not an image that Pillow can read, or of neither 1 nor 3 channels.
+        ValueError: Pillow cannot read the image, or `channels` is neither 1 nor 3.
     """
     check_choice("the number of channels", channels, (1, 3))
     image = open_image(file, name, "L" if channels == 1 else "RGB")
@@ -124,13 +124,13 @@ def read_image(
 def evaluation_crop(
     file: IO[bytes] | Path, name: str, size: tuple[int, int], resampling: Image.Resampling
 ) -> np.ndarray:
-    """Return the middle of an image, uint8 (3, H, W), as networks for ImageNet are tested.
+    """Return the centre of an image, uint8 (3, H, W), as in tests of networks for ImageNet.
 
-    It is scaled to cover 8/7 of `size` (H, W), 256 pixels for 224, before its middle is cut out; `name` is for the
-    error.
+    The image is scaled to cover 8/7 of `size` (H, W), 256 pixels for 224, before its centre is cut out; `name` is for
+    the error.
 
     Raises:
-        ValueError: the file is not an image that Pillow can read.
+        ValueError: Pillow cannot read the image.
     """
     image = open_image(file, name)
     (height, width), found = size, image.size
@@ -141,6 +141,6 @@ def evaluation_crop(
 
 
 def open_image(file: IO[bytes] | Path, name: str, mode: str = "RGB") -> Image.Image:
-    """Return one image file in a mode of Pillow's; raises as `read_image` does."""
+    """Return an image file in a mode of Pillow; raises as `read_image` does."""
     with reading(name, "a readable image", "replace it, or take it out of the folder"), Image.open(file) as opened:
         return opened.convert(mode)

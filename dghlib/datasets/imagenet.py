@@ -1,8 +1,9 @@
-"""ImageNet (ILSVRC2012): 224x224 images of 1000 classes, from folders that the user places.
+"""ImageNet (ILSVRC2012): 224x224 images of 1000 classes, from folders that the user provides.
 
-Who has agreed to its terms gets the images at image-net.org. They lie in the data directory as torchvision's users
-have them: `imagenet/val/<WordNet id>/*.JPEG`, and `imagenet/train` likewise. A class is the position of its id in the
-sorted list.
+Users who have agreed to its terms get the images at image-net.org. The images are in the data directory in
+torchvision's
+layout: `imagenet/val/<WordNet id>/*.JPEG`, and `imagenet/train` likewise. A class is the index of its id in the sorted
+list.
 """
 
 import numpy as np
@@ -22,19 +23,19 @@ _FOLDERS = {"test": "val", "train": "train"}
 def imagenet(split: str, num_images: int | None = None, image_size: tuple[int, int] = DEFAULT_SIZE) -> LabelledImages:
     """Return uint8 images (N, 3, H, W) of a split, "test" (the validation images) or "train".
 
-    As all papers test: the shorter side is scaled to 256 pixels, bilinearly, and the middle 224x224 are cut out; at
-    another `image_size` (H, W) in proportion.
+    As in the tests of all papers, the shorter side is scaled bilinearly to 256 pixels, and the central 224x224 pixels
+    are cut out; at another `image_size` (H, W) in proportion.
 
     Raises:
-        FileNotFoundError: the folder is not there; the message says where it belongs.
-        ValueError: an unknown split, more images than there are, a folder without images, a file that is none.
+        FileNotFoundError: the folder is missing; the message says where it belongs.
+        ValueError: an unknown split, more images than there are, a folder without images, a file that is not an image.
     """
     folder = assets.data_dir() / "imagenet" / look_up(_FOLDERS, split, "split of imagenet")
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is missing. ImageNet is not for us to download: get ILSVRC2012 at image-net.org and place a "
-            f"folder for each class, named by its WordNet id, there; or let {assets.DATA_DIR_VARIABLE} (or "
-            "--data-dir) name the directory that has imagenet/val"
+            f"folder for each class, named by its WordNet id, there; or set {assets.DATA_DIR_VARIABLE} (or "
+            "--data-dir) to the directory that has imagenet/val"
         )
     classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
     files = [(file, label) for label, name in enumerate(classes) for file in image_files(folder / name)]

@@ -1,10 +1,10 @@
-"""A part of ImageNet that is public: 1 300 validation images, and one image of each of the 1 000 classes.
+"""A public part of ImageNet: 1 300 validation images, and 1 image of each of the 1 000 classes.
 
-Split "test" are the validation images that VeriSilicon's `acuity-dataset` has, scaled to 227x227 by its publisher;
-"train" are the samples of `imagenet-sample-images`, of all sizes. Both are read from the archives of the repositories.
-A class is the position of its WordNet id among the sorted 1 000.
+Split "test" has the validation images of VeriSilicon's `acuity-dataset`, scaled to 227x227 by its publisher; "train"
+has the samples of `imagenet-sample-images`, of all sizes. Both are read from the archives of the repositories. A class
+is the index of its WordNet id among the sorted 1 000 ids.
 
-The validation images are easier than the whole set: networks score some eight points higher on them.
+The validation images are easier than the whole set: networks score about 8 points higher on them.
 """
 
 import io
@@ -34,12 +34,12 @@ def imagenet_lite(
 ) -> LabelledImages:
     """Return uint8 images (N, 3, H, W) of a split, "test" or "train"; `num_images` of them, or all.
 
-    As EfficientNet is tested: scaled bicubically until the shorter side is 8/7 of `image_size`'s, the middle cut out.
-    An archive with only a part of the images is read too, with a warning.
+    As in the tests of EfficientNet, images are scaled bicubically until the shorter side is 8/7 of `image_size`, and
+    the centre is cut out. An archive with only some of the images is also read, with a warning.
 
     Raises:
-        ValueError: an unknown split, more images than there are, an archive that is damaged or laid out in another
-            way, a list of classes that does not fit it, an image that cannot be decoded.
+        ValueError: an unknown split, more images than there are, an archive that is damaged or has another layout, a
+            list of classes that does not fit the archive, an image that cannot be decoded.
         MissingAsset: the data directory has no archive.
     """
     path = assets.locate(look_up(_ARCHIVES, split, "split of imagenet_lite"), strict=False)
@@ -51,17 +51,17 @@ def imagenet_lite(
         chosen = [files[k] for k in choose(len(files), num_images)]
         pixels = np.empty((len(chosen), 3, *image_size), dtype=np.uint8)
         for k, (name, _) in enumerate(tqdm(chosen, desc="read imagenet_lite", unit="image", delay=3, leave=False)):
-            # read first: what is no image is told from what the archive cannot give back
+            # read first: this distinguishes a damaged archive from a member that is not an image
             file = io.BytesIO(archive.read(name))
             pixels[k] = evaluation_crop(file, f"{name} in {path}", image_size, Image.Resampling.BICUBIC)
     return LabelledImages(torch.from_numpy(pixels), torch.tensor([label for _, label in chosen]), classes)
 
 
-Files = list[tuple[str, int]]  # the member of an archive that is an image, and its class
+Files = list[tuple[str, int]]  # the archive members that are images, and their classes
 
 
 def _validation_files(archive: zipfile.ZipFile) -> tuple[Files, tuple[str, ...]]:
-    """Return the images that the list of the validation images names, and the names of the classes."""
+    """Return the images in the list of the validation images, and the names of the classes."""
     (list_name, lines), (_, words) = (_lines(archive, name) for name in ("dataset.txt", "synset_words.txt"))
     if len(words) != NUM_CLASSES or words != sorted(words):
         raise ValueError(f"synset_words.txt names {len(words)} classes, expected {NUM_CLASSES}, sorted by WordNet id")
@@ -80,7 +80,7 @@ def _validation_files(archive: zipfile.ZipFile) -> tuple[Files, tuple[str, ...]]
 
 
 def _lines(archive: zipfile.ZipFile, name: str) -> tuple[str, list[str]]:
-    """Return the path of a text file of the validation images, and its lines that are not empty."""
+    """Return the path of a text file of the validation images, and its nonempty lines."""
     found = matching(archive, f"{_ROOT}/{name}")
     if len(found) != 1:
         raise ValueError(f"it holds {len(found)} files {_ROOT}/{name}, expected 1")
@@ -88,7 +88,7 @@ def _lines(archive: zipfile.ZipFile, name: str) -> tuple[str, list[str]]:
 
 
 def _samples(archive: zipfile.ZipFile) -> tuple[Files, tuple[str, ...]]:
-    """Return the sample of every class, which its file name tells, such as n01443537_goldfish.JPEG."""
+    """Return the sample of every class, which its file name contains, such as n01443537_goldfish.JPEG."""
     found = {
         match[1]: (name, match[2].replace("_", " "))
         for name in archive.namelist()

@@ -1,6 +1,6 @@
-"""Labelled images in memory: the one form in which every data set is handed around.
+"""Labelled images in memory: the common form of all data sets.
 
-Pixels stay uint8 until a batch is needed, so ten thousand 64x64 images take 120 MB and no more.
+Pixels stay uint8 until a batch is needed, so 10 000 images of 64x64 pixels take only 120 MB.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,8 +23,8 @@ class LabelledImages:
         classes: the name of every class, in the order of the network's logits.
 
     Raises:
-        TypeError: images or labels of another dtype.
-        ValueError: another number of dimensions, of labels, no image at all, or a label outside of `classes`.
+        TypeError: images or labels have another dtype.
+        ValueError: another number of dimensions or labels, no image, or a label outside of `classes`.
     """
 
     images: Tensor
@@ -50,7 +50,7 @@ class LabelledImages:
         return len(self.images)
 
     def __getitem__(self, which: slice | Tensor) -> "LabelledImages":
-        """Return the images that a slice or a tensor of indices names, with their labels."""
+        """Return the images for a slice or a tensor of indices, with their labels."""
         return LabelledImages(self.images[which], self.labels[which], self.classes)
 
 
@@ -60,12 +60,12 @@ def _require_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
 
 
 def choose(available: int, num_images: int | None, seed: int = 0) -> Tensor:
-    """Return the indices of `num_images` of the `available`, drawn without replacement; of all for None.
+    """Return the indices of `num_images` of the `available`, drawn without replacement; of all images for None.
 
-    Data sets are often stored class by class, so that the first few would be of one class.
+    Data sets are often stored class by class, so that the first images would belong to a single class.
 
     Raises:
-        ValueError: there are fewer, or `num_images` is below 1.
+        ValueError: there are fewer images, or `num_images` is below 1.
     """
     if num_images is None:
         return torch.arange(available)
@@ -84,7 +84,7 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Return an iterator over (images, labels): float32 (n, C, H, W) normalised, int64 (n,).
 
-    `mean` and `std` are per channel, of pixels in [0, 1]. The last batch may be smaller.
+    `mean` and `std` are per channel, for pixels in [0, 1]. The last batch may be smaller.
 
     Raises:
         ValueError: `batch_size` below 1, or another number of channels than the images have.

@@ -1,7 +1,7 @@
-"""The embedded benchmark for detection: scenes of one to four drawn objects, with boxes in COCO's format.
+"""The embedded benchmark for detection: scenes of 1 to 4 drawn objects, with boxes in COCO's format.
 
-An object's category is its outline. Place, size, turn, texture, colours, lighting, background, clutter, blur and noise
-vary. Objects hardly cover each other, and lie in the image but for an edge.
+An object's category is its outline. Position, size, rotation, texture, colours, lighting, background, clutter, blur and
+noise vary. Objects hardly cover each other, and lie almost completely inside the image.
 
 Images are uint8 (N, 3, 64, 64); sides of boxes are 12 to 40 pixels.
 """
@@ -22,15 +22,15 @@ CATEGORIES = ("disc", "square", "triangle", "star", "cross", "heart")
 
 _SEEDS = {"train": 3, "test": 4}
 _MOST_OBJECTS = 4
-_TRIES = 8  # to find an object a free place
-_MOST_COVERED = 0.1  # of either of two boxes
+_TRIES = 8  # to find a free position for an object
+_MOST_COVERED = 0.1  # largest covered share of both boxes
 
 
 def detection(split: str, num_images: int) -> AnnotatedImages:
     """Draw the first `num_images` scenes of a split, "train" or "test".
 
-    Every scene has a random stream of its own: scene k is the same whatever `num_images` is, and none is in both
-    splits. Image ids count from 1, category ids too, in the order of CATEGORIES.
+    Every scene has its own random stream: scene k is the same for every `num_images`, and no scene is in both splits.
+    Image ids count from 1, and so do category ids, in the order of CATEGORIES.
 
     Raises:
         ValueError: `split` is unknown, or `num_images` is below 1.
@@ -53,7 +53,7 @@ def detection(split: str, num_images: int) -> AnnotatedImages:
 
 
 def _draw(rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Return one scene (3, 64, 64) uint8, and its annotations without their ids."""
+    """Return a scene (3, 64, 64) uint8, and its annotations without their ids."""
     image, mean_colour = background(rng, SIZE)
     for _ in range(2):
         paint(image, _clutter(rng))
@@ -101,7 +101,7 @@ def _object(rng: np.random.Generator, behind: Floats) -> tuple[int, DrawnObject]
 
 
 def _annotated(category: int, drawn: DrawnObject) -> dict[str, Any]:
-    """Return an object's box around the pixels that are at least half covered, and how many these are."""
+    """Return an object's box around the pixels that are at least half covered, and the number of these pixels."""
     alone = np.zeros((3, SIZE, SIZE), dtype=np.float32)
     paint(alone, DrawnObject(**{**vars(drawn), "colours": np.ones((2, 3))}))
     rows, columns = np.nonzero(alone[0] >= 0.5)
@@ -111,7 +111,7 @@ def _annotated(category: int, drawn: DrawnObject) -> dict[str, Any]:
 
 
 def _covers(box: list[int], other: list[int]) -> bool:
-    """Say whether two boxes share more than a little of the smaller one."""
+    """Return whether 2 boxes share more than a small part of the smaller one."""
     width = min(box[0] + box[2], other[0] + other[2]) - max(box[0], other[0])
     height = min(box[1] + box[3], other[1] + other[3]) - max(box[1], other[1])
     smaller = min(box[2] * box[3], other[2] * other[3])

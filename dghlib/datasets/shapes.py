@@ -1,10 +1,10 @@
 """The embedded benchmark `shapes`: 48 classes of small images, drawn when asked for.
 
-A class is an outline with a surface texture: "striped star", "plain heart". Everything else varies from image
-to image: place, size, turn, colours, lighting, background, clutter, an object in front, blur and noise. Many
-classes are wanted because the error that output stretching cures grows with their number.
+A class is an outline with a surface texture: "striped star", "plain heart". All other properties vary from image to
+image: position, size, rotation, colours, lighting, background, clutter, an object in front, blur and noise. There are
+many classes because the error that output stretching corrects grows with their number.
 
-Images are uint8 (N, 3, 32, 32). Labels go round: image k has label k modulo 48.
+Images are uint8 (N, 3, 32, 32). Labels are cyclic: image k has label k modulo 48.
 """
 
 import dataclasses
@@ -29,8 +29,7 @@ _PLAIN_SEED = 3
 def classification(split: str, num_images: int) -> LabelledImages:
     """Draw the first `num_images` of a split, "train" or "test".
 
-    Every image has a random stream of its own: image k is the same whatever `num_images` is, and no image is
-    in both splits.
+    Every image has its own random stream: image k is the same for every `num_images`, and no image is in both splits.
 
     Raises:
         ValueError: `split` is unknown, or `num_images` is below 1.
@@ -39,7 +38,7 @@ def classification(split: str, num_images: int) -> LabelledImages:
 
 
 def plain_drawings(num_images: int) -> LabelledImages:
-    """Draw images of the object of their class alone, posed as in a catalogue; neither split has such images.
+    """Draw images with only the object of their class, posed as in a catalogue; neither split has such images.
 
     Raises:
         ValueError: `num_images` is below 1.
@@ -60,7 +59,7 @@ def _drawn(
 
 
 def _draw(rng: np.random.Generator, label: int) -> np.ndarray:
-    """Return one image (3, 32, 32) uint8 of the class."""
+    """Return an image (3, 32, 32) uint8 of the class."""
     image, mean_colour = background(rng, SIZE)
     for _ in range(2):
         paint(image, _clutter(rng))
@@ -73,7 +72,7 @@ def _draw(rng: np.random.Generator, label: int) -> np.ndarray:
 
 
 def _draw_plainly(rng: np.random.Generator, label: int) -> np.ndarray:
-    """Return one image (3, 32, 32) uint8 of the class: nothing but the object, large, amid the image and upright."""
+    """Return an image (3, 32, 32) uint8 of the class: only the object, large, centred and upright."""
     image, mean_colour = background(rng, SIZE)
     subject = dataclasses.replace(
         _subject(rng, label, mean_colour),
@@ -106,7 +105,7 @@ def _subject(rng: np.random.Generator, label: int, behind: Floats) -> DrawnObjec
     """Return the object that gives the image its label."""
     outline, texture = divmod(label, len(TEXTURES))
     radius = rng.uniform(8.5, 13)
-    room = SIZE / 2 - 0.85 * radius  # from the middle, so that little is cut off
+    room = SIZE / 2 - 0.85 * radius  # from the centre, so that little is cut off
     colour = contrasting(rng, behind, 0.2)
     return DrawnObject(
         outline=list(OUTLINES)[outline],
@@ -120,7 +119,7 @@ def _subject(rng: np.random.Generator, label: int, behind: Floats) -> DrawnObjec
 
 
 def _occluder(rng: np.random.Generator, subject: DrawnObject) -> DrawnObject:
-    """Return a plain bar whose middle lies near the subject's edge, a little inside or well outside."""
+    """Return a plain bar whose centre lies near the subject's edge, slightly inside or well outside."""
     direction, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.6) * subject.radius
     x, y = subject.centre
     return DrawnObject(

@@ -1,4 +1,4 @@
-"""What surrounds drawn objects: backgrounds, colours that stand out against them, blur and light.
+"""The surroundings of drawn objects: backgrounds, contrasting colours, blur and light.
 
 Images are square, (3, size, size), values from 0 to 1.
 """
@@ -9,7 +9,7 @@ from dghlib.datasets.drawing import Floats
 
 
 def background(rng: np.random.Generator, size: int) -> tuple[Floats, Floats]:
-    """Return an image that blends two colours along a ramp with waves, and its mean colour."""
+    """Return an image that blends 2 colours along a ramp with waves, and its mean colour."""
     first = rng.uniform(0, 1, 3)
     second = (first + rng.uniform(-0.35, 0.35, 3)).clip(0, 1)
     wave = np.sin(rng.uniform(6, 40) * _ramp(rng, size) + rng.uniform(0, 2 * np.pi))
@@ -26,7 +26,7 @@ def _ramp(rng: np.random.Generator, size: int) -> Floats:
 
 
 def contrasting(rng: np.random.Generator, colour: Floats, gap: float) -> Floats:
-    """Return a colour whose brightness is at least about `gap` below or above that of the given one."""
+    """Return a colour whose brightness differs from that of the given colour by at least about `gap`."""
     brightness = colour.mean()
     below, above = max(brightness - gap, 0), max(1 - brightness - gap, 0)
     position = rng.uniform(0, below + above)
@@ -44,5 +44,5 @@ def blur(image: Floats, side: float) -> Floats:
 
 
 def light(rng: np.random.Generator, size: int) -> Floats:
-    """Return the brightness (size, size) of a light of random strength that falls in from one side."""
+    """Return the brightness (size, size) of a light of random strength from one side."""
     return rng.uniform(0.6, 1.1) * (1 + rng.uniform(0, 0.8) * _ramp(rng, size))

@@ -1,7 +1,7 @@
-"""Tiny-ImageNet: 64x64 images of 200 classes (Stanford CS231n), read from the public zip as it is.
+"""Tiny-ImageNet: 64x64 images of 200 classes (Stanford CS231n), read from the public zip archive.
 
-Split "test" is the archive's `val`, 10 000 images: the labels of its `test` were never published. A class is
-the position of its WordNet id in the sorted `wnids.txt`.
+Split "test" is the archive's `val`, 10 000 images, because the labels of its `test` were never published. A class is
+the index of its WordNet id in the sorted `wnids.txt`.
 """
 
 import zipfile
@@ -24,10 +24,10 @@ PUBLIC_ARCHIVE = ("laid out as the public archive", "`dgh data tiny_imagenet` do
 def tiny_imagenet(split: str, num_images: int | None = None) -> LabelledImages:
     """Return uint8 images (N, 3, 64, 64) of a split, "test" or "train"; `num_images` of them, or all.
 
-    An archive with only a part of the images is read too, with a warning.
+    An archive with only some of the images is also read, with a warning.
 
     Raises:
-        ValueError: an unknown split, more images than there are, or an archive laid out in another way.
+        ValueError: an unknown split, more images than there are, or an archive with another layout.
         MissingAsset: the data directory has no archive.
     """
     splits = {"test": _validation_files, "train": _training_files}

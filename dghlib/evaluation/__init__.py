@@ -1,4 +1,4 @@
-"""What is left of a network's quality, in percent."""
+"""The accuracy of a network, in percent."""
 
 from dghlib.evaluation.classification import agreement, top1
 from dghlib.evaluation.detection import found_boxes, mean_average_precision

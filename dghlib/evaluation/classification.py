@@ -21,19 +21,19 @@ def top1(
     """Return the share of images whose largest logit is that of their label, in percent.
 
     The network runs in eval mode, on the device of its parameters and in their precision; afterwards every module is in
-    the mode that it was in. Of equal logits the first counts.
+    its previous mode. Of equal logits the first counts.
 
     Args:
         net: maps images (n, C, H, W) to logits (n, K).
         batches: yields images, and labels (n,) from 0 to K - 1.
-        num_classes: how many the labels tell apart, if that is known: with another number of logits they are not the
-            network's labels.
+        num_classes: number of classes of the labels, if known; if the number of logits differs, the labels are not
+            those of the network.
         total: the number of batches, for the progress bar.
         progress: whether to show the bar.
 
     Raises:
-        TypeError: the network returns something else than a tensor.
-        ValueError: no images, shapes that do not fit, labels outside of the logits, or logits that are NaN or infinite.
+        TypeError: the output of the network is not a tensor.
+        ValueError: no images, shapes that do not fit, labels without a logit, or logits that are NaN or infinite.
     """
     device, dtype = next(chain(net.parameters(), net.buffers()), torch.empty(0)).device, _dtype_of(net)
     correct = seen = 0
@@ -50,14 +50,14 @@ def top1(
 
 
 def agreement(net: nn.Module, other: nn.Module, images: Tensor, *, batch_size: int = 32) -> float:
-    """Return the share of images for which two classifiers find the same class, in percent.
+    """Return the share of images for which 2 classifiers predict the same class, in percent.
 
-    Of a quantized network and its float one this needs no labels; the images of its calibration flatter the copy.
-    The networks may be on different devices and of different precision; see `top1` for the rest.
+    For a quantized network and its float network this needs no labels; on its calibration images the result is too
+    high. The networks may be on different devices and have different precision; see `top1` for the rest.
 
     Args:
-        net: the classifier whose answers are taken for labels.
-        other: the one that is compared with it.
+        net: the classifier whose predictions serve as labels.
+        other: the classifier that is compared with it.
         images: (N, C, H, W), normalised.
         batch_size: images that pass at once.
     """
@@ -69,7 +69,7 @@ def agreement(net: nn.Module, other: nn.Module, images: Tensor, *, batch_size: i
 
 
 def _dtype_of(net: nn.Module) -> torch.dtype:
-    """Return the precision that a network computes in: that of its first floating-point parameter."""
+    """Return the precision of a network: that of its first floating-point parameter."""
     return next((each.dtype for each in net.parameters() if each.is_floating_point()), torch.float32)
 
 
@@ -84,9 +84,9 @@ def _check(logits: Any, labels: Tensor, num_classes: int | None) -> None:
         raise ValueError(f"expected logits of shape ({len(labels)}, K), got {tuple(logits.shape)}")
     if num_classes not in (None, logits.shape[1]):
         raise ValueError(
-            f"the images are of {num_classes} classes, and the network tells {logits.shape[1]} apart: their labels are "
-            "not the network's. In folders, a class is the place of its folder in alphabetic order, so that every "
-            "class needs one; an .npz file says the number of every label"
+            f"the images have {num_classes} classes, but the network has {logits.shape[1]}: their labels are not the "
+            "network's. In folders, a class is the index of its folder in alphabetic order, so every class needs a "
+            "folder; an .npz file has the index of every label"
         )
     if wrong := int((~logits.isfinite()).any(dim=1).sum()):
         raise ValueError(f"logits of {wrong} of the {len(labels)} images in a batch are NaN or infinite")
@@ -99,7 +99,7 @@ def _check(logits: Any, labels: Tensor, num_classes: int | None) -> None:
 
 @contextmanager
 def _eval_mode(net: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode, and afterwards back into the mode of its own."""
+    """Put every module into eval mode, and afterwards back into its previous mode."""
     training = {module: module.training for module in net.modules()}
     net.eval()
     try:

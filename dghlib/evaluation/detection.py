@@ -1,7 +1,7 @@
 """Mean average precision of a detector, as COCO's own tool computes it.
 
-Boxes that were found are kept in COCO's results format: a list of {image_id, category_id, bbox, score}, `bbox` as x, y,
-width, height in pixels.
+Boxes are kept in COCO's results format: a list of {image_id, category_id, bbox, score}, with `bbox` as x, y, width,
+height in pixels.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from dghlib.storage.records import write_atomically
 Found = list[dict[str, Any]]
 Detector = Callable[[list[Tensor]], list[dict[str, Tensor]]]
 
-# Where COCOeval puts what it has summed up, and what we call it. "Small" is below 32^2 pixels, "large" above 96^2.
+# The position of COCOeval's results, and our names. "Small" is below 32^2 pixels, "large" above 96^2.
 _PLACES = {"map": 0, "map50": 1, "map75": 2, "map_small": 3, "map_medium": 4, "map_large": 5}
 
 
 class NoBoxes(ValueError):
-    """The annotations hold no box of any object, so that there is nothing to be found."""
+    """The annotations hold no box of any object, so there is nothing to find."""
 
 
 @torch.inference_mode()
@@ -38,18 +38,18 @@ def found_boxes(
     batch_size: int = 16,
     progress: bool = False,
 ) -> Found:
-    """Return what a detector finds in images, in COCO's results format.
+    """Return the objects that a detector finds in images, in COCO's results format.
 
     Args:
         detector: takes a list of images (3, H, W) from 0 to 1, returns for each `boxes` (n, 4) as x1, y1, x2, y2,
             `labels` (n,), which are ids of categories, and `scores` (n,).
         images: uint8, (3, H, W) each.
         image_ids: COCO's id of every image.
-        batch_size: images that are searched at once; it has no influence.
+        batch_size: images that pass at once; it does not affect the result.
         progress: whether to show a bar.
 
     Raises:
-        ValueError: boxes or scores that are NaN or infinite; the image is named.
+        ValueError: boxes or scores are NaN or infinite; the message names the image.
     """
     found: Found = []
     starts = range(0, len(image_ids), batch_size)
@@ -80,12 +80,12 @@ def save_results(path: Path, found: Found) -> None:
 def mean_average_precision(annotations: dict[str, list[dict[str, Any]]], found: Found) -> dict[str, float]:
     """Return precision in percent: `map` (the mean over overlaps of 50 to 95 %), `map50`, `map75`, and by size.
 
-    `map_small`, `map_medium` and `map_large` are left out where there are no objects of that size. Crowds count as
-    COCO has it: what is found there is neither right nor wrong. Ids of categories may have gaps.
+    `map_small`, `map_medium` and `map_large` are left out if there are no objects of that size. Crowds count as in
+    COCO: boxes there are neither right nor wrong. Ids of categories may have gaps.
 
     Raises:
         ImportError: pycocotools is not installed: pip install 'dghlib[detection]'.
-        NoBoxes: nothing is to be found.
+        NoBoxes: there is nothing to find.
         ValueError: a box was found in an image that is not listed.
     """
     from pycocotools.coco import COCO

@@ -1,1 +1,1 @@
-"""Experiments: which runs a table is made of, running what is missing, and showing what came out."""
+"""Experiments: the runs of a table, the computation of missing runs, and their records."""

@@ -1,13 +1,13 @@
-"""Plans on many machines: the same experiments, spread over the workers of a Dask cluster.
+"""Plans on many machines: the same experiments, distributed over the workers of a Dask cluster.
 
-A set of images is one task; an experiment is another that waits for its images, which Dask carries to where they are
-needed; an observation makes its own. So workers share no folder and no clock, only the code. Records come back to the
-machine that asked and are written there as they come, the same as those of `run.run`; what a lost worker was at runs
-again on another.
+A set of images is a task; an experiment is another task that waits for its images, which Dask transfers to its worker;
+an observation makes its own images. So workers share no folder and no clock, only the code. The machine that started
+the command writes the records as they arrive, the same as those of `run.run`; the tasks of a lost worker run again on
+another.
 
-The cluster is whatever answers at an address: `dask scheduler` and `dask worker` by hand, dask-jobqueue under Slurm,
-Dask's operator under Kubernetes. A worker computes one experiment at a time, so it is started with one thread and,
-where there are GPUs, once for each of them.
+The cluster is at an address: `dask scheduler` and `dask worker` by hand, dask-jobqueue under Slurm, Dask's operator
+under Kubernetes. A worker computes one experiment at a time, so it is started with 1 thread and, if there are GPUs,
+once for each of them.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ SECONDS_TO_CONNECT = 60
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot be reached, has no workers, or an experiment failed on it; the message says which."""
+    """The cluster cannot be reached, has no workers, or an experiment failed on it; the message names it."""
 
 
 def run_on_cluster(
@@ -39,17 +39,17 @@ def run_on_cluster(
     device: str = "cpu",
     progress: bool = True,
 ) -> list[Record]:
-    """Return the records of `experiments`, in their order; compute those that are missing on a cluster.
+    """Return the records of `experiments`, in their order; compute the missing ones on a cluster.
 
     Args:
-        experiments: what is wanted.
+        experiments: the wanted experiments.
         address: a scheduler's address such as "tcp://host:8786", or the path of the .json file it wrote.
         results: the folder of records on this machine.
-        device: where each worker computes; "cuda" is the GPU that it sees.
+        device: the device of each worker; "cuda" is the GPU that it sees.
         progress: show a bar.
 
     Raises:
-        ClusterError: see there. Experiments that did not fail are computed and kept.
+        ClusterError: as described there. Experiments that did not fail are computed and kept.
     """
     workshop = Workshop(results or results_dir())
     missing = [experiment for experiment in dict.fromkeys(experiments) if workshop.known(experiment) is None]
@@ -60,7 +60,7 @@ def run_on_cluster(
 
 
 def _connect(address: str) -> Any:
-    """Return a client of the cluster at `address` that has at least one worker."""
+    """Return a client of the cluster at `address`, which has at least 1 worker."""
     if importlib.util.find_spec("distributed") is None:
         raise ClusterError("runs on a cluster need Dask: pip install 'dghlib[cluster]'")
     from distributed import Client
@@ -92,7 +92,7 @@ def _wait_for(scheduler_file: Path) -> None:
 
 
 def _compute_all(client: Any, experiments: list[Run], workshop: Workshop, device: str, progress: bool) -> None:
-    """Compute `experiments` and keep each record as it comes; raise the first failure when all have ended."""
+    """Compute `experiments` and keep each record when it arrives; raise the first failure when all have ended."""
     from distributed import as_completed
 
     tasks = _submit(client, experiments, device)
@@ -112,7 +112,7 @@ def _compute_all(client: Any, experiments: list[Run], workshop: Workshop, device
 
 
 def _submit(client: Any, experiments: list[Run], device: str) -> dict[Any, Run]:
-    """Hand over a task for every set of images and one for every experiment; return the latter."""
+    """Submit a task for every set of images and a task for every experiment; return the latter."""
     code = code_version()
     sets: dict[str, Any] = {}
     tasks = {}
@@ -131,7 +131,7 @@ def _submit(client: Any, experiments: list[Run], device: str) -> dict[Any, Run]:
 
 @cache
 def _workshop(device: str) -> Workshop:
-    """Return the workshop of this worker, which remembers networks and data from task to task."""
+    """Return the workshop of this worker, which keeps networks and data between tasks."""
     return Workshop(results_dir(), device)
 
 
@@ -149,6 +149,6 @@ def _compute(experiment: Run, images: tuple[Tensor, float] | None, device: str, 
 
 
 def _check_code(code: dict[str, Any]) -> None:
-    """Refuse to compute with other code than that of the machine that asked: records would claim to be alike."""
+    """Refuse to compute with code that differs from the starting machine's: the records would look the same."""
     if code != code_version():
         raise RuntimeError(f"this worker runs {code_version()} and the run was started from {code}; check out the same")

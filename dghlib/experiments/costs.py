@@ -1,8 +1,8 @@
-"""What a plan will cost, from what its parts cost in the records: seconds of one core, before it is started.
+"""The cost of a plan, predicted from the costs of its parts in the records: seconds of a single core.
 
-Making images costs in proportion to images and steps, learning a rounding in proportion to iterations, HPTQ in
-proportion to images. Each proportion is the smallest that a record of the same network shows: larger ones shared
-their machine.
+The cost of making images is proportional to images and steps, that of learning a rounding to iterations, and that of
+HPTQ to images. Each factor is the smallest in the records of the same network; larger ones come from machines with
+other work.
 """
 
 import math
@@ -21,7 +21,7 @@ Unit = tuple[str, str]  # network, method
 
 
 def unit_costs(records: Sequence[Record]) -> dict[Unit, float]:
-    """Return the seconds that one unit of work of each method takes on each network: see `_units`."""
+    """Return the seconds for a unit of work of each method on each network: see `_units`."""
     found: dict[Unit, list[float]] = {}
     for record in records:
         inputs, outputs = record["inputs"], record["outputs"]
@@ -43,15 +43,15 @@ def _generation_units(config: dict[str, Any]) -> int:
 
 
 def _quantization_units(config: dict[str, Any], images: dict[str, Any]) -> int:
-    """Return the steps of a method that learns, those of one unit if by units, else the images that pass."""
+    """Return the steps of a method that learns (per unit, if it learns by units), otherwise the number of images."""
     return config.get("steps") or config.get("iterations") or images["num_images"]
 
 
 def estimate(experiments: Sequence[Run], units: dict[Unit, float]) -> pd.DataFrame:
-    """Return the hours of one core that a plan takes by method: runs, hours, and runs whose cost no record tells.
+    """Return the hours of a single core that a plan takes by method: runs, hours, and runs without a known cost.
 
-    Images that several runs share are made once. The time to test a quantized network is not in it. Hours are NaN where
-    no record tells any.
+    Images that several runs share are made once. The time of tests is not included. Hours are NaN if no record has the
+    cost.
     """
     rows = pd.DataFrame(_parts(experiments, set()), columns=["method", "unit", "work"])
     rows["hours"] = [units.get(unit, math.nan) * work / 3600 for unit, work in zip(rows.unit, rows.work, strict=True)]
@@ -62,9 +62,9 @@ def estimate(experiments: Sequence[Run], units: dict[Unit, float]) -> pd.DataFra
 
 
 def estimates(plans: Mapping[str, Sequence[Run]], units: dict[Unit, float]) -> pd.DataFrame:
-    """Return the hours of one core of each plan, and of all together, which make what they share once: see `estimate`.
+    """Return the hours of a single core for each plan, and for all together, which share parts: see `estimate`.
 
-    Columns are the runs, the hours to make images and to quantize, and the parts of a run that no record tells.
+    Columns are the runs, the hours to make images and to quantize, and the parts without a known cost.
     """
     together = [experiment for experiments in plans.values() for experiment in experiments]
     return pd.DataFrame(
@@ -84,9 +84,9 @@ def _hours_of(experiments: Sequence[Run], units: dict[Unit, float]) -> dict[str,
 
 
 def seconds_in_turn(plans: Mapping[str, Sequence[Run]], units: dict[Unit, float]) -> dict[str, float]:
-    """Return the seconds that plans take when they are run one after the other: what they share, the first one pays.
+    """Return the seconds of plans that run one after the other: shared parts belong to the first plan.
 
-    What no record of a network tells is taken to cost what it does on others, on average.
+    If no record of a network has the cost of a part, the average over other networks is used.
     """
     run: set[Run] = set()
     made: set[str] = set()

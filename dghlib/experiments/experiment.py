@@ -1,4 +1,4 @@
-"""What is run: networks that are quantized and tested, or that look at images. Both are data, and have a record."""
+"""Runs: networks that are quantized and tested, and observations of images. Both are data, and have a record."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ class RealImages:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """The images of one source.
+    """The images of a source.
 
     Attributes:
         source: "real" or the name of a generator; `config` is its Config.
-        student: a network that DeepInversion's images compete with, None for none.
+        student: the network with which DeepInversion's images compete; None for none.
     """
 
     source: str
@@ -38,15 +38,15 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One network, calibrated with one set of images, quantized one way and tested; or tested as it is.
+    """A network that is calibrated with a set of images, quantized and tested; or tested in float.
 
     Attributes:
-        profile, model: names in `PROFILES` and of one of its networks.
-        source: where the images come from, "real" or the name of a generator, None for no images; `source_config` is
+        profile, model: a name in `PROFILES`, and the name of one of its networks.
+        source: the source of the images, "real" or the name of a generator, None for no images; `source_config` is
             its Config.
         quantizer: a quantizer's name, or "float" for none; `quantizer_config` is its Config.
         test_images: size of the test set, None for all.
-        images_of: the network that the images are made from, None for the one that is quantized.
+        images_of: the network from which the images are made, None for the one that is quantized.
     """
 
     profile: str
@@ -60,17 +60,17 @@ class Experiment:
 
     @property
     def maker(self) -> str:
-        """Name the network that the images are made from."""
+        """Return the name of the network from which the images are made."""
         return self.images_of or self.model
 
     @property
     def images(self) -> ImageSet:
-        """Return the images that the network is calibrated with."""
+        """Return the images with which the network is calibrated."""
         return ImageSet(source=self.source or "", config=self.source_config)
 
     @property
     def title(self) -> str:
-        """Name the experiment in a few words, for progress bars and errors."""
+        """Return the name of the experiment in a few words, for progress bars and errors."""
         if self.quantizer == FLOAT:
             return f"{self.model} float"
         config, images = self.quantizer_config, self.source_config
@@ -86,19 +86,19 @@ class Experiment:
 
     @property
     def seed(self) -> int:
-        """Say which repetition it belongs to."""
+        """Return the repetition of this experiment."""
         return self.source_config.seed if self.source else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What a network shows of sets of images that are made from it, or what copies are like that they calibrate.
+    """A measurement of a network on sets of images that are made from it, or of copies that they calibrate.
 
     Attributes:
-        profile, model: names in `PROFILES` and of one of its networks.
-        look: what is measured, a name in `looks.LOOKS`, or of copies, in `quantized_looks.LOOKS`.
+        profile, model: a name in `PROFILES`, and the name of one of its networks.
+        look: the measurement, a name in `looks.LOOKS`, or for copies in `quantized_looks.LOOKS`.
         sets: (title, images), in order.
-        seed: which repetition it is; the images have seeds of their own.
+        seed: the repetition; the images have seeds of their own.
         settings: (name, value) of the look's own, in order.
         quantizer: makes a copy with each set; "float" for no copies. `quantizer_config` is its Config.
     """
@@ -114,39 +114,39 @@ class Observation:
 
     @property
     def title(self) -> str:
-        """Name the observation in a few words, for progress bars and errors."""
+        """Return the name of the observation in a few words, for progress bars and errors."""
         width = "" if self.quantizer == FLOAT else f" {self.quantizer} {width_of(self.quantizer_config)}"
         return f"{self.model}{width} {self.look} of {len(self.sets)} sets of images seed {self.seed}"
 
 
-Run = Experiment | Observation  # what has a record
+Run = Experiment | Observation  # everything that has a record
 
 
 def width_of(config: Any) -> str:
-    """Name the width that the Config of a quantizer asks for, such as "W4A8"."""
+    """Return the width in the Config of a quantizer, such as "W4A8"."""
     return f"W{config.weight_bits}A{config.activation_bits}"
 
 
-# What a budget, a width and a repetition set; other settings make a run one of an ablation.
+# Settings that depend on budget, width and repetition; other settings make a run part of an ablation.
 _SET_BY_BUDGET = {"num_images", "batch_size", "steps", "seed", "scaled_schedule"}
 _SET_BY_WIDTH = {"weight_bits", "activation_bits", "bits", "seed", "batch_size"}
 _SHORTENED = {"steps", "iterations", "step_iterations", "rounding_rate", "scale_rate", "step_rate"}
-# Presets of these names are what authors have for a network or its data, not for an ablation.
+# Presets with these names are the authors' for a network or its data, not for an ablation.
 _OF_DATA = {name for profile in PROFILES.values() for name in (profile.name, *profile.models)}
 
 
 def published(source: str, config: Mapping[str, Any]) -> Any:
-    """Return the Config that a generator's authors have for a network or its data if this is one, else the usual."""
+    """Return the Config of a generator's authors for a network or its data if this is one, otherwise the default."""
     presets = GENERATORS[source].PRESETS
     named = (presets[name] for name in presets if name in _OF_DATA and not _differing(presets[name], config))
     return next(named, presets["default"])
 
 
 def changed_settings(method: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a generator or quantizer that differ from its published ones: of real images, none.
+    """Return the settings of a generator or quantizer that differ from its published ones; none for real images.
 
-    Those of a generator differ from the preset that they are nearest to, which is named unless it is the default. What
-    authors have for a network or its data is as good as the default.
+    Those of a generator are compared with the nearest preset, which is named unless it is the default. The authors'
+    settings for a network or its data count as defaults.
     """
     if method in GENERATORS:
         others = {name: preset for name, preset in GENERATORS[method].PRESETS.items() if name not in _OF_DATA}
@@ -165,6 +165,6 @@ def _changed_preset(presets: Mapping[str, Any], config: Mapping[str, Any]) -> di
 
 
 def _differing(preset: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that are others in a recorded `config` than in a preset."""
+    """Return the settings that differ between a recorded `config` and a preset."""
     usual, found = (completed(type(preset), each) for each in (plain(preset), config))
     return {name: value for name, value in found.items() if name not in _SET_BY_BUDGET and usual.get(name) != value}

@@ -1,7 +1,7 @@
-"""Processes that compute runs beside the one that will show them.
+"""Processes that compute runs in parallel with the process that will show them.
 
 They share its folders of records and images, and so divide the work with it (see `dghlib.experiments.run`). The
-networks of the embedded benchmark are small: two runs on a core each are done sooner than one after the other on two.
+networks of the embedded benchmark are small: 2 runs on a core each finish sooner than one after the other on 2 cores.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ from dghlib.experiments.experiment import Run
 from dghlib.experiments.run import Workshop, results_dir
 from dghlib.running import processes
 
-MOST = 7  # helpers; each takes one to two GB of memory
+MOST = 7  # helpers; each takes 1 to 2 GB of memory
 _THREADS = "OMP_NUM_THREADS"  # of torch in processes that are started from here
 
 
 @contextlib.contextmanager
 def helped(experiments: Sequence[Run]) -> Iterator[None]:
-    """Compute `experiments`, from the last to the first, in as many processes as cores are left for, as long as this.
+    """Compute `experiments`, from the last to the first, in as many processes as there are free cores, during a block.
 
-    Who goes through them from the first to the last meets the helpers in the middle. Each process uses one thread, or
-    as many as the environment says: what it says reaches all processes that are started meanwhile.
+    A caller that computes them from the first to the last meets the helpers in the middle. Each process uses 1 thread,
+    or the number in the environment, which also applies to processes that are started meanwhile.
     """
     threads = torch.get_num_threads() if _THREADS in os.environ else 1
     count = min(processes.cores() // threads - 1, MOST, len(experiments))
@@ -42,15 +42,15 @@ def helped(experiments: Sequence[Run]) -> Iterator[None]:
             yield
         finally:
             for helper in helpers:
-                helper.terminate()  # what it was at continues from its checkpoint
+                helper.terminate()  # its current run continues from its checkpoint
                 helper.join()
 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let processes that start meanwhile use one thread, unless they are told how many.
+    """Let processes that start meanwhile use 1 thread, unless a number is given.
 
-    So does this process, which says of pages with how many threads they were made.
+    This process does so, too, because it reports the number of threads on pages.
     """
     if _THREADS in os.environ:
         yield
@@ -66,12 +66,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def _compute(experiments: Sequence[Run]) -> None:
-    """Compute what has no record. What fails here fails again where it is shown, and is told there."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has the helpers
+    """Compute the runs without a record. Failures occur again where the run is shown, and are reported there."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started the helpers
     logging.disable()
     workshop, helped_one = Workshop(results_dir()), multiprocessing.parent_process()
     for experiment in experiments:
-        if helped_one and not helped_one.is_alive():  # killed: nobody would end this process
+        if helped_one and not helped_one.is_alive():  # killed: no one would end this process
             return
-        with contextlib.suppress(Exception):  # a Busy among them: another process is at it
+        with contextlib.suppress(Exception):  # including Busy: another process computes the run
             workshop.compute(experiment, wait=False)

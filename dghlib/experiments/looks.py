@@ -1,7 +1,7 @@
-"""What a network shows of sets of images: tables of numbers, which the figures of the papers are drawn from.
+"""Measurements of a network on sets of images: tables of numbers, from which the figures of the papers are drawn.
 
 A look is a function of a classifier, of images (N, C, H, W) in its normalised space by the title of their set, and of
-settings of its own; it returns tables by name, each as columns by name. `run.run` computes it for an `Observation`, and
+settings of its own. It returns tables by name, each as columns by name. `run.run` computes it for an `Observation`, and
 keeps the tables.
 """
 
@@ -36,15 +36,15 @@ Images = Mapping[str, Tensor]
 Columns = dict[str, list[Any]]
 Tables = dict[str, Columns]
 
-REAL_SET = "Real data"  # the title of the set that others are compared with
+REAL_SET = "Real data"  # the title of the set with which others are compared
 POINTS_OF_A_CURVE = 200
 QUANTILES = (0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0)
 _QUANTILE_NAMES = [f"q{level}" for level in QUANTILES]
-NEIGHBOURS = 30  # that t-SNE looks at (its perplexity); a third of the images where those are few
+NEIGHBOURS = 30  # of t-SNE (its perplexity); a third of the images if there are few
 
 
 def errors(model: FloatModel, sets: Images, *, margin: int, border: Border, seed: int) -> Tables:
-    """Return by layer how far images are from the running statistics, augmented and as they are (DGH's Figure 3).
+    """Return by layer the distance of images from the running statistics, augmented and unchanged (DGH's Figure 3).
 
     See `augmented`. The table `errors` has the mean over channels of the squared difference of each statistic.
     """
@@ -67,9 +67,9 @@ def errors(model: FloatModel, sets: Images, *, margin: int, border: Border, seed
 
 
 def augmented(images: Tensor, margin: int, draws: torch.Generator, border: Tensor | None = None) -> Tensor:
-    """Return images (N, C, H, W), half of them mirrored, each moved at random by up to `margin` pixels.
+    """Return images (N, C, H, W), half of them mirrored, each shifted at random by up to `margin` pixels.
 
-    What was outside of an image has the colour `border`, (1, C, 1, 1), or without one that of its nearest pixel.
+    Pixels outside the image have the colour `border`, (1, C, 1, 1), or without it that of the nearest pixel.
     """
     flips = torch.rand(len(images), generator=draws) < 0.5
     tops, lefts = torch.randint(2 * margin + 1, (2, len(images)), generator=draws)
@@ -90,10 +90,10 @@ def _errors(moments: Tensor, layers: StoredStatistics) -> dict[str, list[float]]
 
 
 def features(model: FloatModel, sets: Images) -> Tables:
-    """Return the features of all sets in two planes, and how sets differ in the whole space (DGH's Figure 2).
+    """Return the features of all sets in 2 planes, and how sets differ in the whole space (DGH's Figure 2).
 
     The table `points` has the coordinates of every image: in the map of t-SNE, which places neighbours near each other
-    and leaves all other distances open, and in the plane of the two directions in which all sets together vary most.
+    but does not preserve other distances, and in the plane of the 2 directions in which all sets together vary most.
     The table `spreads` is described at `spreads`.
 
     Raises:
@@ -112,7 +112,7 @@ def features(model: FloatModel, sets: Images) -> Tables:
 
 
 def features_of(model: FloatModel, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features (N, F) of images, the input of the last linear layer, and their classes (N,) to the network.
+    """Return the features (N, F) of images, the input of the last linear layer, and their predicted classes (N,).
 
     Raises:
         NotAClassifier, NoFeatures: the network has none.
@@ -133,14 +133,14 @@ def neighbour_map(points: Tensor) -> Tensor:
 
 
 def principal_plane(points: Tensor) -> Tensor:
-    """Return the coordinates (N, 2) of points (N, F) in the two directions in which they vary most."""
+    """Return the coordinates (N, 2) of points (N, F) in the 2 directions in which they vary most."""
     centred = points - points.mean(0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     return centred @ directions[:2].T
 
 
 def spreads(sets: Mapping[str, tuple[Tensor, Tensor]]) -> Columns:
-    """Return how sets of (features, classes) spread, and for which part of images the nearest is of the same set.
+    """Return how sets of (features, classes) spread, and the share of images whose nearest neighbour is of their set.
 
     `within a class` is the mean cosine distance of images from the centre of their class, where a class has several;
     `nearest neighbour of its own set` compares each set with `REAL_SET`.
@@ -158,7 +158,7 @@ def spreads(sets: Mapping[str, tuple[Tensor, Tensor]]) -> Columns:
 
 
 def _within_class(points: Tensor, classes: Tensor) -> float | None:
-    """Return the mean cosine distance of images from the centre of their class, None if no class has several."""
+    """Return the mean cosine distance of images from the centre of their class, None if no class has several images."""
     distances = []
     for label in classes.unique():
         members = points[classes == label]
@@ -168,7 +168,7 @@ def _within_class(points: Tensor, classes: Tensor) -> float | None:
 
 
 def _told_apart(points: Tensor, real: Tensor) -> float:
-    """Return for which part of two sets the nearest other image is of the same set: a half if they are alike."""
+    """Return the share of 2 sets whose nearest other image is of the same set: 1/2 if they cannot be told apart."""
     together = torch.cat([points, real])
     distances = torch.cdist(together, together).fill_diagonal_(torch.inf)
     ours = torch.arange(len(together)) < len(points)
@@ -176,7 +176,7 @@ def _told_apart(points: Tensor, real: Tensor) -> float:
 
 
 def classes(model: FloatModel, sets: Images) -> Tables:
-    """Return how many classes the network finds in each set, and how many they would be if all were as frequent.
+    """Return how many classes the network sees in each set, and the equivalent number of equally frequent classes.
 
     The latter is the exponential of the entropy of their frequencies.
     """
@@ -217,13 +217,13 @@ def tensors(model: FloatModel, sets: Images) -> Tables:
 
 
 def distances(model: FloatModel, sets: Images) -> Tables:
-    """Return how far each set is from the network's statistics, see `distance`."""
+    """Return the distance of each set from the network's statistics, see `distance`."""
     rows = [{"images": title, "distance": distance(model, images)} for title, images in sets.items()]
     return {"distances": columns(rows)}
 
 
 def distance(model: FloatModel, images: Tensor) -> float:
-    """Return how far images are from a network's statistics: DGH's Eq. 4, mean over channels and layers."""
+    """Return the distance of images from a network's statistics: DGH's Eq. 4, mean over channels and layers."""
     net = working_copy(model.net, "cpu", model.image_shape)
     layers = stored_statistics(net, model.image_shape)
     weights = channel_weights(layers.sizes, "mean", layers.mean.device)
@@ -233,7 +233,7 @@ def distance(model: FloatModel, images: Tensor) -> float:
 
 
 def pictures(model: FloatModel, sets: Images, *, count: int) -> Tables:
-    """Return the first `count` images of each set, to look at (DGH's Figures 8 and 9), and numbers of the whole set.
+    """Return the first `count` images of each set as pictures (DGH's Figures 8 and 9), and numbers of the whole set.
 
     The table `pictures` has them as PNG files in base64, `sets` their mean, standard deviation and distance from the
     network's statistics.
@@ -265,8 +265,8 @@ def pictures_in(tables: Tables) -> dict[str, list[Image.Image]]:
 def onnxruntime(model: FloatModel, sets: Images, *, profile: str, test_images: int | None) -> Tables:
     """Return `top1` of a network that onnxruntime's own `quantize_static` quantized to 8 bits with each set.
 
-    Nothing of our quantizers takes part: the float network is exported, the images go in through a calibration reader.
-    The last row is the network as it is.
+    Our quantizers are not used: the float network is exported, and a calibration reader provides the images. The last
+    row is the float network.
     """
     from onnxruntime.quantization import QuantType, quantize_static  # an extra, and seconds to import
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -287,9 +287,9 @@ def onnxruntime(model: FloatModel, sets: Images, *, profile: str, test_images: i
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
-    """Return rows as columns, numbers to six digits: more would be noise, and records are read by people, too.
+    """Return rows as columns, with numbers rounded to 6 digits, since further digits are noise and people read records.
 
-    What is infinite, or no number, is None, which JSON can hold.
+    Infinite values and NaN become None, which JSON can hold.
     """
     names = rows[0] if rows else ()
     return {name: [_short(row[name]) for row in rows] for name in names}

@@ -1,4 +1,4 @@
-"""Profiles (a data set with its networks) and budgets (how much compute a plan may spend)."""
+"""Profiles (a data set with its networks) and budgets (the amount of computation of a plan)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ class Profile:
 
     Attributes:
         name: also the data set's name, unless `data` is another.
-        models: our network -> the paper's network of the same family, or None where it has no like.
-        about: one line for people.
-        most: what a budget spends on it at most, by the names of `Budget`'s numbers, where images are dear or few.
-        data: the data set's name, where several profiles have one.
+        models: our network -> the paper's network of the same family, or None if it has no equivalent.
+        about: a line for people.
+        most: upper limits of a budget for it, by the names of `Budget`'s numbers, if images are expensive or few.
+        data: the data set's name, if several profiles share it.
     """
 
     name: str
@@ -33,19 +33,19 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much a plan may spend.
+    """The amount of computation of a plan.
 
     Attributes:
         num_images: calibration images per set.
-        steps: generation steps (sweeps over the set) for every method that iterates, so that all cost about the same;
+        steps: generation steps (sweeps over the set) for every iterative method, so that all cost about the same;
             with a `share`, those of DGH.
         seeds: repetitions with other random numbers.
-        test_images: size of the test set; None takes all there are.
-        batch_size: images that a generator moves together.
+        test_images: size of the test set; None takes all images.
+        batch_size: images that a generator optimizes together.
         iterations: steps per unit of a quantizer that learns.
-        share: of the steps that each method's authors take, with their settings for the network or its data, their
-            batches, and schedules in proportion. None: as many steps and images in a batch for all, default settings,
-            schedules that do not shrink.
+        share: share of each method's published steps, with the authors' settings for the network or its data, their
+            batch sizes, and proportional schedules. None: the same number of steps and the same batch size for all,
+            default settings, and schedules that do not shrink.
     """
 
     num_images: int
@@ -57,13 +57,13 @@ class Budget:
     share: float | None = None
 
     def for_images(self, count: int) -> "Budget":
-        """Return as much of the budget as `count` images need."""
+        """Return the part of the budget for `count` images."""
         return dataclasses.replace(self, num_images=count, batch_size=min(count, self.batch_size))
 
 
-# As in the paper 32 images to calibrate with; tests of boxes take long.
+# As in the paper 32 calibration images; tests of boxes take long.
 _DETECTION = {"num_images": 32, "test_images": 256}
-# Papers calibrate transformers with 32 images, all in one batch.
+# Papers calibrate transformers with 32 images, in a single batch.
 _TRANSFORMERS = {"num_images": 32, "batch_size": 32}
 
 PROFILES = {
@@ -107,7 +107,7 @@ PROFILES = {
         about="ImageNet, 1000 classes, 3x224x224; `make data PROFILE=imagenet` fetches the networks, the images are "
         "placed by the user in imagenet/train and imagenet/val of the data directory; needs a GPU",
     ),
-    # At 224 pixels two cores would take three times as long, and a set of images by GENIE or DGH more than an hour.
+    # At 224 pixels 2 cores would take 3 times as long, and a set of images by GENIE or DGH more than an hour.
     "imagenet_lite": Profile(
         name="imagenet_lite",
         models={"imagenet_efficientnet_lite0_128": None},
@@ -137,9 +137,9 @@ PROFILES = {
     ),
     "coco_lite": Profile(
         name="coco_lite",
-        models={"coco_fastestdet": None},
+        models={"coco_fastestdet": None, "coco_fastestdet_folded_head": None},
         about="287 photographs of COCO val2017, scaled, for two cores; `make data PROFILE=coco_lite` fetches them",
-        most=_DETECTION | {"test_images": 287},  # all that there are
+        most=_DETECTION | {"test_images": 287},  # all images of the set
     ),
 }
 
@@ -156,7 +156,7 @@ BUDGETS = {
 
 
 def budget_of(profile: str, name: str) -> Budget:
-    """Return a budget by name, with no number above the `most` of a profile; None, all test images, stays.
+    """Return a budget by name, with no number above the `most` of a profile; None, all test images, is unchanged.
 
     Raises:
         UnknownName: there is no such profile, or no such budget.
@@ -167,6 +167,6 @@ def budget_of(profile: str, name: str) -> Budget:
 
 
 def first_models(profile: str, count: int) -> list[str]:
-    """Return the names of the first `count` networks of a profile, or of all if it is 0 or more than there are."""
+    """Return the names of the first `count` networks of a profile, or of all if it is 0 or too large."""
     check_at_least(0, "networks", count)
     return list(look_up(PROFILES, profile, "profile").models)[: count or None]

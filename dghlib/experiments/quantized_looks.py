@@ -1,7 +1,7 @@
-"""What quantized copies of a network are like: where they are noisy, what they find, what their files do.
+"""Measurements of quantized copies of a network: their noise, their detections, their files.
 
-A look is a function of the float network, of its copies by the title of the set of images that each was calibrated
-with, of those images, and of settings of its own; it returns tables, as the looks at images do (`looks`).
+A look is a function of the float network, of its copies by the title of the set of images with which each was
+calibrated, of those images, and of settings of its own; it returns tables, as the looks at images do (`looks`).
 """
 
 import statistics
@@ -26,13 +26,13 @@ from dghlib.quantizers import QuantizedModel, noise_report, unit_errors
 
 Copies = Mapping[str, QuantizedModel]
 
-SURE = 0.4  # boxes of a lower score are left out
-CORNERS = ("left", "top", "right", "bottom")  # where the sides of a box are
+SURE = 0.4  # boxes with a smaller score are left out
+CORNERS = ("left", "top", "right", "bottom")  # positions of the sides of a box
 _REPEATS = 100
 
 
 def layers(model: FloatModel, copies: Copies, sets: Images) -> Tables:
-    """Return which layer hurts: the tables `noise` and `units`, see `noise_rows` and `unit_rows`."""
+    """Return the noise and the errors of layers: the tables `noise` and `units`, see `noise_rows` and `unit_rows`."""
     noise, units = [], []
     for title, copy in copies.items():
         noise += [{"images": title, **row} for row in noise_rows(model, copy, sets[title])]
@@ -41,20 +41,20 @@ def layers(model: FloatModel, copies: Copies, sets: Images) -> Tables:
 
 
 def noise_rows(model: FloatModel, copy: QuantizedModel, images: Tensor) -> list[dict[str, Any]]:
-    """Return the noise of a copy's weights and tensors, the worst first, and each one's place from the image on."""
+    """Return the noise of a copy's weights and tensors, the worst first, and each one's position from the image on."""
     order = {"weight": list(copy.weight_quantizers()), "tensor": list(copy.activation_quantizers())}
     return [asdict(row) | {"place": order[row.kind].index(row.name)} for row in noise_report(model, copy, images)]
 
 
 def unit_rows(copy: QuantizedModel) -> list[dict[str, Any]]:
-    """Return the errors of a copy's learned units, the worst first, and each one's place in the order of learning."""
+    """Return the errors of a copy's learned units, the worst first, and each one's position in the learning order."""
     order = copy.about.get("units", [])
     rows = [asdict(error) for error in unit_errors(copy)]
     return [row | {"place": order.index(row)} for row in rows]
 
 
 def boxes(model: FloatModel, copies: Copies, sets: Images, *, profile: str, scenes: int) -> Tables:
-    """Return what a detector and its copies find in the first test scenes: boxes in pixels, of a score of `SURE` on."""
+    """Return the boxes of a detector and its copies in the first test scenes, in pixels, with scores >= `SURE`."""
     data = datasets.load_annotated(profile, "test", scenes)
     images = [data.images[scene].float() / 255 for scene in range(scenes)]
     rows = []
@@ -78,12 +78,12 @@ def boxes(model: FloatModel, copies: Copies, sets: Images, *, profile: str, scen
 
 
 def files(model: FloatModel, copies: Copies, sets: Images, *, profile: str, test_images: int | None) -> Tables:
-    """Return what the ONNX files of a network and its copies are like, which onnxruntime runs.
+    """Return facts about the ONNX files of a network and its copies, which onnxruntime runs.
 
-    Their size in bytes; seconds per image, one at a time on one thread, the median; top-1, or a detector's mAP, of the
-    file and of what it was written from; which part of its outputs are the same to the last bit.
+    They are the size in bytes; seconds per image, 1 image at a time on 1 thread, the median; top-1, or a detector's
+    mAP, of the file and of its source; and the share of outputs that are equal bit for bit.
     """
-    from dghlib.export import OnnxNetwork, export_onnx  # needs packages that looking at images does not
+    from dghlib.export import OnnxNetwork, export_onnx  # needs packages that looks at images do not need
 
     some = real_images(profile, model, 32, seed=0)
     measure = "map" if model.task == "detection" else "top1"
@@ -113,7 +113,7 @@ def _all(model: FloatModel, copies: Copies) -> dict[str, nn.Module]:
 
 
 def _part_that_is_equal(found: Any, wanted: Any) -> float:
-    """Return which part of all numbers, in one tensor or in several, is the same."""
+    """Return the share of equal numbers in one tensor or in several."""
     pairs = list(zip(tree_leaves(found), tree_leaves(wanted), strict=True))
     return sum(int((one == other).sum()) for one, other in pairs) / sum(one.numel() for one, _ in pairs)
 

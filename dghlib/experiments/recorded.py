@@ -1,10 +1,11 @@
-"""Two ways to make the book: from committed records alone, and without them.
+"""Two ways to make the book: from published records alone, and without them.
 
-In the former, which an environment variable turns on, no network is loaded (`run.load_model`), so nothing can be
-computed by mistake: plans find their records and name the runs that have none, and a cell that needs a network stops
-with `NotRecorded`. The cells after it run all the same, and a note takes the place of its error.
+In the first, which an environment variable enables, no network is loaded (`run.load_model`), so nothing can be computed
+by
+mistake: plans find their records and name the runs that have none, and a cell that needs a network stops with
+`NotRecorded`. The cells after it still run, and a note replaces its error.
 
-In the latter, `anew`, which `dgh book` turns on, committed records do not count: this machine computes its own.
+In the second, `anew`, which `dgh book` enables, published records are not used: this machine computes its own.
 """
 
 import html
@@ -17,16 +18,16 @@ ANEW_VARIABLE = "DGHLIB_ANEW"
 
 
 class NotRecorded(RuntimeError):
-    """Records alone were to be shown, and this would have to be computed."""
+    """Only records should be shown, and this would have to be computed."""
 
 
 def only_recorded() -> bool:
-    """Return whether nothing is to be computed: the environment variable DGHLIB_RECORDED."""
+    """Return whether nothing should be computed: the environment variable DGHLIB_RECORDED."""
     return bool(os.environ.get(RECORDED_VARIABLE))
 
 
 def anew() -> bool:
-    """Return whether this machine is to compute what the repository has records of, too: the variable DGHLIB_ANEW."""
+    """Return whether this machine should also compute runs with published records: the variable DGHLIB_ANEW."""
     return bool(os.environ.get(ANEW_VARIABLE))
 
 
@@ -42,9 +43,9 @@ def records_alone() -> Iterator[None]:
 
 
 def show_missing(titles: Sequence[str], wanted: int) -> None:
-    """Show, where a notebook runs, which of so many runs have no record."""
+    """Show, where a notebook runs, which of the wanted runs have no record."""
     if titles:
-        from IPython.display import HTML, display  # a part of the extra `book`, without which plans run all the same
+        from IPython.display import HTML, display  # a part of the extra `book`; plans also run without it
 
         listed = "".join(f"<li>{html.escape(title)}</li>" for title in titles)
         summary = f"{len(titles)} of {wanted} runs have no record of these settings and versions."

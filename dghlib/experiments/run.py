@@ -1,9 +1,9 @@
-"""Run the experiments and observations that have no record yet, and keep what they yield.
+"""Run the experiments and observations that have no record yet, and keep their results.
 
-Everything is found by the fingerprint of what it depends on: records in `results/<profile>/<fingerprint>.json`, those
-of observations in `results/<profile>/observations`, images in a cache beside. All are written atomically under a lock,
-so processes that share the folders divide the work between them; a run that is killed loses the experiment it was in
-and no other, and the generation it was in continues from its checkpoint.
+Everything is found by the fingerprint of its inputs: records in `results/<profile>/<fingerprint>.json`, those of
+observations in `results/<profile>/observations`, images in a cache beside them. All are written atomically under a
+lock, so processes that share the folders divide the work between them. A killed run loses only its current experiment,
+whose generation continues from its checkpoint.
 """
 
 import logging
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 RESULTS_VARIABLE = "DGHLIB_RESULTS"
-OBSERVATIONS = "observations"  # where their records are, among those of a profile
+OBSERVATIONS = "observations"  # folder of their records, among those of a profile
 PUBLISHED = Path(__file__).parents[2] / "results"
 
 
 def results_dir() -> Path:
-    """Return where records are kept: the environment variable DGHLIB_RESULTS, or `_build/results` here."""
+    """Return the folder of records: the environment variable DGHLIB_RESULTS, or `_build/results` here."""
     return Path(os.environ.get(RESULTS_VARIABLE, "_build/results"))
 
 
@@ -54,11 +54,11 @@ def run(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> list[Record]:
-    """Return the records of `experiments`, in their order; compute those that are missing (see `Workshop.known`).
+    """Return the records of `experiments`, in their order; compute the missing ones (see `Workshop.known`).
 
-    Where nothing is to be computed (`dghlib.experiments.recorded`), it is what `published` returns. Experiments that
-    another process is computing are left to the end; by then its records are there. Ctrl-C and kill -9 lose the
-    experiment that was running, less what its checkpoint kept.
+    If nothing should be computed (`dghlib.experiments.recorded`), this is the result of `published`. Experiments that
+    another process is computing come last; by then their records exist. Ctrl-C and kill -9 lose only the current
+    experiment, except for the part in its checkpoint.
     """
     if only_recorded():
         return published(experiments)
@@ -85,8 +85,8 @@ def run(
 def published(experiments: Sequence[Run]) -> list[Record]:
     """Return those records of `experiments` that are in the repository's own `results/`; nothing is computed.
 
-    The page of a notebook names those that are not there. Networks as they are do not count: without any quantized
-    one, nothing is returned.
+    The page of a notebook names the missing ones. Float networks do not count: without a quantized network, nothing is
+    returned.
     """
     found = {experiment: Workshop(PUBLISHED).find(experiment) for experiment in experiments}
     show_missing([experiment.title for experiment, record in found.items() if record is None], len(found))
@@ -96,16 +96,16 @@ def published(experiments: Sequence[Run]) -> list[Record]:
 
 
 class Workshop:
-    """Computes experiments, and remembers networks, data and images between them.
+    """Computes experiments, and keeps networks, data and images between them.
 
     Args:
         results: the folder of records.
-        device: where images are generated and networks run.
+        device: the device for generating images and running networks.
         progress: show bars.
     """
 
     def __init__(self, results: Path, device: torch.device | str = "cpu", progress: bool = False):
-        code_version()  # that of the code as it is loaded, not as it is when a record is written
+        code_version()  # the code as it is loaded now, not when a record is written
         self.results, self.device, self.progress = results, device, progress
         self.cache = results.parent / "images"
         self._images: tuple[str, Tensor, float] | None = None
@@ -115,14 +115,14 @@ class Workshop:
         return read_record(self.record_path(experiment))
 
     def known(self, experiment: Run) -> Record | None:
-        """Return an experiment's record, made here or, unless all is to be computed anew, come with the repository."""
+        """Return an experiment's record, made here or, unless all runs are computed anew, published."""
         return self.find(experiment) or (None if anew() else Workshop(PUBLISHED).find(experiment))
 
     def compute(self, experiment: Run, *, wait: bool) -> Record:
-        """Return an experiment's record; make it if, once we hold its lock, it still is not there.
+        """Return an experiment's record; if it is still missing under the lock, make it.
 
         Raises:
-            Busy: another process is at it, and `wait` is False.
+            Busy: another process computes it, and `wait` is False.
         """
         path = self.record_path(experiment)
         with claim(path, wait=wait):
@@ -151,9 +151,9 @@ class Workshop:
         return self.image_set(experiment.profile, experiment.maker, experiment.images, wait=wait)
 
     def image_set(self, profile: str, maker: str, wanted: ImageSet, *, wait: bool = True) -> tuple[Tensor, float]:
-        """Return images (N, C, H, W), normalised as the network `maker` wants them, and the seconds they took to make.
+        """Return images (N, C, H, W), normalised for the network `maker`, and the seconds of their generation.
 
-        They are made from that network, or, if they are to be real, drawn from the training images of the profile.
+        They are made from that network; real images are drawn from the training images of the profile.
         """
         if wanted.source == REAL:
             return real_images(profile, load_model(maker), wanted.config.num_images, wanted.config.seed), 0.0
@@ -165,7 +165,7 @@ class Workshop:
         return self._images[1], self._images[2]
 
     def lay_out(self, experiment: Experiment, images: Tensor, seconds: float) -> None:
-        """Take an experiment's images as given: they were made elsewhere, in so many seconds."""
+        """Use the given images for an experiment: they were made elsewhere, in the given seconds."""
         self._images = (_images_name(experiment.maker, experiment.images), images, seconds)
 
     def _generate(self, maker: str, wanted: ImageSet, path: Path) -> tuple[Tensor, float]:
@@ -187,7 +187,7 @@ class Workshop:
         return self._seen(experiment, wait) if isinstance(experiment, Observation) else self._tested(experiment, wait)
 
     def _seen(self, observation: Observation, wait: bool) -> dict[str, Any]:
-        """Return what is seen of an observation's images, and the seconds that each of its sets took to make."""
+        """Return the results of an observation, and the seconds of the generation of each of its sets."""
         found = {
             title: self.image_set(observation.profile, observation.model, wanted, wait=wait)
             for title, wanted in observation.sets
@@ -206,7 +206,7 @@ class Workshop:
         return {"generation_seconds": seconds, "tables": tables}
 
     def _tested(self, experiment: Experiment, wait: bool) -> dict[str, Any]:
-        """Return what a network reaches, quantized or as it is, and the seconds of what comes before."""
+        """Return the accuracy of a network, quantized or in float, and the seconds of its images and quantization."""
         model = load_model(experiment.model)
         if experiment.quantizer == FLOAT:
             return self._quality(experiment, model, model.on(self.device).net)
@@ -221,7 +221,7 @@ class Workshop:
         }
 
     def _calibration_images(self, experiment: Experiment, model: FloatModel, wait: bool) -> tuple[Tensor | None, float]:
-        """Return the images as the network wants them, None for none, and the seconds that they took to make."""
+        """Return the images for the network, None for none, and the seconds of their generation."""
         if not experiment.source:
             return None, 0.0
         images, seconds = self.images(experiment, wait=wait)
@@ -247,7 +247,7 @@ class Workshop:
         return quality(profile, test_images, model, net, device=self.device, progress=self.progress)
 
     def record_path(self, experiment: Run) -> Path:
-        """Return the file of an experiment's record, which need not be there."""
+        """Return the file of an experiment's record, which need not exist."""
         folder = self.results / experiment.profile
         if isinstance(experiment, Observation):
             folder /= OBSERVATIONS
@@ -255,9 +255,9 @@ class Workshop:
 
 
 def inputs_of(experiment: Run) -> dict[str, Any]:
-    """Return all that an experiment's outcome depends on: its settings, the weights, the versions of the methods.
+    """Return all inputs on which an experiment's result depends: settings, weights, versions of the methods.
 
-    Nothing is loaded for it, so records of networks that are not on this machine are found as well.
+    Nothing is loaded for this, so records of networks that are not on this machine are found as well.
     """
     inputs: dict[str, Any] = {"profile": experiment.profile, "model": _weights(experiment.model)}
     if isinstance(experiment, Observation):
@@ -293,10 +293,10 @@ def _inputs_of_images(wanted: ImageSet) -> dict[str, Any]:
 
 
 def _in_space_of(model: FloatModel, images: Tensor, maker: FloatModel) -> Tensor:
-    """Return images in the normalised space of `maker` as `model` wants them normalised.
+    """Return images in the normalised space of `maker`, normalised for `model`.
 
     Raises:
-        ValueError: the networks look at images of different shapes.
+        ValueError: the networks take images of different shapes.
     """
     if model.image_shape != maker.image_shape:
         raise ValueError(f"{model.name} wants images {model.image_shape}, {maker.name} makes {maker.image_shape}")
@@ -313,10 +313,10 @@ def _images_name(maker: str, wanted: ImageSet) -> str:
 
 
 def load_model(name: str) -> FloatModel:
-    """Return a network by name; loaded once a process.
+    """Return a network by name; it is loaded once per process.
 
     Raises:
-        NotRecorded: nothing is to be computed, so no network is needed.
+        NotRecorded: nothing should be computed, so no network is needed.
     """
     if only_recorded():
         raise NotRecorded(f"{name} is not loaded: records alone are to be shown")

@@ -1,4 +1,4 @@
-"""What a profile's data says of a network, top-1 of a classifier or mAP of a detector; and its real images."""
+"""The quality of a network on a profile's data, top-1 of a classifier or mAP of a detector; and its real images."""
 
 from functools import cache
 from pathlib import Path
@@ -17,8 +17,8 @@ from dghlib.images import normalise
 from dghlib.models import FloatModel
 from dghlib.models.detectors import detector_of, scaled
 
-TEST_BATCH = 32  # on a CPU larger ones take up to three times as long
-# Real calibration images are drawn from this many training images of a set that is drawn on demand.
+TEST_BATCH = 32  # on a CPU larger batches take up to 3 times as long
+# Real calibration images are drawn from this many training images of a data set that is drawn on demand.
 DRAWN_TRAINING_IMAGES = {"shapes": 4096, "shapes_detection": 1024}
 
 
@@ -32,10 +32,10 @@ def quality(
     progress: bool = False,
     boxes: Path | None = None,
 ) -> dict[str, float]:
-    """Return what `net`, `model.net` or a quantized copy of it, reaches on `num_images` of the test set, in percent.
+    """Return the quality of `net`, `model.net` or a quantized copy, on `num_images` of the test set, in percent.
 
-    Of a classifier `top1`; of a detector `map` and the others of `mean_average_precision`, and what it finds is written
-    to the file `boxes`, if one is named, in COCO's results format.
+    For a classifier it is `top1`; for a detector `map` and the others of `mean_average_precision`, and its boxes are
+    written to the file `boxes`, if given, in COCO's results format.
     """
     if model.task == "detection":
         scenes = _annotated_images(profile, "test", num_images)
@@ -55,7 +55,7 @@ def quality(
 
 
 def real_images(profile: str, model: FloatModel, num_images: int, seed: int) -> Tensor:
-    """Return a random part of a profile's training images, (N, C, H, W) normalised; a detector's scaled to its size."""
+    """Return random training images of a profile, (N, C, H, W) normalised; for a detector scaled to its size."""
     available = DRAWN_TRAINING_IMAGES.get(data_of(profile))
     if model.task != "detection":
         data = datasets.sample(_labelled_images(profile, "train", available, model.image_shape), num_images, seed)
@@ -66,7 +66,7 @@ def real_images(profile: str, model: FloatModel, num_images: int, seed: int) -> 
 
 
 def data_of(profile: str) -> str:
-    """Return the name of a profile's data set; a data set's own name stands for itself."""
+    """Return the name of a profile's data set; also accepts the name of a data set."""
     return PROFILES[profile].data_set if profile in PROFILES else profile
 
 

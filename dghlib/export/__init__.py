@@ -1,4 +1,4 @@
-"""Networks and image sets for other people's runtimes. Needs the extra `onnx`: `pip install dghlib[onnx]`."""
+"""Networks and image sets for other runtimes. Needs the extra `onnx`: `pip install dghlib[onnx]`."""
 
 from dghlib.export.calibration import ImageReader, PixelLoss, save_npz, save_png
 from dghlib.export.onnx_file import OnnxNetwork, UnsupportedOperation, export_onnx, open_session

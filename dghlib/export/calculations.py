@@ -1,4 +1,4 @@
-"""Operations that compute across axes, or by conditions, in ONNX: sums, norms, maxima, comparisons, einsum."""
+"""Operations that compute along axes, or with conditions, in ONNX: sums, norms, maxima, comparisons, einsum."""
 
 from typing import Any
 
@@ -29,22 +29,22 @@ def norm(graph: OnnxGraph, node: fx.Node) -> str:
     found = graph.settings(node, "p", "dim", "keepdim")
     kinds = {1: "ReduceL1", 2: "ReduceL2", "fro": "ReduceL2"}
     if (power := found.get("p", found.get("ord", 2))) not in kinds:
-        raise UnsupportedOperation(f"{node.name} is a norm with p={power!r}; 1 and 2 can be")
+        raise UnsupportedOperation(f"{node.name} is a norm with p={power!r}; only 1 and 2 can be written")
     return _reduced(graph, node, kinds[power], found["dim"], bool(found.get("keepdim", False)), node.name)
 
 
 def normalize(graph: OnnxGraph, node: fx.Node) -> str:
-    """Vectors divided by their length."""
+    """Vectors divided by their norm."""
     found = graph.settings(node, "p", "dim", "eps")
     if found.get("p", 2) != 2:
-        raise UnsupportedOperation(f"{node.name} normalises with p={found['p']!r}, only 2 can be")
+        raise UnsupportedOperation(f"{node.name} normalises with p={found['p']!r}; only 2 can be written")
     length = _reduced(graph, node, "ReduceL2", found.get("dim", 1), True, f"{node.name}.length")
     least = graph.constant(f"{node.name}.eps", float(found.get("eps", 1e-12)))
     return graph.add("Div", [source(graph, node), graph.add("Max", [length, least], f"{node.name}.safe")], node.name)
 
 
 def extreme(operation: str) -> Translation:
-    """Return the translation of torch.max or torch.min: of two tensors, or along an axis, with its places."""
+    """Return the translation of torch.max or torch.min: of two tensors, or along an axis, with indices."""
 
     def translate(graph: OnnxGraph, node: fx.Node) -> str | list[str]:
         second = node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
@@ -60,7 +60,7 @@ def extreme(operation: str) -> Translation:
 
 
 def of_two(operation: str, *, swapped: bool = False) -> Translation:
-    """Return the translation of an operation on two tensors, or a tensor and a number."""
+    """Return the translation of an operation on 2 tensors, or a tensor and a number."""
 
     def translate(graph: OnnxGraph, node: fx.Node) -> str:
         second = node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()))
@@ -71,13 +71,13 @@ def of_two(operation: str, *, swapped: bool = False) -> Translation:
 
 
 def not_equal(graph: OnnxGraph, node: fx.Node) -> str:
-    """Where two tensors, or a tensor and a number, differ."""
+    """True where 2 tensors, or a tensor and a number, differ."""
     names = [source(graph, node), graph.value(node.args[1], f"{node.name}.other")]
     return graph.add("Not", [graph.add("Equal", names, f"{node.name}.equal")], node.name)
 
 
 def clamp(graph: OnnxGraph, node: fx.Node) -> str:
-    """Values between two ends, either of which may be missing."""
+    """Values between 2 limits, either of which may be missing."""
     name = getattr(node.target, "__name__", str(node.target))
     names = {"clamp_min": ("min",), "clamp_max": ("max",)}.get(name, ("min", "max"))
     found = graph.settings(node, *names)
@@ -92,20 +92,20 @@ def where(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def masked_fill(graph: OnnxGraph, node: fx.Node) -> str:
-    """A number where a condition holds."""
+    """A number where a condition is true."""
     value = graph.value(node.args[2] if len(node.args) > 2 else node.kwargs["value"], f"{node.name}.filling")
     return graph.add("Where", [graph.value(node.args[1], ""), value, source(graph, node)], node.name)
 
 
 def to_float(graph: OnnxGraph, node: fx.Node) -> str:
-    """Numbers from truths or whole numbers."""
+    """Floats from booleans or integers."""
     if "shape" not in node.meta:
-        raise UnsupportedOperation(f"{node.name} makes {node.args[1:]} of a tensor; only float32 can be")
+        raise UnsupportedOperation(f"{node.name} converts a tensor to {node.args[1:]}; only float32 can be written")
     return graph.add("Cast", [source(graph, node)], node.name, to=1)
 
 
 def einsum(graph: OnnxGraph, node: fx.Node) -> str:
-    """Sums of products by an equation."""
+    """Sums of products, given by an equation."""
     equation: Any = node.args[0]
     operands: Any = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
     names = [graph.value(operand, f"{node.name}.{k}") for k, operand in enumerate(operands)]

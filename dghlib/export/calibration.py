@@ -1,7 +1,7 @@
-"""Calibration images for other people's tools: as arrays, as PNG files, and as onnxruntime's reader.
+"""Calibration images for other tools: as arrays, as PNG files, and as onnxruntime's reader.
 
-Generated images are real numbers that no camera made: some lie beyond the darkest or brightest pixel, and none is a
-whole number of 255ths. A PNG loses that; how much is told. Arrays lose nothing.
+Generated images are real numbers: some lie beyond the darkest or brightest pixel, and none is a multiple of 1/255. PNG
+files lose this precision, and the loss is reported. Arrays lose nothing.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def save_npz(path: Path | str, images: Tensor, mean: Sequence[float], std: Seque
     """Write normalised images (N, C, H, W) to an `.npz` file, as float32, with their `mean` and `std` (C,)."""
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # else numpy adds an ending to the name
+        with temporary.open("wb") as file:  # otherwise numpy adds an ending to the name
             np.savez_compressed(
                 file, images=images.numpy(), mean=np.array(mean, np.float32), std=np.array(std, np.float32)
             )
@@ -35,11 +35,11 @@ def save_npz(path: Path | str, images: Tensor, mean: Sequence[float], std: Seque
 
 @dataclass(frozen=True)
 class PixelLoss:
-    """What 8-bit pixels lose.
+    """The loss from 8-bit pixels.
 
     Attributes:
-        clamped: part of the values that lay beyond the darkest or brightest pixel, 0 to 1.
-        rms: root mean square of the change, in levels of 255; rounding alone makes 0.29.
+        clamped: share of the values beyond the darkest or brightest pixel, 0 to 1.
+        rms: root mean square of the change, in levels of 255; rounding alone gives 0.29.
     """
 
     clamped: float
@@ -50,13 +50,13 @@ class PixelLoss:
 
 
 def save_png(folder: Path, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> PixelLoss:
-    """Write normalised images (N, C, H, W) as `00000.png`, ... into a new folder; return what that loses.
+    """Write normalised images (N, C, H, W) as `00000.png`, ... into a new folder; return the loss of precision.
 
-    The folder gets its name once all are in it.
+    The folder gets its name when all images are in it.
 
     Raises:
-        FileExistsError: there is something in the folder already.
-        ValueError: the images have neither one channel, for grey files, nor three, for RGB.
+        FileExistsError: the folder is not empty.
+        ValueError: the images have neither 1 channel, for grey files, nor 3, for RGB.
     """
     if images.shape[1] not in (1, 3):
         raise ValueError(f"PNG files have 1 or 3 channels, got images of shape {tuple(images.shape[1:])}")
@@ -82,7 +82,7 @@ class ImageReader(CalibrationDataReader):
 
     Args:
         images: normalised (N, C, H, W), as the network takes them.
-        batch_size: images at once.
+        batch_size: images per batch.
         input_name: of the network; "images" in files of `export_onnx`.
     """
 

@@ -5,10 +5,14 @@ from typing import Any
 from torch import fx
 
 from dghlib.export.onnx_graph import OnnxGraph, Translation, UnsupportedOperation, shape_of, source
+from dghlib.quantizers.biases import grid_of
+from dghlib.quantizers.grid import UniformQuantizer
+
+_BITS_OF_SUMS = 14  # of the 24 of a float, beside the 9 of two codes and a zero point, and a half
 
 
 def simple(operation: str, **attributes: Any) -> Translation:
-    """Return the translation of an operation that ONNX has, on one tensor, without settings of its own."""
+    """Return the translation of an operation that ONNX has, on a single tensor, without settings."""
 
     def translate(graph: OnnxGraph, node: fx.Node) -> str:
         return graph.add(operation, [source(graph, node)], node.name, **attributes)
@@ -17,7 +21,7 @@ def simple(operation: str, **attributes: Any) -> Translation:
 
 
 def with_setting(operation: str, attribute: str, name: str, default: float) -> Translation:
-    """Return the translation of an operation with one number, that torch and ONNX call by different names."""
+    """Return the translation of an operation with a number for which torch and ONNX have different names."""
 
     def translate(graph: OnnxGraph, node: fx.Node) -> str:
         number = float(graph.settings(node, name).get(name, default))
@@ -27,7 +31,7 @@ def with_setting(operation: str, attribute: str, name: str, default: float) -> T
 
 
 def clip(low: float, high: float) -> Translation:
-    """Return the translation of relu6 and hardtanh, whose ends may be set."""
+    """Return the translation of relu6 and hardtanh, whose limits may be set."""
 
     def translate(graph: OnnxGraph, node: fx.Node) -> str:
         ends = {"min_val": low, "max_val": high} | graph.settings(node, "min_val", "max_val")
@@ -38,7 +42,7 @@ def clip(low: float, high: float) -> Translation:
 
 
 def hardsigmoid(graph: OnnxGraph, node: fx.Node) -> str:
-    """Clip(x + 3, 0, 6) / 6, step by step as torch has it: ONNX multiplies by a sixth, and halves round elsewhere."""
+    """Clip(x + 3, 0, 6) / 6, step by step as in torch: ONNX multiplies by 1/6, which rounds midpoints differently."""
     name = node.name
     least, three, six = (graph.constant(f"{name}.{number}", float(number)) for number in (0, 3, 6))
     raised = graph.add("Add", [source(graph, node), three], f"{name}.raised")
@@ -46,7 +50,7 @@ def hardsigmoid(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def hardswish(graph: OnnxGraph, node: fx.Node) -> str:
-    """X clip(x + 3, 0, 6) / 6, step by step as torch computes it."""
+    """X clip(x + 3, 0, 6) / 6, step by step as in torch."""
     name, value = node.name, source(graph, node)
     least, three, six = (graph.constant(f"{name}.{number}", float(number)) for number in (0, 3, 6))
     clipped = graph.add("Clip", [graph.add("Add", [value, three], f"{name}.raised"), least, six], f"{name}.clip")
@@ -76,7 +80,7 @@ def gelu(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def prelu(graph: OnnxGraph, node: fx.Node) -> str:
-    """PReLU, its slopes along the channels."""
+    """PReLU, with slopes along the channels."""
     module: Any = graph.module(node)
     if module is None:
         raise UnsupportedOperation(f"{node.name} calls prelu as a function; use the module nn.PReLU")
@@ -86,12 +90,25 @@ def prelu(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def arithmetic(operation: str) -> Translation:
-    """Return the translation of +, -, * and /, of two tensors or a tensor and a number."""
+    """Return the translation of +, -, * and /, of 2 tensors or a tensor and a number."""
 
     def translate(graph: OnnxGraph, node: fx.Node) -> str:
         if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode") is not None:
-            raise UnsupportedOperation(f"{node.name} has settings that its translation does not know: {node.kwargs}")
+            raise UnsupportedOperation(f"{node.name} has settings that its translation does not support: {node.kwargs}")
         second = node.args[1] if len(node.args) > 1 else node.kwargs["other"]
-        return graph.add(operation, [source(graph, node), graph.value(second, f"{node.name}.other")], node.name)
+        names = [source(graph, node), graph.value(second, f"{node.name}.other")]
+        if operation == "Add" and _loses_bits(graph, node):
+            return graph.add("Sub", [names[0], graph.add("Neg", names[1:], f"{node.name}.negative")], node.name)
+        return graph.add(operation, names, node.name)
 
     return translate
+
+
+def _loses_bits(graph: OnnxGraph, node: fx.Node) -> bool:
+    """Return whether the step sizes of a sum and its parts differ so much that floats cannot hold it exactly.
+
+    onnxruntime converts it to an integer sum, which adds the zero point in float before it rounds; not for differences.
+    """
+    grids = [grid_of(graph.traced, read) for read in node.all_input_nodes] + [graph.module(user) for user in node.users]
+    steps = [grid.scale.item() for grid in grids if isinstance(grid, UniformQuantizer)]
+    return bool(steps) and max(steps) > 2**_BITS_OF_SUMS * min(steps)

@@ -1,4 +1,4 @@
-"""Operations that pick values by their places, or repeat them, in ONNX: indices, slices, rolls, repetitions."""
+"""Operations that select values by index, or repeat them, in ONNX: indices, slices, rolls, repetitions."""
 
 from operator import attrgetter
 from typing import Any
@@ -12,13 +12,13 @@ _END = torch.iinfo(torch.int64).max
 
 
 def gathered(graph: OnnxGraph, value: str, places: Tensor, axis: int, name: str) -> str:
-    """Append a choice of places (K,) along an axis; return the name of the result."""
+    """Append a selection of indices (K,) along an axis; return the name of the result."""
     places = graph.constant(f"{name}.places", places, dtype="int64")  # type: ignore[assignment]
     return graph.add("Gather", [value, str(places)], name, axis=axis)
 
 
 def pick(graph: OnnxGraph, node: fx.Node) -> str:
-    """`x[...]`: one of several tensors, or a part of one: by slices, numbers, a list of places, new axes."""
+    """`x[...]`: one of several tensors, or a part of one: by slices, numbers, a list of indices, new axes."""
     origin: Any = node.args[0]
     index: Any = node.args[1]
     held = graph.values[origin]
@@ -61,17 +61,17 @@ def _slice(graph: OnnxGraph, value: str, part: slice, axis: int, name: str) -> s
 
 
 def _places(graph: OnnxGraph, node: fx.Node, part: Any) -> Tensor:
-    """Return the whole numbers that a constant index holds, a row of them."""
+    """Return the integers of a constant index, as a row."""
     if isinstance(part, fx.Node) and part.op == "get_attr":
         part = attrgetter(str(part.target))(graph.traced)
     places = torch.as_tensor(part) if isinstance(part, Tensor | list) else None
     if places is None or places.ndim != 1 or places.is_floating_point():
-        raise UnsupportedOperation(f"{node.name} picks by {part!r}: slices, numbers and constant rows of places can be")
+        raise UnsupportedOperation(f"{node.name} picks by {part!r}; only slices, numbers and rows can be written")
     return places.nonzero().flatten() if places.dtype is torch.bool else places
 
 
 def select(graph: OnnxGraph, node: fx.Node) -> str:
-    """One place, several places in a row, or a list of places along one axis."""
+    """One index, several consecutive indices, or a list of indices along an axis."""
     name = getattr(node.target, "__name__", str(node.target))
     axis = int(graph.settings(node, "dim", "index", "start", "length", "end")["dim"])
     if name == "index_select":
@@ -87,7 +87,7 @@ def select(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def unfold(graph: OnnxGraph, node: fx.Node) -> str:
-    """Windows along an axis, which may overlap; the places in a window become the last axis."""
+    """Windows along an axis, which may overlap; the positions in a window become the last axis."""
     found = graph.settings(node, "dimension", "size", "step")
     count = len(shape_of(node))
     axis = int(found["dimension"]) % (count - 1)
@@ -98,7 +98,7 @@ def unfold(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def roll(graph: OnnxGraph, node: fx.Node) -> str:
-    """Values that leave an axis at its end and come in at its beginning."""
+    """Values that leave an axis at its end and return at its start."""
     found = graph.settings(node, "shifts", "dims")
     shifts, axes = (each if isinstance(each, list | tuple) else [each] for each in (found["shifts"], found["dims"]))
     value, shape = source(graph, node), shape_of(node)
@@ -109,7 +109,7 @@ def roll(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def flip(graph: OnnxGraph, node: fx.Node) -> str:
-    """Some axes backwards."""
+    """Some axes reversed."""
     given: Any = node.args[1:] or node.kwargs["dims"]
     axes = given[0] if isinstance(given[0], list | tuple) else given
     value, shape = source(graph, node), shape_of(node)
@@ -119,10 +119,10 @@ def flip(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def expand(graph: OnnxGraph, node: fx.Node) -> str:
-    """A tensor that is repeated along axes of size one, for each image too."""
+    """A tensor that is repeated along axes of size 1, also for each image."""
     shape, axis = list(shape_of(node)), node.meta.get("batch_axis")
     if axis is None or "batch_axis" in node.all_input_nodes[0].meta:
-        sizes = [1 if place == axis else size for place, size in enumerate(shape)]  # as many images as there are
+        sizes = [1 if place == axis else size for place, size in enumerate(shape)]  # for any number of images
         return graph.add(
             "Expand", [source(graph, node), graph.constant(f"{node.name}.shape", sizes, "int64")], node.name
         )
@@ -137,7 +137,7 @@ def expand(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def repeat(graph: OnnxGraph, node: fx.Node) -> str:
-    """A tensor side by side with itself; what repeats for each image is expanded first."""
+    """A tensor concatenated with itself; repetitions for each image are expanded first."""
     given: Any = node.args[1:]
     times = given[0] if isinstance(given[0], list | tuple) else given
     if any(isinstance(number, fx.Node) for number in times):
@@ -153,7 +153,7 @@ def repeat(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def stack(graph: OnnxGraph, node: fx.Node) -> str:
-    """Tensors side by side along a new axis."""
+    """Tensors along a new axis."""
     parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
     axis = int(graph.settings(node, "dim").get("dim", 0)) % len(shape_of(node))
     axes = graph.constant(f"{node.name}.axes", [axis], "int64")
@@ -163,7 +163,7 @@ def stack(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def unbind(graph: OnnxGraph, node: fx.Node) -> list[str]:
-    """The slices of a tensor along an axis, one by one."""
+    """The slices of a tensor along an axis, as separate tensors."""
     axis = int(graph.settings(node, "dim").get("dim", 0))
     count = shape_of(node.all_input_nodes[0])[axis]
     value = source(graph, node)

@@ -1,14 +1,14 @@
 """Grids in ONNX: tensors as unsigned integers, weights as integers, biases as 32-bit integers.
 
-What onnxruntime fuses into kernels of integers decides how things are written here:
+The form is chosen such that onnxruntime fuses operations into integer kernels:
 
-* all codes of up to 8 bits are unsigned bytes, the zero point among them: it fuses nothing that has codes of two types;
-* narrower grids and the activation functions that clip are clips of codes, behind QuantizeLinear: between a
-  convolution and QuantizeLinear, a clip keeps both apart;
-* what moves a tensor has a pair of QuantizeLinear and DequantizeLinear behind it, as what computes one has.
+* all codes of up to 8 bits are unsigned bytes, including the zero point: codes of 2 types are not fused;
+* narrower grids and activation functions that clip are clips of codes, after QuantizeLinear: a clip between a
+  convolution and QuantizeLinear would prevent their fusion;
+* movements of a tensor are followed by a pair of QuantizeLinear and DequantizeLinear, as computations are.
 
-None of that changes a value: rounding is monotone, so the clip of a code is the code of the clipped value, and values
-on a grid stay what they are when they are rounded to it again.
+None of this changes a value: rounding is monotone, so the clip of a code is the code of the clipped value, and values
+on a grid do not change when they are rounded to it again.
 """
 
 import math
@@ -34,7 +34,7 @@ _ENDS = {
 
 
 def clip_ends(graph: OnnxGraph, node: fx.Node) -> tuple[float, float]:
-    """Return the ends between which a node clips its input, infinite ones for a node that does anything else."""
+    """Return the limits between which a node clips its input, infinite ones for any other node."""
     module = graph.module(node)
     operation: Any = type(module) if module is not None else node.target
     low, high = _ENDS.get(operation, (-math.inf, math.inf))
@@ -43,9 +43,9 @@ def clip_ends(graph: OnnxGraph, node: fx.Node) -> tuple[float, float]:
 
 
 def clips_codes(graph: OnnxGraph, node: fx.Node) -> bool:
-    """Say whether a node does nothing but clip for a quantizer, which may as well clip codes.
+    """Return whether a node only clips for a quantizer, so that it can clip codes instead.
 
-    Not what is quantized already: of two quantizations in a row, onnxruntime makes one, on a grid of its own.
+    This is not possible for quantized inputs: onnxruntime merges 2 successive quantizations, on a grid of its own.
     """
     readers = [graph.module(reader) for reader in node.users]
     clips = clip_ends(graph, node) != (-math.inf, math.inf) and node.all_input_nodes[0] not in graph.grids
@@ -55,7 +55,7 @@ def clips_codes(graph: OnnxGraph, node: fx.Node) -> bool:
 def quantize(graph: OnnxGraph, node: fx.Node, quantizer: UniformQuantizer) -> str:
     """Append a quantization to unsigned integers and back; return the name of the result.
 
-    The grid begins at code 0. Where it, or a clip before it, ends within the range of the integers, codes are clipped.
+    The grid begins at code 0. If it, or a clip before it, ends within the range of the integers, codes are clipped.
     """
     read = node.all_input_nodes[0]
     kind = _TYPES[_BYTE if quantizer.bits <= _BYTE else 16]
@@ -78,20 +78,20 @@ def _clipped(graph: OnnxGraph, codes: str, quantizer: UniformQuantizer, ends: tu
 
 
 def keep_grid(graph: OnnxGraph, node: fx.Node, value: str | list[str]) -> str | list[str]:
-    """Quantize again what a node has moved, if it lay on a grid and still does."""
+    """Quantize the result of a movement again, if it lay on a grid and still does."""
     origin = node.all_input_nodes[0] if node.all_input_nodes else None
     if origin not in graph.grids or not does(graph.traced, node, MOVEMENTS) or _brings_others(graph, node):
         return value
     grid = graph.grids[node] = graph.grids[origin]
     if isinstance(graph.values[origin], list):
-        return value  # one of several parts, each of which has been quantized
+        return value  # one of several parts, which have all been quantized
     if isinstance(value, list):
         return [_again(graph, part, grid) for part in value]
     return _again(graph, value, grid)
 
 
 def _brings_others(graph: OnnxGraph, node: fx.Node) -> bool:
-    """Say whether a node brings other values than zero and those that it moves."""
+    """Return whether a node adds values other than zero and those that it moves."""
     return node.target is F.pad and bool(graph.settings(node, "pad", "mode", "value").get("value"))
 
 
@@ -108,7 +108,7 @@ def _from_codes(graph: OnnxGraph, codes: str, grid: str, name: str) -> str:
 
 
 def integers(graph: OnnxGraph, name: str, codes: Tensor, kind: int) -> str:
-    """Store integer codes in an ONNX integer type; 4-bit ones are packed two to a byte."""
+    """Store integer codes in an ONNX integer type; 4-bit codes are packed 2 to a byte."""
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     array = codes.cpu().contiguous().numpy().astype(dtype)
     graph.constants[name] = numpy_helper.from_array(np.asarray(array), name)
@@ -116,9 +116,9 @@ def integers(graph: OnnxGraph, name: str, codes: Tensor, kind: int) -> str:
 
 
 def quantized_weight(graph: OnnxGraph, codes: Tensor, quantizer: UniformQuantizer, axis: int, name: str) -> str:
-    """Store the codes of a weight; append what makes them real again; return the name of the result.
+    """Store the codes of a weight; append their conversion to real values; return the name of the result.
 
-    Integers of up to 4 bits are stored two to a byte, and cast to bytes, once, by whoever loads the file.
+    Integers of up to 4 bits are stored 2 to a byte; a runtime converts them to bytes once, when it loads the file.
     """
     width = next(width for width in _TYPES if quantizer.bits <= width)
     signed = graph.signed_weights and width <= _BYTE

@@ -1,4 +1,4 @@
-"""How convolutions and linear layers are written in ONNX, in float and with integer weights and biases."""
+"""Convolutions and linear layers in ONNX, in float and with integer weights and biases."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from dghlib.quantizers.layers import QuantizedLayer, channel_axis
 
 
 def quantized_layer(graph: OnnxGraph, node: fx.Node) -> str:
-    """A layer with integer weights. One that is called twice has them twice: onnxruntime fails on shared ones."""
+    """A layer with integer weights. A layer with 2 calls has them twice: onnxruntime fails on shared weights."""
     module: Any = graph.module(node)
     path = str(node.target)
     name = f"{path}.weight" if f"{path}.weight.codes" not in graph.constants else f"{node.name}.weight"
@@ -25,7 +25,7 @@ def quantized_layer(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def _bias(graph: OnnxGraph, node: fx.Node, module: QuantizedLayer) -> str | None:
-    """Store the bias of a layer, as 32-bit integers on the grid of its products where there is one that holds it."""
+    """Store the bias of a layer, as 32-bit integers on the grid of its products if there is one and the bias fits."""
     grid, bias = grid_of(graph.traced, node.all_input_nodes[0]), module.layer.bias
     if bias is None:
         return None
@@ -52,9 +52,9 @@ def float_layer(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def _sum_of_products(graph: OnnxGraph, node: fx.Node, layer: Any, weight: str, bias: str | None) -> str:
-    """A layer, with its bias; one that it has in float although its weights are integers is added by itself.
+    """A layer with its bias; a float bias of a layer with integer weights is added separately.
 
-    onnxruntime would write that as 32-bit integers, without a look at its size.
+    onnxruntime would otherwise convert it to 32-bit integers, without checking its size.
     """
     inputs = [source(graph, node), weight]
     if bias is not None or layer.bias is None:
@@ -69,7 +69,7 @@ def _product(graph: OnnxGraph, node: fx.Node, layer: Any, inputs: list[str], bia
         return _linear(graph, node, layer, inputs, bias, name)
     if layer.padding_mode != "zeros":
         raise UnsupportedOperation(
-            f"convolution {node.target} pads with mode {layer.padding_mode!r}, only zeros can be"
+            f"convolution {node.target} pads with mode {layer.padding_mode!r}; only zeros can be written"
         )
     attributes = {"strides": list(layer.stride), "dilations": list(layer.dilation), "group": layer.groups}
     attributes["pads"] = _pads(layer)
@@ -81,7 +81,7 @@ def _product(graph: OnnxGraph, node: fx.Node, layer: Any, inputs: list[str], bia
 
 
 def _pads(layer: Any) -> list[int]:
-    """Return the zeros around a convolution's input: all beginnings, then all ends, which get the odd ones."""
+    """Return the zeros around a convolution's input: all starts, then all ends, which get the odd ones."""
     if layer.padding == "valid":
         return [0] * 2 * len(layer.kernel_size)
     if layer.padding != "same":
@@ -91,7 +91,7 @@ def _pads(layer: Any) -> list[int]:
 
 
 def _is_matmul(node: fx.Node, layer: Any) -> bool:
-    """Say whether a layer is written as MatMul, with its weight transposed: Gemm takes two axes, no more."""
+    """Return whether a layer is written as MatMul, with its weight transposed: Gemm takes only 2 axes."""
     return isinstance(layer, nn.Linear) and len(shape_of(node)) != 2
 
 

@@ -1,4 +1,4 @@
-"""Operations that put values elsewhere, in ONNX: reshapes, parts, padding."""
+"""Operations that move values, in ONNX: reshapes, parts, padding."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from dghlib.export.onnx_graph import OnnxGraph, batched, reshaped, shape_of, sou
 
 
 def arguments(node: fx.Node) -> Any:
-    """Return the arguments of a call; what they are depends on the operation."""
+    """Return the arguments of a call; their meaning depends on the operation."""
     return node.args
 
 
 def reshape(graph: OnnxGraph, node: fx.Node) -> str:
-    """Every operation that only changes the shape, to that which was seen in tracing."""
+    """Any operation that only changes the shape, to the shape that was observed in tracing."""
     return reshaped(graph, node, source(graph, node), node.name)
 
 
@@ -27,7 +27,7 @@ def permute(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def transpose(graph: OnnxGraph, node: fx.Node) -> str:
-    """Two axes change places."""
+    """Two axes exchanged."""
     count = len(shape_of(node))
     axes = list(range(count))
     found = graph.settings(node, "dim0", "dim1")
@@ -37,9 +37,9 @@ def transpose(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def concatenate(graph: OnnxGraph, node: fx.Node) -> str:
-    """Tensors side by side."""
+    """Tensors concatenated."""
     parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
-    if isinstance(parts, fx.Node):  # what `split` or `chunk` made, as it is
+    if isinstance(parts, fx.Node):  # the result of `split` or `chunk`, unchanged
         names = list(graph.values[parts])
     else:
         names = [graph.value(part, f"{node.name}.{k}") for k, part in enumerate(parts)]
@@ -47,7 +47,7 @@ def concatenate(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def split(graph: OnnxGraph, node: fx.Node) -> list[str]:
-    """One tensor in several parts, whose sizes are those of the parts that are read."""
+    """A tensor in several parts, whose sizes are those of the parts that are read."""
     found = graph.settings(node, "size", "dim")
     axis, amount = int(found.get("dim", 0)), found["size"]
     whole = shape_of(node.all_input_nodes[0])[axis]
@@ -73,13 +73,13 @@ def pad(graph: OnnxGraph, node: fx.Node) -> str:
     names = [source(graph, node), graph.constant(f"{node.name}.pads", pads, dtype="int64")]
     if mode == "constant":
         names.append(graph.constant(f"{node.name}.value", float(found.get("value") or 0.0)))
-        # named, although they are all: else onnxruntime makes of zeros before a maximum what a maximum never sees
+        # all axes are named: otherwise onnxruntime makes zeros before a maximum invisible to the maximum
         names.append(graph.constant(f"{node.name}.axes", range(len(pairs)), dtype="int64"))
     return graph.add("Pad", names, node.name, mode={"replicate": "edge", "circular": "wrap"}.get(mode, mode))
 
 
 def channel_shuffle(graph: OnnxGraph, node: fx.Node) -> str:
-    """Channels of several groups take turns."""
+    """Channels of several groups, interleaved."""
     _, channels, *sides = shape_of(node)
     groups = graph.settings(node, "groups")["groups"]
     inner = graph.constant(f"{node.name}.grouped", [-1, groups, channels // groups, *sides], dtype="int64")

@@ -9,7 +9,7 @@ from dghlib.export.onnx_graph import OnnxGraph, shape_of, source
 
 
 def channel_affine(graph: OnnxGraph, node: fx.Node) -> str:
-    """A batch norm that could not be folded: a product and a sum, as the simulation has them."""
+    """A batch norm that could not be folded: a product and a sum, as in the simulation."""
     module: Any = graph.module(node)
     shape = (-1, *[1] * (len(shape_of(node)) - 2))
     scale = graph.constant(f"{node.name}.factor", module.scale.reshape(shape))
@@ -36,5 +36,5 @@ def group_norm(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def matrix_product(graph: OnnxGraph, node: fx.Node) -> str:
-    """The product of two tensors of the network."""
+    """The product of 2 tensors of the network."""
     return graph.add("MatMul", [source(graph, node), graph.value(node.args[1], f"{node.name}.other")], node.name)

@@ -1,8 +1,8 @@
 """ONNX files of float and quantized networks.
 
-Quantized ones carry integers: weights of 4, 8 or 16 bits with a scale per output channel, biases of 32, activations
-through pairs of QuantizeLinear and DequantizeLinear, which runtimes turn into integer kernels (see `integers`).
-torch's own exporter writes 4-bit ranges as 8-bit ones without a word, so nothing of it is used here.
+Quantized networks have integers: weights of 4, 8 or 16 bits with a scale per output channel, biases of 32 bits, and
+activations through pairs of QuantizeLinear and DequantizeLinear, which runtimes turn into integer kernels (see
+`integers`). torch's own exporter writes 4-bit ranges as 8-bit ranges without a warning, so it is not used here.
 """
 
 import importlib.metadata
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from dghlib.export.curves import away_from_middles
 from dghlib.export.integers import clips_codes, keep_grid, quantize
 from dghlib.export.onnx_graph import OnnxGraph, UnsupportedOperation, shape_of, source
 from dghlib.export.translations import constant_tensor, translation_of
@@ -30,7 +31,7 @@ from dghlib.storage.records import write_atomically
 __all__ = ["OnnxNetwork", "UnsupportedOperation", "export_onnx", "open_session"]
 
 INPUT, BATCH = "images", "batch"
-_OUTPUTS = "outputs"  # entry of the metadata: which output is which of the network's, by key
+_OUTPUTS = "outputs"  # entry of the metadata: the file's outputs, by key of the network's outputs
 
 
 def export_onnx(
@@ -39,20 +40,21 @@ def export_onnx(
     """Write a network to an ONNX file (opset 21), in float or quantized; return the model.
 
     Input "images": float32 (batch, C, H, W), normalised as the library's images are; the mean and the standard
-    deviation are in the file's metadata. Outputs: the network's, float32. Where it returns a dictionary, as detectors
-    do, the metadata's "outputs" says which name of the file stands for which key.
+    deviation are in the file's metadata. Outputs: the network's, float32. If the network returns a dictionary, as
+    detectors do, the metadata's "outputs" has the name in the file for each key.
 
     Args:
-        path: the file; what is there is replaced once the new one is complete.
+        path: the file; an existing file is replaced when the new one is complete.
         model: the float network.
-        quantized: its quantized copy, to be written in its place.
-        signed_weights: whether weights are signed bytes, whose products with unsigned ones processors with VNNI add up
-            several times as fast; without it on x86, onnxruntime overflows unless told not to (see `open_session`).
-            Unsigned weights are right wherever the file runs.
+        quantized: its quantized copy, which is written instead.
+        signed_weights: whether weights are signed bytes. Processors with VNNI add their products with unsigned bytes
+            several times as fast; on x86 processors without it, onnxruntime overflows unless an option is set (see
+            `open_session`). Unsigned weights are correct wherever the file runs, and so are signed weights of 7 bits,
+            2 of whose products fit into 16 bits.
 
     Raises:
-        UnsupportedOperation: an operation has no translation; the message says which and where.
-        OSError: the file cannot be written; nothing is left behind.
+        UnsupportedOperation: an operation has no translation; the message names it and its place.
+        OSError: the file cannot be written; no partial file remains.
     """
     traced = quantized.graph if quantized is not None else folded_graph(model)
     graph = OnnxGraph(traced, signed_weights=signed_weights)
@@ -68,7 +70,7 @@ def export_onnx(
             graph.values[node] = quantize(graph, node, grid)
         elif isinstance(grid, LogQuantizer | TwinQuantizer):
             graph.values[node] = quantize_unevenly(graph, node, grid)
-        elif "shape" in node.meta or node.meta.get("holds"):  # else a size, which is constant in the file
+        elif "shape" in node.meta or node.meta.get("holds"):  # otherwise a size, which is constant in the file
             graph.values[node] = keep_grid(graph, node, _translated(graph, node))
 
     outputs = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, fx.Node)]
@@ -92,7 +94,8 @@ def _translated(graph: OnnxGraph, node: fx.Node) -> str | list[str]:
     if clips_codes(graph, node):
         return source(graph, node)
     try:
-        return translation_of(graph, node)(graph, node)
+        with away_from_middles(graph, node) as otherwise:
+            return (otherwise or translation_of(graph, node))(graph, node)
     except (KeyError, TypeError, IndexError) as error:
         given = ", ".join([*map(repr, node.args), *(f"{name}={value!r}" for name, value in node.kwargs.items())])
         raise UnsupportedOperation(
@@ -103,15 +106,15 @@ def _translated(graph: OnnxGraph, node: fx.Node) -> str | list[str]:
 def open_session(path: Path | str, *, optimized: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
     """Return an onnxruntime session on the CPU that runs a file of `export_onnx`; 0 threads means all cores.
 
-    On x86 processors without VNNI, onnxruntime's fast products of 8-bit integers overflow 16 bits without a word, and
-    logits come out wrong by many steps. One option forbids that, and is set here; set it wherever you run such a file:
-    `session.x64quantprecision`. Products of integer weights with tensors in float or on uneven grids it computes with
+    On x86 processors without VNNI, onnxruntime's fast products of 8-bit integers overflow 16 bits without a warning,
+    and logits are wrong by many steps. The option `session.x64quantprecision` prevents this and is set here; set it
+    wherever you run such a file. Products of integer weights with tensors in float or on uneven grids are computed with
     tensors rounded to bytes, unless `session.qdq_matmulnbits_accuracy_level` is 1, as here. `optimized=False` computes
     node by node, as the simulation does.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or no ONNX file.
+        ValueError: it is damaged, or not an ONNX file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no ONNX file at {path}")
@@ -123,14 +126,14 @@ def open_session(path: Path | str, *, optimized: bool = True, threads: int = 0) 
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own kinds, which share no other class
+    except Exception as error:  # onnxruntime's own errors, which have no other common class
         raise ValueError(f"onnxruntime cannot run {path}: {error}") from error
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file in the place of a network: normalised images (N, C, H, W) in, logits out, by onnxruntime.
+    """An ONNX file that replaces a network: normalised images (N, C, H, W) in, logits out, by onnxruntime.
 
-    Of a detector's file, the tensors of its head come out, by name; of a file with several outputs, a tuple.
+    A detector's file returns the tensors of its head, by name; a file with several outputs returns a tuple.
     """
 
     def __init__(self, path: Path | str, threads: int = 0):

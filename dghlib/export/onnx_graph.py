@@ -1,6 +1,6 @@
-"""An ONNX graph under construction: nodes, constants, and which ONNX value stands for which tensor of a traced one."""
+"""An ONNX graph under construction: nodes, constants, and the ONNX value of each tensor of a traced network."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,11 @@ _IR_VERSION = 10
 
 
 class UnsupportedOperation(ValueError):
-    """An operation of the network that has no translation to ONNX here; the message says where it stands."""
+    """An operation of the network that has no translation to ONNX here; the message names its place."""
 
 
 class OnnxGraph:
-    """Collects the parts of an ONNX model while a traced graph is walked through.
+    """Collects the parts of an ONNX model while a traced graph is processed.
 
     Args:
         traced: from `folded_graph`, or that of a quantized model.
@@ -36,7 +36,7 @@ class OnnxGraph:
         self.constants: dict[str, onnx.TensorProto] = {}
 
     def add(self, operation: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Append a node with one output of that name; return the name."""
+        """Append a node with an output of that name; return the name."""
         self.nodes.append(helper.make_node(operation, list(inputs), [output], name=output, **attributes))
         return output
 
@@ -52,6 +52,10 @@ class OnnxGraph:
         self.constants[name] = numpy_helper.from_array(np.asarray(array, dtype=dtype), name)
         return name
 
+    def number(self, name: str) -> float:
+        """Return the number in a constant."""
+        return numpy_helper.to_array(self.constants[name]).item()
+
     def value(self, argument: Any, name: str) -> str:
         """Return the ONNX value of an argument: of a node, or of a number, which is stored under `name`."""
         if not isinstance(argument, fx.Node):
@@ -66,10 +70,10 @@ class OnnxGraph:
         return self.traced.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def settings(self, node: fx.Node, *names: str) -> dict[str, Any]:
-        """Return the settings of an operation by name, be it a module or a call with arguments behind the tensor.
+        """Return the settings of an operation by name, for a module or a call with arguments after the tensor.
 
         Raises:
-            UnsupportedOperation: the call has settings besides `names`.
+            UnsupportedOperation: the call has settings other than `names`.
         """
         if (module := self.module(node)) is not None:
             return {name: getattr(module, name) for name in names if hasattr(module, name)}
@@ -77,21 +81,32 @@ class OnnxGraph:
         if strange := {
             name: value for name, value in given.items() if name not in names and value not in (None, False)
         }:
-            raise UnsupportedOperation(f"{node.name} has settings that its translation does not know: {strange}")
+            raise UnsupportedOperation(f"{node.name} has settings that its translation does not support: {strange}")
         return dict(zip(names, node.args[1:], strict=False)) | given
 
     def model(self, inputs: Mapping[str, Sequence[Any]], outputs: Mapping[str, Sequence[Any]]) -> onnx.ModelProto:
-        """Return the finished model; shapes of inputs and outputs may have names in them."""
+        """Return the finished model; shapes of inputs and outputs may contain names."""
         starts, ends = (
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)) for name, shape in side.items()]
             for side in (inputs, outputs)
         )
-        graph = helper.make_graph(self.nodes, "dghlib", starts, ends, initializer=list(self.constants.values()))
+        nodes, read = self._read_nodes(outputs)
+        constants = [constant for name, constant in self.constants.items() if name in read]
+        graph = helper.make_graph(nodes, "dghlib", starts, ends, initializer=constants)
         opset = [helper.make_opsetid("", OPSET)]
         return helper.make_model(graph, opset_imports=opset, ir_version=_IR_VERSION, producer_name="dghlib")
 
+    def _read_nodes(self, outputs: Iterable[str]) -> tuple[list[onnx.NodeProto], set[str]]:
+        """Return the nodes with outputs, and all values that are read."""
+        nodes, read = [], set(outputs)
+        for node in reversed(self.nodes):
+            if read.intersection(node.output):
+                nodes.append(node)
+                read.update(node.input)
+        return nodes[::-1], read
 
-# One thing by several names, and arguments that are no settings.
+
+# Operations with several names, and arguments that are not settings.
 _ALIASES = {
     "axis": "dim",
     "keepdims": "keepdim",
@@ -101,31 +116,31 @@ _NO_SETTINGS = ("input", "tensors", "inplace", "_stacklevel")
 
 
 def pair(value: Any) -> list[int]:
-    """Return a size as torch has it, one number or two, as a list of two."""
+    """Return a size in torch's form, 1 number or 2, as a list of 2."""
     return [int(value)] * 2 if isinstance(value, int) else [int(part) for part in value]
 
 
 def batched(node: fx.Node) -> list[int]:
-    """Return the shape of a node's tensor, that was seen with some number of images, as one for any number."""
+    """Return the shape of a node's tensor, observed with some number of images, as a shape for any number."""
     shape = list(shape_of(node))
     axis = node.meta.get("batch_axis", 0)
     return [*shape[:axis], -1, *shape[axis + 1 :]]
 
 
 def reshaped(graph: "OnnxGraph", node: fx.Node, value: str, name: str) -> str:
-    """Append what gives a value the shape of a node's tensor; return the name of the result."""
+    """Append a reshape of a value to the shape of a node's tensor; return the name of the result."""
     return graph.add("Reshape", [value, graph.constant(f"{name}.shape", batched(node), "int64")], name)
 
 
 def source(graph: OnnxGraph, node: fx.Node) -> str:
-    """Return the ONNX value of the tensor that a node reads first."""
+    """Return the ONNX value of the first tensor that a node reads."""
     return graph.value(node.args[0] if node.args else node.kwargs["input"], f"{node.name}.input")
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Return the shape, for some images, of the tensor that a node holds; a quantizer's is that of what it reads."""
+    """Return the shape, for some images, of the tensor that a node holds; for a quantizer, that of its input."""
     return node.meta["shape"] if "shape" in node.meta else shape_of(node.all_input_nodes[0])
 
 
-# A translation appends what a node needs, and returns the name of the value that it made, or of several.
+# A translation appends the operations for a node, and returns the name of the resulting value, or of several.
 Translation = Callable[[OnnxGraph, fx.Node], str | list[str]]

@@ -19,8 +19,8 @@ from dghlib.export.resizing import overlapping_average
 def pooling(operation: str) -> Translation:
     """Return the translation of maximum and average pooling over windows.
 
-    Windows that overhang in ceil mode are written as padding at the end, which onnx and onnxruntime agree about: what
-    they make of ceil mode together with padding is not what torch makes of it.
+    Windows beyond the end in ceil mode are written as padding at the end, on which onnx and onnxruntime agree: their
+    results for ceil mode together with padding differ from torch's.
     """
 
     def translate(graph: OnnxGraph, node: fx.Node) -> str:
@@ -49,7 +49,7 @@ def pooling(operation: str) -> Translation:
 def _overhang(
     node: fx.Node, window: list[int], stride: list[int], padding: list[int], dilation: list[int]
 ) -> list[int]:
-    """Return by how much the last windows reach beyond the padded tensor, on each axis."""
+    """Return by how much the last windows extend beyond the padded tensor, on each axis."""
     before, after = shape_of(node.all_input_nodes[0])[-2:], shape_of(node)[-2:]
     reach = [(after[k] - 1) * stride[k] + dilation[k] * (window[k] - 1) + 1 for k in range(2)]
     return [max(0, reach[k] - before[k] - 2 * padding[k]) for k in range(2)]
@@ -63,7 +63,7 @@ def zeros_around(graph: OnnxGraph, value: str, padding: list[int], name: str) ->
 
 
 def adaptive_pooling(operation: str) -> Translation:
-    """Return the translation of pooling to a fixed size; where windows overlap, to averages alone."""
+    """Return the translation of pooling to a fixed size; if windows overlap, only to averages."""
 
     def translate(graph: OnnxGraph, node: fx.Node) -> str:
         before, after = shape_of(node.all_input_nodes[0])[2:], shape_of(node)[2:]
@@ -78,7 +78,7 @@ def adaptive_pooling(operation: str) -> Translation:
 
 
 def mean(graph: OnnxGraph, node: fx.Node) -> str:
-    """The average over some axes; over all of a map, one window, which runtimes have an integer kernel for."""
+    """The average over some axes; over a whole map, a single window, for which runtimes have an integer kernel."""
     found = graph.settings(node, "dim", "keepdim")
     axes = found["dim"] if isinstance(found.get("dim"), list | tuple) else [found["dim"]]
     before = shape_of(node.all_input_nodes[0])

@@ -13,7 +13,7 @@ _SETTINGS = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_f
 
 
 def interpolate(graph: OnnxGraph, node: fx.Node) -> str:
-    """Interpolation by the nearest pixel, linear or cubic."""
+    """Interpolation: nearest, linear or cubic."""
     found = graph.settings(node, *_SETTINGS)
     mode = found.setdefault("mode", "nearest")
     if mode.startswith("nearest"):
@@ -31,13 +31,13 @@ def interpolate(graph: OnnxGraph, node: fx.Node) -> str:
         factors = [float(each) for each in scale] if isinstance(scale, list | tuple) else [float(scale)] * len(after)
     else:
         factors = [_factor(old, new) for old, new in zip(before, after, strict=True)]
-    # Factors for all axes: onnxruntime's optimizer loses sizes, and the axes that they are of, where it moves channels.
+    # Factors for all axes: onnxruntime's optimizer loses sizes and their axes when it moves channels.
     names = [source(graph, node), "", graph.constant(f"{node.name}.scales", [1.0, 1.0, *factors])]
     return graph.add("Resize", names, node.name, mode=modes[mode], **settings)
 
 
 def _factor(old: int, new: int) -> float:
-    """Return the float32 by which `old` becomes `new`, rounded down: the quotient, or the next above it."""
+    """Return the float32 factor by which `old` becomes `new`, rounded down: the quotient, or the next above it."""
     factor = torch.tensor(new / old)
     while int(old * factor) < new:
         factor = torch.nextafter(factor, torch.tensor(torch.inf))
@@ -45,7 +45,7 @@ def _factor(old: int, new: int) -> float:
 
 
 def _nearest(graph: OnnxGraph, node: fx.Node, found: dict[str, Any]) -> str:
-    """Pick pixels by the places that torch takes them from; by whole factors, Resize takes the same."""
+    """Select pixels at the positions of torch; for integer factors, Resize selects the same."""
     before, after = shape_of(node.all_input_nodes[0])[2:], shape_of(node)[2:]
     if found["mode"] == "nearest" and not any(new % old for new, old in zip(after, before, strict=True)):
         factors = [1.0, 1.0, *(new / old for new, old in zip(after, before, strict=True))]
@@ -62,7 +62,7 @@ def _nearest(graph: OnnxGraph, node: fx.Node, found: dict[str, Any]) -> str:
 
 
 def overlapping_average(graph: OnnxGraph, node: fx.Node) -> str:
-    """Adaptive pooling to averages of windows that overlap: a product with a constant matrix on either side."""
+    """Adaptive average pooling with overlapping windows: a product with a constant matrix on either side."""
     before, after = shape_of(node.all_input_nodes[0])[2:], shape_of(node)[2:]
     rows, columns = (_shares(old, new) for old, new in zip(before, after, strict=True))
     across = graph.add(
@@ -72,7 +72,7 @@ def overlapping_average(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def _shares(size: int, windows: int) -> Tensor:
-    """Return how much each place has in each window, (windows, size): torch rounds windows outwards."""
+    """Return the share of each position in each window, (windows, size): torch rounds windows outwards."""
     shares = torch.zeros(windows, size)
     for number in range(windows):
         start, end = number * size // windows, -(-(number + 1) * size // windows)
@@ -87,7 +87,7 @@ def pixel_shuffle(graph: OnnxGraph, node: fx.Node) -> str:
 
 
 def pixel_unshuffle(graph: OnnxGraph, node: fx.Node) -> str:
-    """Channels from pixels: the way back of `pixel_shuffle`."""
+    """Channels from pixels: the inverse of `pixel_shuffle`."""
     factor = int(graph.settings(node, "downscale_factor")["downscale_factor"])
     _, channels, height, width = shape_of(node.all_input_nodes[0])
     inner = [-1, channels, height // factor, factor, width // factor, factor]

@@ -1,4 +1,4 @@
-"""How each operation of a traced network is written in ONNX: one table, from operation to translation.
+"""The translation of each operation of a traced network to ONNX: a table, from operation to translation.
 
 The translations themselves are in modules by kind of operation.
 """
@@ -141,10 +141,10 @@ BY_OPERATION = {name: translation for translation, names in _TRANSLATIONS.items(
 
 
 def translation_of(graph: OnnxGraph, node: fx.Node) -> Translation:
-    """Return what translates a node.
+    """Return the translation of a node.
 
     Raises:
-        UnsupportedOperation: nothing does; the message says where in the network the node stands.
+        UnsupportedOperation: there is none; the message names the place of the node in the network.
     """
     module = graph.module(node)
     if isinstance(module, QuantizedLayer):

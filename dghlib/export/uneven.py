@@ -1,6 +1,6 @@
-"""Uneven grids in ONNX: a logarithmic one looks its codes up in a table, a twin one takes the nearer of two points.
+"""Uneven grids in ONNX: a logarithmic grid looks its codes up in a table, a twin grid takes the nearer of 2 points.
 
-ONNX has no type for such codes, so both are written in the arithmetic that the simulation has, operation by operation.
+ONNX has no type for such codes, so both are written in the arithmetic of the simulation, operation by operation.
 """
 
 from torch import Tensor, fx

@@ -1,10 +1,10 @@
-"""Images from a trained network: one module a method, each with a `Config`, `PRESETS`, a `VERSION` and `generate`.
+"""Images from a trained network: one module per method, each with a `Config`, `PRESETS`, a `VERSION` and `generate`.
 
 `generate(model, config, *, device="cpu", progress=True, checkpoint=None)` returns images (num_images, C, H, W), float32
-in the normalised space of `model`, on the CPU. The model is not changed. With `checkpoint`, a run that was killed
-continues from that file to the same images. Every method raises ValueError for weights or statistics that are not
-finite, and FloatingPointError, which names the step, where the loss becomes NaN; those that match batch norms raise
-NoBatchNorm if images reach none. The module says what else.
+in the normalised space of `model`, on the CPU. The model is not changed. With `checkpoint`, a killed run continues from
+that file to the same images. Every method raises ValueError if weights or statistics are not finite, and
+FloatingPointError, which names the step, if the loss becomes NaN. Methods that match batch norms raise NoBatchNorm if
+images reach none. The modules list their other errors.
 """
 
 from types import ModuleType
@@ -36,5 +36,5 @@ GENERATORS: dict[str, ModuleType] = {
     "mimiq": mimiq,
     "dgh_vit": dgh_vit,
 }
-# These need attention or layer norms; the others, noise and GenQ apart, need batch norm.
+# These need attention or layer norms; the others, except noise and GenQ, need batch norm.
 FOR_TRANSFORMERS = ("psaq_vit", "mimiq", "dgh_vit")

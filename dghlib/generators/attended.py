@@ -1,4 +1,4 @@
-"""What the methods for vision transformers share: checks of their settings, and the run over batches."""
+"""The common part of the methods for vision transformers: checks of their settings, and the run over batches."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class NoAttention(ValueError):
 
 
 def check_settings(config: Any, *not_negative: str) -> None:
-    """Raise a TypeError or ValueError for a setting of a Config that cannot be."""
+    """Raise a TypeError or ValueError for an invalid setting of a Config."""
     check_types(config)
     for name in ("num_images", "batch_size", "steps"):
         check_at_least(1, name, getattr(config, name))
@@ -53,21 +53,21 @@ def optimized(
     progress: bool,
     checkpoint: Path | None,
 ) -> Tensor:
-    """Return images (num_images, C, H, W) that begin as noise and lessen a loss, each batch by itself.
+    """Return images (num_images, C, H, W) that start as noise and minimise a loss, each batch by itself.
 
     Args:
-        method: its name, of which streams of random numbers and checkpoints are.
+        method: its name, for streams of random numbers and checkpoints.
         title: its name for readers.
         version: of its module.
         model: the network; it is not changed.
-        config: what `check_settings` has checked.
-        check: raises `NoAttention` for a network, its working copy and an image, if the loss has nothing to watch.
-        loss: makes the loss of a batch, of the copy, the Config, the batch's labels and a stream of random numbers; it
-            counts its `calls`, which are part of a checkpoint.
-        optimizer: makes that of a batch's images.
+        config: settings that `check_settings` has checked.
+        check: raises `NoAttention` for a network, its working copy and an image, if the loss needs missing layers.
+        loss: makes the loss of a batch from the copy, the Config, the batch's labels and a stream of random numbers;
+            it counts its `calls`, which are part of a checkpoint.
+        optimizer: makes the optimizer of a batch's images.
         rate: the share of the learning rate at a step.
-        device: where images move.
-        progress: whether a bar is shown.
+        device: the device of the computation.
+        progress: whether a progress bar is shown.
         checkpoint: the file from which a killed run continues to the same images.
     """
     own, model = model, working_twin(model)

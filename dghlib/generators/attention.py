@@ -1,8 +1,8 @@
-"""Watch the attention inside a running transformer, whoever wrote it.
+"""Watch the attention inside a running transformer of any implementation.
 
-An attention mixes the tokens of a sequence: A V, with the weights A a softmax. In most networks the mixture is no
-module's output, so it is not modules that are watched but functions: torch's own attention, and a product whose first
-factor a softmax has returned.
+An attention mixes the tokens of a sequence: A V, where the weights A are a softmax. In most networks the mixture is not
+the output of a module. Therefore functions are watched instead of modules: torch's own attention, and a product whose
+first factor was returned by a softmax.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +23,7 @@ class OpenAttention(nn.MultiheadAttention):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **settings: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what the sequence `query` becomes when it attends to itself; no weights."""
+        """Return the sequence `query` after it attends to itself; no weights."""
         masked = any(isinstance(setting, Tensor) for setting in (*args, *settings.values()))
         if masked or not (query is key and key is value) or self.bias_k is not None or self.add_zero_attn:
             return super().forward(query, key, value, *args, **settings)
@@ -36,14 +36,14 @@ class OpenAttention(nn.MultiheadAttention):
 
 
 def open_attention(net: nn.Module) -> None:
-    """Let the attention layers of `net` that are torch's own be watched, in place; what they compute is the same."""
+    """Make torch's attention layers in `net` watchable, in place; they compute the same values."""
     for module in net.modules():
         if type(module) is nn.MultiheadAttention:
             module.__class__ = OpenAttention
 
 
 class RecordedAttention(TorchFunctionMode):
-    """Record what attention returns while the context lasts: `mixtures`, each (N, heads, tokens, features)."""
+    """Record the results of attention while the context lasts: `mixtures`, each (N, heads, tokens, features)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class RecordedAttention(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], _: Iterable[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call a function of torch, and keep its result if it is of interest."""
+        """Call a function of torch, and keep its result if it is a mixture."""
         result = function(*args, **(kwargs or {}))
         if function in SOFTMAXES:
             self._weights.append(result)
@@ -68,8 +68,8 @@ class RecordedAttention(TorchFunctionMode):
 class RecordedScores(TorchFunctionMode):
     """Record the scores of attention while the context lasts: `scores`, each (N, heads, queries, keys).
 
-    Of torch's own attention, products of queries and keys; else what a softmax is given, which is the same times a
-    factor.
+    For torch's own attention these are products of queries and keys; otherwise the inputs of a softmax, which differ
+    from them by a factor.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class RecordedScores(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], _: Iterable[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call a function of torch, and keep what it is given if it is of interest."""
+        """Call a function of torch, and keep its input if it consists of scores."""
         if function in SOFTMAXES and args and isinstance(args[0], Tensor):
             self.scores.append(args[0])
         elif function is F.scaled_dot_product_attention:

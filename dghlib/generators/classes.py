@@ -1,4 +1,4 @@
-"""What methods that know of classes share: how many a network tells apart, the features it judges by, labels."""
+"""The common part of methods that use classes: the number of classes, the features of the last layer, labels."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,11 @@ from dghlib.seeds import stream
 
 
 class NotAClassifier(ValueError):
-    """The method asks images for a class, and the network tells no classes apart."""
+    """The method asks images for a class, but the network is not a classifier."""
 
 
 class NoFeatures(ValueError):
-    """The network does not end in one linear layer, whose input would be its features."""
+    """The network does not end in a linear layer, whose input would be its features."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Head:
     """The last linear layer of a classifier.
 
     Attributes:
-        layer: its name; what it is given are the features.
+        layer: its name; its input are the features.
         width: number of features.
         num_classes: number of its outputs.
     """
@@ -35,7 +35,7 @@ class Head:
 
 
 def number_of_classes(model: FloatModel, net: nn.Module, method: str) -> int:
-    """Return how many classes `net`, the working copy of a model's network, tells apart.
+    """Return the number of classes of `net`, the working copy of a model's network.
 
     Raises:
         NotAClassifier: the model is for another task, or its output is not (N, classes).
@@ -83,10 +83,10 @@ def _probe(model: FloatModel, net: nn.Module) -> Tensor:
 
 
 def random_labels(count: int, num_classes: int, draws: torch.Generator) -> Tensor:
-    """Return (count,) classes, each as likely as any other."""
+    """Return (count,) random classes with equal probabilities."""
     return torch.randint(num_classes, (count,), generator=draws)
 
 
 def labels_of(method: str, config: Any, num_classes: int) -> Tensor:
-    """Return the class that each image of a run of a method is asked for, (num_images,)."""
+    """Return the class of each image in a run of a method, (num_images,)."""
     return random_labels(config.num_images, num_classes, stream(config.seed, method, "labels"))

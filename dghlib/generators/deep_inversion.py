@@ -1,7 +1,7 @@
-"""DeepInversion: images of given classes, held to the batch-norm statistics and to smoothness.
+"""DeepInversion: images of given classes with the batch-norm statistics and a smoothness penalty.
 
-Each image is to be recognised as its class, wherever it is shifted and mirrored; total variation and size are kept
-small. Adaptive DeepInversion (ADI) adds a competition: images are to be those on which a second network, the student,
+The network should recognise each image as its class, at every shift and when mirrored; total variation and norm are
+kept small. Adaptive DeepInversion (ADI) adds a competition: it favours images on which a second network, the student,
 disagrees with the first.
 
 Source: Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion" (2020), and a description of
@@ -9,19 +9,19 @@ the settings in the authors' code at commit 2413af1; written from these descript
 
 Differences from the paper:
  1. Classes are drawn at random; the authors' script has a list of 42 classes of ImageNet.
- 2. The competition weighs as the paper's text has it, 1 - JS; whether the student is trained in between is up to the
-    caller: it stays as it is given. The divergence is the paper's, of each network from their middle; in the code, and
-    in the preset "adi", it is that of the middle from each (`divergence`).
+ 2. The competition has the weight of the paper's text, 1 - JS. The student is not trained here; the caller may train it
+    between runs. The divergence is the paper's, of each network from their mean; in the code, and in the preset "adi",
+    it is that of the mean from each network (`divergence`).
 
 Differences from the authors' code:
- 1. The code has several settings for ImageNet, and a command in its description with others. By default images move at
-    full resolution all the time for 2000 steps, as in the script's second setting, with the script's own rate; the
-    weights of the statistics and of the size, and the flips, are those of the command, which has a rate of 0.25 (preset
-    "imagenet") and begins at half the resolution.
- 2. The images are those of the last step; the code also keeps those of the smallest loss, if asked.
- 3. Warm-up and jitter are in proportion to the steps (a twentieth) and to the size of the image (30 at 224 pixels).
- 4. The preset "cifar10" takes from the script for CIFAR-10 what is described: batch, steps, learning rate, jitter and
-    two weights. The others stay as for ImageNet.
+ 1. The code has several settings for ImageNet, and a command in its description has others. By default images have the
+    full resolution for all 2000 steps, as in the script's second setting, with the script's own rate. The weights of
+    the statistics and of the norm, and the flips, are those of the command, which has a rate of 0.25 (preset
+    "imagenet") and starts at half the resolution.
+ 2. The images are those of the last step; the code can also keep those with the smallest loss.
+ 3. Warm-up and jitter are in proportion to the steps (1/20) and to the size of the image (30 pixels at 224).
+ 4. The preset "cifar10" takes the described settings from the script for CIFAR-10: batch, steps, learning rate, jitter
+    and 2 weights. The others are those for ImageNet.
 """
 
 import math
@@ -46,17 +46,17 @@ from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
 
 VERSION = 1
-WARM_UP = 0.05  # of the steps: 100 of 2000
-JITTER = 30 / 224  # of the size of the image
-TEMPERATURE = 3.0  # of the probabilities that teacher and student are compared by
+WARM_UP = 0.05  # share of the steps: 100 of 2000
+JITTER = 30 / 224  # share of the size of the image
+TEMPERATURE = 3.0  # of the probabilities of teacher and student in the divergence
 DIVERGENCES = ("from middle", "of middle")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of one run; the defaults are the authors' for ImageNet.
+    """Settings of a run; the defaults are the authors' for ImageNet.
 
-    The norm of the variation is that of a whole batch, so its weight is tied to the size of the batch.
+    The norm of the variation is that of a whole batch, so its weight belongs to the batch size.
     """
 
     num_images: int = 1024
@@ -66,7 +66,7 @@ class Config:
     seed: int = 0
 
     batch_norm_weight: float = 0.01
-    first_layer_factor: float = 10.0  # of the first batch norm beside the others
+    first_layer_factor: float = 10.0  # weight of the first batch norm relative to the others
     variation_weight: float = 1e-4
     size_weight: float = 1e-5
     jitter: int | None = None  # largest shift in pixels; None: 30 at 224 pixels, in proportion
@@ -109,13 +109,13 @@ def generate(
     checkpoint: Path | None = None,
     student: FloatModel | None = None,
 ) -> Tensor:
-    """Return DeepInversion's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common.
+    """Return DeepInversion's images (num_images, C, H, W); `dghlib.generators` describes the common arguments.
 
-    `student` is the network that ADI competes with, where `competition_weight` is not 0; it is not changed either.
+    `student` is the network with which ADI competes, if `competition_weight` is not 0; it is not changed either.
 
     Raises:
-        NotAClassifier: it tells no classes apart.
-        ValueError: there is no student, none is needed, or it does not fit.
+        NotAClassifier: the network is not a classifier.
+        ValueError: a student is missing, is given but not needed, or does not fit.
     """
     twin, net, layers = working(model, device)
     num_classes = number_of_classes(twin, net, "DeepInversion")
@@ -152,7 +152,7 @@ def generate(
 
 
 def warm_up_and_cosine(step: int, steps: int, warm_up: float = WARM_UP) -> float:
-    """Return the share of the learning rate at a step: it rises from 0 in a line, then falls to 0 in half a cosine."""
+    """Return the share of the learning rate at a step: a linear rise from 0, then half a cosine down to 0."""
     rising = warm_up * steps
     if step < rising:
         return (step + 1) / (rising + 1)
@@ -160,7 +160,7 @@ def warm_up_and_cosine(step: int, steps: int, warm_up: float = WARM_UP) -> float
 
 
 class _Loss:
-    """The loss of one batch: its terms, as weighted."""
+    """The loss of a batch: its weighted terms."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class _Loss:
         return terms
 
     def _jittered(self, images: Tensor) -> Tensor:
-        """Return the images as the networks see them: all shifted alike, around the border, and mirrored or not."""
+        """Return the images as the networks see them: all shifted cyclically alike, and mirrored or not."""
         limits = [
             round(JITTER * size) if self.config.jitter is None else self.config.jitter for size in images.shape[2:]
         ]
@@ -202,7 +202,7 @@ class _Loss:
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Return the differences to four neighbours (right, below, diagonals): norms over the whole batch, summed."""
+    """Return the differences to 4 neighbours (right, below, diagonals): norms over the whole batch, summed."""
     right = images[..., :, 1:] - images[..., :, :-1]
     below = images[..., 1:, :] - images[..., :-1, :]
     diagonals = (images[..., 1:, 1:] - images[..., :-1, :-1], images[..., 1:, :-1] - images[..., :-1, 1:])
@@ -212,8 +212,8 @@ def total_variation(images: Tensor) -> Tensor:
 def jensen_shannon(teacher: Tensor, student: Tensor, divergence: str = "from middle") -> Tensor:
     """Return the Jensen-Shannon divergence of the probabilities of two sets of logits (N, classes), averaged, in nats.
 
-    Probabilities are at temperature 3 and kept between 0.01 and 0.99. `divergence` "of middle" turns both its parts
-    round, as the authors' code does.
+    Probabilities are at temperature 3 and clipped to 0.01 to 0.99. `divergence` "of middle" reverses both of its parts,
+    as the authors' code does.
     """
     first, second = ((logits / TEMPERATURE).softmax(1).clamp(0.01, 0.99) for logits in (teacher, student))
     middle = (first + second) / 2
@@ -239,7 +239,7 @@ def _student_net(
         if getattr(student, name) != getattr(model, name):
             raise ValueError(
                 f"the student {student.name} has {name} {getattr(student, name)}, {model.name} has "
-                f"{getattr(model, name)}: both look at the same images"
+                f"{getattr(model, name)}: both need the same images"
             )
     if (classes := number_of_classes(student, net, "DeepInversion")) != num_classes:
         raise ValueError(f"the student {student.name} tells {classes} classes apart, {model.name} {num_classes}")

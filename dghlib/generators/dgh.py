@@ -1,42 +1,43 @@
-"""DGH: all images together reproduce the batch-norm statistics, and each stretches the network's output.
+"""DGH: all images together match the batch-norm statistics, and each image stretches the network's outputs.
 
-Statistics of the whole image set are matched, whatever its size, because only moments of the other batches are
-needed while one batch moves (`MomentBank`). Images are smoothed, flipped and cropped before each pass, as training
-images were. The output layers that no batch norm watches are exercised by rewarding a wide range of outputs.
+The statistics of the whole image set are matched, for sets of any size, because only the moments of the other batches
+are needed while a batch is optimized (`MomentBank`). Images are smoothed, flipped and cropped before each pass, as
+training images were. A reward for a wide range of outputs exercises the layers after the last batch norm.
 
 Source: Dikstein, Lapid, Netzer, Habi, "Data Generation for Hardware-Friendly Post-Training Quantization",
 Algorithm 1, Eq. 2 to 8, appendix A.1; and the authors' code, model-compression-toolkit 2.6.1 ("the toolkit").
 
 Differences from the paper:
- 1. lambda and delta are not given there, and no lambda serves all networks: the two gradients that it weighs stand in
-    a ratio that differs 500-fold between networks. Ours follows from the network: the gradient of the reward is a
-    share of that of matching, which grows in proportion to the steps, from nothing to `output_share`: what an image
-    shows settles before it is exaggerated. A share below 1 cannot undo matching: a step along both still lessens
-    that loss, to first order; RAdam scales each pixel on top. There is no slack, since the share bounds the reward.
-    lambda is weighed anew every so many sweeps (`_Run.weighed_every`), which then take a second backward pass, and the
-    learning rate waits for a plateau of the matching loss alone. `output_share=None` brings back a fixed lambda and
-    delta (`output_weight`, `slack`, in units of the last batch norm's total variance).
+ 1. The paper does not give lambda and delta, and no lambda suits all networks: it weighs two gradients whose ratio
+    differs 500-fold between networks. Our lambda follows from the network: the norm of the reward's gradient is a share
+    of the norm of the matching gradient. The share grows in proportion to the steps, from 0 to `output_share`, so that
+    the content of an image settles before it is exaggerated. A share below 1 cannot undo the matching: to first order,
+    a step along both gradients still decreases the matching loss; RAdam also scales each pixel. There is no slack,
+    because the share bounds the reward. lambda is computed anew every few sweeps (`_Run.weighed_every`) with a second
+    backward pass, and the learning rate waits for a plateau of the matching loss alone. `output_share=None` restores a
+    fixed lambda and delta (`output_weight`, `slack`, in units of the last batch norm's total variance).
  2. Standard deviations are compared by default, as in the toolkit; Eq. 1b, 3b, 4 print variances (`spread`).
- 3. The loss is a mean over channels and layers by default, as in the toolkit; Eq. 4 prints sums (`reduction`). Each
-    layer's statistics are in units of its own spread, the root of its mean running variance (`relative`); Eq. 4 takes
-    them as they are. A batch norm takes the scale of the layer before it away, so two networks that compute the same
-    may differ in all of them, and the layers with the widest sums make up nearly all of the loss.
+ 3. The loss is a mean over channels and layers by default, as in the toolkit; Eq. 4 prints sums (`reduction`). The
+    statistics of each layer are in units of the layer's spread, the root of its mean running variance (`relative`); Eq.
+    4 takes them as they are. A batch norm removes the scale of the layer before it. Networks that compute the same
+    function may therefore differ in these scales, and the layers with the widest sums would make up nearly all of the
+    loss.
  4. The output range is rewarded linearly by default, as in the toolkit; Eq. 7 prints its square, under which the few
     images with the widest outputs run away (`output_power`).
- 5. The moments stored for a batch are those of the pass that moved it, as in the toolkit; Algorithm 1 runs the
+ 5. The moments stored for a batch are those of the pass of its last step, as in the toolkit; Algorithm 1 runs the
     network once more, lines 17 to 19 (`second_forward`).
- 6. One learning-rate schedule for all batches, stepped once per iteration with their mean loss: the loss is global.
- 7. Images are clipped to what pixels can show, as in the toolkit; the paper does not mention it. The image is
-    quantized too, and a few impossible pixels would double the step of its grid (`clip`).
- 8. 32 extra pixels at 224 are scaled with the size of the image (4 at 32 pixels, `extra_pixels`).
+ 6. All batches share a learning-rate schedule, which steps once per iteration with their mean loss: the loss is global.
+ 7. Images are clipped to the range of pixels, as in the toolkit; the paper does not mention it. The image is quantized
+    too, and a few impossible pixels would double the step size of its grid (`clip`).
+ 8. The 32 extra pixels at 224 are scaled with the size of the image (4 at 32 pixels, `extra_pixels`).
 
-Differences from the toolkit: statistics of an unequal last batch are weighted by its size; flips and crops are drawn
-per image, not per batch (`augmentation`); lambda weighs the mean over all images (Eq. 7), not over the batch, so the
-toolkit's value is to be multiplied by its number of batches; ranges of a detector's outputs are averaged over its
-tensors, not summed, so a fixed lambda is to be multiplied by their number, too; the slack terms of Eq. 7 exist; the
-pixel layer weighs as much as any other layer; the moments before a batch has moved are those of augmented images, as
-later ones; images are larger by a seventh (32 pixels at 224), not by 64 pixels; weights are frozen; no half
-precision.
+Differences from the toolkit: statistics of a smaller last batch are weighted by its size; flips and crops are drawn per
+image, not per batch (`augmentation`); lambda weighs the mean over all images (Eq. 7), not over the batch, so the
+toolkit's value has to be multiplied by its number of batches; ranges of a detector's outputs are averaged over its
+tensors, not summed, so a fixed lambda has to be multiplied by their number, too; the slack terms of Eq. 7 exist; the
+pixel layer has the same weight as any other layer; the moments of a batch before its first step are those of augmented
+images, as all later ones; images are larger by 1/7 (32 pixels at 224), not by 64 pixels; weights are frozen; there is
+no half precision.
 """
 
 import math
@@ -85,33 +86,33 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of one run; the defaults are what the experiments in the lab notes favour.
+    """Settings of a run; the defaults follow from the experiments in the lab notes.
 
-    `scope`, `preprocessing` and `output_stretching` are the paper's three parts (Table 4).
+    `scope`, `preprocessing` and `output_stretching` are the 3 parts of DGH in the paper (Table 4).
     """
 
     num_images: int = 1024
-    batch_size: int = 128  # images that move together; no influence on what is matched when scope is None
+    batch_size: int = 128  # images that are optimized together; does not affect the matching if scope is None
     steps: int = 1000  # sweeps over all batches
     learning_rate: float = 16.0
     seed: int = 0
 
-    scope: int | None = None  # images whose statistics are matched together; None: all of them (Eq. 4)
+    scope: int | None = None  # images whose statistics are matched together; None: all images (Eq. 4)
     spread: Spread = "std"
     reduction: Reduction = "mean"
     relative: bool = added_later(True, before=False)  # distances in units of the spread of their layer
-    match_pixels: bool = False  # the image itself as one more layer, of mean 0 and variance 1
+    match_pixels: bool = False  # the image itself as an additional layer, with mean 0 and variance 1
     second_forward: bool = False  # measure a batch again after its step (Algorithm 1, lines 17 to 19)
 
     preprocessing: bool = True  # smooth, flip, crop
-    augmentation: Literal["image", "batch"] = "image"  # who shares one draw of flip and crop
-    extra_pixels: int | None = None  # by how much images are larger than the crop; None: a seventh, even
-    clip: bool = True  # to what 8-bit pixels can show, with straight-through gradients
+    augmentation: Literal["image", "batch"] = "image"  # draw flip and crop for each image or for each batch
+    extra_pixels: int | None = None  # by how many pixels images are larger than the crop; None: 1/7, even
+    clip: bool = True  # to the range of 8-bit pixels, with straight-through gradients
 
     output_stretching: bool = True
-    # the norm of the reward's gradient, of that of matching, at the last step; None: lambda is `output_weight`
+    # norm of the reward's gradient, as a share of the matching gradient's, at the last step; None: `output_weight`
     output_share: float | None = added_later(0.4, before=None)
-    output_weight: float = 1e-5  # lambda where output_share is None
+    output_weight: float = 1e-5  # lambda if output_share is None
     output_power: Literal[1, 2] = 1  # of the output range: linear (the toolkit) or squared (Eq. 7)
     slack: float | None = None  # delta; None: no constraint at the last batch norm
 
@@ -139,10 +140,10 @@ class Config:
             )
 
 
-SMOOTHING_SIGMA = 1.25  # of the 3x3 Gaussian, in pixels: the toolkit's; the paper gives the size only
+SMOOTHING_SIGMA = 1.25  # of the 3x3 Gaussian, in pixels, as in the toolkit; the paper gives only the size
 
 # Published settings. The toolkit's lambda is 1e-5 per batch, at the 8 batches of its documented runs.
-# A fixed lambda is what the default was until output_share came; experiments on single settings are made with it.
+# A fixed lambda was the default before output_share; experiments on single settings use it.
 PRESETS = {
     "default": Config(),
     "fixed_weight": Config(relative=False, output_share=None, slack=1.0),
@@ -172,16 +173,17 @@ def generate(
 ) -> Tensor:
     """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
 
-    See `dghlib.generators` for what all methods have in common. With `checkpoint`, a run that was killed continues to
-    the same images, or, where they lie in files, to images as good: those of the sweep that was broken off have moved.
-    `compiled` lets torch compile a copy of the network first, with a C++ compiler, in a minute or two: where
-    convolutions are light, as in MobileNets, a CPU then takes a fifth less for a step. Where torch cannot, it warns and
-    goes on without; from then on it does so for all that this process compiles.
+    `dghlib.generators` describes the common arguments. With `checkpoint`, a killed run continues to the same images,
+    or, if they are in files, to equally good images: batches of the interrupted sweep have already moved.
+    With `compiled`, torch first compiles a copy of the network with a C++ compiler, which takes 1 or 2 minutes. For
+    networks with light convolutions, such as MobileNets, a step on a CPU then takes 1/5 less time. If torch cannot
+    compile the network, it warns and continues without, also for later compilations in this process.
     The processes of a job (`dghlib.running.processes`) share the work; each returns all images.
 
     Raises:
-        FileNotFoundError: there is a checkpoint, but the folder of its images is gone.
-        torch.OutOfMemoryError: a batch does not fit, told before the first step where the system says what is free.
+        FileNotFoundError: there is a checkpoint, but the folder of its images is missing.
+        torch.OutOfMemoryError: a batch does not fit; raised before the first step if the system reports its free
+        memory.
     """
     own, model = model, working_twin(model)
     saved = Checkpoint(checkpoint, f"{images_fingerprint(model, 'dgh', VERSION, config)} by batches")
@@ -190,7 +192,7 @@ def generate(
         if state is None and folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         if state is not None and folder is not None and not folder.exists():
-            raise FileNotFoundError(f"{folder}, the images of {checkpoint}, is gone; delete that file to begin anew")
+            raise FileNotFoundError(f"{folder}, the images of {checkpoint}, is missing; delete that file to begin anew")
         run = _Run(model, config, device, folder)
         memory.check_batch(f"DGH on {model.name}", run.bytes_per_image(), max(run.sizes), device)
         if state is not None:
@@ -212,7 +214,7 @@ def generate(
 
 @contextmanager
 def _folder(model: FloatModel, config: Config, checkpoint: Path | None) -> Iterator[Path | None]:
-    """Yield where images and averages are kept while they move: None, in memory, unless they are many."""
+    """Yield the folder for images and averages while they are optimized; None, in memory, unless they are large."""
     values = config.num_images * prod(_image_shape(model, config))
     if 4 * values <= LARGEST_IN_MEMORY:
         yield None
@@ -226,7 +228,7 @@ def _folder(model: FloatModel, config: Config, checkpoint: Path | None) -> Itera
 class _Run:
     """Everything that changes while images are generated.
 
-    A process of a job owns every so many-th batch, and all processes move a batch of theirs at the same time.
+    A process of a job owns every n-th batch of n processes, and all processes optimize a batch at the same time.
     """
 
     def __init__(self, model: FloatModel, config: Config, device: torch.device | str, folder: Path | None = None):
@@ -248,18 +250,18 @@ class _Run:
         self.images, self.gradients, self.squares = (
             self._values(name, shape) for name in ("images", "gradients", "squares")
         )
-        self.weighed_every = min(10, max(1, config.steps // 8))  # sweeps, where lambda follows from the gradients
+        self.weighed_every = min(10, max(1, config.steps // 8))  # sweeps between computations of lambda
         self.output_weight = 0.0 if config.output_share is not None else config.output_weight
         self.schedule = PlateauWithReset(config.learning_rate, patience=max(1, config.steps // 50))
         self.banks = self._banks()
 
     def _values(self, name: str, shape: Sequence[int]) -> BatchedValues:
-        """Return room for values of all images of our own batches."""
+        """Return space for values of all images of this process's batches."""
         sizes = [size if index in self.own else 0 for index, size in enumerate(self.sizes)]
         return BatchedValues(sizes, shape, self.folder and self.folder / name, self.device)
 
     def _banks(self) -> list[tuple[MomentBank, int]]:
-        """Return for every batch its bank and its index in there; as many batches share one as `scope` holds."""
+        """Return, for every batch, its bank and its index there; as many batches share a bank as `scope` holds."""
         sizes = self.sizes
         if self.config.scope is not None and processes.count() > 1:
             raise ValueError(f"scope {self.config.scope} does not work with several processes; scope None does")
@@ -274,7 +276,7 @@ class _Run:
         return banks
 
     def bytes_per_image(self) -> int:
-        """Return what is kept of one image's pass until its gradient is there."""
+        """Return the bytes that are kept for the pass of an image until its gradient is computed."""
         image = torch.zeros(1, *self.model.image_shape, device=self.device, requires_grad=True)
         return memory.kept_for_gradients(self.net, lambda: measure(self.net, image, self.layers, 1))
 
@@ -286,14 +288,14 @@ class _Run:
         self._in_step(self.own, self._remeasure)
 
     def compile(self) -> None:
-        """Let torch compile the network at its next pass; where it cannot, it warns, and the network stays as it is."""
+        """Let torch compile the network at its next pass; if it cannot, it warns, and the network stays as it is."""
         from torch._dynamo import config as compiler  # takes a second to import
 
         compiler.suppress_errors = True
-        self.net.compile(dynamic=False)  # the last batch may be smaller: code of its own, not slower code for all
+        self.net.compile(dynamic=False)  # a smaller last batch gets code of its own, instead of slower code for all
 
     def advance(self) -> tuple[float, float]:
-        """Move every batch by one step, and the learning rate along; return the mean BNS and ODSL losses."""
+        """Move every batch by 1 step, and update the learning rate; return the mean BNS and ODSL losses."""
         bns, odsl = self._sweep()
         if not bns + odsl < float("inf"):
             raise FloatingPointError(f"the loss of DGH is {bns + odsl} after {self.step} steps; lower learning_rate")
@@ -302,7 +304,7 @@ class _Run:
         return bns, odsl
 
     def _sweep(self) -> tuple[float, float]:
-        """Move every batch by one step, in random order; return the mean BNS and ODSL losses."""
+        """Move every batch by 1 step, in random order; return the mean BNS and ODSL losses."""
         order = torch.randperm(len(self.own), generator=self.draws).tolist()
         losses = self._in_step([self.own[place] for place in order], self.move)
         total = torch.stack(losses).sum(0) if losses else torch.zeros(3, device=self.device)
@@ -311,19 +313,19 @@ class _Run:
         return bns, odsl
 
     def _in_step(self, order: Sequence[int], work: Callable[[int], Result]) -> list[Result]:
-        """Do work, which ends in storing moments, for each batch; store nothing when other processes have one more."""
+        """Do work that ends in storing moments for each batch; store nothing while other processes have one more."""
         results = [work(index) for index in order]
         if len(order) < -(-len(self.sizes) // processes.count()):
             self.banks[0][0].store_nothing()
         return results
 
     def move(self, index: int) -> Tensor:
-        """Move one batch by one step, Algorithm 1, lines 9 to 19; return its BNS and ODSL losses and lambda, (3,)."""
+        """Move a batch by 1 step, Algorithm 1, lines 9 to 19; return its BNS and ODSL losses and lambda, (3,)."""
         config, images = self.config, self.images[index]
         batch = images.detach().to(self.device).requires_grad_()
         bank, row = self.banks[index]
         measured = self._measure(batch)
-        # Groups smaller than a batch stand alone: nothing else enters their statistics.
+        # Groups smaller than a batch are independent: nothing else enters their statistics.
         alone = len(measured.moments) > 1
         joint = measured.moments if alone else bank.blend(row, measured.moments[0])
         bns = self._matching_loss(joint)
@@ -338,7 +340,7 @@ class _Run:
         return torch.stack([bns.detach(), odsl.detach(), weight])
 
     def _gradient(self, bns: Tensor, odsl: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradient of BNS + lambda ODSL in the images of a batch, and lambda, which may be weighed anew."""
+        """Return the gradient of BNS + lambda ODSL for the images of a batch, and lambda, which may change."""
         share = self.config.output_share if self.config.output_stretching else None
         if share is None or self.step % self.weighed_every:
             (gradient,) = torch.autograd.grad(bns + self.output_weight * odsl, batch)
@@ -351,7 +353,7 @@ class _Run:
         return matching + weight * reward, weight
 
     def finished_images(self) -> Tensor:
-        """Return all images as the network is to see them: smoothed, cropped at the centre."""
+        """Return all images in their final form: smoothed and cropped at the centre."""
         finished = BatchedValues(self.sizes, self.model.image_shape, self.folder and self.folder / "finished")
         for index, size in enumerate(self.sizes):
             made = self._finished(self.images[index].to(self.device)) if index in self.own else None
@@ -368,7 +370,7 @@ class _Run:
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs to continue bit for bit.
 
-        Values in files are not in it: batches that moved after the state was taken are then a step ahead.
+        Values in files are not part of it: batches that moved after the state was taken are then a step ahead.
         """
         values = (self.images, self.gradients, self.squares) if self.folder is None else ()
         return {
@@ -420,7 +422,7 @@ class _Run:
         return loss.mean()
 
     def _prepared(self, batch: Tensor) -> Tensor:
-        """Return what the network is shown of a batch: smoothed, flipped, cropped (phi_prep of Algorithm 1)."""
+        """Return the batch in the form that the network sees: smoothed, flipped, cropped (phi_prep of Algorithm 1)."""
         if not self.config.preprocessing:
             return self._clipped(batch)
         draws = len(batch) if self.config.augmentation == "image" else 1
@@ -437,18 +439,18 @@ class _Run:
 
 
 def _image_shape(model: FloatModel, config: Config) -> tuple[int, int, int]:
-    """Return the shape of an image while it moves: larger than the network's by what the crop takes away."""
+    """Return the shape of an image during the optimization: larger than the network's input by the extra pixels."""
     channels, height, width = model.image_shape
     extra = (0, 0)
     if config.preprocessing:
         wanted = config.extra_pixels
-        # 32 at 224 (the paper), in proportion elsewhere, even so that the centre is a whole pixel.
+        # 32 at 224 (the paper), in proportion for other sizes, and even, so that the centre is a whole pixel.
         extra = (2 * round(height / 14), 2 * round(width / 14)) if wanted is None else (wanted, wanted)
     return channels, height + extra[0], width + extra[1]
 
 
 def _initial_batches(model: FloatModel, config: Config, *, in_turn: bool) -> Iterable[Tensor]:
-    """Return standard Gaussian noise, all drawn at once or one batch after the other."""
+    """Return standard Gaussian noise, drawn for all images at once or batch by batch."""
     draws, shape = stream(config.seed, "dgh", "images"), _image_shape(model, config)
     if not in_turn:
         return torch.randn(config.num_images, *shape, generator=draws).split(config.batch_size)

@@ -1,20 +1,20 @@
-"""DGH for vision transformers: layer norms stand in for batch norms, with the statistics that their weights imply.
+"""DGH for vision transformers: layer norms replace batch norms, with statistics that follow from their weights.
 
-DGH matches what batch norms remember of the training data, and a transformer has none. A layer norm remembers no data;
-but its weights say what the layers behind it were trained to expect: scale and shift of each channel, given to numbers
-that are normalised over all channels of a token. If the tokens of the training set, taken together, were normalised in
-each channel, too, a norm's output had the shift as mean and the scale as deviation. That is the statistic here. How far
-it is from that of real images is in the lab notes.
+DGH matches the statistics that batch norms store, and a transformer has no batch norms. A layer norm stores no
+statistics, but its weights show what the later layers expect: they are a scale and a shift for each channel, applied to
+values that are normalised over all channels of a token. If the tokens of the training set together were also normalised
+in each channel, the output of a norm would have the shift as its mean and the scale as its standard deviation. These
+are the statistics here. The lab notes have their distance from the statistics of real images.
 
-So each layer norm becomes one without scale and shift and a batch norm behind it, of mean 0 and variance 1, that has
-them. The network computes what it did, and DGH is used as it is: statistics of the whole set, the preprocessing, and
-the rule by which wide outputs are rewarded (`dgh.Config.output_share`).
+Therefore each layer norm is replaced by a layer norm without scale and shift and a batch norm of mean 0 and variance 1
+that has them. The network computes the same function, and DGH is used without changes: the statistics of the whole set,
+the preprocessing, and the rule for the reward of wide outputs (`dgh.Config.output_share`).
 
 Source: DGH is Dikstein et al., "Data Generation for Hardware-Friendly Post-Training Quantization"; transformers are its
-authors' future work, and this way is ours.
+authors' future work, and this extension is ours.
 
 Differences from the paper:
-1. Statistics are those that weights imply. Batch norms that the network has beside are matched as well.
+1. Statistics are those that follow from weights. Batch norms in the network are matched as well.
 2. All others are those of `dgh`.
 """
 
@@ -52,10 +52,10 @@ def generate(
 
 
 def with_batch_norms(net: nn.Module) -> nn.Module:
-    """Return a copy of a network that computes the same, with a batch norm in each of its layer norms.
+    """Return a copy of a network that computes the same function, with a batch norm in each of its layer norms.
 
     Raises:
-        NoBatchNorm: it has no norm of either kind.
+        NoBatchNorm: it has neither kind of norm.
     """
     net = private_copy(net)
     for name, module in list(net.named_modules()):
@@ -64,7 +64,7 @@ def with_batch_norms(net: nn.Module) -> nn.Module:
     if not any(getattr(module, "running_mean", None) is not None for module in net.modules()):
         raise NoBatchNorm(
             f"{type(net).__name__} has neither layer norms over channels with a scale and a shift nor batch norms, "
-            "whose statistics images are made from: calibrate with real images, or with those of another network of "
+            "from whose statistics images are made: calibrate with real images, or with those of another network for "
             "the same task"
         )
     return net

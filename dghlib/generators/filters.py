@@ -1,24 +1,25 @@
-"""Filters of GenQ: out of many images, keep those most like what a network was trained on.
+"""Filters of GenQ: out of many images, keep those most similar to a network's training data.
 
-They take any normalised images, whatever made them, and need only the network:
+They take any normalised images, from any source, and need only the network:
 
     kept = images[select(model, images, keep=512)]
 
-There are two stages. The first keeps images of low *energy*, which training lowers on its data. The second looks at
-the inside of the network: without an image that has a high *batch-norm sensitivity*, the others come nearer to the
-running statistics, so it is left out; a transformer has no batch norm, and of its images those with a high entropy of
-*patch similarities* stay. Neither replaces the other: many a network gives noise a lower energy than real images.
+There are 2 stages. The first keeps images of low *energy*, which training lowers on its data. The second uses the inner
+layers of the network: an image has a high *batch-norm sensitivity* if the other images are nearer to the running
+statistics without it, and is then left out. A transformer has no batch norm; for it, images with a high entropy of
+*patch similarities* are kept. Both stages are needed: many networks give noise a lower energy than real images.
 
 Source: Li et al., "GenQ: Quantization in Low Data Regimes with Generative Synthetic Data" (2024), Section 4.1, and
 for the energy Liu et al., "Energy-based Out-of-distribution Detection" (2020).
 
 Differences from the paper:
- 1. Eq. 5 prints the energy as -T sum exp(-f / T): without the logarithm, and with a minus in the exponent. It would
+ 1. Eq. 5 prints the energy as -T sum exp(-f / T): without the logarithm, and with a minus in the exponent. This would
     rank images by their most negative logit. Here it is that of its source, -T log sum exp(f / T).
- 2. How much each of the two stages discards is not stated; here it is a setting, by default half of it each.
- 3. The batch of which one image is left out has an unstated size; here it is all images that are given.
- 4. Which features of a transformer are compared is not stated; here those that enter its last layer norm, the output
-    of the last block. Densities are taken all over [-1, 1], so that no image's entropy depends on the others'.
+ 2. The paper does not state how many images each stage discards; here this is a setting, by default half of them each.
+ 3. The paper does not state the size of the batch from which an image is left out; here it is the whole set of images.
+ 4. The paper does not state which features of a transformer are compared; here they are the inputs of its last layer
+    norm, the output of the last block. Densities are taken over the whole of [-1, 1], so that the entropy of an image
+    does not depend on the other images.
 """
 
 import dataclasses
@@ -38,11 +39,11 @@ from dghlib.running.hooks import recorded_inputs
 
 SecondStage = Literal["auto", "batch_norm", "patch_similarity", "none"]
 SECOND_STAGES = ("auto", "batch_norm", "patch_similarity", "none")
-BATCH_SIZE = 64  # images a network is shown at once; no score depends on it
+BATCH_SIZE = 64  # images per pass; no score depends on it
 
 
 class NoPatches(ValueError):
-    """The network has no layer norm that is given a sequence of patches: their similarities cannot be measured."""
+    """The network has no layer norm that receives a sequence of patches, so their similarities cannot be measured."""
 
 
 def select(
@@ -55,17 +56,17 @@ def select(
     temperature: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return the numbers (keep,) of the images to keep, ascending.
+    """Return the indices (keep,) of the images to keep, ascending.
 
-    Of those discarded, the share `energy_share` is discarded by the energy, at a `temperature`, and the rest by the
-    second stage: "auto" is "batch_norm" for a network that has batch norm, and "patch_similarity" for others; "none"
-    leaves all to the energy. The images (N, C, H, W) are normalised.
+    Of the discarded images, the energy at a `temperature` discards the share `energy_share`, and the second stage the
+    rest: "auto" is "batch_norm" for a network with batch norm, and "patch_similarity" for others; with "none" the
+    energy discards all. The images (N, C, H, W) are normalised.
 
     Raises:
         ValueError: `keep` is below 1 or exceeds the number of images; a setting is out of range.
-        NotAClassifier: the network tells no classes apart, so that images have no energy.
-        NoBatchNorm: "batch_norm" was asked for, and the network has none.
-        NoPatches: the second stage would be "patch_similarity", and the network has no patches.
+        NotAClassifier: the network is not a classifier, so images have no energy.
+        NoBatchNorm: "batch_norm" was asked for, but the network has no batch norm.
+        NoPatches: the second stage would be "patch_similarity", but the network has no patches.
     """
     check_between(0, 1, "energy_share", energy_share)
     check_choice("second_stage", second_stage, SECOND_STAGES)
@@ -82,7 +83,7 @@ def select(
 
 
 def second_score(model: FloatModel, second_stage: SecondStage) -> Callable[..., Tensor]:
-    """Return the score of the second stage for a network: the function of which the lowest values are kept."""
+    """Return the score of the second stage for a network: a function whose lowest values are kept."""
     if second_stage == "auto":
         try:
             stored_statistics(working_copy(model.net, "cpu", model.image_shape), model.image_shape)
@@ -93,7 +94,7 @@ def second_score(model: FloatModel, second_stage: SecondStage) -> Callable[..., 
 
 
 def lowest(scores: Tensor, keep: int) -> Tensor:
-    """Return the numbers (keep,) of the lowest scores (N,), ascending; of equal ones the first.
+    """Return the indices (keep,) of the lowest scores (N,), ascending; of equal scores the first.
 
     Raises:
         ValueError: a score is not finite; `keep` is below 1 or exceeds N.
@@ -112,7 +113,7 @@ def _check_keep(keep: int, count: int) -> None:
 
 
 def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return the energy (N,) of logits (N, classes): low where the network knows the image."""
+    """Return the energy (N,) of logits (N, classes); it is low for images that are similar to the training data."""
     return -temperature * (logits / temperature).logsumexp(1)
 
 
@@ -123,8 +124,8 @@ def energy_scores(
     """Return the energies of normalised images (N, C, H, W), (N,) on the CPU.
 
     Raises:
-        NotAClassifier: the network tells no classes apart.
-        ValueError: the images do not have the shape of the network's, or the temperature is not above 0.
+        NotAClassifier: the network is not a classifier.
+        ValueError: the images do not have the shape of the network's input, or the temperature is not above 0.
     """
     check_between(1e-6, float("inf"), "temperature", temperature)
     net = _prepared(model, images, device)
@@ -134,14 +135,14 @@ def energy_scores(
 
 @torch.no_grad()
 def batch_norm_sensitivities(model: FloatModel, images: Tensor, *, device: torch.device | str = "cpu") -> Tensor:
-    """Return by how much each image (N, C, H, W) moves all of them away from the running statistics, (N,).
+    """Return the amount by which each image (N, C, H, W) moves the set away from the running statistics, (N,).
 
-    One forward pass: the moments of every image at every batch norm tell what is left without any one of them. They
-    take 8 bytes a channel of all batch norms and image, in memory.
+    A single forward pass is enough: the moments of every image at every batch norm give the statistics without any one
+    image. They take 8 bytes of memory for each image and each channel of all batch norms.
 
     Raises:
         NoBatchNorm: the network has no batch norm that images reach.
-        ValueError: there is a single image, without which nothing is left; or the images do not fit the network.
+        ValueError: there is only 1 image, without which nothing remains; or the images do not fit the network.
     """
     net = _prepared(model, images, device)
     layers = stored_statistics(net, model.image_shape)
@@ -151,11 +152,11 @@ def batch_norm_sensitivities(model: FloatModel, images: Tensor, *, device: torch
 
 
 def leave_one_out(moments: Tensor, layers: StoredStatistics) -> Tensor:
-    """Return the distance of all images less that of all but one, for each one, (N,): GenQ, Eq. 7.
+    """Return the distance of all images minus the distance without each image, (N,): GenQ, Eq. 7.
 
     Args:
         moments: of every image, (N, 2, K) on the CPU.
-        layers: whose running mean and variance the distance is to: Eq. 6, a sum of norms.
+        layers: the running means and variances to which distances are measured: Eq. 6, a sum of norms.
 
     Raises:
         ValueError: N is 1.
@@ -172,22 +173,22 @@ def leave_one_out(moments: Tensor, layers: StoredStatistics) -> Tensor:
 
 @torch.no_grad()
 def patch_uniformities(model: FloatModel, images: Tensor, *, device: torch.device | str = "cpu") -> Tensor:
-    """Return how alike the patches of every image (N, C, H, W) look to a transformer, (N,): minus their entropy.
+    """Return how similar the patches of every image (N, C, H, W) are to a transformer, (N,): minus their entropy.
 
     Raises:
-        NoPatches: no layer norm is given a sequence of patches.
-        ValueError: the images do not have the shape of the network's.
+        NoPatches: no layer norm receives a sequence of patches.
+        ValueError: the images do not have the shape of the network's input.
     """
     net = _prepared(model, images, device)
-    points = torch.linspace(-1, 1, 201, device=device)  # as far apart as the kernel is wide
+    points = torch.linspace(-1, 1, 201, device=device)  # their distance is the width of the kernel
     patches = (_last_patches(model, net, part.to(device)) for part in images.split(BATCH_SIZE))
     return torch.cat([-patch_similarity_entropy(part, points).cpu() for part in patches])
 
 
 def _last_patches(model: FloatModel, net: nn.Module, images: Tensor) -> Tensor:
-    """Return the patches (N, P, D) that enter the last layer norm which is given any.
+    """Return the patches (N, P, D) at the last layer norm that receives patches.
 
-    Of a sequence (N, T, D) the first token is the class token; a grid (N, H, W, D), as in Swin, has none.
+    In a sequence (N, T, D) the first token is the class token; a grid (N, H, W, D), as in Swin, has no class token.
     """
     norms = [name for name, module in net.named_modules() if isinstance(module, nn.LayerNorm)]
     with recorded_inputs(net, norms) as inputs:
@@ -204,7 +205,7 @@ def _last_patches(model: FloatModel, net: nn.Module, images: Tensor) -> Tensor:
 
 
 def _prepared(model: FloatModel, images: Tensor, device: torch.device | str) -> nn.Module:
-    """Return a copy of the network that can be shown the images."""
+    """Return a copy of the network for these images."""
     if tuple(images.shape[1:]) != tuple(model.image_shape):
         raise ValueError(f"{model.name} takes images (N, {str(model.image_shape)[1:-1]}), got {tuple(images.shape)}")
     return working_copy(model.net, device, model.image_shape)

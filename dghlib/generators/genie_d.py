@@ -1,21 +1,21 @@
-"""GENIE-D: latent vectors and a generator network are trained together, once for every batch of images.
+"""GENIE-D: latent vectors and a generator network are trained together, separately for every batch of images.
 
-The network ties the images of a batch together, since it has to make all of them; the latent vectors tell them apart.
-Swing convolution: what a strided convolution of the trained network reads is shifted at random by up to a pixel, so
-that no pixel of an image is favoured by the grid that such a convolution sees.
+The generator network couples the images of a batch, because it makes all of them; the latent vectors distinguish them.
+Swing convolution: the input of a strided convolution of the trained network is shifted at random by up to 1 pixel, so
+that the stride of the convolution favours no pixel of an image.
 
 Source: Jeon, Lee, Kim, "GENIE: Show Me the Data for Quantization" (2023), its appendix, and the authors' code at
 commit 7b089d9.
 
-Differences from the paper: none known; as in the code, an image is matched with mean 0 and deviation 1, too.
+Differences from the paper: none known; as in the code, an image is also matched with mean 0 and standard deviation 1.
 
 Differences from the authors' code:
- 1. Variances are biased (divided by the number of values, not one less), and 1e-6 is added to those that are measured
-    as to those that are stored: the gradient of a constant channel is finite.
- 2. A last batch that is smaller is made, too; the code leaves it out.
- 3. The code names the two learning rates the wrong way round; the values, here and there, are the appendix's.
- 4. Images may have any size: the generator network begins at a quarter of it, rounded up.
- 5. Feature maps of a single row or column are not shifted.
+ 1. Variances are biased (divided by the number of values, not by one less), and 1e-6 is added to the measured variances
+    as well as to the stored ones, so that the gradient of a constant channel is finite.
+ 2. A smaller last batch is also made; the code leaves it out.
+ 3. The code exchanges the names of the two learning rates; the values here and there are those of the appendix.
+ 4. Images may have any size: the generator network starts at a quarter of the size, rounded up.
+ 5. Feature maps with a single row or column are not shifted.
 """
 
 import math
@@ -41,7 +41,7 @@ from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
 
 VERSION = 1
-# The authors': steps of a run, and those after which the network's rate falls, and, if the loss has not, the latents'.
+# The authors': steps of a run, and the steps after which the network's rate falls, or, on a plateau, the latents' rate.
 STEPS, PATIENCE = 4000, 100
 
 
@@ -55,10 +55,10 @@ class Config:
     learning_rate: float = 0.01  # of the generator network
     latent_learning_rate: float = 0.1
     latent_size: int = 256
-    swing: bool = True  # shift what strided convolutions read
+    swing: bool = True  # shift the inputs of strided convolutions
     seed: int = 0
 
-    scaled_schedule: bool = added_later(True, before=False)  # PATIENCE is for STEPS; False: whatever the steps
+    scaled_schedule: bool = added_later(True, before=False)  # scale PATIENCE from STEPS to the steps of the run
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -74,7 +74,7 @@ PRESETS = {"default": Config()}
 def generate(
     model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
-    """Return GENIE's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common."""
+    """Return GENIE's images (num_images, C, H, W); `dghlib.generators` describes the common arguments."""
     twin, net, layers = working(model, device)
     shifts = torch.Generator()
     if config.swing:
@@ -92,7 +92,7 @@ def generate(
 
 
 class _Task:
-    """One batch: its latent vectors and its generator network."""
+    """A batch: its latent vectors and its generator network."""
 
     parts: dict[str, Any]
 
@@ -135,7 +135,7 @@ class _Task:
         }
 
     def step(self) -> dict[str, float]:
-        """Train latent vectors and network once, see `dghlib.generators.tasks.Task`."""
+        """Train latent vectors and network by 1 step, see `dghlib.generators.tasks.Task`."""
         self.optimizer.zero_grad()
         self.latent_optimizer.zero_grad()
         images = self.generator(self.latents)
@@ -154,21 +154,21 @@ class _Task:
         return values
 
     def images(self) -> Tensor:
-        """Return what the network made in the last step, before it was trained on it: as the authors."""
+        """Return the network's images of the last step, before their update, as the authors do."""
         return self.made
 
 
 def pixel_distance(images: Tensor) -> Tensor:
-    """Return how far each image is from mean 0 and standard deviation 1: squared, summed over channels, averaged."""
+    """Return the distance of images from mean 0 and standard deviation 1: squared, summed over channels, averaged."""
     measured = moments(images, groups=len(images))
     spread_error = spread_of(variance_of(measured), "std") - 1
     return (measured[:, 0].square() + spread_error.square()).sum(1).mean()
 
 
 def swing_strided_convolutions(net: nn.Module, draws: torch.Generator) -> None:
-    """Have each strided convolution of `net` read its input shifted at random by -1, 0 or 1 pixel in each direction.
+    """Let each strided convolution of `net` read its input shifted at random by -1, 0 or 1 pixel in each direction.
 
-    One shift for the whole batch at each layer and each forward pass; what is shifted in is mirrored at the border.
+    Each layer has the same shift for the whole batch in a forward pass; the border is filled by reflection.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and max(module.stride) > 1:

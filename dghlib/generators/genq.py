@@ -1,18 +1,19 @@
-"""GenQ: images of a diffusion model, of which those are kept that look most like the training data to the network.
+"""GenQ: images of a diffusion model, of which the network keeps those most similar to its training data.
 
-A text-to-image pipeline is given prompts made of class names, a class-conditional one the classes themselves. Neither
-knows the network that is to be quantized; so twice as many images are made as are wanted, and two filters, which do
-know it, keep one half (`dghlib.generators.filters`). With a few real images at hand, a token can be learned from them
-that stands for their style in the prompts (`dghlib.generators.textual_inversion`).
+A text-to-image pipeline is given prompts with class names, a class-conditional pipeline the classes themselves. Neither
+knows the network that will be quantized. Therefore twice as many images are made as are needed, and 2 filters, which
+use the network, keep half of them (`dghlib.generators.filters`). With a few real images, a token can be learned from
+them that stands for their style in the prompts (`dghlib.generators.textual_inversion`).
 
 Source: Li et al., "GenQ: Quantization in Low Data Regimes with Generative Synthetic Data" (2024), Sections 4.1 and
-4.2. The authors' code is no longer public, and the appendix with their details was not to be had.
+4.2. The authors' code is no longer public, and the appendix with their details was not available.
 
 Differences from the paper:
  1. Steps, scheduler, precision and size of images are not stated; the preset "paper" has 50 steps, the pipeline's own
     scheduler and size, and half precision. The list of adjectives is in the appendix; here it is that of CLIP.
- 2. Images are scaled to the network's size as a whole, and rounded to 8 bits like real ones.
- 3. How the two filters share what is discarded is not stated: `energy_share`. See also `dghlib.generators.filters`.
+ 2. Images are scaled to the network's size as a whole, and rounded to 8 bits like real images.
+ 3. The paper does not state how the discarded images are divided between the 2 filters: `energy_share`. See also
+    `dghlib.generators.filters`.
  4. Images that the pipeline's safety checker blackens are not candidates.
  5. The default is a small class-conditional pipeline that ships with the package, for the networks of `shapes`.
 """
@@ -56,7 +57,7 @@ from dghlib.storage.records import fingerprint
 
 VERSION = 1
 
-# What CLIP's prompts for ImageNet call a photo, or what is in it.
+# Adjectives of CLIP's prompts for ImageNet, for a photo or for its object.
 ADJECTIVES = (
     *("bad", "good", "black and white", "blurry", "bright", "close-up", "cropped", "dark", "jpeg corrupted"),
     *("low resolution", "pixelated", "clean", "cool", "dirty", "hard to see", "large", "nice", "small", "weird"),
@@ -66,31 +67,31 @@ PROMPT = "A photo of a {adjective} {name}"  # Eq. 4
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of one run; the defaults are for the embedded pipeline, those of the preset "paper" the authors'."""
+    """Settings of a run; the defaults are for the embedded pipeline; those of the preset "paper" are the authors'."""
 
     num_images: int = 1024
     batch_size: int = 32  # images that the pipeline makes at once
     seed: int = 0
 
-    pipeline: str = "shapes"  # the embedded one, a folder, or a name on the hub
+    pipeline: str = "shapes"  # the embedded pipeline, a folder, or a name on the hub
     revision: str | None = None  # of a pipeline on the hub
     denoising_steps: int = 20
-    guidance: float = 2.0  # 1 is none
-    scheduler: str | None = None  # a class of diffusers; None is the pipeline's own
-    size: int | None = None  # pixels, of what a text-to-image pipeline makes; None is its own
+    guidance: float = 2.0  # 1 means no guidance
+    scheduler: str | None = None  # a scheduler class of diffusers; None: the pipeline's own
+    size: int | None = None  # pixels of the images of a text-to-image pipeline; None: the pipeline's own
     precision: Precision = "float32"
     offload: Offload = "none"  # keep on the GPU only the part of the pipeline that runs
 
     class_names: tuple[str, ...] | None = None  # of the network, in order; the embedded pipeline knows them
     prompt: str = PROMPT
-    token: str | None = None  # a file that textual_inversion wrote: what {token} in the prompt stands for
+    token: str | None = None  # file written by textual_inversion, for {token} in the prompt
 
-    oversampling: float = 2.0  # images made for each one that is kept
-    energy_share: float = 0.5  # of the discarded ones, those that the first filter discards
+    oversampling: float = 2.0  # images made for each image that is kept
+    energy_share: float = 0.5  # share of the discarded images that the first filter discards
     second_stage: SecondStage = "auto"
     temperature: float = 1.0  # of the energy
 
-    weights: str = field(init=False)  # a hash of what is in the pipeline's folder and in the token's file
+    weights: str = field(init=False)  # a hash of the pipeline's folder and of the token's file
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -136,20 +137,20 @@ PRESETS = {
 
 
 class Candidates:
-    """Batches that a pipeline made, kept in a folder: other networks and other filters choose from the same ones.
+    """Batches of a pipeline, kept in a folder, so that other networks and other filters can select from them.
 
     Args:
-        folder: of their files.
+        folder: the folder of their files.
 
     Attributes:
-        seconds: what those that were found had taken, when they were made.
+        seconds: the generation time of the batches that were found in the folder.
     """
 
     def __init__(self, folder: Path):
         self.folder, self.seconds = folder, 0.0
 
     def batch(self, key: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return the batch of this name, uint8 (N, C, H, W); make and keep it if it is not there."""
+        """Return the batch of this name, uint8 (N, C, H, W); make it and keep it if it does not exist."""
         path = self.folder / f"{key}.safetensors"
         if found := load_timed_images(path):
             self.seconds += found[1]
@@ -171,15 +172,15 @@ def generate(
 ) -> Tensor:
     """Return images (num_images, C, H, W), float32 in the normalised space of `model`, on the CPU.
 
-    The model is not changed. With `checkpoint`, a run that was killed continues from that file to the same images:
-    it loses a batch, or what the last twenty seconds made. With `candidates`, what the pipeline makes is kept there,
-    and what is there is not made again; the images are the same.
+    The model is not changed. With `checkpoint`, a killed run continues from that file to the same images and loses at
+    most a batch, or the work of the last 20 seconds. With `candidates`, the images of the pipeline are kept there, and
+    existing ones are not made again; the result is the same.
 
     Raises:
         MissingExtra, NotAPipeline: see `dghlib.generators.pipelines.load_pipeline`.
-        NotAClassifier: the network tells no classes apart.
+        NotAClassifier: the network is not a classifier.
         NoBatchNorm, NoPatches: the second filter cannot be used, see `dghlib.generators.filters.select`.
-        ValueError: the classes of network and pipeline do not fit, or names are missing, or channels differ.
+        ValueError: the classes of network and pipeline do not fit, names are missing, or channels differ.
         torch.OutOfMemoryError: a batch does not fit on the device; the message says what to change.
     """
     num_classes = number_of_classes(model, working_copy(model.net, "cpu", model.image_shape), "GenQ")
@@ -209,7 +210,7 @@ def _make_candidates(
     candidates: Candidates | None,
     progress: bool,
 ) -> Tensor:
-    """Return what the pipeline makes, uint8 (M, C, H, W)."""
+    """Return the images of the pipeline, uint8 (M, C, H, W)."""
     pipeline = load_pipeline(
         config.pipeline,
         revision=config.revision,
@@ -247,7 +248,7 @@ def _batch(
     return fit(images, model.image_shape[1:])
 
 
-# What of the settings is not in a batch's subjects and seed, and not of the filters.
+# Settings that belong neither to a batch's subjects and seed nor to the filters.
 _OF_A_BATCH = ("pipeline", "revision", "weights", "denoising_steps", "guidance", "scheduler", "size", "precision")
 
 
@@ -257,9 +258,9 @@ def _batch_name(config: Config, subjects: Sequence[str] | Sequence[int], seed: i
 
 
 def subjects_of(config: Config, pipeline: Pipeline, num_classes: int) -> list[str] | list[int]:
-    """Return what a pipeline is asked for, image by image: prompts (Eq. 4), or its numbers of classes.
+    """Return the subject of each image for a pipeline: a prompt (Eq. 4), or a class index of the pipeline.
 
-    Classes and adjectives are random, each as likely as any other.
+    Classes and adjectives are random, with equal probabilities.
     """
     count = math.ceil(config.num_images * config.oversampling)
     labels = random_labels(count, num_classes, stream(config.seed, "genq", "labels")).tolist()

@@ -1,4 +1,4 @@
-"""What generated images depend on, as a fingerprint: the network, the method and its version, its settings."""
+"""The fingerprint of generated images: of the network, the method and its version, and its settings."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from dghlib.storage.records import fingerprint
 
 
 def images_fingerprint(model: FloatModel, method: str, version: int, config: Any) -> str:
-    """Return the name under which the images of one run are kept and its checkpoint is recognised."""
+    """Return the name under which the images of a run are kept and by which its checkpoint is recognised."""
     return fingerprint(
         {
             "weights": model.sha256(),

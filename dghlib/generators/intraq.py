@@ -1,26 +1,26 @@
-"""IntraQ: images of a class that differ from each other as real ones do.
+"""IntraQ: images of a class that differ from each other as real images do.
 
-A batch of images matches the batch-norm statistics, and each of its images has a class. Three parts keep images of
-one class apart. Local object reinforcement (LOR): the class has to show in crops of an image, too. The marginal
-distance constraint (MDC): in feature space, an image stays neither nearer to the centre of its class than one bound
-nor farther than another; centres are those of the batches before. The soft inception loss (SIL): the probability of
-the class is to be a number drawn for each image, not always one.
+A batch of images matches the batch-norm statistics, and each image has a class. Three parts keep the images of a class
+apart. Local object reinforcement (LOR): the class has to be visible in crops of an image, too. Marginal distance
+constraint (MDC): in feature space, the distance of an image from the centre of its class stays between 2 bounds;
+centres are those of the previous batches. Soft inception loss (SIL): the target for the probability of the class is a
+number drawn for each image, not always 1.
 
 Source: Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class Heterogeneity for Zero-Shot Network
 Quantization" (2022), its supplement, and the authors' code at commit 5228f76.
 
 Differences from the paper:
  1. Settings are those of the authors' scripts. Their ImageNet script bounds the cosine distance by 0 and 2, which it
-    never leaves, and sets every target to 1, for ResNet-18 and MobileNets alike: of the three parts only LOR is on
-    (preset "imagenet"). The values of the paper's own ImageNet runs are not in the code; "all" has all three on with
-    those for CIFAR-100.
- 2. As in the code, crops are flipped half the time, and either all images of a batch are cropped or none.
- 3. The supplement turns crops, too, and does not say how far; here `rotation` says, and by default they are not.
+    never leaves, and sets every target to 1, for ResNet-18 and MobileNets alike, so that of the three parts only LOR
+    has an effect (preset "imagenet"). The values of the paper's own ImageNet runs are not in the code; "all" uses all
+    three parts with the values for CIFAR-100.
+ 2. As in the code, crops are flipped with probability 1/2, and either all images of a batch are cropped or none.
+ 3. The supplement also rotates crops but does not give the angle; here it is the setting `rotation`, by default 0.
 
 Differences from the authors' code:
- 1. The features are the input of the last linear layer, found by running the network, of any width. The code has a
-    table of widths, which lacks ResNet-50's.
- 2. All images are made in one run. The code starts four processes, which find each other's features on the disk.
+ 1. The features are the input of the last linear layer, found by running the network, and have any width. The code has
+    a table of widths, which lacks that of ResNet-50.
+ 2. All images are made in a single run. The code starts 4 processes, which exchange their features through the disk.
  3. Features of other classes, which the code computes and does not use, are not computed.
 """
 
@@ -48,7 +48,7 @@ from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
 
 VERSION = 1
-STEPS, PATIENCE = 1000, 50  # the authors': how long a run is, and a plateau after which the rate falls
+STEPS, PATIENCE = 1000, 50  # the authors': steps of a run, and steps of a plateau after which the rate falls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +61,13 @@ class Config:
     learning_rate: float = 0.5
     seed: int = 0
 
-    crop_area: float = 0.5  # LOR: smallest share of an image in a crop (eta); 1 leaves flips alone
-    soft_target: float = 0.95  # SIL: smallest probability of the class that is asked for (epsilon); 1 is always 1
+    crop_area: float = 0.5  # LOR: smallest share of an image in a crop (eta); 1 leaves only flips
+    soft_target: float = 0.95  # SIL: smallest target for the probability of the class (epsilon); 1: always 1
     nearest: float = 0.05  # MDC: smallest cosine distance from the class centre (lambda_l), 0 to 2
-    farthest: float = 0.8  # MDC: largest (lambda_u), 0 to 2
-    flip: bool = added_later(True)  # LOR: crops are mirrored half the time
-    rotation: float = added_later(0.0)  # LOR: crops are turned, either way, by so many degrees at most
-    scaled_schedule: bool = added_later(True, before=False)  # PATIENCE is for STEPS; False: whatever the steps
+    farthest: float = 0.8  # MDC: largest cosine distance (lambda_u), 0 to 2
+    flip: bool = added_later(True)  # LOR: crops are mirrored with probability 1/2
+    rotation: float = added_later(0.0)  # LOR: largest angle by which crops are rotated in either direction, in degrees
+    scaled_schedule: bool = added_later(True, before=False)  # scale PATIENCE from STEPS to the steps of the run
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -94,10 +94,10 @@ PRESETS = {
 def generate(
     model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
-    """Return IntraQ's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common.
+    """Return IntraQ's images (num_images, C, H, W); `dghlib.generators` describes the common arguments.
 
     Raises:
-        NotAClassifier: it tells no classes apart.
+        NotAClassifier: the network is not a classifier.
         NoFeatures: it does not end in a linear layer.
     """
     twin, net, layers = working(model, device)
@@ -141,7 +141,7 @@ class ClassCentres:
 
     @torch.no_grad()
     def add(self, net: nn.Module, images: Tensor, labels: Tensor) -> None:
-        """Take in finished images (n, C, H, W) of classes `labels` (n,)."""
+        """Add finished images (n, C, H, W) of classes `labels` (n,)."""
         labels = labels.to(self.totals.device)
         with recorded_inputs(net, [self.head.layer]) as inputs:
             net(images.to(self.totals.device))
@@ -149,13 +149,13 @@ class ClassCentres:
         self.counts.index_add_(0, labels, torch.ones(len(labels), 1, device=labels.device))
 
     def of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the centre of each label's class, (n, width), and whether it has one yet, (n,)."""
+        """Return the centre of each label's class, (n, width), and whether the class has a centre yet, (n,)."""
         counts = self.counts[labels]
         return self.totals[labels] / counts.clamp_min(1), counts[:, 0] > 0
 
 
 class _Loss:
-    """The loss of one batch; all its terms weigh the same."""
+    """The loss of a batch; all of its terms have the same weight."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class _Loss:
         }
 
     def _locally_reinforced(self, images: Tensor) -> Tensor:
-        """Return a crop of each image at full size, or, half the time, the images."""
+        """Return a crop of each image at full size, or, with probability 1/2, the images."""
         if torch.rand((), generator=self.draws) >= 0.5:
             return images
         windows = random_windows(len(images), images.shape[2:], self.config.crop_area, self.draws)
@@ -198,7 +198,7 @@ class _Loss:
 
 
 def soft_targets(count: int, lowest: float, draws: torch.Generator) -> Tensor:
-    """Return the probability that is asked of each image's class, (count,): 1 or, half the time, from `lowest` to 1."""
+    """Return the targets for the probability of each image's class, (count,): 1, or half the time `lowest` to 1."""
     soft = lowest + (1 - lowest) * torch.rand(count, generator=draws)
     return torch.where(torch.rand(count, generator=draws) < 0.5, soft, 1.0)
 
@@ -210,7 +210,7 @@ def soft_inception_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tens
 
 
 def marginal_distance(features: Tensor, centres: Tensor, known: Tensor, nearest: float, farthest: float) -> Tensor:
-    """Return by how much features (N, F) are nearer to their class centres, or farther, than allowed.
+    """Return by how much features (N, F) violate the bounds on the distance from their class centres.
 
     Distances are 1 - cosine; the mean is over the images whose class has a centre, by `known` (N,).
     """

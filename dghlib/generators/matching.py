@@ -1,8 +1,8 @@
-"""What batch-norm matching methods share: measuring a batch of images, and distances between statistics.
+"""The common part of methods that match batch norms: measuring a batch of images, and distances of statistics.
 
-Every method compares moments at the inputs of batch norms with the running statistics, but each its own way; the
-differences are arguments here (per image, per batch or over all images; variance or standard deviation; sums or
-means over channels and layers).
+Every method compares moments at the inputs of batch norms with the running statistics, in its own way. The differences
+are arguments here: per image, per batch or over all images; variance or standard deviation; sums or means over channels
+and layers.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ from dghlib.running.batchnorm import StoredStatistics, run_and_measure, variance
 Spread = Literal["std", "variance"]
 Reduction = Literal["mean", "sum"]
 
-# Keeps the derivative of the square root finite where a channel is constant; the value of ZeroQ's and DGH's code.
+# Keeps the derivative of the square root finite for a constant channel; the value of ZeroQ's and DGH's code.
 STD_EPSILON = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What one forward pass of N images showed.
+    """The measurements of a forward pass of N images.
 
     Attributes:
         moments: (groups, 2, K), with graph.
         last_moments: (N, 2, C) of every image at the last batch norm, with graph.
-        output: what the network returned: logits, or several tensors in a structure of any kind.
+        output: the output of the network: logits, or several tensors in any structure.
     """
 
     moments: Tensor
@@ -41,15 +41,15 @@ def measure(net: nn.Module, images: Tensor, layers: StoredStatistics, groups: in
     """Run images (N, C, H, W) through `net` and measure them at the given layers, in `groups` of equal size."""
     *others, last = layers.names
     output, measured = run_and_measure(net, images, dict.fromkeys(others, groups) | {last: len(images)})
-    # The last layer is reduced once: means over images of equal size are means over their pixels.
+    # The last layer is reduced only once: means over images of equal size are means over their pixels.
     pooled = [measured[name] for name in others] + [measured[last].unflatten(0, (groups, -1)).mean(1)]
     return Measurement(moments=torch.cat(pooled, dim=-1), last_moments=measured[last], output=output)
 
 
 def with_pixels(layers: StoredStatistics, channels: int) -> StoredStatistics:
-    """Return `layers` with the image itself as the first: mean 0 and variance 1 in normalised space.
+    """Return `layers` with the image itself as the first layer: mean 0 and variance 1 in normalised space.
 
-    A network is a module of the name "", so its input is watched like that of any layer.
+    The network is a module with the name "", so its input is watched like that of any layer.
     """
     return StoredStatistics(
         names=("", *layers.names),
@@ -60,14 +60,14 @@ def with_pixels(layers: StoredStatistics, channels: int) -> StoredStatistics:
 
 
 def channel_weights(sizes: Sequence[int], reduction: Reduction, device: torch.device) -> Tensor:
-    """Return (K,) weights by which squared differences are summed: all 1, or means over channels and layers."""
+    """Return (K,) weights for summing squared differences: all 1, or those of means over channels and layers."""
     if reduction == "sum":
         return torch.ones(sum(sizes), device=device)
     return torch.cat([torch.full((size,), 1 / (size * len(sizes)), device=device) for size in sizes])
 
 
 def spread_of(variance: Tensor, spread: Spread) -> Tensor:
-    """Return the second statistic that is compared: the variance itself or its square root."""
+    """Return the second statistic in the comparison: the variance itself or its square root."""
     return variance if spread == "variance" else (variance + STD_EPSILON).sqrt()
 
 
@@ -81,7 +81,7 @@ def batch_norm_distance(measured: Tensor, layers: StoredStatistics, weights: Ten
 def batch_norm_norms(measured: Tensor, layers: StoredStatistics) -> Tensor:
     """Return the distances of moments (..., 2, K) from the running mean and variance of each layer, (..., L).
 
-    The sum of both Euclidean norms, not squared, as DeepInversion and GenQ have it.
+    The distance is the sum of both Euclidean norms, not squared, as in DeepInversion and GenQ.
     """
     mean, variance = measured.select(-2, 0), variance_of(measured)
     errors = torch.stack([mean - layers.mean, variance - layers.variance], dim=-2)
@@ -91,11 +91,11 @@ def batch_norm_norms(measured: Tensor, layers: StoredStatistics) -> Tensor:
 def output_range(output: Any) -> Tensor:
     """Return the difference between the largest and the smallest output value of every image, (N,): DGH, Eq. 6.
 
-    Of a network with several outputs, such as a detector, (T, N): that of each tensor, in the order of the outputs.
-    What is no number for each image (None, indices, a loss) does not count.
+    For a network with several outputs, such as a detector, return (T, N): the ranges of each tensor, in the order of
+    the outputs. Outputs that are not numbers for each image (None, indices, a loss) are ignored.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: no output remains.
     """
     leaves = tree_leaves(output)
     flat = [
@@ -111,10 +111,10 @@ def output_range(output: Any) -> Tensor:
 
 
 def slack_penalty(last_moments: Tensor, layers: StoredStatistics, slack: float, spread: Spread) -> Tensor:
-    """Return by how much every image (N, 2, C) strays further than allowed at the last batch norm, (N,): DGH, Eq. 7.
+    """Return by how much every image (N, 2, C) exceeds the slack at the last batch norm, (N,): DGH, Eq. 7.
 
-    Mean and spread are penalised apart, each where its squared distance exceeds delta = `slack` times the sum of
-    the layer's running variances: a network's own unit, in which real images lie below 1.
+    Mean and spread are penalised separately, each if its squared distance exceeds delta = `slack` times the sum of
+    the layer's running variances. This unit depends on the network, and real images lie below 1.
     """
     mean, variance = (layers.per_layer(values)[-1] for values in (layers.mean, layers.variance))
     delta = slack * variance.sum()

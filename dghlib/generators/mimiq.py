@@ -1,25 +1,27 @@
-"""MimiQ: images for vision transformers, on which the heads of each attention look at the same places.
+"""MimiQ: images for vision transformers, on which the heads of each attention attend to the same places.
 
-Show a trained transformer an image, and the heads of one attention find its object: their maps of scores are alike.
-Noise leaves each head to itself. So images are those on which the maps of all pairs of heads resemble each other, by
-structural similarity, while each is recognised as its class:
+For a real image, the heads of an attention in a trained transformer find the same object: their maps of scores are
+similar. For noise, the heads do not agree. So the images are optimized such that the maps of all pairs of heads are
+similar, by structural similarity, while the network recognises each image as its class:
 
     loss = mean over attentions, queries and pairs of heads of 1 - SSIM(map, map)^2
            + cross entropy of the class + a weight x the total variation,
 
-a map being one query's scores of all patches, brought to 0 ... 1. The square makes a map and its negative alike.
+where a map has the scores of all patches for a query, scaled to 0 ... 1. Because of the square, a map and its negative
+count as equal.
 
 Source: Choi et al., "MimiQ: Low-Bit Data-Free Quantization of Vision Transformers with Encouraging Inter-Head Attention
 Similarity" (2024), and a description of code built on the authors' (MaskAQ, commit 3245400); written from these
 descriptions only.
 
 Differences from that code:
- 1. How attentions are weighed is a mean; whether theirs is a mean or a sum is not told.
- 2. The constant that is added to each image and channel shrinks along a line, from a deviation of 1 to none; theirs
-    shrinks, too, but how is not told. The jitter, 16 pixels at 224 and half of that at first, is in proportion.
- 3. Class tokens are those that are too many for a square of patches, unless `class_tokens` says how many; they have 14
-    times 14 patches, and 7 times 7 in a window.
- 4. It makes images for calibration: theirs are 10 000, with which a network is fine-tuned.
+ 1. The attentions are averaged; the description does not say whether that code averages or sums them.
+ 2. The constant that is added to each image and channel falls linearly, from a standard deviation of 1 to 0; theirs
+    falls too, but its schedule is not described. The jitter, 16 pixels at 224 and half of that at first, is in
+    proportion.
+ 3. Class tokens are the tokens in excess of a square of patches, unless `class_tokens` gives their number; that code
+    has 14 times 14 patches, and 7 times 7 in a window.
+ 4. It makes images for calibration; that code makes 10 000 images, with which a network is fine-tuned.
 """
 
 import itertools
@@ -38,14 +40,14 @@ from dghlib.generators.space import Device
 from dghlib.models import FloatModel
 
 VERSION = 1
-JITTER = 16 / 224  # of the image's side, in the second half of the steps; half of that in the first
+JITTER = 16 / 224  # share of the image's side, in the second half of the steps; half of this in the first
 FINAL_RATE = 0.001
 _C1, _C2 = 0.01**2, 0.03**2  # of structural similarity, for maps from 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of one run; the defaults are the authors', but for the number of images."""
+    """Settings of a run; the defaults are the authors', except for the number of images."""
 
     num_images: int = 32
     batch_size: int = 32
@@ -56,7 +58,7 @@ class Config:
     similarity_weight: float = 1.0
     class_weight: float = 1.0
     variation_weight: float = 2.5e-5
-    class_tokens: int | None = None  # in front of the patches; None: as many as are too many for a square
+    class_tokens: int | None = None  # before the patches; None: the tokens in excess of a square
 
     def __post_init__(self) -> None:
         check_settings(self, "similarity_weight", "class_weight", "variation_weight")
@@ -68,11 +70,11 @@ PRESETS = {"default": Config()}
 def generate(
     model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
-    """Return MimiQ's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common.
+    """Return MimiQ's images (num_images, C, H, W); `dghlib.generators` describes the common arguments.
 
     Raises:
-        NoAttention: the network has no attention of two heads or more between patches.
-        NotAClassifier: it tells no classes apart.
+        NoAttention: the network has no attention between patches with at least 2 heads.
+        NotAClassifier: it is not a classifier.
     """
     return optimized(
         "mimiq",
@@ -91,16 +93,16 @@ def generate(
 
 
 def rate(step: int, config: Config) -> float:
-    """Return the share of the learning rate at a step: down a cosine, to `FINAL_RATE` of it all."""
+    """Return the share of the learning rate at a step: it falls along a cosine to `FINAL_RATE`."""
     lowest = FINAL_RATE / config.learning_rate if config.learning_rate else 0.0
     return lowest + (1 - lowest) * (1 + math.cos(math.pi * step / config.steps)) / 2
 
 
 def head_similarity(scores: Tensor) -> Tensor:
-    """Return how alike the maps of pairs of heads are, (N, pairs, queries): their SSIM, -1 to 1, in one window.
+    """Return how similar the maps of pairs of heads are, (N, pairs, queries): their SSIM, -1 to 1, in a single window.
 
     Args:
-        scores: (N, heads, queries, patches), two heads at least.
+        scores: (N, heads, queries, patches), with at least 2 heads.
     """
     low, high = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
     maps = (scores - low) / (high - low).clamp(min=1e-12)
@@ -115,7 +117,7 @@ def head_similarity(scores: Tensor) -> Tensor:
 
 
 def patch_scores(scores: Iterable[Tensor], class_tokens: int | None) -> list[Tensor]:
-    """Return scores (N, heads, P, P) of patches by patches out of those of all tokens; see `Config.class_tokens`.
+    """Return the scores (N, heads, P, P) between patches from those of all tokens; see `Config.class_tokens`.
 
     Attentions with one head, or with fewer than two patches, are left out.
     """
@@ -141,7 +143,7 @@ def _check_attention(model: FloatModel, net: nn.Module, image: Tensor, config: C
 
 
 class _Loss:
-    """The loss of one batch: its terms, as weighed."""
+    """The loss of a batch: its weighted terms."""
 
     def __init__(self, net: nn.Module, config: Config, labels: Tensor, draws: torch.Generator):
         self.net, self.config, self.labels, self.draws = net, config, labels, draws
@@ -162,7 +164,7 @@ class _Loss:
         }
 
     def _augmented(self, images: Tensor) -> Tensor:
-        """Return the images shifted around the border, all alike, and each channel of each brighter and bolder."""
+        """Return the images shifted cyclically by the same amount, with random brightness and contrast per channel."""
         done = self.calls.item() / self.config.steps
         limit = round((0.5 if done < 0.5 else 1.0) * JITTER * min(images.shape[2:]))
         down, right = torch.randint(-limit, limit + 1, (2,), generator=self.draws).tolist()

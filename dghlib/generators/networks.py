@@ -1,8 +1,8 @@
-"""Generator networks: from latent vectors, and for Qimera mixtures of classes, to normalised images.
+"""Generator networks: from latent vectors, and for Qimera from mixtures of classes, to normalised images.
 
-Both begin with a linear layer that makes 128 channels at a quarter of the image's size and end in a batch norm
-without scale and shift, which gives each batch of images mean 0 and variance 1: the normalised space of the network
-that is to be shown them. They are always trained and used on batches, so their batch norms keep no running
+Both start with a linear layer that makes 128 channels at a quarter of the image's size, and end in a batch norm without
+scale and shift. This batch norm gives each batch of images mean 0 and variance 1, as in the normalised space of the
+trained network. The generator networks are always trained and used on batches, so their batch norms keep no running
 statistics.
 """
 
@@ -21,7 +21,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def initialised(build: Callable[[], Network], seed: int, *purpose: object) -> Network:
-    """Return the network that `build` makes, its weights drawn from `seed` alone; see `dghlib.seeds.stream`."""
+    """Return the network that `build` makes, with weights drawn from `seed` only; see `dghlib.seeds.stream`."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derived_seed(seed, *purpose))
         return build().to(memory_format=torch.channels_last)
@@ -32,7 +32,7 @@ class GenieNetwork(nn.Module):
 
     Args:
         image_shape: (C, H, W), of any size.
-        latent_size: of one latent vector.
+        latent_size: size of a latent vector.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], latent_size: int):
@@ -53,16 +53,16 @@ class GenieNetwork(nn.Module):
 class QimeraNetwork(nn.Module):
     """The generator network of Qimera: mixtures of K classes and noise -> images (N, C, H, W).
 
-    Noise is added to the embedding of each class, the sum is normalised, and the K vectors of an image are mixed, in
+    Noise is added to the embedding of each class, the sum is normalised, and the K vectors of an image are mixed with
     shares that sum to 1.
 
     Args:
         image_shape: (C, H, W), of any size.
-        embeddings: of every class, (num_classes, latent_size); they are trained, too.
-        conditional: whether each class has scales and shifts of its own in the batch norms, mixed like embeddings.
+        embeddings: of all classes, (num_classes, latent_size); they are trained, too.
+        conditional: whether the batch norms have scales and shifts for each class, mixed like embeddings.
     """
 
-    EPSILON = 0.8  # of the batch norms behind convolutions, in the code of GDFQ and of Qimera
+    EPSILON = 0.8  # of the batch norms after convolutions, in the code of GDFQ and of Qimera
 
     def __init__(self, image_shape: tuple[int, int, int], embeddings: Tensor, *, conditional: bool = False):
         super().__init__()
@@ -89,12 +89,12 @@ class QimeraNetwork(nn.Module):
 
 
 def mixtures_of(classes: Tensor, shares: Tensor, num_classes: int) -> Tensor:
-    """Return the share of every class in each image, (N, num_classes), of classes (N, K), some of them equal."""
+    """Return the share of every class in each image, (N, num_classes), from classes (N, K), which may repeat."""
     return shares.new_zeros(len(shares), num_classes).scatter_add_(1, classes, shares)
 
 
 class _ClassNorm(nn.Module):
-    """A batch norm that scales and shifts as the mixture of an image's classes says, or, of one row, always alike."""
+    """A batch norm with the scale and shift of an image's mixture of classes, or, with a single row, of all images."""
 
     def __init__(self, channels: int, rows: int, epsilon: float):
         super().__init__()
@@ -109,7 +109,7 @@ class _ClassNorm(nn.Module):
 
 
 class _ClassBlock(nn.Module):
-    """Enlarges feature maps and combines them into other channels: `_enlarged`, with classes."""
+    """Enlarges feature maps and combines them to other channels: `_enlarged`, with classes."""
 
     def __init__(self, channels: int, size: tuple[int, int], rows: int, epsilon: float):
         super().__init__()
@@ -135,7 +135,7 @@ def _batch_norm(channels: int, epsilon: float = 1e-5, *, affine: bool = True) ->
 
 
 def _enlarged(channels_in: int, channels: int, size: tuple[int, int]) -> Iterable[nn.Module]:
-    """Return the layers that enlarge feature maps to `size` and combine them into other `channels`."""
+    """Return the layers that enlarge feature maps to `size` and combine them to `channels`."""
     return (
         nn.Upsample(size),
         nn.Conv2d(channels_in, channels, 3, padding=1),

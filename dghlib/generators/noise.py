@@ -1,8 +1,8 @@
-"""Gaussian noise: no image at all, the floor that every method must beat.
+"""Gaussian noise: the lower bound that every method must exceed.
 
-Source: what calibration falls back to without data; independent standard normal values in normalised space.
+Source: the fallback for calibration without data; independent standard normal values in normalised space.
 
-Differences from the paper: none, there is none.
+Differences from the paper: none, because there is no paper.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How many images, and which."""
+    """The number of images, and their seed."""
 
     num_images: int = 1024
     seed: int = 0
@@ -37,6 +37,6 @@ PRESETS = {"default": Config()}
 def generate(
     model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
-    """Return noise (num_images, C, H, W), float32; of `model` only the shape and the space of its images matter."""
+    """Return noise (num_images, C, H, W), float32; only the shape and the space of the images of `model` matter."""
     noise = torch.randn((config.num_images, *model.image_shape), generator=stream(config.seed, "noise"))
     return brought_over(noise, working_twin(model), model)

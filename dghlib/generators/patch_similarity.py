@@ -1,8 +1,8 @@
-"""Patch similarity: how varied the patches of an image look to a transformer, as an entropy.
+"""Patch similarity: the diversity of an image's patches inside a transformer, as an entropy.
 
 Inside a vision transformer an image is a sequence of patches. The cosine similarities of all pairs of patches have a
-distribution: narrow for noise, whose patches are all alike, broad for an image with objects and a background. Its
-differential entropy is what PSAQ-ViT raises and what GenQ's filter ranks images by.
+distribution. It is narrow for noise, whose patches are all similar, and wide for an image with objects and a
+background. PSAQ-ViT maximises its differential entropy, and GenQ's filter ranks images by it.
 
 Source: Li et al., "Patch Similarity Aware Data-Free Quantization for Vision Transformers" (2022), and the authors'
 code at commit d2c726f: the kernel, its bandwidth, the number of points and the small number added to densities.
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 BANDWIDTH = 0.01
-NUM_POINTS = 10  # too few for an integral at this bandwidth: the authors' constants, to which their weights belong
-DENSITY_EPSILON = 1e-4  # keeps the logarithm finite where there is no similarity
+NUM_POINTS = 10  # too few for an integral at this bandwidth, but the authors' loss weights belong to these constants
+DENSITY_EPSILON = 1e-4  # keeps the logarithm finite where the density is 0
 
 
 def cosine_similarities(patches: Tensor) -> Tensor:
-    """Return the cosine similarities (N, P, P) of all pairs of patches (N, P, D), each with itself included.
+    """Return the cosine similarities (N, P, P) of all pairs of patches (N, P, D), including each with itself.
 
-    GenQ, Eq. 8. A patch of zeros has similarity 0 with all.
+    GenQ, Eq. 8. A patch of zeros has similarity 0 to all patches.
     """
     directions = torch.nn.functional.normalize(patches, dim=2)
     return directions @ directions.mT
@@ -38,8 +38,8 @@ def similarity_entropy(similarities: Tensor, points: Tensor | None = None, bandw
 
     Args:
         similarities: of the patches of N images.
-        points: where densities are taken, (T,) ascending; None spreads `NUM_POINTS` over these similarities, as
-            PSAQ-ViT does, so that an image's entropy depends on those beside it.
+        points: points of the density, (T,) ascending; None spreads `NUM_POINTS` over these similarities, as PSAQ-ViT
+            does, so that an image's entropy depends on the other images.
         bandwidth: of the kernels.
     """
     if points is None:
@@ -53,9 +53,9 @@ def patch_similarity_entropy(patches: Tensor, points: Tensor | None = None, band
     """Return the entropy of the patch similarities of every image, (N,), from patches (N, P, D); differentiable.
 
     Args:
-        patches: without class tokens, which are no patches.
+        patches: without class tokens.
         points: see `similarity_entropy`.
-        bandwidth: see there.
+        bandwidth: see `similarity_entropy`.
 
     Raises:
         ValueError: `patches` is not (N, P, D).

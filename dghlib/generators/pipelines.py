@@ -1,7 +1,7 @@
-"""Diffusion pipelines of the package `diffusers`: load one, ask it for a batch of images.
+"""Diffusion pipelines of the package `diffusers`: load a pipeline, and make a batch of images with it.
 
-Two kinds are told apart by what they are called with: a text-to-image pipeline (Stable Diffusion and its like) is
-given prompts, a class-conditional one (`DiTPipeline`) numbers of classes. `diffusers` is an extra, and imported only
+There are 2 kinds, distinguished by their arguments: a text-to-image pipeline (such as Stable Diffusion) takes prompts,
+and a class-conditional pipeline (`DiTPipeline`) takes class indices. `diffusers` is an extra, which is imported only
 when a pipeline is loaded.
 """
 
@@ -21,13 +21,13 @@ from dghlib.choices import look_up
 from dghlib.images import centre_crop
 from dghlib.storage.assets import file_sha256
 
-Pipeline = Any  # a diffusers.DiffusionPipeline, which is not there without the extra
+Pipeline = Any  # a diffusers.DiffusionPipeline, which is missing without the extra
 Precision = Literal["float32", "float16", "bfloat16"]
 Offload = Literal["none", "model", "sequential"]
 
 EMBEDDED = {"shapes": Path(__file__).parents[1] / "models" / "pipelines" / "shapes"}
-INDEX = "model_index.json"  # says what is in the folder of a pipeline
-NO_CLASS = 1000  # diffusers' DiTPipeline is guided away from this class, whatever number of classes it has
+INDEX = "model_index.json"  # lists the content of a pipeline's folder
+NO_CLASS = 1000  # diffusers' DiTPipeline is guided away from this class, whatever its number of classes
 
 
 class MissingExtra(ValueError):
@@ -35,7 +35,7 @@ class MissingExtra(ValueError):
 
 
 class NotAPipeline(ValueError):
-    """Nothing that `diffusers` can load, or a pipeline that makes no images from prompts or classes."""
+    """`diffusers` cannot load it, or it is a pipeline that makes no images from prompts or classes."""
 
 
 def folder_of(source: str) -> Path | None:
@@ -45,7 +45,7 @@ def folder_of(source: str) -> Path | None:
 
 
 def content_sha256(*paths: Path | None) -> str:
-    """Return a hash of the files given and of all in the pipelines' folders given, hidden ones apart; "" for none."""
+    """Return a hash of the given files and of all files in the given folders, except hidden ones; "" for none."""
     files = {str(path.name): path for path in paths if path and path.is_file()}
     for folder in paths:
         if folder and (folder / INDEX).is_file():
@@ -66,16 +66,16 @@ def load_pipeline(
     offload: Offload = "none",
     device: torch.device | str = "cpu",
 ) -> Pipeline:
-    """Return a pipeline, by a key of EMBEDDED, a folder, or a name on the hub that diffusers downloads and keeps.
+    """Return a pipeline by a key of EMBEDDED, a folder, or a name on the hub, from which diffusers downloads it.
 
-    `scheduler` names one of diffusers' scheduler classes, to be used for the pipeline's own. `offload` keeps on the
-    device only the part that runs: one "model" after another, or, "sequential", one layer after another.
+    `scheduler` names a scheduler class of diffusers that replaces the pipeline's own. `offload` keeps only the part
+    that runs on the device: "model" keeps a single model, and "sequential" a single layer.
 
     Raises:
         MissingExtra: diffusers is not installed.
         NotAPipeline: there is no such pipeline, or it is of neither kind.
         UnknownName: there is no such scheduler.
-        ValueError: the CPU is to do what a GPU can: float16, or keeping parts of the pipeline elsewhere.
+        ValueError: the CPU is asked for functions of a GPU: float16, or offloading.
     """
     if torch.device(device).type == "cpu":
         if offload != "none":
@@ -116,7 +116,7 @@ def _diffusers() -> ModuleType:
 
 @contextlib.contextmanager
 def _quietly(diffusers: ModuleType) -> Iterator[None]:
-    """Load without diffusers' own bars and remarks; errors are still told."""
+    """Load without diffusers' own progress bars and remarks; errors are still raised."""
     logging = diffusers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -130,10 +130,10 @@ def _quietly(diffusers: ModuleType) -> Iterator[None]:
 
 
 def takes_prompts(pipeline: Pipeline) -> bool:
-    """Return whether a pipeline is given prompts, rather than numbers of classes.
+    """Return whether a pipeline takes prompts, rather than class indices.
 
     Raises:
-        NotAPipeline: it is given neither.
+        NotAPipeline: it takes neither.
     """
     parameters = _parameters(pipeline)
     if "class_labels" in parameters:
@@ -148,13 +148,13 @@ def _parameters(pipeline: Pipeline) -> set[str]:
 
 
 def class_ids(pipeline: Pipeline, num_classes: int, class_names: Sequence[str] | None) -> list[int]:
-    """Return the number that each class of a network has in a class-conditional pipeline.
+    """Return the index of each class of a network in a class-conditional pipeline.
 
-    Without names, the classes of both are the same in the same order.
+    Without names, network and pipeline must have the same classes in the same order.
 
     Raises:
-        UnknownName: a name is no class of the pipeline.
-        ValueError: there are not as many names as classes; or no names, and the numbers of classes differ.
+        UnknownName: the pipeline has no class with this name.
+        ValueError: the number of names is not the number of classes; or there are no names, and the numbers differ.
     """
     known: dict[str, int] = pipeline.labels
     if class_names is not None:
@@ -170,7 +170,7 @@ def class_ids(pipeline: Pipeline, num_classes: int, class_names: Sequence[str] |
 
 
 def checked_names(class_names: Sequence[str] | None, num_classes: int) -> Sequence[str]:
-    """Return the names, one for every class of a network; raise ValueError if they are not that."""
+    """Return the names, one for every class of a network; raise ValueError if their number is wrong."""
     if class_names is None or len(class_names) != num_classes:
         given = "none" if class_names is None else len(class_names)
         raise ValueError(f"class_names must name each of the network's {num_classes} classes, got {given}")
@@ -186,10 +186,10 @@ def make_images(
     seed: int,
     size: int | None = None,
 ) -> Tensor:
-    """Return images (n, C, H, W), float32 pixels from 0 to 1 on the CPU, of subjects: prompts, or numbers of classes.
+    """Return images (n, C, H, W), float32 pixels from 0 to 1 on the CPU, of subjects: prompts, or class indices.
 
-    Images that the pipeline's own safety checker has blacked out are left out, so n may be less than the number of
-    subjects. `size`, in pixels, is for pipelines that can make images of several sizes; None is a pipeline's own.
+    Images that the pipeline's own safety checker has blacked out are left out, so n may be smaller than the number of
+    subjects. `size`, in pixels, is for pipelines that can make images of several sizes; None is the pipeline's own.
 
     Raises:
         ValueError: a class-conditional pipeline cannot be guided, see `NO_CLASS`.
@@ -225,14 +225,14 @@ def _check_guidable(pipeline: Pipeline) -> None:
     config = pipeline.transformer.config  # of a transformer, or of a U-Net in its place
     if config.get("num_embeds_ada_norm") != NO_CLASS and config.get("num_class_embeds", 0) <= NO_CLASS:
         raise ValueError(
-            f"diffusers guides away from class {NO_CLASS}, which this pipeline does not have for no class at all: "
+            f"diffusers guides away from class {NO_CLASS}, which this pipeline does not have as an empty class: "
             "it works without guidance, guidance=1"
         )
 
 
 @contextlib.contextmanager
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's own generators for a while: some schedulers draw from them, whatever they are given."""
+    """Seed torch's own generators for a while, because some schedulers draw from them in any case."""
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.default_generator.manual_seed(seed)
@@ -243,7 +243,7 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
 
 
 def fit(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return pixels (N, C, H, W) from 0 to 1 as uint8 of `size` (H, W): scaled to cover it, the rest cut off."""
+    """Return pixels (N, C, H, W) from 0 to 1 as uint8 of `size` (H, W): scaled to cover the size, and cut to it."""
     scale = max(wanted / given for wanted, given in zip(size, images.shape[2:], strict=True))
     if scale != 1:
         scaled = [max(wanted, round(scale * given)) for wanted, given in zip(size, images.shape[2:], strict=True)]

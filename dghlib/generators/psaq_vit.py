@@ -1,26 +1,27 @@
-"""PSAQ-ViT: images for vision transformers, which have no batch norm, by the similarities of their patches.
+"""PSAQ-ViT: images for vision transformers, which have no batch norm, from the similarities of their patches.
 
-Show a transformer noise, and to each of its attentions all patches look alike; in an image, those of the object differ
-from those of the background. So the images are those that raise the entropy of the patch similarities, summed over all
-attentions, while each is recognised as its class:
+In noise, all patches have similar outputs in each attention of a transformer; in an image, the outputs for patches of
+the object differ from those of the background. So the images maximise the entropy of the patch similarities, summed
+over all attentions, while the network recognises each image as its class:
 
     loss = - sum over attentions of H(cos(o_p, o_q), p and q any two patches)
            + cross entropy of the class + a weight |TV - V|,
 
-o_p being what the attention made of patch p, as a mean over its heads, and H an entropy estimated with Gaussian
-kernels. The total variation TV is drawn to a value V found in real images.
+where o_p is the output of the attention for patch p, averaged over its heads, and H is an entropy estimated with
+Gaussian kernels. The total variation TV is pulled towards the value V of real images.
 
 Source: Li et al., "Patch Similarity Aware Data-Free Quantization for Vision Transformers" (2022), and a description of
 the authors' code at commit d2c726f; written from these descriptions only.
 
 Differences from the authors' code:
  1. Their target of the variation, drawn from 2500 ... 3000, belongs to 32 images of 224x224; another batch or size gets
-    its share. The jitter (30 pixels at 224, half of that in the first half of the steps) is in proportion too.
- 2. They drop the first of all tokens, also in Swin, where there is no class token; here, those that are too many for a
-    square of patches, unless `class_tokens` says how many.
- 3. Several batches: each begins anew, with its own optimizer.
+    a proportional share. The jitter (30 pixels at 224, half of this in the first half of the steps) is proportional,
+    too.
+ 2. They drop the first of all tokens, also in Swin, which has no class token; here the tokens in excess of a square of
+    patches are dropped, unless `class_tokens` gives their number.
+ 3. With several batches, each starts anew with its own optimizer.
  4. Images are clipped to the pixels that the network's own normalisation allows; theirs is that of ImageNet.
- 5. Attention is found by running the network, so that it need not be one of theirs.
+ 5. Attention is found by running the network, so any transformer can be used.
 """
 
 import math
@@ -39,8 +40,8 @@ from dghlib.generators.space import Device
 from dghlib.models import FloatModel
 
 VERSION = 1
-WARM_UP = 0.2  # of each half of the steps: 100 of 500
-VARIATION_TARGET = (2500.0, 3000.0)  # of a batch of this many values:
+WARM_UP = 0.2  # share of each half of the steps: 100 of 500
+VARIATION_TARGET = (2500.0, 3000.0)  # for a batch of this many values:
 VARIATION_VALUES = 32 * 3 * 224 * 224
 
 
@@ -50,13 +51,13 @@ class Config:
 
     num_images: int = 32
     batch_size: int = 32
-    steps: int = 1000  # of each batch, in two halves: the learning rate begins again, shifts are twice as far
+    steps: int = 1000  # of each batch, in 2 halves: the learning rate starts again, and shifts are twice as large
     learning_rate: float = 0.2
     seed: int = 0
 
     class_weight: float = 1.0
     variation_weight: float = 0.05
-    class_tokens: int | None = None  # in front of the patches; None: as many as are too many for a square
+    class_tokens: int | None = None  # before the patches; None: the tokens in excess of a square
 
     def __post_init__(self) -> None:
         check_settings(self, "class_weight", "variation_weight")
@@ -68,11 +69,11 @@ PRESETS = {"default": Config(), "swin": Config(learning_rate=0.25)}
 def generate(
     model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
-    """Return PSAQ-ViT's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common.
+    """Return PSAQ-ViT's images (num_images, C, H, W); `dghlib.generators` describes the common arguments.
 
     Raises:
         NoAttention: the network has no attention between patches.
-        NotAClassifier: it tells no classes apart.
+        NotAClassifier: it is not a classifier.
     """
     return optimized(
         "psaq_vit",
@@ -97,9 +98,9 @@ def rate(step: int, steps: int) -> float:
 
 
 def patches_seen(mixtures: Iterable[Tensor], class_tokens: int | None) -> list[Tensor]:
-    """Return the patches (N, P, D) of what attentions returned, (N, heads, tokens, D), as means over their heads.
+    """Return the patches (N, P, D) from the results of attentions, (N, heads, tokens, D), averaged over their heads.
 
-    See `Config` for `class_tokens`. Attentions with fewer than two patches, which have no pairs, are left out.
+    See `Config` for `class_tokens`. Attentions with fewer than 2 patches, which have no pairs, are left out.
     """
     patches = []
     for mixture in mixtures:
@@ -115,8 +116,8 @@ def patches_seen(mixtures: Iterable[Tensor], class_tokens: int | None) -> list[T
 def image_entropies(patches: Tensor, num_images: int) -> Tensor:
     """Return the entropy of the similarities of all pairs of patches (N, P, D) of each image, (num_images,).
 
-    Where an attention looks at windows, N is a multiple of the number of images, the windows of an image beside each
-    other; pairs are then of the same window.
+    For attention in windows, N is a multiple of the number of images, with the windows of an image in sequence;
+    pairs are then formed within windows.
     """
     return similarity_entropy(cosine_similarities(patches).reshape(num_images, -1))
 
@@ -133,7 +134,7 @@ def _check_attention(model: FloatModel, net: nn.Module, image: Tensor, config: C
 
 
 class _Loss:
-    """The loss of one batch: its terms, as weighted."""
+    """The loss of a batch: its weighted terms."""
 
     def __init__(self, net: nn.Module, config: Config, labels: Tensor, draws: torch.Generator):
         self.net, self.config, self.labels, self.draws = net, config, labels, draws
@@ -156,7 +157,7 @@ class _Loss:
         }
 
     def _jittered(self, images: Tensor) -> Tensor:
-        """Return the images shifted around the border, as far down as right, and mirrored or not: all alike."""
+        """Return the images shifted cyclically, by the same amount down and right, and mirrored or not: all alike."""
         share = 0.5 if self.calls < self.config.steps / 2 else 1.0
         limit = round(share * JITTER * min(images.shape[2:]))
         shift = int(torch.randint(-limit, limit + 1, (), generator=self.draws))

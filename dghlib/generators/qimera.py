@@ -1,19 +1,19 @@
-"""The generator of Qimera: one network is trained to make images of each class, and of mixtures of classes.
+"""The generator of Qimera: a single network is trained to make images of each class, and of mixtures of classes.
 
-Mixtures of class embeddings are to yield images near the boundaries between classes. The network learns from the
-trained network alone, by cross-entropy and batch-norm statistics; calibration images are drawn from it afterwards.
+Mixtures of class embeddings should give images near the boundaries between classes. The generator network learns only
+from the trained network, by cross-entropy and batch-norm statistics; calibration images are drawn from it afterwards.
 
 Source: Choi et al., "Qimera: Data-free Quantization with Synthetic Boundary Supporting Samples" (2021), and the
 authors' code at commit 2f48cba.
 
 Differences from the paper:
- 1. There, the generator is trained together with the quantized network, which it feeds during its training. Here it
-    is trained alone, and images are drawn once, as the comparison in the appendix of GENIE does. How those were
-    drawn is not stated. Here each batch is of single classes or of mixtures alone, as in training, where a coin
-    decides; as many images are mixtures as the coin would have, so that no single throw decides for a small set.
- 2. As in the code (where the switch for it is the wrong way round), the layer that disentangles embeddings is left out.
- 3. The authors count updates; here they are in proportion to the images that are drawn, so that a smaller set costs
-    less. 1 024 images take their 80 000, but for 2 on CIFAR-10.
+ 1. In the paper the generator is trained together with the quantized network, whose training images it makes. Here it
+    is trained alone, and images are drawn once, as in the comparison in the appendix of GENIE, which does not state how
+    its images were drawn. Here each batch has only single classes or only mixtures, as in the training, where a coin
+    decides. The number of mixtures is the expected number, so that a single draw does not decide for a small set.
+ 2. As in the code (which inverts the switch for it), the layer that disentangles embeddings is left out.
+ 3. The authors count updates; here their number is proportional to the number of images, so that a smaller set costs
+    less. 1 024 images take the authors' 80 000 updates, except for 2 updates on CIFAR-10.
 """
 
 import math
@@ -38,7 +38,7 @@ from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 
 VERSION = 2
-BATCH_NORM_WEIGHT = 0.1  # of the batch-norm distance beside the cross-entropy
+BATCH_NORM_WEIGHT = 0.1  # of the batch-norm distance relative to the cross-entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +48,13 @@ class Config:
     num_images: int = 1024
     batch_size: int = 200
     steps: int = 13_333  # updates of the generator network for each batch of images that is drawn from it
-    learning_rate: float = 1e-3  # it falls to a tenth after each of the first three quarters
+    learning_rate: float = 1e-3  # falls to 1/10 after each of the first 3 quarters
     seed: int = 0
 
     superposed: float = 0.4  # share of mixtures among the images (p)
     mixed_classes: int = 2  # classes in a mixture (K)
-    embeddings: Literal["random", "classifier"] = "random"  # begin with the weights of the last linear layer
-    conditional: bool = False  # whether batch norms have scales and shifts of each class
+    embeddings: Literal["random", "classifier"] = "random"  # initial values; "classifier": the last layer's weights
+    conditional: bool = False  # whether batch norms have scales and shifts for each class
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -64,7 +64,7 @@ class Config:
         check_between(0, 1, "superposed", self.superposed)
 
 
-# On ImageNet 80 000 updates have 16 images each; the settings are those of the network.
+# On ImageNet the 80 000 updates have 16 images each; the settings are those of the network.
 _IMAGENET = Config(batch_size=16, steps=1250, conditional=True)
 PRESETS = {
     "default": Config(),
@@ -78,11 +78,11 @@ PRESETS = {
 def generate(
     model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
-    """Return Qimera's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common.
+    """Return Qimera's images (num_images, C, H, W); `dghlib.generators` describes the common arguments.
 
     Raises:
-        NotAClassifier: it tells no classes apart.
-        NoFeatures: it does not end in a linear layer, whose width the embeddings have.
+        NotAClassifier: the network is not a classifier.
+        NoFeatures: it does not end in a linear layer, whose width the embeddings need.
     """
     twin, net, layers = working(model, device)
     head = find_head(twin, net, "Qimera")
@@ -98,12 +98,12 @@ def generate(
 
 
 def _updates(config: Config) -> int:
-    """Return how many times the generator network is trained."""
+    """Return the number of updates of the generator network."""
     return config.steps * math.ceil(config.num_images / config.batch_size)
 
 
 class _Task:
-    """The generator network in training."""
+    """The generator network during its training."""
 
     parts: dict[str, Any]
 
@@ -138,7 +138,7 @@ class _Task:
         }
 
     def step(self) -> dict[str, float]:
-        """Train the network once, see `dghlib.generators.tasks.Task`."""
+        """Train the network by 1 step, see `dghlib.generators.tasks.Task`."""
         superposed = torch.rand((), generator=self.draws).item() < self.config.superposed
         images, targets = self._made(self.config.batch_size, superposed, self.draws)
         measured = measure(self.net, images, self.layers)
@@ -155,7 +155,7 @@ class _Task:
 
     @torch.no_grad()
     def images(self) -> Tensor:
-        """Return images drawn from the network as it is now: single classes and mixtures, in random order."""
+        """Return images drawn from the current network: single classes and mixtures, in random order."""
         config, draws = self.config, stream(self.config.seed, "qimera", "images")
         mixtures = round(config.superposed * config.num_images)
         made = [
@@ -167,7 +167,7 @@ class _Task:
         return torch.cat(made)[torch.randperm(config.num_images, generator=draws)]
 
     def _made(self, count: int, superposed: bool, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return so many images of the network, mixtures or single classes, and what they are, (count, num_classes)."""
+        """Return `count` images, mixtures or single classes, and their class shares, (count, num_classes)."""
         num_classes = self.num_classes
         classes, shares = random_mixtures(count, num_classes, self.config.mixed_classes if superposed else 1, draws)
         noise = torch.randn(*classes.shape, self.generator.latent_size, generator=draws)
@@ -176,16 +176,16 @@ class _Task:
 
 
 def random_mixtures(count: int, num_classes: int, mixed: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return classes, each as likely as any other and some of them equal, and their shares in an image, (count, mixed).
+    """Return classes, with equal probabilities and possibly repeated, and their shares in an image, (count, mixed).
 
-    Shares are positive and sum to 1; that of one class alone is 1.
+    Shares are positive and sum to 1; the share of a single class is 1.
     """
     classes = random_labels(count * mixed, num_classes, draws).view(count, mixed)
     return classes, torch.randn(count, mixed, generator=draws).softmax(1)
 
 
 def _first_embeddings(net: nn.Module, head: Head, config: Config) -> Tensor:
-    """Return what the embeddings of the classes begin with, (num_classes, width)."""
+    """Return the initial embeddings of the classes, (num_classes, width)."""
     if config.embeddings == "classifier":
         return net.get_parameter(f"{head.layer}.weight").detach().cpu()
     draws = stream(config.seed, "qimera", "embeddings")

@@ -1,8 +1,8 @@
-"""RAdam, for images of which only some move at a time.
+"""RAdam for images of which only a part is updated at a time.
 
-Source: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond" (2020), algorithm 2; the numbers are
-those of `torch.optim.RAdam`, in half as many passes over the images, and the averages are plain tensors, which may
-lie anywhere.
+Source: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond" (2020), algorithm 2; the results are
+those of `torch.optim.RAdam`, with half as many passes over the images, and the averages are plain tensors, which may
+be stored anywhere.
 """
 
 from math import sqrt
@@ -16,10 +16,10 @@ EPSILON = 1e-8
 
 @torch.no_grad()
 def move(images: Tensor, gradient: Tensor, mean: Tensor, mean_square: Tensor, step: int, learning_rate: float) -> None:
-    """Take one step down the gradient, in place.
+    """Take a step along the negative gradient, in place.
 
     `mean` and `mean_square` are running averages of the gradients and of their squares, zero before the first step of
-    these images, in which `step` is 1.
+    these images, for which `step` is 1.
     """
     fading, fading_square = BETAS
     mean.lerp_(gradient, 1 - fading)
@@ -34,7 +34,7 @@ def move(images: Tensor, gradient: Tensor, mean: Tensor, mean_square: Tensor, st
 
 
 def _rectification(step: int) -> float | None:
-    """Return what makes up for the variance of the adaptive rate, or None as long as that is not tractable."""
+    """Return the correction for the variance of the adaptive rate, or None while it is not tractable."""
     power = BETAS[1] ** step
     longest = 2 / (1 - BETAS[1]) - 1
     length = longest - 2 * step * power / (1 - power)

@@ -4,22 +4,22 @@ from math import inf
 
 
 def in_proportion(length: int, steps: int, whole: int) -> int:
-    """Return a stretch of a schedule, `length` of `whole` steps, in a run of `steps`: at least one step."""
+    """Return an interval of a schedule, `length` of `whole` steps, scaled to a run of `steps`: at least 1 step."""
     return max(1, round(length * steps / whole))
 
 
 class PlateauWithReset:
     """Halve the learning rate when the loss stops falling, then forget the best loss.
 
-    As in the code of DGH's authors (model-compression-toolkit 2.6.1), whose best loss is reset after each reduction:
-    without that, one lucky low value early on would hold every later value against it. Unlike there, an improvement
-    is measured against the size of the best loss, so that negative losses (a stretched output) work too.
+    As in the code of DGH's authors (model-compression-toolkit 2.6.1), the best loss is reset after each reduction.
+    Otherwise a single low value at the start would count against all later values. Unlike in that code, an improvement
+    is measured relative to the size of the best loss, so that negative losses (stretched outputs) work too.
 
     Args:
-        learning_rate: what to begin with.
+        learning_rate: the initial learning rate.
         patience: steps without improvement before a reduction.
         factor: of each reduction.
-        minimum: below which the learning rate never falls.
+        minimum: the smallest learning rate.
         threshold: smallest relative change that counts as an improvement.
     """
 
@@ -38,7 +38,7 @@ class PlateauWithReset:
         self.bad_steps = 0
 
     def step(self, loss: float) -> None:
-        """Take in the loss of one step."""
+        """Process the loss of a step."""
         if self.best == inf or loss < self.best - self.threshold * abs(self.best):
             self.best, self.bad_steps = loss, 0
             return
@@ -48,10 +48,10 @@ class PlateauWithReset:
             self.best, self.bad_steps = inf, 0
 
     def state_dict(self) -> dict[str, float | int]:
-        """Return what changes over time, for a checkpoint."""
+        """Return the state, for a checkpoint."""
         return {"learning_rate": self.learning_rate, "best": self.best, "bad_steps": self.bad_steps}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
-        """Take over a `state_dict`."""
+        """Restore a `state_dict`."""
         self.learning_rate, self.best = float(state["learning_rate"]), float(state["best"])
         self.bad_steps = int(state["bad_steps"])

@@ -1,12 +1,12 @@
-"""The space that images are made in: one in which pixels have about mean 0 and variance 1, whatever the network takes.
+"""The space in which images are made: pixels have about mean 0 and variance 1 there, for every network.
 
-Noise to begin with, learning rates, and the layer that compares an image itself with mean 0 and deviation 1 are meant
-for such a space, that of networks whose images are normalised. A network that takes pixels from 0 to 1 or to 255 as
-they are, and normalises them itself or in its first batch norm, has a *twin* here: the same network behind a layer
-that brings normalised images to what it takes. Images are made for the twin, and finished ones brought over. A
-network whose own space is such a space is its own twin, and nothing happens.
+Initial noise, learning rates, and the layer that compares an image itself with mean 0 and standard deviation 1 are
+meant for such a space, that of networks with normalised images. A network may also take pixels from 0 to 1 or from 0 to
+255 and normalise them itself or in its first batch norm. Such a network has a *twin* here: the same network after a
+layer that converts normalised images to its input. Images are made for the twin and then converted. A network whose own
+space is such a space is its own twin, and nothing changes.
 
-Source: none; the authors' networks all take images that are normalised.
+Source: none; the networks of all authors take normalised images.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from dghlib.images import per_channel
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import StoredStatistics, stored_statistics, working_copy
 
-# Of a twin: ImageNet's, for images in colour; for others, the mean of those.
+# The mean and std of a twin: those of ImageNet for colour images, and for others their mean.
 COLOUR_MEAN, COLOUR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-UNIFORM_STD = 12**-0.5  # of numbers of which all from 0 to 1 are as likely
-# What pixels, all equally likely, may have in a space in which images can be made. Common networks have a mean from
-# -0.1 to 1.2 (MNIST's) and a deviation from 0.6 (pixels from -1 to 1) to 1.3 (ImageNet's); pixels from 0 to 1 as they
-# are have 0.5 and 0.3.
+UNIFORM_STD = 12**-0.5  # of numbers distributed uniformly from 0 to 1
+# Limits for uniformly distributed pixels in a space in which images can be made. Common networks have a mean from -0.1
+# to 1.2 (MNIST's) and a standard deviation from 0.6 (pixels from -1 to 1) to 1.3 (ImageNet's); unnormalised pixels from
+# 0 to 1 have 0.5 and 0.3.
 LARGEST_MEAN, SMALLEST_STD, LARGEST_STD = 1.5, 0.5, 2.0
 
 Device: TypeAlias = torch.device | str
@@ -40,7 +40,7 @@ def is_normalised(mean: Sequence[float], std: Sequence[float]) -> bool:
 
 
 def working_twin(model: FloatModel) -> FloatModel:
-    """Return the model that images are made for: `model` itself, or its twin with a space to make images in.
+    """Return the model for which images are made: `model` itself, or its twin with a suitable space.
 
     The twin holds the network itself, not a copy.
     """
@@ -54,7 +54,7 @@ def working_twin(model: FloatModel) -> FloatModel:
 
 
 def working(model: FloatModel, device: torch.device | str) -> tuple[FloatModel, nn.Module, StoredStatistics]:
-    """Return what images are made with: a network's twin, a copy of that on a device, what its batch norms store.
+    """Return a network's twin, a copy of the twin's network on a device, and its stored batch-norm statistics.
 
     Raises:
         NoBatchNorm: the network has no batch norm that images reach.
@@ -66,7 +66,7 @@ def working(model: FloatModel, device: torch.device | str) -> tuple[FloatModel, 
 
 
 def brought_over(images: Tensor, twin: FloatModel, model: FloatModel) -> Tensor:
-    """Return images in the space of a network's twin in its own; they are changed in place, since they may be large."""
+    """Return images from the space of a network's twin in the network's own space; they are changed in place."""
     if twin is model:
         return images
     scale, shift = _scale_and_shift(images, twin, model)
@@ -74,14 +74,14 @@ def brought_over(images: Tensor, twin: FloatModel, model: FloatModel) -> Tensor:
 
 
 def _scale_and_shift(like: Tensor, source: FloatModel, target: FloatModel) -> tuple[Tensor, Tensor]:
-    """Return by what an image is multiplied in another space, and what is added then, each (1, C, 1, 1)."""
+    """Return the factor and the summand that convert an image between spaces, each (1, C, 1, 1)."""
     every = list(zip(source.mean, source.std, target.mean, target.std, strict=True))
     scale = per_channel([std / to_std for _, std, _, to_std in every], like)
     return scale, per_channel([(mean - to_mean) / to_std for mean, _, to_mean, to_std in every], like)
 
 
 class _Brought(nn.Module):
-    """The first layer of a twin: brings images from its space to the network's own."""
+    """The first layer of a twin: converts images from its space to the network's own."""
 
     scale: Tensor
     shift: Tensor

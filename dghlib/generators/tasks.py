@@ -1,7 +1,7 @@
-"""The loop of the methods that compute one set of images after another: its steps, its checkpoint, its progress bar.
+"""The loop of the methods that compute a set of images after another: its steps, its checkpoint, its progress bar.
 
-A *task* makes one set (a batch that stands alone, or all images from one generator network). Tasks follow each other
-and may look at the images of those before.
+A *task* makes one set (an independent batch, or all images of a generator network). Tasks run in sequence and may use
+the images of earlier tasks.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,26 +17,26 @@ from dghlib.storage.checkpoints import Checkpoint
 
 
 class Task(Protocol):
-    """One set of images on its way."""
+    """A set of images in progress."""
 
-    parts: dict[str, Any]  # all that changes over time: tensors, random streams, anything with a `state_dict`
+    parts: dict[str, Any]  # the whole state: tensors, random streams, objects with a `state_dict`
 
     def step(self) -> dict[str, float]:
-        """Move the images once; return the terms of the loss, which sum to it."""
+        """Update the images by 1 step; return the terms of the loss, which sum to it."""
 
     def images(self) -> Tensor:
-        """Return the images (n, C, H, W) as they are now."""
+        """Return the current images (n, C, H, W)."""
 
 
 class ImageTask:
-    """Images that one optimizer moves down the slope of a loss.
+    """Images that an optimizer updates to minimise a loss.
 
     Args:
-        images: where to begin, (n, C, H, W).
+        images: initial images, (n, C, H, W).
         loss: images -> the terms of their loss, which sum to it.
-        optimizer: makes the optimizer of the images; schedule: makes the schedule of that.
-        draws: the random stream that `loss` draws from, if it does.
-        keep_valid: images -> the nearest valid ones, applied after each step.
+        optimizer: makes the optimizer of the images; schedule: makes its schedule.
+        draws: the random stream of `loss`, if it uses one.
+        keep_valid: images -> the nearest valid images, applied after each step.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ImageTask:
             self.parts["draws"] = draws
 
     def step(self) -> dict[str, float]:
-        """Move the images once, see `Task`."""
+        """Update the images by 1 step, see `Task`."""
         terms = self.loss(self.leaf)
         values = values_of(terms)
         (self.leaf.grad,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), self.leaf)
@@ -74,12 +74,12 @@ class ImageTask:
         return values
 
     def images(self) -> Tensor:
-        """Return the images as they are now."""
+        """Return the current images."""
         return self.leaf.detach()
 
 
 def values_of(terms: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the terms of a loss as numbers, fetched from the device at once."""
+    """Return the terms of a loss as numbers, with a single transfer from the device."""
     return dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
 
 
@@ -94,8 +94,8 @@ def run_tasks(
 ) -> Tensor:
     """Return the images of `count` tasks of `steps` steps each, (N, C, H, W) on the CPU.
 
-    `start` is given the number of a task and the images of those before it, and returns that task at its beginning.
-    A run that was killed continues from `saved`. `title` stands before the progress bar and in errors.
+    `start` receives the index of a task and the images of the earlier tasks, and returns that task at its beginning.
+    A killed run continues from `saved`. `title` stands before the progress bar and in errors.
 
     Raises:
         FloatingPointError: a loss became NaN or infinite; the step is named.
@@ -131,7 +131,7 @@ def _show(bar: tqdm, terms: Mapping[str, float]) -> None:
 
 
 def _state(finished: list[Tensor], step: int, task: Task) -> dict[str, Any]:
-    """Return what continues a run bit for bit."""
+    """Return the state from which a run continues bit for bit."""
     return {"finished": finished, "step": step, "task": {name: _saved(part) for name, part in task.parts.items()}}
 
 

@@ -1,21 +1,21 @@
-"""Textual inversion: one token, learned from a few real images, that stands for their style in prompts (GenQ).
+"""Textual inversion: a token, learned from a few real images, that stands for their style in prompts (GenQ).
 
-The token's embedding is the only thing that is trained: a text-to-image pipeline is to denoise real images, one a
-class or more, when it is told their class and the style. GenQ's prompts then end in that style:
+Only the token's embedding is trained: a text-to-image pipeline has to denoise real images, 1 or more per class, given
+their class and the style. GenQ's prompts then end in that style:
 
     token = learn_token(images, labels, class_names, Config(pipeline="stable-diffusion-v1-5/stable-diffusion-v1-5"))
     save_token(Path("style.safetensors"), token)
     genq.Config(pipeline=..., class_names=class_names, prompt=STYLE_PROMPT, token="style.safetensors")
 
-Images, labels and class names of a folder are those of `datasets.load(folder)`.
+`datasets.load(folder)` provides the images, labels and class names of a folder.
 
 Source: Li et al., "GenQ: Quantization in Low Data Regimes with Generative Synthetic Data" (2024), Section 4.2; the
 idea is that of Gal et al., "An Image is Worth One Word" (2022).
 
 Differences from the paper:
- 1. Optimizer, learning rate and batch size are not stated; here AdamW with values that are common for it.
+ 1. Optimizer, learning rate and batch size are not stated; here they are AdamW with common values.
  2. lambda(t) of Eq. 11 is 1 for every t, as in the training of these pipelines.
- 3. The first value, the embedding of "ImageNet", is the mean of the pieces into which the tokenizer takes the word.
+ 3. The initial embedding, that of "ImageNet", is the mean over the pieces into which the tokenizer splits the word.
 """
 
 import hashlib
@@ -39,21 +39,21 @@ from dghlib.storage.reading import reading
 from dghlib.storage.records import fingerprint, write_atomically
 
 VERSION = 1
-PLACEHOLDER = "<learned-style>"  # what the tokenizer sees where a prompt has {token}
+PLACEHOLDER = "<learned-style>"  # replaces {token} of a prompt for the tokenizer
 STYLE_PROMPT = "A photo of a {name} in the style of {token}"  # Eq. 10
-ENCODED_AT_ONCE = 8  # images
+ENCODED_AT_ONCE = 8  # images per pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of one run; steps and first value are the paper's."""
+    """Settings of a run; steps and initial word are the paper's."""
 
     pipeline: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # a folder, or a name on the hub
     revision: str | None = None  # of a pipeline on the hub
     steps: int = 50_000
     batch_size: int = 4
     learning_rate: float = 2e-3
-    initial: str = "ImageNet"  # the word whose embedding the token begins with
+    initial: str = "ImageNet"  # the word whose embedding is the initial value
     prompt: str = STYLE_PROMPT
     seed: int = 0
 
@@ -78,12 +78,12 @@ def learn_token(
 ) -> Tensor:
     """Return the embedding (D,) of a token learned from real images, uint8 (N, 3, H, W), float32 on the CPU.
 
-    `labels` (N,) say which of `class_names` each image shows. Images are scaled to the pipeline's size. With
-    `checkpoint`, a run that was killed continues from that file to the same token.
+    `labels` (N,) give the index in `class_names` for each image. Images are scaled to the pipeline's size. With
+    `checkpoint`, a killed run continues from that file to the same token.
 
     Raises:
         MissingExtra, NotAPipeline: see `dghlib.generators.pipelines.load_pipeline`.
-        ValueError: images, labels and names do not fit each other, or the pipeline has not one text encoder.
+        ValueError: images, labels and names do not fit each other, or the pipeline does not have 1 text encoder.
         FloatingPointError: the loss became NaN; the step is named.
         torch.OutOfMemoryError: a batch does not fit on the device.
     """
@@ -122,13 +122,13 @@ def _check_data(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> N
 
 
 class Denoising:
-    """The loss of Eq. 11: how well a pipeline tells the noise in real images, told their prompts.
+    """The loss of Eq. 11: how well a pipeline predicts the noise in real images from their prompts.
 
     Args:
         pipeline: its networks are frozen, and its tokenizer learns the word PLACEHOLDER.
         images: uint8 (N, 3, H, W).
         prompts: of each image.
-        initial: the word whose embedding `first`, (D,), is.
+        initial: the word whose embedding is `first`, (D,).
     """
 
     def __init__(self, pipeline: Pipeline, images: Tensor, prompts: Sequence[str], initial: str):
@@ -162,7 +162,7 @@ class Denoising:
         return torch.nn.functional.mse_loss(predicted, target)
 
     def _with(self, embedding: Tensor) -> RemovableHandle:
-        """Let the text encoder read the token as `embedding`, through which gradients pass."""
+        """Let the text encoder use `embedding` for the token, such that gradients pass through it."""
 
         def replace(_: Any, args: tuple[Tensor], output: Tensor) -> Tensor:
             return torch.where((args[0] == self.token)[..., None], embedding, output)
@@ -171,7 +171,7 @@ class Denoising:
 
 
 class _Task:
-    """The token in training, see `dghlib.generators.tasks.Task`."""
+    """The token during its training, see `dghlib.generators.tasks.Task`."""
 
     parts: dict[str, Any]
 
@@ -183,22 +183,22 @@ class _Task:
         self.parts = {"embedding": self.embedding, "optimizer": self.optimizer, "draws": self.draws}
 
     def step(self) -> dict[str, float]:
-        """Move the embedding once."""
+        """Update the embedding by 1 step."""
         loss = self.denoising(self.embedding, self.batch_size, self.draws)
         (self.embedding.grad,) = torch.autograd.grad(loss, self.embedding)
         self.optimizer.step()
         return values_of({"denoising": loss})
 
     def images(self) -> Tensor:
-        """Return the embedding as it is now, (1, D)."""
+        """Return the current embedding, (1, D)."""
         return self.embedding.detach()[None]
 
 
 def insert_token(pipeline: Pipeline, embedding: Tensor) -> int:
-    """Teach a pipeline the word PLACEHOLDER, with an embedding (D,); return its number.
+    """Add the word PLACEHOLDER with an embedding (D,) to a pipeline; return its token id.
 
     Raises:
-        ValueError: the pipeline has not one text encoder, or embeddings of another width.
+        ValueError: the pipeline does not have 1 text encoder, or has embeddings of another width.
     """
     encoder, _ = _parts(pipeline)
     width = encoder.get_input_embeddings().weight.shape[1]
@@ -213,7 +213,7 @@ def insert_token(pipeline: Pipeline, embedding: Tensor) -> int:
 
 
 def save_token(path: Path, embedding: Tensor) -> None:
-    """Write a learned token as a safetensors file, in the form that diffusers reads, too; atomically."""
+    """Write a learned token as a safetensors file, in a format that diffusers also reads; atomically."""
     tensors = {PLACEHOLDER: embedding.contiguous()}
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
@@ -223,7 +223,7 @@ def load_token(path: Path) -> Tensor:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no learned token.
+        ValueError: the file holds no learned token.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no learned token at {path}")
@@ -242,7 +242,7 @@ def _parts(pipeline: Pipeline) -> tuple[Any, Any]:
 
 
 def _embedding_of(pipeline: Pipeline, word: str) -> Tensor:
-    """Return the embedding (D,) of a word: the mean of its pieces'."""
+    """Return the embedding (D,) of a word: the mean over its pieces."""
     encoder, _ = _parts(pipeline)
     pieces = pipeline.tokenizer(word, add_special_tokens=False, return_tensors="pt").input_ids[0]
     return encoder.get_input_embeddings().weight[pieces.to(encoder.device)].mean(0).detach().clone()
@@ -255,7 +255,7 @@ def _training_scheduler(pipeline: Pipeline) -> Any:
 
 
 def _latents(pipeline: Pipeline, images: Tensor) -> Tensor:
-    """Return mean and standard deviation of the latents of images, (2, N, c, h, w), in the scale that U-Nets see."""
+    """Return mean and standard deviation of the latents of images, (2, N, c, h, w), in the scale of U-Nets."""
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     encoded = []
     for part in images.split(ENCODED_AT_ONCE):

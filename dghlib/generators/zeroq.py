@@ -1,14 +1,15 @@
-"""ZeroQ: every image alone reproduces the batch-norm statistics.
+"""ZeroQ: every single image matches the batch-norm statistics.
 
 Source: Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework" (2020), and the authors' classification code at
 commit 9715739 (the settings of February 2020: learning rate 0.5, 500 iterations, no early stop).
 
 Differences from the authors' code:
- 1. Statistics are taken at the inputs of the batch norms, found by name. The authors take the outputs of the first
-    convolutions, one for each batch norm: the same tensors where every batch norm follows its convolution, and a
-    mismatch elsewhere (DenseNet, pre-activation networks).
- 2. Variances are biased (divided by the number of pixels, not one less): at one pixel the unbiased one is NaN.
- 3. The paper speaks of Gaussian noise; as in the code, images begin as uniform noise of standard deviation 0.0136.
+ 1. Statistics are measured at the inputs of the batch norms, found by name. The authors use the outputs of the first
+    convolutions, one for each batch norm. These are the same tensors if every batch norm follows its convolution, and
+    the wrong ones otherwise (DenseNet, pre-activation networks).
+ 2. Variances are biased (divided by the number of pixels, not by one less): with a single pixel the unbiased one is
+     NaN.
+ 3. The paper describes Gaussian noise; as in the code, images start as uniform noise of standard deviation 0.0136.
 """
 
 import math
@@ -31,7 +32,7 @@ from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
 
 VERSION = 1
-STEPS, PATIENCE = 500, 100  # the authors': how long a run is, and a plateau after which the rate falls
+STEPS, PATIENCE = 500, 100  # the authors': steps of a run, and steps of a plateau after which the rate falls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,12 @@ class Config:
     """Settings of one run; the defaults are the authors'."""
 
     num_images: int = 1024
-    batch_size: int = 64  # images that are computed side by side; they share the learning rate only
+    batch_size: int = 64  # images that are computed together; they share only the learning rate
     steps: int = STEPS
     learning_rate: float = 0.5
     seed: int = 0
 
-    scaled_schedule: bool = added_later(True, before=False)  # PATIENCE is for STEPS; False: whatever the steps
+    scaled_schedule: bool = added_later(True, before=False)  # scale PATIENCE from STEPS to the steps of the run
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -59,7 +60,7 @@ PRESETS = {"default": Config()}
 def generate(
     model: FloatModel, config: Config, *, device: Device = "cpu", progress: bool = True, checkpoint: Path | None = None
 ) -> Tensor:
-    """Return ZeroQ's images (num_images, C, H, W); `dghlib.generators` says what all methods have in common."""
+    """Return ZeroQ's images (num_images, C, H, W); `dghlib.generators` describes the common arguments."""
     twin, net, layers = working(model, device)
     layers = with_pixels(layers, twin.image_shape[0])
     weights = channel_weights(layers.sizes, "sum", layers.mean.device)
@@ -87,7 +88,7 @@ def generate(
 
 
 def _initial_images(model: FloatModel, config: Config) -> Tensor:
-    """Return what the authors begin with: whole numbers 0 .. 254 less 127.5, divided by 5418.75."""
+    """Return the authors' initial images: whole numbers 0 .. 254 minus 127.5, divided by 5418.75."""
     shape = (config.num_images, *model.image_shape)
     whole = torch.randint(0, 255, shape, generator=stream(config.seed, "zeroq"))
     return (whole.float() - 127.5) / 5418.75

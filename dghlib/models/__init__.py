@@ -25,33 +25,33 @@ MODELS: dict[str, Callable[[], FloatModel]] = {
     **{name: partial(efficientnet.load, name) for name in efficientnet.SIZES},
     **{name: partial(detectors.load, name) for name in detectors.NETS},
     **{name: partial(coco.load, name) for name in coco.BUILDERS},
-    fastestdet.NAME: fastestdet.load,
+    **{name: partial(fastestdet.load, name) for name in (fastestdet.NAME, fastestdet.FOLDED_HEAD)},
 }
 
 
 def load(name: str) -> FloatModel:
-    """Return a trained network, in eval mode on the CPU; the names are the keys of MODELS, or `timm:` and a name there.
+    """Return a trained network, in eval mode on the CPU; names are the keys of MODELS, or `timm:` and a name of timm.
 
-    The `shapes_*` networks ship with the package, the others are read from the data directory, except that the weights
-    of EfficientNet-Lite0 are a package of their own.
+    The `shapes_*` networks ship with the package. The others are read from the data directory, except that the weights
+    of EfficientNet-Lite0 come in a package of their own.
 
     Raises:
         UnknownName: no network has this name; the message suggests the nearest.
-        MissingAsset: the weights are not there; the message says how to get them.
-        WrongChecksum: the weights there are not the published ones.
+        MissingAsset: the weights are missing; the message says how to get them.
+        WrongChecksum: the weights are not the published ones.
     """
     return from_timm.load(name) if name.startswith(from_timm.PREFIX) else look_up(MODELS, name, "model")()
 
 
 def weights_sha256(name: str) -> str:
-    """Return the sha256 of a network's weights file; of most public ones it is known without having it.
+    """Return the sha256 of a network's weights file; for most public networks it is known without the file.
 
     Raises:
         UnknownName: no network has this name.
-        MissingAsset: the file's publisher gives no whole sum, and the file is not here.
+        MissingAsset: the file's publisher gives no complete checksum, and the file is not on this machine.
     """
     look_up(MODELS, name, "model")
-    if manifest := assets.manifests().get(name):
+    if manifest := assets.manifests().get(fastestdet.NAME if name == fastestdet.FOLDED_HEAD else name):
         return manifest.sha256 if len(manifest.sha256) == 64 else assets.file_sha256(assets.locate(name))
     if name in efficientnet.SIZES:
         return efficientnet.SHA256

@@ -23,12 +23,12 @@ def _conv1x1(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 class PaddedShortcut(nn.Module):
-    """Shortcut option A: every `stride`-th pixel, and zeros for the channels that are new."""
+    """Shortcut option A: every `stride`-th pixel, and zeros for the new channels."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
         self.stride = stride
-        self.padding = (channels - in_channels) // 2  # before the first channel, and behind the last
+        self.padding = (channels - in_channels) // 2  # before the first channel, and after the last
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
@@ -39,7 +39,7 @@ def _projection(in_channels: int, channels: int, stride: int) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions with a shortcut."""
 
     expansion = 1
 
@@ -59,7 +59,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution between two 1x1 convolutions, the last four times as wide, beside a shortcut."""
+    """A 3x3 convolution between two 1x1 convolutions, the last 4 times as wide, with a shortcut."""
 
     expansion = 4
 
@@ -88,8 +88,8 @@ class ResidualNet(nn.Module):
         block: BasicBlock or Bottleneck.
         depths: number of blocks of every stage. widths: their width, before the block's expansion.
         stem_channels: channels after the stem.
-        stem_pool: halve the resolution behind the stem, as ResNets for ImageNet do.
-        padded_shortcuts: shortcut option A in place of projections.
+        stem_pool: halve the resolution after the stem, as ResNets for ImageNet do.
+        padded_shortcuts: shortcut option A instead of projections.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ def _stage(
     """Return `depth` blocks, of which the first changes the resolution and the number of channels."""
     channels = width * block.expansion
     changes = stride > 1 or in_channels != channels
-    # An empty Sequential hands its input on and, unlike Identity, leaves no node in a traced graph.
+    # An empty Sequential returns its input and, unlike Identity, leaves no node in a traced graph.
     first = shortcut(in_channels, channels, stride) if changes else nn.Sequential()
     blocks = [block(in_channels, width, stride, first)]
     blocks += [block(channels, width, 1, nn.Sequential()) for _ in range(depth - 1)]
@@ -148,7 +148,7 @@ def _conv_bn_relu6(in_channels: int, channels: int, kernel: int, stride: int = 1
 
 
 class InvertedResidual(nn.Module):
-    """Widen by a 1x1 convolution (left out for expansion 1), filter each channel, project to few channels."""
+    """Widen by a 1x1 convolution (left out for expansion 1), filter each channel, project to fewer channels."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, expansion: int):
         super().__init__()
@@ -162,7 +162,7 @@ class InvertedResidual(nn.Module):
 
 
 class InvertedResidualWithShortcut(InvertedResidual):
-    """An inverted residual that keeps the shape, and so has its input added."""
+    """An inverted residual that keeps the shape, and adds its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(x)
@@ -172,8 +172,8 @@ class MobileNetV2(nn.Module):
     """Stem, inverted residuals, 1x1 head, mean over space, linear layer.
 
     Args:
-        plan: one row (expansion, channels, blocks, stride of the first block) for every stage.
-        num_classes, stem_channels, stem_stride, head_channels: what their names say.
+        plan: a row (expansion, channels, blocks, stride of the first block) for every stage.
+        num_classes, stem_channels, stem_stride, head_channels: as their names say.
     """
 
     def __init__(

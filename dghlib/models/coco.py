@@ -2,8 +2,8 @@
 
 mAP on val2017, as published: SSDLite on MobileNetV3 21.3, FCOS on ResNet-50 39.2, RetinaNet (v2) on ResNet-50 41.5.
 
-Generated images have the size that SSDLite scales all photographs to, and for the others that of a photograph of
-640 x 480 pixels after their scaling and padding.
+Generated images have the size to which SSDLite scales all photographs, and for the other detectors the size of a
+photograph of 640 x 480 pixels after their scaling and padding.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ IMAGE_SHAPES = {
 
 
 def fcos_with_frozen_norms() -> nn.Module:
-    """Return an untrained FCOS whose backbone has frozen batch norms, as that of the published weights."""
+    """Return an untrained FCOS whose backbone has frozen batch norms, as in the published weights."""
     detector = fcos_resnet50_fpn(weights=None, weights_backbone=None)
     for name, module in list(detector.backbone.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
@@ -53,7 +53,7 @@ def load(name: str) -> FloatModel:
 
 
 def as_model(name: str, detector: nn.Module) -> FloatModel:
-    """Return one of these detectors, whatever its weights, with the space its images live in, in eval mode."""
+    """Return one of these detectors, with any weights, with the space of its images, in eval mode."""
     transform = detector.transform
     return FloatModel(
         name=name,

@@ -1,11 +1,11 @@
-"""Detectors: torchvision's own classes, anchors and heads, seen as a network of images in and tensors out.
+"""Detectors: torchvision's own classes, anchors and heads, as networks that take images and return tensors.
 
-What is quantized, and what images are made from, is backbone, neck and head: normalised images in, the tensors that
-the head returns out (class logits, box regressions). What torchvision does with these (decode boxes, drop double ones)
-needs numbers, no network, and stays in float: `detector_of` puts any such network, quantized or not, in its place.
-Of any other detector the network itself says what its tensors mean, by a method `boxes_of` (see `Decoding`).
+Backbone, neck and head are quantized, and images are made from them: they take normalised images and return the tensors
+of the head (class logits, box regressions). Torchvision's decoding of these tensors (decode boxes, drop duplicates) is
+not part of the network and stays in float; `detector_of` combines it with any such network, quantized or not. For any
+other detector the network itself decodes its tensors, by a method `boxes_of` (see `Decoding`).
 
-`NETS` are small relatives of the detectors of the DGH paper, on the backbones of the classifiers of `embedded`:
+`NETS` are small versions of the detectors of the DGH paper, on the backbones of the classifiers of `embedded`:
 SSDLite on inverted residuals, FCOS and RetinaNet with a feature pyramid on residual blocks and bottlenecks.
 """
 
@@ -34,7 +34,7 @@ from dghlib.models.classifiers import MobileNetV2, ResidualNet
 from dghlib.models.float_model import FloatModel
 
 SIZE = 64  # pixels, height and width
-NUM_LABELS = 7  # six categories and, where an architecture has one, the background
+NUM_LABELS = 7  # 6 categories and, where an architecture has one, the background
 MEAN, STD = (0.42,) * 3, (0.26,) * 3
 CLASSIFIERS = {
     "shapes_ssdlite": "shapes_inverted",
@@ -44,10 +44,10 @@ CLASSIFIERS = {
 
 
 class DetectorNet(nn.Module):
-    """The part of a detector that is a network: normalised images (N, 3, H, W) -> the head's tensors, by name.
+    """The network part of a detector: normalised images (N, 3, H, W) -> the head's tensors, by name.
 
     Args:
-        detector: one of torchvision's with a backbone and one head; its transforms are not used.
+        detector: a detector of torchvision with a backbone and a head; its transforms are not used.
     """
 
     def __init__(self, detector: nn.Module):
@@ -60,13 +60,13 @@ class DetectorNet(nn.Module):
 
 
 class _InPlaceOfBackbone(nn.Module):
-    """Runs a whole network, keeps its outputs for the head's place, and hands on maps of nothing but their sizes."""
+    """Runs a whole network, keeps its outputs to replace the head's, and returns maps that have only their sizes."""
 
     def __init__(self, net: nn.Module, backbone: nn.Module):
         super().__init__()
         self.net = net
         self._sizes: dict[torch.Size, list[torch.Size]] = {}
-        self._backbone = [backbone]  # in a list: not a part of this network
+        self._backbone = [backbone]  # in a list, so that it is not part of this network
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         self.outputs = self.net(images)
@@ -89,17 +89,17 @@ class _InPlaceOfHead(nn.Module):
 
 @runtime_checkable
 class Decoding(Protocol):
-    """A network that takes images of one shape and knows what its outputs mean."""
+    """A network that takes images of a single shape and decodes its outputs."""
 
     def boxes_of(self, outputs: Any, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Return of every image, of this (height, width) before it was scaled, what `detector_of` says.
+        """Return, for every image of this (height, width) before it was scaled, the result of `detector_of`.
 
-        `outputs` are what `forward` returns for the images, or what a quantized copy or a file returns in its place.
+        `outputs` are the outputs of `forward` for the images, or those of a quantized copy or of a file.
         """
 
 
 class _OfOneShape(nn.Module):
-    """Scales images to the one shape that a network takes, whatever theirs, and decodes what it answers."""
+    """Scales images of any shape to the input shape of a network, and decodes its outputs."""
 
     def __init__(self, model: FloatModel, net: nn.Module):
         super().__init__()
@@ -114,9 +114,9 @@ class _OfOneShape(nn.Module):
 
 
 def scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return uint8 pixels (N, C, H, W) scaled to (height, width), bilinearly, whatever their shape.
+    """Return uint8 pixels (N, C, H, W) scaled bilinearly to (height, width), for any shape.
 
-    They are whole numbers again, as those that networks are trained on; with the fractions FastestDet finds less.
+    They are rounded to integers, as in the training of the networks; with fractions FastestDet finds less.
     """
     if pixels.shape[2:] == size:
         return pixels
@@ -124,12 +124,13 @@ def scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def detector_of(model: FloatModel, net: nn.Module) -> nn.Module:
-    """Return a detector of images from 0 to 1, a list of (3, H, W), that answers as `net` in the place of `model.net`.
+    """Return a detector of images from 0 to 1, a list of (3, H, W), that uses `net` instead of `model.net`.
 
-    It returns, for every image, what torchvision's do: `boxes` (n, 4) as x1, y1, x2, y2 in pixels, `labels`, `scores`.
+    It returns, for every image, the same as torchvision's: `boxes` (n, 4) as x1, y1, x2, y2 in pixels, `labels`,
+    `scores`.
 
     Raises:
-        TypeError: the model is no detector, or nothing says what its outputs mean.
+        TypeError: the model is not a detector, or its outputs cannot be decoded.
     """
     if model.task != "detection":
         raise TypeError(f"{model.name} is for {model.task}; only a detector finds boxes")
@@ -137,7 +138,7 @@ def detector_of(model: FloatModel, net: nn.Module) -> nn.Module:
         return _OfOneShape(model, net).eval()
     if not isinstance(model.net, DetectorNet):
         raise TypeError(
-            f"nothing says which boxes the outputs of {model.name} mean: give {type(model.net).__name__} a method "
+            f"the outputs of {model.name} cannot be decoded into boxes: give {type(model.net).__name__} a method "
             "boxes_of(outputs, sizes), see dghlib.models.detectors.Decoding; or wrap torchvision's in DetectorNet"
         )
     detector = copy.copy(model.net.detector)
@@ -148,7 +149,7 @@ def detector_of(model: FloatModel, net: nn.Module) -> nn.Module:
 
 
 class _SingleShotBackbone(nn.Module):
-    """The maps that SSDLite looks at: every eighth, 16th and 32nd pixel."""
+    """The maps that SSDLite reads: every 8th, 16th and 32nd pixel."""
 
     def __init__(self, net: MobileNetV2):
         super().__init__()
@@ -172,7 +173,7 @@ def _extra(in_channels: int, channels: int) -> nn.Sequential:
 
 
 def _pyramid(net: ResidualNet, channels: int) -> BackboneWithFPN:
-    """Return a classifier's body with a feature pyramid: every eighth, 16th and 32nd pixel."""
+    """Return a classifier's body with a feature pyramid: every 8th, 16th and 32nd pixel."""
     stages = OrderedDict((f"stage{k}", stage) for k, stage in enumerate(net.stages))
     body = nn.Sequential(OrderedDict(stem=nn.Sequential(net.conv1, net.bn1, net.relu, net.pool), **stages))
     widths = [stage[-1].conv2.out_channels * stage[-1].expansion for stage in net.stages]  # type: ignore[index]
@@ -230,6 +231,6 @@ def load(name: str) -> FloatModel:
 
 
 def as_model(name: str, detector: nn.Module) -> FloatModel:
-    """Return one of these detectors with the space its images live in, in eval mode."""
+    """Return one of these detectors with the space of its images, in eval mode."""
     net = DetectorNet(detector.eval())
     return FloatModel(name=name, net=net, image_shape=(3, SIZE, SIZE), mean=MEAN, std=STD, task="detection")

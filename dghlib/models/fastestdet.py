@@ -1,16 +1,17 @@
-"""FastestDet: a detector of COCO's 80 categories so small (0.24 M parameters) that two cores quantize it in minutes.
+"""FastestDet: a small detector of COCO's 80 categories (0.24 M parameters), which 2 cores quantize in minutes.
 
-A ShuffleNetV2 body; its three scales joined at every 16th pixel; a pyramid of depthwise 5x5 convolutions; one head.
-Each of the 22 x 22 cells of an image of 352 x 352 pixels says whether an object is there, where, and of which category.
+It has a ShuffleNetV2 body, whose 3 scales are concatenated at every 16th pixel, a pyramid of depthwise 5x5
+convolutions, and a head. For each of the 22 x 22 cells of an image of 352 x 352 pixels it predicts whether an object is
+there, its box, and its category.
 
 Source: github.com/dog-qiuqiu/FastestDet, whose public weights are read; the code here is ours.
 
 Differences from the source:
-1. Its network ends with a sigmoid (objectness) and a softmax (categories), joined to one tensor. Here it ends before
-   them, with three tensors: those are what integers hold and what DGH stretches, each with a range of its own, as with
-   torchvision's detectors; `boxes_of` does the rest, in float.
-2. Its images have their channels in the order B, G, R. Those of the first convolution are turned round when weights
-   are loaded, so that the network takes R, G, B as all others here.
+1. The original network ends with a sigmoid (objectness) and a softmax (categories), concatenated to a tensor. Here it
+   ends before them, with 3 tensors, which are quantized and stretched by DGH, each with its own range, as with
+   torchvision's detectors; `boxes_of` computes the rest in float.
+2. The images of the original have their channels in the order B, G, R. Those of the first convolution are reversed when
+   weights are loaded, so that the network takes R, G, B as all others here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 from torchvision.ops import Conv2dNormActivation, batched_nms, box_convert
 
 from dghlib.models.float_model import FloatModel
@@ -25,13 +27,14 @@ from dghlib.models.imagenet import with_weights
 from dghlib.storage import assets
 
 NAME = "coco_fastestdet"
+FOLDED_HEAD = f"{NAME}_folded_head"
 SIZE = 352  # pixels, height and width
 NUM_CATEGORIES = 80
-# COCO's ids run from 1 to 90; no object of these was annotated.
+# COCO's ids run from 1 to 90; no object with one of these was annotated.
 _UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 CATEGORY_IDS = tuple(number for number in range(1, 91) if number not in _UNUSED_IDS)
-OBJECTNESS_SHARE = 0.6  # of a score; the category has the rest
-LOWEST_SCORE, OVERLAP = 0.01, 0.45  # boxes of less are left out; of those that overlap more, the best is kept
+OBJECTNESS_SHARE = 0.6  # of a score; the rest is the category's
+LOWEST_SCORE, OVERLAP = 0.01, 0.45  # boxes below this score are left out; of overlapping boxes the best is kept
 
 _convolution = partial(Conv2dNormActivation, activation_layer=nn.ReLU)
 _linear = partial(Conv2dNormActivation, activation_layer=None)
@@ -57,17 +60,17 @@ class FastestDet(nn.Module):
         return self.head(self.pyramid(torch.cat([self.shrink(fine), middle, self.enlarge(coarse)], dim=1)))
 
     def boxes_of(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Return what was found in each image, from this network's outputs or from a quantized copy's.
+        """Return the objects found in each image, from this network's outputs or from those of a quantized copy.
 
         Args:
-            outputs: what `forward` returns.
+            outputs: the outputs of `forward`.
             sizes: (height, width) of every image before it was scaled.
 
         Returns:
-            Of each image `boxes` (n, 4) as x1, y1, x2, y2 in its pixels, `labels` (n,), which are COCO's ids, `scores`.
+            For each image `boxes` (n, 4) as x1, y1, x2, y2 in its pixels, `labels` (n,) as COCO's ids, and `scores`.
 
         Raises:
-            ValueError: the outputs are not what this network returns.
+            ValueError: the outputs are not those of this network.
         """
         _check_outputs(outputs)
         likely, categories = outputs["categories"].softmax(1).flatten(2).max(1)
@@ -86,7 +89,7 @@ def _check_outputs(outputs: Mapping[str, Tensor]) -> None:
 
 
 def _corners(offsets: Tensor) -> Tensor:
-    """Return boxes (N, h * w, 4) as x1, y1, x2, y2, in parts of the image, from what the head says of each cell."""
+    """Return boxes (N, h * w, 4) as x1, y1, x2, y2, in fractions of the image, from the head's output per cell."""
     height, width = offsets.shape[2:]
     rows, columns = (torch.arange(count, device=offsets.device) for count in (height, width))
     x, y, w, h = offsets.unbind(1)
@@ -128,14 +131,14 @@ class _HalvingBlock(nn.Module):
 
 
 class _ShuffleBlock(nn.Module):
-    """Even channels stay as they are, odd ones go through a branch."""
+    """Even channels do not change, odd ones pass a branch."""
 
     def __init__(self, width: int):
         super().__init__()
         self.main = _branch(width, stride=1)
         self.even_first = nn.ChannelShuffle(
             width
-        )  # of as many groups as there are pairs: all even channels, all odd ones
+        )  # with as many groups as there are pairs: all even channels, all odd ones
 
     def forward(self, x: Tensor) -> Tensor:
         even, odd = self.even_first(x).chunk(2, dim=1)
@@ -143,7 +146,7 @@ class _ShuffleBlock(nn.Module):
 
 
 class _Pyramid(nn.Module):
-    """One, two and three depthwise 5x5 convolutions side by side: what is seen of 5, 9 and 13 cells."""
+    """1, 2 and 3 depthwise 5x5 convolutions in parallel: they see 5, 9 and 13 cells."""
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
@@ -174,22 +177,33 @@ class _Head(nn.Module):
         return {"objectness": self.objectness(x), "boxes": self.boxes(x), "categories": self.categories(x)}
 
 
-def load() -> FloatModel:
+def load(name: str = NAME) -> FloatModel:
     """Return FastestDet with its public weights, in eval mode.
+
+    `FOLDED_HEAD` is the same function with the batch norms of its head folded into their convolutions, so that no
+    statistics of the head are known, as in the detectors of DGH's Table 3.
 
     Raises:
         MissingAsset, WrongChecksum: as `assets.locate`.
         ValueError: the checkpoint holds another network.
     """
     state = torch.load(assets.locate(NAME), map_location="cpu", weights_only=True)
-    net = with_weights(FastestDet(), state, NAME)
+    with_weights(net := FastestDet(), state, NAME)
     first = net.get_submodule("stem.0")
     first.weight = nn.Parameter(first.weight.flip(1))  # type: ignore[operator]
-    return as_model(net)
+    return as_model(net if name == NAME else with_folded_head(net), name)
 
 
-def as_model(net: nn.Module) -> FloatModel:
-    """Return such a network, whatever its weights, with the space its images live in, in eval mode."""
+def with_folded_head(net: FastestDet) -> FastestDet:
+    """Return the network with the batch norms of its head folded into the convolutions before them, in eval mode."""
+    blocks = [module for module in net.eval().head.modules() if isinstance(module, Conv2dNormActivation)]
+    for block in blocks:
+        block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
+    return net
+
+
+def as_model(net: nn.Module, name: str = NAME) -> FloatModel:
+    """Return such a network, with any weights, with the space of its images, in eval mode."""
     return FloatModel(
-        name=NAME, net=net.eval(), image_shape=(3, SIZE, SIZE), mean=(0.0,) * 3, std=(1.0,) * 3, task="detection"
+        name=name, net=net.eval(), image_shape=(3, SIZE, SIZE), mean=(0.0,) * 3, std=(1.0,) * 3, task="detection"
     )

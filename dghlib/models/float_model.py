@@ -1,4 +1,4 @@
-"""A trained network with what is needed to feed it: the type that all rooms share."""
+"""A trained network with the description of its input: the type that all rooms share."""
 
 import copy
 import dataclasses
@@ -12,21 +12,21 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 
-LARGEST_STATISTIC = 2  # of pixels from 0 to 1: a mean or std above is one of pixels from 0 to 255
-WIDEST_SPACE = 512  # between black and white; that of pixels from 0 to 255 is 255 wide
+LARGEST_STATISTIC = 2  # for pixels from 0 to 1; a larger mean or std is for pixels from 0 to 255
+WIDEST_SPACE = 512  # between black and white; with pixels from 0 to 255 it is 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class FloatModel:
-    """A trained network in float32, and the space its images live in.
+    """A trained network in float32, and the space of its images.
 
     Args:
-        name: what records and file names call it.
+        name: the name in records and file names.
         net: maps normalised images (N, C, H, W) to logits; in eval mode.
         image_shape: (C, H, W).
-        mean, std: of every channel, of pixels from 0 to 1; normalised is (pixel - mean) / std. A network that takes
-            pixels from 0 to 1 as they are has mean 0 and std 1, one that takes them from 0 to 255 mean 0 and std 1/255.
-        task: what the outputs are, "classification" or "detection".
+        mean, std: of every channel, for pixels from 0 to 1; normalised is (pixel - mean) / std. For a network without
+            normalisation, the mean is 0, and the std is 1 for pixels from 0 to 1 and 1/255 for pixels from 0 to 255.
+        task: the kind of the outputs, "classification" or "detection".
     """
 
     name: str
@@ -54,23 +54,23 @@ class FloatModel:
         self._check_unit()
 
     def _check_unit(self) -> None:
-        """Raise ValueError for statistics of pixels from 0 to 255; warn of others that pixels hardly have."""
+        """Raise ValueError for statistics of pixels from 0 to 255; warn of other unusual values."""
         given = f"{self.name}: got mean {self.mean} and std {self.std}"
         if max(*self.mean, *self.std) > LARGEST_STATISTIC:
             raise ValueError(
-                f"{given}, which are of pixels from 0 to 255; they must be of pixels from 0 to 1: divide them by 255. "
-                "A network that takes pixels from 0 to 255 as they are has mean 0 and std 1/255"
+                f"{given}, which are for pixels from 0 to 255; they must be for pixels from 0 to 1: divide them by "
+                "255. A network that takes pixels from 0 to 255 as they are has mean 0 and std 1/255"
             )
         usual = [0 <= mean <= 1 for mean in self.mean] + [1 / WIDEST_SPACE <= std <= 1 for std in self.std]
         if not all(usual):
             log.warning(
-                "%s. Of pixels from 0 to 1, most networks have a mean from 0 to 1 and a std from 1/255 to 1; with "
-                "others, calibration images are not what the network was trained with",
+                "%s. For pixels from 0 to 1, most networks have a mean from 0 to 1 and a std from 1/255 to 1; with "
+                "others, calibration images differ from the network's training images",
                 given,
             )
 
     def on(self, device: torch.device | str) -> "FloatModel":
-        """Return the model with its network on a device: itself on the CPU, else with a copy of the network."""
+        """Return the model with its network on a device: itself on the CPU, otherwise with a copy of the network."""
         if torch.device(device).type == "cpu":
             return self
         return dataclasses.replace(self, net=copy.deepcopy(self.net).to(device))

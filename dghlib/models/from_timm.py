@@ -1,7 +1,7 @@
-"""Networks of the library timm by their names there, with the size and normalisation that each was trained with.
+"""Networks of the library timm by their names, with the size and normalisation with which each was trained.
 
-Weights are never fetched unasked: they are those of `timm/NAME.safetensors` in the data directory, or those that timm
-has fetched for this user before.
+Weights are never downloaded unasked: they are those of `timm/NAME.safetensors` in the data directory, or those that
+timm has downloaded for this user before.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ def load(name: str) -> FloatModel:
 
     Raises:
         ValueError: timm is not installed.
-        UnknownName: it has no such network.
+        UnknownName: timm has no such network.
         MissingAsset: its weights are not on this machine; the message says how to get them.
     """
     try:
@@ -40,7 +40,7 @@ def load(name: str) -> FloatModel:
 
 
 def _weights(architecture: str, config: Any) -> Path:
-    """Return the file of weights that is on this machine."""
+    """Return the file of weights on this machine."""
     placed = assets.data_dir() / "timm" / f"{architecture}.safetensors"
     if placed.is_file():
         return placed

@@ -1,7 +1,7 @@
 """ImageNet networks of the papers: torchvision's architectures, with BRECQ's weights or torchvision's own.
 
 BRECQ's checkpoints are those of the papers on reconstruction, of GENIE and of DGH. Top-1 on the 50 000 validation
-images, as users measure it: ResNet-18 71.0, ResNet-50 76.6, MobileNetV2 72.6.
+images, as measured by users: ResNet-18 71.0, ResNet-50 76.6, MobileNetV2 72.6.
 """
 
 from collections.abc import Callable
@@ -37,12 +37,13 @@ def load(name: str) -> FloatModel:
 
 
 def with_weights(net: nn.Module, state: dict[str, Tensor], name: str) -> nn.Module:
-    """Load a checkpoint whose tensors come in the order of the network's own, whatever their keys.
+    """Load a checkpoint whose tensors have the order of the network's own, whatever their keys.
 
-    BRECQ's MobileNetV2 numbers the layers of a block through, where torchvision nests them; the order is the same.
+    BRECQ's MobileNetV2 numbers the layers of a block consecutively, where torchvision nests them; the order is the
+    same.
 
     Raises:
-        ValueError: another number of tensors, or a tensor of another shape; the first is named.
+        ValueError: another number of tensors, or a tensor of another shape; the message names the first.
     """
     own = net.state_dict()
     if len(own) != len(state):

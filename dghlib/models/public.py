@@ -1,4 +1,4 @@
-"""Networks that others trained on real images, from their public checkpoints in the data directory."""
+"""Public networks trained on real images, from their checkpoints in the data directory."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from dghlib.models.transformers import VisionTransformer
 from dghlib.storage import assets
 from dghlib.storage.reading import reading
 
-# Of pixels from 0 to 1, as each network was trained.
+# For pixels from 0 to 1, as in the training of each network.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -31,7 +31,7 @@ HALF_WIDTH_PLAN = (
 
 
 def resnet(depth: int) -> ResidualNet:
-    """Return an untrained CIFAR-10 ResNet: 6n + 2 layers in three stages, shortcut option A."""
+    """Return an untrained CIFAR-10 ResNet: 6n + 2 layers in 3 stages, shortcut option A."""
     depths = ((depth - 2) // 6,) * 3
     return ResidualNet(BasicBlock, depths, (16, 32, 64), num_classes=10, stem_channels=16, padded_shortcuts=True)
 
@@ -57,7 +57,7 @@ def cifar10_resnet(depth: int) -> FloatModel:
 
 
 def cifar10_mobilenetv2() -> FloatModel:
-    """Return MobileNetV2 x0.5 for CIFAR-10, which keeps the full resolution through its stem."""
+    """Return MobileNetV2 x0.5 for CIFAR-10, whose stem keeps the full resolution."""
     name = "cifar10_mobilenetv2"
     with published(name) as checkpoint:
         net = _with_weights(half_width_mobilenetv2(num_classes=10, stem_stride=1), checkpoint)
@@ -87,13 +87,13 @@ def tiny_imagenet_mobilenetv2() -> FloatModel:
 
 @contextmanager
 def published(name: str) -> Iterator[Any]:
-    """Yield what a public checkpoint holds; `weights_only`, so that opening it runs no code.
+    """Yield the content of a public checkpoint; `weights_only`, so that opening it runs no code.
 
-    Of some no sum is published: what their content lacks shows only where it is used, which is in this block.
+    Some checkpoints have no published checksum. Their missing content shows only where it is used, inside this block.
 
     Raises:
         MissingAsset, WrongChecksum: as `assets.locate`.
-        ValueError: the file holds something else; the message names it and what to do.
+        ValueError: the file has other content; the message names it and the remedy.
     """
     path = assets.locate(name)
     again = f"delete it, and `dgh data {assets.manifests()[name].profile}` downloads it again"
@@ -102,7 +102,7 @@ def published(name: str) -> Iterator[Any]:
 
 
 def _our_resnet_key(key: str) -> str:
-    """Translate a parameter's name: "module.layer1.0.bn1.bias" is our "stages.0.0.bn1.bias"."""
+    """Translate a parameter's name: "module.layer1.0.bn1.bias" to "stages.0.0.bn1.bias"."""
     key = key.removeprefix("module.")
     return re.sub(r"^layer(\d)", lambda match: f"stages.{int(match[1]) - 1}", key)
 
@@ -122,7 +122,7 @@ _TRANSFORMER_KEYS = (
 
 
 def _our_transformer(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Translate the names of parameters, and join those of queries, keys and values into one."""
+    """Translate the names of parameters, and concatenate those of queries, keys and values."""
     ours: dict[str, Tensor] = {}
     for key, tensor in state.items():
         for theirs, our in _TRANSFORMER_KEYS:

@@ -1,10 +1,10 @@
-"""Architecture of the vision transformers: blocks of attention and perceptrons behind layer norms.
+"""Architecture of the vision transformers: blocks of attention and perceptrons after layer norms.
 
 Maps images (N, 3, H, W) to logits (N, num_classes); blocks are sub-modules, so that a quantizer can find them by path.
 
 Source: ViT (arXiv:2010.11929), with the norms before attention and before the perceptron; with a stem, its patches are
 made by convolutions and batch norms, with which small transformers learn faster (arXiv:2106.14881).
-Difference: the last convolution of the stem is a 3x3 one of stride 2 as the others, with a batch norm, too.
+Difference: the last convolution of the stem is also a 3x3 convolution of stride 2 with a batch norm, as the others.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Self-attention of tokens (N, T, D) in several heads, from one linear map for queries, keys and values."""
+    """Self-attention of tokens (N, T, D) in several heads, with one linear map for queries, keys and values."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -32,7 +32,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a perceptron for each token, both behind a layer norm and beside a shortcut."""
+    """Attention, then a perceptron for each token, both after a layer norm and with a shortcut."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float):
         super().__init__()
@@ -59,11 +59,11 @@ class VisionTransformer(nn.Module):
 
     Args:
         size, patch: of the square image and of the square patches, in pixels.
-        stem: channels of the stem's convolutions but the last; each halves the image. Without any, tokens are linear in
-            the pixels of their patch.
-        class_token: whether there is one, in front of the patches.
+        stem: channels of the stem's convolutions except the last; each halves the image. Without a stem, tokens are
+            linear in the pixels of their patch.
+        class_token: whether there is a class token before the patches.
         width, depth, heads, hidden: of the tokens, blocks, their attention, and perceptrons.
-        eps: what layer norms add to the variance.
+        eps: added to the variance by layer norms.
     """
 
     def __init__(

@@ -20,6 +20,7 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "figure6": papers.figure6,
     "figure7": papers.figure7,
     "head_outputs": observations.head_outputs,
+    "folded_head": methods.folded_head,
     "figure8": observations.figure8,
     "figure9": observations.figure9,
     "samples": papers.samples,

@@ -7,6 +7,7 @@ record yet. Plans overlap freely: a run that two plans share is computed once.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -102,6 +103,10 @@ def table3(
             config = source_config(source, spend, seed, model)
             experiments.append(calibrated(profile, model, source, config, width, spend, method))
     return experiments
+
+
+# A detector with batch norms in its head beside itself without, by the quantizer that is quick.
+folded_head = partial(table3, quantized={"hptq": ("W8A8", "W4A8")})
 
 
 def detector_widths(profile: str) -> Mapping[str, Sequence[str]]:
@@ -259,11 +264,19 @@ def like_for_like(
 
 # Ways without images, by what differs from a method's defaults: rounding to the nearest first, as what others add to.
 WITHOUT: tuple[tuple[str, dict[str, Any]], ...] = (("squant", {"flips": "none"}), ("squant", {}), ("dfq", {}))
-# With a grid for a whole layer, which is where scales across layers count.
+# With a grid for a whole layer, which is where scales across layers and split channels count. OCS is for weights alone.
 WITH_ONE_GRID: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dfq", {"one_grid": True, "equalize": False}),
     ("dfq", {"one_grid": True}),
 )
+SPLIT: tuple[tuple[str, dict[str, Any]], ...] = (
+    *WITH_ONE_GRID,
+    ("dfq", {"equalize": False}),
+    ("ocs", {"expand": 0.0}),
+    ("ocs", {}),
+    ("ocs", {"one_grid": False}),
+)
+ONE_GRID_AT: Mapping[str, tuple[tuple[str, dict[str, Any]], ...]] = {"W8A8": WITH_ONE_GRID, "W4A32": SPLIT}
 
 
 def no_images(
@@ -277,14 +290,14 @@ def no_images(
     """Return every network quantized without images, and at eight and four bits HPTQ and BRECQ with images.
 
     Everything is quantized. Without images nothing is drawn, so there is one repetition. One grid for a whole layer is
-    asked for at eight bits alone.
+    asked for at eight bits, and with weights alone at four.
     """
     spend = budget_of(profile, budget)
     experiments = []
     for model in networks_of(profile, models):
         experiments.append(Experiment(profile=profile, model=model, test_images=spend.test_images))
         for width in bits:
-            for method, settings in WITHOUT + (WITH_ONE_GRID if width == "W8A8" else ()):
+            for method, settings in (*WITHOUT, *ONE_GRID_AT.get(width, ())):
                 experiments.append(without_images(profile, model, width, spend, method, **settings))
         every = itertools.product(repetitions(spend, seeds), ("dgh", REAL), ("hptq", "brecq"), ("W8A8", "W4A4"))
         for seed, source, method, width in every:

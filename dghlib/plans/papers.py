@@ -8,7 +8,7 @@ Generative Synthetic Data".
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -236,6 +236,9 @@ def intraq_parts(
     return of_variants(profile, spend, [("intraq", on | part) for part in INTRAQ_PARTS.values()], bits, seeds, models)
 
 
+TRANSFORMERS: Mapping[str, str] = {"shapes": "shapes_transformer", "cifar10": "cifar10_transformer"}  # of its data
+
+
 def transfer(
     profile: str = "shapes",
     budget: str = "quick",
@@ -245,12 +248,16 @@ def transfer(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return Table 5 of GenQ's paper: GENIE-M on images of each network, for each network."""
-    spend = budget_of(profile, budget)
-    names, sources = networks_of(profile, models), sources or (*drawn_sources(profile), "zeroq", "genie_d", "dgh")
+    """Return Table 5 of GenQ's paper: GENIE-M on images of each network, and of a transformer, for each network."""
+    spend, names = budget_of(profile, budget), networks_of(profile, models)
+    of_transformer = ("psaq_vit",) if profile in TRANSFORMERS else ()
+    sources = sources or (*drawn_sources(profile), *of_transformer, "zeroq", "genie_d", "dgh")
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
-    every = itertools.product(repetitions(spend, seeds), sources, names, names, bits)
-    for seed, source, maker, model, width in every:
+    pairs = [
+        (source, maker) for source in sources for maker in ([TRANSFORMERS[profile]] if source == "psaq_vit" else names)
+    ]
+    every = itertools.product(repetitions(spend, seeds), pairs, names, bits)
+    for seed, (source, maker), model, width in every:
         config = source_config(source, spend, seed, maker)
         quantized = calibrated(profile, model, source, config, width, spend, "genie_m", bits="academic")
         experiments.append(dataclasses.replace(quantized, images_of=None if maker == model else maker))

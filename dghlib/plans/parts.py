@@ -98,8 +98,9 @@ def every_source(profile: str) -> tuple[str, ...]:
 
 
 def drawn_sources(profile: str) -> tuple[str, ...]:
-    """Return ("genq",) for a profile whose diffusion pipeline ships with the package, else nothing."""
-    return ("genq",) if profile in PIPELINES and PIPELINES[profile].is_dir() else ()
+    """Return ("genq",) for a profile for whose data a diffusion pipeline ships with the package, else nothing."""
+    data = look_up(PROFILES, profile, "profile").data_set
+    return ("genq",) if data in PIPELINES and PIPELINES[data].is_dir() else ()
 
 
 def source_config(source: str, budget: Budget, seed: int, model: str, **settings: Any) -> Any:
@@ -129,8 +130,8 @@ def _published(source: str, model: str) -> Any:
     """
     known: dict[str, Any] = {**GENERATORS, REAL: None}  # all that there are, should this one be unknown
     presets = look_up(known, source, "source of images").PRESETS
-    profile = next((profile.name for profile in PROFILES.values() if model in profile.models), "")
-    data = profile.removesuffix("_lite")  # a part of the same images
+    data_set = next((profile.data_set for profile in PROFILES.values() if model in profile.models), "")
+    data = data_set.removesuffix("_lite")  # a part of the same images
     return next(presets[name] for name in (model, data, "default") if name in presets)
 
 

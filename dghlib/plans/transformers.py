@@ -11,7 +11,7 @@ from typing import Any
 
 from dghlib.experiments.experiment import REAL, Experiment, Observation
 from dghlib.experiments.profiles import budget_of
-from dghlib.plans.parts import calibrated, networks_of, repetitions, source_config
+from dghlib.plans.parts import calibrated, drawn_sources, networks_of, repetitions, source_config
 from dghlib.plans.quantized import of_copies
 
 QUANTIZERS = ("hptq", "ptq4vit", "repq_vit", "erq")  # HPTQ quantizes every tensor, the others what their authors do
@@ -32,15 +32,20 @@ def genq_table4(
     *,
     bits: Sequence[str] = WIDTHS,
     methods: Sequence[str] = QUANTIZERS,
-    sources: Sequence[str] = SOURCES,
+    sources: Sequence[str] | None = None,
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return Table 4 of GenQ's paper: quantizers of transformers with images of every source that serves them."""
+    """Return Table 4 of GenQ's paper: quantizers of transformers with images of every source that serves them.
+
+    GenQ's second filter is that of patches, also for a transformer whose stem has batch norms.
+    """
     spend, names = budget_of(profile, budget), networks_of(profile, models)
+    chosen = sources or (*SOURCES[:-1], *drawn_sources(profile), REAL)
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
-    for seed, model, source in itertools.product(repetitions(spend, seeds), names, sources):
-        config = source_config(source, spend, seed, model)
+    for seed, model, source in itertools.product(repetitions(spend, seeds), names, chosen):
+        filtered = {"second_stage": "patch_similarity"} if source == "genq" else {}
+        config = source_config(source, spend, seed, model, **filtered)
         experiments += [
             calibrated(profile, model, source, config, width, spend, method)
             for width, method in itertools.product(bits, methods)

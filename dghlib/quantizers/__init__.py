@@ -1,6 +1,6 @@
 """Quantized copies of trained networks, each method a module with `Config`, `VERSION` and `quantize`.
 
-Methods that have settings for several occasions name them in `PRESETS`; `presets_of` has them for every method.
+Methods with several sets of settings name them in `PRESETS`; `presets_of` returns them for every method.
 """
 
 from types import ModuleType
@@ -18,6 +18,7 @@ from dghlib.quantizers import (
     hptq,
     intraq_qat,
     lsq,
+    ocs,
     ptq4vit,
     qdrop,
     repq_vit,
@@ -56,12 +57,13 @@ QUANTIZERS: dict[str, ModuleType] = {
     "synq": synq,
     "squant": squant,
     "dfq": dfq,
+    "ocs": ocs,
     "compensated": compensated,
     "repq_vit": repq_vit,
     "ptq4vit": ptq4vit,
     "erq": erq,
 }
-WITHOUT_IMAGES = ("squant", "dfq")  # whose `quantize` takes None for images
+WITHOUT_IMAGES = ("squant", "dfq", "ocs")  # methods whose `quantize` takes None instead of images
 
 
 def presets_of(method: ModuleType) -> dict[str, Any]:

@@ -1,16 +1,16 @@
 """AdaRound: every layer learns which of its weights to round up.
 
-Layer by layer, with the activation function behind the layer; grids stay as they were found, activations are
-quantized once all weights are done.
+AdaRound learns layer by layer, together with the activation function after the layer. Grids stay as they were found;
+activations are quantized after all weights.
 
 Source: M. Nagel, R. A. Amjad, M. van Baalen, C. Louizos, T. Blankevoort: "Up or Down? Adaptive Rounding for
 Post-Training Quantization", ICML 2020; settings as in its authors' toolkit (AIMET).
 
 Differences from the paper and from AIMET:
-1. Grids of weights are per output channel and found by the search of `scale_search`; the paper has one per tensor,
-   AIMET its own histogram search.
-2. 20 000 steps per layer at every width, as for the other methods here; AIMET takes 15 000 below 8 bits and
-   10 000 otherwise. Its penalty falls along a cosine, and so does ours.
+1. Grids of weights are per output channel and found by the search of `scale_search`; the paper has one grid per tensor,
+   and AIMET has its own histogram search.
+2. Each layer has 20 000 steps at every width, as the other methods here; AIMET takes 15 000 below 8 bits and 10 000
+   otherwise. AIMET's penalty falls along a cosine, and so does ours.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
-    """Settings of AdaRound; see `reconstruction.Settings` for what they mean."""
+    """Settings of AdaRound; see `reconstruction.Settings` for their meaning."""
 
     unit: str = "layer"
     inputs: str = "quantized"

@@ -1,14 +1,15 @@
-"""AIT: a student that learns from its teacher alone, each of whose layers changes some of its codes in every step.
+"""AIT: a student that learns only from its teacher, and changes some codes of each of its layers in every step.
 
 Source: K. Choi, H. Y. Lee, D. Hong, J. Yu, N. Park, Y. Kim, J. Lee: "It's All In the Teacher: Zero-Shot Quantization
-Brought Closer to the Teacher", CVPR 2022, and its released code. `inundation` has the steps that are lengthened.
+Brought Closer to the Teacher", CVPR 2022, and its released code. `inundation` lengthens the steps.
 
 Differences from the released code:
-1. It learns from fixed images; there, from those of a generator that is trained beside it, GDFQ's, ARC's or Qimera's.
-2. The distillation is averaged over images; there, over classes as well, which makes it weaker by their number.
-   preset "published" has the code's constants for ten classes.
-3. A layer's step grows to 128 times the optimizer's at most, and at least one code has to change; the code searches
-   without end where a gradient is zero, and asks for less than a weight of small layers.
+1. It learns from fixed images; the released code uses images of a generator that is trained together with the student,
+   that of GDFQ, ARC or Qimera.
+2. The distillation is averaged over images; the released code also averages over classes, so its distillation is
+   smaller by the number of classes. The preset "published" has the code's constants for 10 classes.
+3. A layer's step grows to at most 128 times the optimizer's step, and at least 1 code has to change; the code searches
+   without end where a gradient is zero, and requires less than 1 weight in small layers.
 4. Ranges as in `intraq_qat`, differences 2 to 4 and 6.
 """
 
@@ -26,7 +27,7 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
-    """Settings of AIT; see `fine_tuning.Settings` for what they mean."""
+    """Settings of AIT; see `fine_tuning.Settings` for their meaning."""
 
     weight_decay: float = 0.0
     schedule: str = "quarters"
@@ -35,7 +36,7 @@ class Config(Settings):
 
 PRESETS = {
     "default": Config(),
-    "published": Config(distillation=0.1, rate=1e-4, batch_size=200, steps=80_000),  # for ResNet-20 and ten classes
+    "published": Config(distillation=0.1, rate=1e-4, batch_size=200, steps=80_000),  # for ResNet-20 and 10 classes
 }
 
 

@@ -1,7 +1,8 @@
-"""Attention, written out as the products, sums and softmax that it consists of, so that each can be quantized.
+"""Attention, written as the products, sums and softmax of which it consists, so that each can be quantized.
 
-torch computes attention in one function, which holds four products and their weights. What stands here computes the
-same from its parts; the tracer puts it in its place. Dropout, which does nothing in eval mode, is left out.
+torch computes attention in a single function, which holds 4 products and their weights. The functions here compute the
+same from its parts, and the tracer replaces torch's functions by them. Dropout, which has no effect in eval mode, is
+left out.
 
 Source: A. Vaswani et al., "Attention Is All You Need", 2017, Eq. 1.
 """
@@ -38,7 +39,7 @@ def scaled_dot_product_attention(
 
 
 def _added(mask: Tensor) -> Tensor:
-    """Return a mask as it is added to scores: what is False is as good as minus infinite."""
+    """Return a mask in the form that is added to scores: False becomes a value like minus infinity."""
     return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -1e4) if mask.dtype is torch.bool else mask
 
 
@@ -69,14 +70,14 @@ def multi_head_attention_forward(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return what nn.MultiheadAttention does of (L, N, E), and the mean of its weights if `need_weights`.
+    """Return the result of nn.MultiheadAttention for (L, N, E), and the mean of its weights if `need_weights`.
 
     Raises:
-        NotImplementedError: settings that no classifier has: extra keys, padded ones, weights of each head.
+        NotImplementedError: settings that no classifier uses: extra keys, padded keys, weights of each head.
     """
     rare = (bias_k, bias_v, key_padding_mask, static_k, static_v)
     if any(part is not None for part in rare) or add_zero_attn or (need_weights and not average_attn_weights):
-        raise NotImplementedError("of attention, extra or padded keys and the weights of each head cannot be followed")
+        raise NotImplementedError("attention with extra or padded keys, or with weights of each head, cannot be traced")
     weights = (q_proj_weight, k_proj_weight, v_proj_weight)
     if not use_separate_proj_weight:
         weights = in_proj_weight.chunk(3)

@@ -1,15 +1,15 @@
-"""Biases as integer hardware adds them.
+"""Biases in the form in which integer hardware adds them.
 
-The product of two codes is a whole number of step(input) x step(weight of the channel). Hardware adds products up in
-32 bits and starts the sum with the bias, so the bias is a whole number of the same steps.
+The product of 2 codes is a whole number of step(input) x step(weight of the channel). Hardware adds products in 32 bits
+and starts the sum with the bias, so the bias is a whole number of the same steps.
 
-Three things that this has to decide:
+There are 3 special cases:
 
 * a layer that reads a tensor in float, or codes of 16 bits, which no 32-bit sum can hold, keeps its bias in float;
-* a layer that is called with tensors of several grids gets its bias on the coarsest, whose points lie on all the
-  others as long as steps are powers of two;
-* a channel whose weights are so small that 32 bits do not reach up to its bias gets a coarser grid for its weights,
-  which hardly matter beside it. One without any weights gets the coarsest grid of its layer.
+* a layer that is called with tensors on several grids gets its bias on the coarsest grid, whose points lie on all other
+  grids if step sizes are powers of two;
+* a channel whose weights are so small that 32 bits cannot represent its bias gets a coarser grid for its weights, which
+  hardly matter compared with the bias. A channel without any weights gets the coarsest grid of its layer.
 """
 
 import logging
@@ -25,11 +25,11 @@ from dghlib.quantizers.quantized_model import QuantizedModel
 log = logging.getLogger(__name__)
 
 LARGEST = 2**31 - 1  # of a bias, in steps of the sum
-_WIDEST = 8  # bits of codes whose products are added up in 32
+_WIDEST = 8  # bits of codes whose products are added in 32 bits
 
 
 def round_biases(quantized: QuantizedModel) -> None:
-    """Round every bias to the grid of the sum it enters, in place; say which channels needed coarser weights."""
+    """Round every bias to the grid of the sum to which it is added, in place; log the channels with coarser weights."""
     for path in quantized.weight_quantizers():
         layer = quantized.graph.get_submodule(path)
         calls = [node for node in quantized.graph.graph.nodes if node.op == "call_module" and node.target == path]
@@ -38,8 +38,8 @@ def round_biases(quantized: QuantizedModel) -> None:
             coarsest = max(grid.scale.double() for grid in grids if grid is not None)
             if count := _make_room(layer, coarsest):
                 log.warning(
-                    "layer %s: in %d channels the bias lies beyond 32 bits on the grid of the products, whose weights "
-                    "are that small; they get coarser grids",
+                    "layer %s: in %d channels the bias exceeds 32 bits on the grid of the products, because the "
+                    "weights are very small; these channels get coarser grids",
                     path,
                     count,
                 )
@@ -48,7 +48,7 @@ def round_biases(quantized: QuantizedModel) -> None:
 
 
 def grid_of(graph: fx.GraphModule, node: fx.Node) -> UniformQuantizer | None:
-    """Return the quantizer on whose grid the values of a node lie, which moves leave alone; None for float ones."""
+    """Return the quantizer on whose grid the values of a node lie, also after movements; None for float values."""
     while does(graph, node, MOVEMENTS):
         node = node.all_input_nodes[0]
     module = called_module(graph, node)
@@ -56,13 +56,13 @@ def grid_of(graph: fx.GraphModule, node: fx.Node) -> UniformQuantizer | None:
 
 
 def fits_32_bits(layer: QuantizedLayer, *inputs: UniformQuantizer | None) -> bool:
-    """Say whether a layer's weights and inputs are all codes of at most 8 bits."""
+    """Return whether a layer's weights and inputs are all codes of at most 8 bits."""
     grids = (layer.weight_quantizer, *inputs)
     return all(isinstance(grid, UniformQuantizer) and grid.bits <= _WIDEST for grid in grids)
 
 
 def bias_steps(layer: QuantizedLayer, input_scale: Tensor) -> Tensor:
-    """Return the steps (C_out,), in float64, of the grids of a layer's sums: one step of its input, one of a weight."""
+    """Return the step sizes (C_out,), in float64, of a layer's sums: an input's step size times a weight's."""
     channels = _scales(layer) * input_scale.double()
     groups = getattr(layer.layer, "groups", 1) if channel_axis(layer.layer) else 1
     return channels.repeat(groups)  # a transposed convolution has the channels of one group

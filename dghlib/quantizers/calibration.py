@@ -1,6 +1,6 @@
-"""What a network's tensors hold when calibration images pass: histograms, ranges and means, in one sweep.
+"""The values of a network's tensors for calibration images: histograms, ranges and means, in a single sweep.
 
-Images pass in batches, and what is kept does not grow with their number.
+Images pass in batches, and the memory does not grow with their number.
 """
 
 import logging
@@ -21,31 +21,31 @@ from dghlib.quantizers.sites import site_of
 log = logging.getLogger(__name__)
 
 HALF_BINS = 2048
-_AT_ONCE = 2**16  # values that stay in a processor's cache: three times as fast as all at once
-_UNLIKELY = 20  # times the brightest pixel: values beyond are not of normalised images,
-_FEW = 1e-3  # unless they are a smaller share: generators that do not clip leave single pixels far out
+_AT_ONCE = 2**16  # values that stay in a processor's cache: 3 times as fast as all at once
+_UNLIKELY = 20  # times the brightest pixel: larger values do not come from normalised images,
+_FEW = 1e-3  # unless their share is smaller: generators without clipping leave single pixels far outside
 
 
 def check_images(images: Tensor, model: FloatModel) -> Tensor:
-    """Return calibration images as they are, detached, if `model` can be calibrated with them.
+    """Return calibration images unchanged, detached, if `model` can be calibrated with them.
 
     Raises:
         TypeError: not a tensor, or not float32.
-        ValueError: wrong shape, none at all, NaN or Inf, or not a few values far beyond normalised pixels.
+        ValueError: wrong shape, no images, NaN or Inf, or many values far outside normalised pixels.
     """
     if not isinstance(images, Tensor):
-        raise TypeError(f"calibration images are one tensor (N, C, H, W), got {type(images).__name__}")
+        raise TypeError(f"calibration images must be a single tensor (N, C, H, W), got {type(images).__name__}")
     if images.ndim != 4 or tuple(images.shape[1:]) != tuple(model.image_shape):
         shape = ", ".join(map(str, model.image_shape))
         raise ValueError(f"{model.name} is calibrated with images (N, {shape}), got {tuple(images.shape)}")
     if images.dtype != torch.float32:
         raise TypeError(
-            f"calibration images are float32, normalised with the network's mean and std; got {images.dtype}"
+            f"calibration images must be float32, normalised with the network's mean and std; got {images.dtype}"
         )
     if len(images) == 0:
         raise ValueError("calibration needs at least one image, got none")
     images = images.detach()
-    extremes = images.aminmax()  # makes no copy; NaN if any value is
+    extremes = images.aminmax()  # makes no copy; NaN if any value is NaN
     largest = max(-extremes.min.item(), extremes.max.item())
     if not math.isfinite(largest):
         broken = int((~images.isfinite().flatten(1).all(1)).sum())
@@ -62,12 +62,12 @@ def check_images(images: Tensor, model: FloatModel) -> Tensor:
 
 
 def _share_beyond(images: Tensor, limit: float) -> float:
-    """Return the share of values that are farther from 0 than a limit."""
+    """Return the share of values whose magnitude exceeds a limit."""
     return sum(int((image.abs() > limit).sum()) for image in images) / images.numel()
 
 
 def _warn_of_pixels(low: float, high: float, model: FloatModel) -> None:
-    """Warn of images that are all alike, or seem to be pixels that nobody has normalised."""
+    """Warn of images that are constant, or seem to be pixels without normalisation."""
     darkest = min(-mean / std for mean, std in zip(model.mean, model.std, strict=True))
     if low == high:
         log.warning("all values of the calibration images are %g: nothing can be learned from them", low)
@@ -80,10 +80,10 @@ def _warn_of_pixels(low: float, high: float, model: FloatModel) -> None:
 
 
 class Histogram:
-    """How often a tensor's values fall into each of 2 * HALF_BINS bins over [-reach, reach].
+    """The counts of a tensor's values in each of 2 * HALF_BINS bins over [-reach, reach].
 
-    The reach is a power of two. When values exceed it, it doubles and neighbouring bins merge, so that the
-    counts are exactly those of a histogram made with the final reach, whatever the batches.
+    The reach is a power of two. When values exceed it, it doubles and neighbouring bins merge. The counts are therefore
+    exactly those of a histogram with the final reach, for any division into batches.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Histogram:
     def update(self, values: Tensor, weights: Tensor | None = None) -> None:
         """Count the values of a finite tensor, or raise ValueError.
 
-        Each counts once, or as `weights` says, of the shape of `values`.
+        Each value counts as 1, or as given in `weights`, of the shape of `values`.
         """
         low, high = (bound.item() for bound in values.aminmax())
         if not math.isfinite(low + high):
@@ -114,7 +114,7 @@ class Histogram:
         if self.counts.numel() == 0:
             self.reach, self.counts = needed, torch.zeros(2 * HALF_BINS, dtype=torch.float64)
         elif needed > self.reach:
-            merged = min(int(needed / self.reach), HALF_BINS)  # bins that become one
+            merged = min(int(needed / self.reach), HALF_BINS)  # number of bins that are merged
             kept = self.counts.reshape(-1, merged).sum(1)
             self.reach, self.counts = needed, torch.zeros_like(self.counts)
             self.counts[HALF_BINS - len(kept) // 2 : HALF_BINS + len(kept) // 2] = kept
@@ -131,11 +131,11 @@ def power_of_two_above(extreme: float) -> float:
 
 @dataclass(frozen=True)
 class Observations:
-    """What was seen of a network.
+    """The observations of a network.
 
     Attributes:
-        histograms: of the tensors asked for, by node name.
-        input_means: of every layer, by module path: the mean (C_in,) of what enters it.
+        histograms: of the requested tensors, by node name.
+        input_means: of every layer, by module path: the mean (C_in,) of its input.
     """
 
     histograms: dict[str, Histogram]

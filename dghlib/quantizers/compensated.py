@@ -1,10 +1,10 @@
-"""A method that needs no images, and then a line for each output channel that images tell: what they add in seconds.
+"""A method without images, followed by a correction of each output channel from images, which takes seconds.
 
-The base makes the network without images; `compensation` corrects it with them. So what images are worth shows by
-itself: every grid of tensors and every code is the same for all of them.
+The base makes the network without images; `compensation` corrects it with images. This isolates the effect of the
+images: every grid of tensors and every code is the same for all sources.
 
 Source: M. Fu, H. Yu, J. Shao, J. Zhou, K. Zhu, J. Wu: "Quantization without Tears", CVPR 2025, for least squares after
-any quantizer; the bases have sources of their own.
+any quantizer; the bases have their own sources.
 
 Differences from the paper:
 1. Those that `compensation` lists.
@@ -23,18 +23,18 @@ from dghlib.quantizers.compensation import RIDGE, compensate
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.settings import BitSettings
 
-VERSION = 1  # raised with those of the bases, too
+VERSION = 1  # also raised with those of the bases
 
 BASES: Mapping[str, ModuleType] = {"squant": squant, "dfq": dfq}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(BitSettings):
-    """Settings of a compensated method, beside `settings.BitSettings`.
+    """Settings of a compensated method, in addition to `settings.BitSettings`.
 
     Args:
-        base: the method that comes first, "squant" or "dfq", with its other settings at their defaults.
-        ridge: how much of a channel's own energy holds its scale at one, 0 to 1.
+        base: the method without images, "squant" or "dfq", with its other settings at their defaults.
+        ridge: strength of the regularization that holds a channel's scale at 1, relative to its energy, 0 to 1.
     """
 
     base: str = "squant"
@@ -47,9 +47,9 @@ class Config(BitSettings):
 
 
 def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedModel:
-    """Return a quantized copy of a network, corrected on normalised images (N, C, H, W), two at least.
+    """Return a quantized copy of a network, corrected with at least 2 normalised images (N, C, H, W).
 
-    The model is left as it is. Raises as `squant.quantize` and `compensation.compensate`.
+    The model is not changed. Raises as `squant.quantize` and `compensation.compensate`.
     """
     base = BASES[config.base]
     of_base = base.Config(**{each.name: getattr(config, each.name) for each in fields(BitSettings)})

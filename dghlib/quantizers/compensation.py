@@ -1,20 +1,21 @@
 """Compensation in closed form: after any quantizer, a scale and a shift for each output channel of every layer.
 
-They bring the channel nearest to the float network's, by least squares on calibration images. Layer after layer, with
-every layer before it corrected, a channel's quantized output is compared with the float one. What a line from the one
-to the other says goes into the steps of the channel's weight grid and into its bias. Codes stay what they are, so
-integer hardware computes what it did, with other constants: no operation more, no bit more. Half of the images fit the
-line, the other half judge it: a fit never looks worse than none to the images that it was made from.
+The correction brings each channel closest to that of the float network, by least squares on calibration images. Layer
+after layer, with all earlier layers corrected, a channel's quantized output is compared with the float output. The
+scale and the shift between them go into the step sizes of the channel's weight grid and into its bias. Codes do not
+change, so integer hardware computes the same operations with other constants. Half of the images fit the correction,
+and the other half decide whether it is kept, because a fit always looks good on its own images.
 
 Source: M. Fu, H. Yu, J. Shao, J. Zhou, K. Zhu, J. Wu: "Quantization without Tears", CVPR 2025 (least squares after any
 quantizer); Y. Zhong et al., "ERQ: Error Reduction for Post-Training Quantization of Vision Transformers", ICML 2024
 (ridge).
 
 Differences:
-1. Both correct with a full matrix between channels, QwT with a layer of its own in half precision, ERQ by changing
-   weights before they are rounded. A line for each channel costs hardware nothing.
-2. QwT keeps a correction that fits the images that it was made from; here other images decide, channel by channel.
-3. On grids whose steps are powers of two, as HPTQ's, biases alone are corrected: another step would not be one.
+1. Both correct with a full matrix between channels: QwT with an additional layer in half precision, ERQ by changing
+   weights before they are rounded. A linear correction for each channel costs hardware nothing.
+2. QwT keeps a correction that fits its own images; here other images decide, channel by channel.
+3. On grids with power-of-two step sizes, as in HPTQ, only biases are corrected: another step size would not be a power
+   of two.
 """
 
 from collections import Counter
@@ -35,7 +36,7 @@ from dghlib.quantizers.preparation import prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
 
 RIDGE = 0.01
-_LARGEST_SCALE = 2.0  # and its inverse: what is further off is no line through noise
+_LARGEST_SCALE = 2.0  # and its inverse: a larger correction is fitted to noise
 
 
 @torch.no_grad()
@@ -45,10 +46,10 @@ def compensate(model: FloatModel, quantized: QuantizedModel, images: Tensor, rid
     Args:
         model: the float network that `quantized` was made from.
         quantized: from any quantizer; biases that it rounded to integers are rounded again.
-        images: normalised (N, C, H, W), two at least; all pass at once.
-        ridge: how much of a channel's own energy holds its scale at one.
+        images: at least 2, normalised (N, C, H, W); all pass at once.
+        ridge: strength of the regularization that holds a channel's scale at 1, relative to its energy.
 
-    `quantized.about["compensation"]` says how many channels were corrected, of how many.
+    `quantized.about["compensation"]` has the number of corrected channels and of all channels.
 
     Raises:
         TypeError, ValueError: images that do not fit the model, or a single one; a negative ridge.
@@ -56,7 +57,7 @@ def compensate(model: FloatModel, quantized: QuantizedModel, images: Tensor, rid
     images = check_images(images, model)
     check_between(0, 1, "ridge", ridge)
     if len(images) < 2:
-        raise ValueError("compensation needs two images at least, to fit and to judge, got one")
+        raise ValueError("compensation needs at least 2 images, to fit and to judge, got 1")
     images = images.to(device_of(quantized.graph))
     wanted, found = Walk(prepared_graph(model, quantized.about), images), Walk(quantized.graph, images)
     corrected = total = 0
@@ -74,7 +75,7 @@ def compensate(model: FloatModel, quantized: QuantizedModel, images: Tensor, rid
 
 
 class Walk(fx.Interpreter):
-    """Runs a graph on images as far as it is asked to."""
+    """Runs a graph on images up to a given node."""
 
     def __init__(self, graph: fx.GraphModule, images: Tensor):
         super().__init__(graph)
@@ -82,7 +83,7 @@ class Walk(fx.Interpreter):
         self.left = iter(graph.graph.nodes)
 
     def until(self, name: str) -> Tensor:
-        """Return the value of a node behind where the walk is."""
+        """Return the value of a node after the current position."""
         for node in self.left:
             self.env[node] = self.run_node(node)
             for done in self.user_to_last_uses.get(node, []):
@@ -103,14 +104,14 @@ def _layers(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, QuantizedLayer]]:
 
 
 def _steps_are_free(layer: QuantizedLayer) -> bool:
-    """Say whether steps of the weight's grids are other numbers than powers of two."""
+    """Return whether the step sizes of the weight's grids are not all powers of two."""
     grid = layer.weight_quantizer
     assert isinstance(grid, UniformQuantizer)
     return bool((grid.scale.log2() != grid.scale.log2().round()).any())
 
 
 def _line(output: Tensor, target: Tensor, ridge: float, with_scale: bool, last: bool) -> tuple[Tensor, Tensor]:
-    """Return scale and shift (C,), that the first half of images fits and the second bears out; else 1 and 0."""
+    """Return scale and shift (C,) that the first half of images fits and the second half confirms; else 1 and 0."""
     fit, judge = (
         [_rows(each[part], last) for each in (output, target)] for part in (slice(0, None, 2), slice(1, None, 2))
     )
@@ -136,7 +137,7 @@ def _beside(values: Tensor, output: Tensor, layer: QuantizedLayer) -> Tensor:
 
 
 def _apply(layer: QuantizedLayer, scale: Tensor, shift: Tensor) -> None:
-    """Let a layer's channels come out as lines of what they were; its codes stay."""
+    """Apply scale and shift to a layer's output channels; its codes do not change."""
     grid, inner = layer.weight_quantizer, layer.layer
     assert isinstance(grid, UniformQuantizer)
     factors = along_channels(scale, inner)

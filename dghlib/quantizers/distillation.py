@@ -1,4 +1,4 @@
-"""What a quantized student learns from the float network: the terms of the loss of fine-tuning.
+"""The loss of fine-tuning: the terms from which a quantized student learns from the float network.
 
 Sources: S. Xu et al., "Generative Low-bitwidth Data Free Quantization", ECCV 2020 (distillation at temperature 20);
 H. Li et al., "Hard Sample Matters a Lot in Zero-Shot Quantization", CVPR 2023 (HAST: aligned features); M. Kim et al.,
@@ -6,9 +6,9 @@ H. Li et al., "Hard Sample Matters a Lot in Zero-Shot Quantization", CVPR 2023 (
 alone for hard images, the low-pass filter).
 
 At temperature 20, T^2 KL(teacher || student), summed over classes and averaged over images, is nearly half the mean
-squared difference of logits whose mean over classes is taken away. The published losses are all of this kind and
-differ by their weight alone: 1 for AdaDFQ, 1 / classes for GDFQ, AIT and Qimera, whose code averages over classes too,
-and 20 for IntraQ, HAST and SynQ.
+squared difference of the logits after their mean over classes has been subtracted. The published losses all have this
+form and differ only in its weight: 1 for AdaDFQ, 1 / classes for GDFQ, AIT and Qimera, whose code also averages over
+classes, and 20 for IntraQ, HAST and SynQ.
 """
 
 from collections.abc import Collection
@@ -27,15 +27,15 @@ _SMALLEST_WEIGHT = 1e-10  # of a channel in a class activation map
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """How much each term counts.
+    """The weights of the terms.
 
     Attributes:
         distillation: T^2 KL(teacher || student) of the logits.
         temperature: T.
-        cross_entropy: to the class that the teacher takes an image for.
-        easy: images count in `cross_entropy` if the teacher is surer of their class than 1 - easy; 1 takes all.
-        features: HAST's alignment of what leaves the blocks.
-        maps: SynQ's alignment of class activation maps, of the last convolution.
+        cross_entropy: with the class that the teacher assigns to an image.
+        easy: images count in `cross_entropy` if the teacher's probability of their class exceeds 1 - easy; 1 takes all.
+        features: HAST's alignment of the outputs of blocks.
+        maps: SynQ's alignment of class activation maps of the last convolution.
     """
 
     distillation: float
@@ -54,7 +54,7 @@ class Lesson:
         terms: their weights.
 
     Raises:
-        ValueError: the network's answer is not one tensor of logits (N, classes).
+        ValueError: the network's output is not a single tensor of logits (N, classes).
     """
 
     def __init__(self, student: QuantizedModel, teacher: fx.GraphModule, terms: Terms):
@@ -68,9 +68,9 @@ class Lesson:
         self.student = _watched(student.graph, names)
 
     def __call__(self, images: Tensor, perturbed: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the loss of images (N, C, H, W), and the distillation in it; the loss may be differentiated by them.
+        """Return the loss of images (N, C, H, W), and the distillation in it; the loss has gradients for the images.
 
-        Of images that were `perturbed`, activation maps do not count.
+        For images that were `perturbed`, activation maps do not count.
         """
         terms = self.terms
         wanted, *wanted_features = self._ask_teacher(images, perturbed)
@@ -88,7 +88,7 @@ class Lesson:
         return loss, distilled.detach()
 
     def _ask_teacher(self, images: Tensor, perturbed: bool) -> tuple[Tensor, ...]:
-        """Return what the teacher answers, able to tell the gradient of its features if that is needed."""
+        """Return the teacher's outputs, with a graph for the gradient of its features if it is needed."""
         if self.terms.maps and not perturbed and not images.requires_grad:
             images = images.detach().requires_grad_()
         return self.teacher(images)
@@ -103,20 +103,20 @@ def distillation(answer: Tensor, wanted: Tensor, temperature: float) -> Tensor:
 
 
 def easy_cross_entropy(answer: Tensor, wanted: Tensor, easy: float) -> Tensor:
-    """Return the cross-entropy to the teacher's class, of hard images zero, averaged over all images."""
+    """Return the cross-entropy with the teacher's class, zero for hard images, averaged over all images."""
     sureness, labels = wanted.softmax(1).max(1)
     losses = F.cross_entropy(answer, labels, reduction="none")
     return (losses * (1 - sureness < easy)).mean() if easy < 1 else losses.mean()
 
 
 def feature_distance(features: Tensor, wanted: Tensor) -> Tensor:
-    """Return how far the energies of channels (N, C, H, W), normalised for each image, lie apart (HAST)."""
+    """Return the distance of the energies of channels (N, C, H, W), normalised for each image (HAST)."""
     energy, wanted_energy = (F.normalize(each.square().mean((2, 3))) for each in (features, wanted))
     return F.mse_loss(energy, wanted_energy)
 
 
 def activation_map(features: Tensor, logits: Tensor) -> Tensor:
-    """Return where a network sees the class it answers, (N, H, W) from 0 to 1: Grad-CAM of `features` (N, C, H, W)."""
+    """Return where a network sees its predicted class, (N, H, W) from 0 to 1: Grad-CAM of `features` (N, C, H, W)."""
     top = logits.max(1).values.sum()
     (gradient,) = torch.autograd.grad(top, features, retain_graph=True)
     weights = gradient.mean((2, 3), keepdim=True).clamp(min=_SMALLEST_WEIGHT)
@@ -126,7 +126,7 @@ def activation_map(features: Tensor, logits: Tensor) -> Tensor:
 
 
 def low_pass(images: Tensor, radius: float) -> Tensor:
-    """Return images (N, C, H, W) of which the Gaussian exp(-r^2 / 2 radius^2) damps frequencies r, in periods."""
+    """Return images (N, C, H, W) whose frequencies r, in periods, are damped by exp(-r^2 / 2 radius^2)."""
     height, width = images.shape[2:]
     rows = torch.fft.fftfreq(height, 1 / height, device=images.device)
     columns = torch.fft.rfftfreq(width, 1 / width, device=images.device)
@@ -135,20 +135,20 @@ def low_pass(images: Tensor, radius: float) -> Tensor:
 
 
 def check_classifier(graph: fx.GraphModule) -> None:
-    """Raise ValueError unless a graph answers with one tensor of logits (N, classes), of two classes at least."""
+    """Raise ValueError unless a graph returns a single tensor of logits (N, classes) with at least 2 classes."""
     (end,) = (node for node in graph.graph.nodes if node.op == "output")
     answer = end.args[0]
     shape: tuple[int, ...] = answer.meta.get("shape", ()) if isinstance(answer, fx.Node) else ()
     if len(shape) != 2 or shape[1] < 2:
         found = f"a tensor {tuple(shape)}" if shape else "something else"
         raise ValueError(
-            f"fine-tuning learns from logits (N, classes) of two classes at least, but the network answers {found}: "
+            f"fine-tuning learns from logits (N, classes) of at least 2 classes, but the network returns {found}: "
             "take a method that learns block by block, such as brecq or qdrop"
         )
 
 
 def _blocks(graph: fx.GraphModule) -> list[str]:
-    """Return the tensors of maps that leave the blocks."""
+    """Return the names of the feature maps at the outputs of blocks."""
     shapes = {node.name: node.meta.get("shape", ()) for node in graph.graph.nodes}
     return [unit.exit for unit in units_of(graph, "block") if len(shapes[unit.exit]) == 4]
 
@@ -156,12 +156,12 @@ def _blocks(graph: fx.GraphModule) -> list[str]:
 def _last_convolution(graph: fx.GraphModule) -> str:
     names = [node.name for node, _ in layer_calls(graph) if len(node.meta["shape"]) == 4]
     if not names:
-        raise ValueError("class activation maps are of the last convolution, and the network has none: maps=0")
+        raise ValueError("class activation maps need a convolution, and the network has none: set maps=0")
     return names[-1]
 
 
 def _watched(graph: fx.GraphModule, names: Collection[str]) -> fx.GraphModule:
-    """Return what answers (logits, *tensors of these names), on the modules of `graph` itself."""
+    """Return a graph that computes (logits, *tensors of these names), on the modules of `graph` itself."""
     watched = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     logits = watched.graph_copy(graph.graph, copies)

@@ -1,16 +1,16 @@
-"""Equalization across layers: channels are scaled until neighbouring layers' weights reach alike far.
+"""Equalization across layers: channels are scaled until the weights of neighbouring layers have the same range.
 
-What lies between two layers, ReLU for instance, does the same to a channel at every scale. So a channel may leave the
-first layer divided by a factor and enter the second multiplied by it, and the network computes what it did. The factor
-is the one with which both layers' weights of the channel reach alike far. It makes the channels of a weight alike,
-which matters where one grid serves them all.
+A ReLU between 2 layers, for example, commutes with a positive scale. So the first layer can divide a channel by a
+factor and the second multiply it by the same factor, and the network computes the same function. The factor gives the
+weights of the channel the same range in both layers. It makes the channels of a weight similar, which matters if they
+share a grid.
 
 Source: M. Nagel, M. van Baalen, T. Blankevoort, M. Welling: "Data-Free Quantization Through Weight Equalization and
 Bias Correction", ICCV 2019.
 
 Differences:
-1. ReLU6 between two layers becomes ReLU, as in the paper. What it cut off, the grid of the tensor has to.
-2. High biases are absorbed where the next layer pads nothing: padding would have to be moved with the tensor.
+1. ReLU6 between 2 layers becomes ReLU, as in the paper. The grid of the tensor has to clip instead.
+2. High biases are absorbed if the next layer has no padding: padding would have to be moved with the tensor.
 """
 
 from collections import Counter
@@ -33,14 +33,14 @@ from dghlib.quantizers.operations import (
     layer_calls,
 )
 
-_ROUNDS = 20  # over all pairs; a chain of three layers is equal to a thousandth after ten
-_TAIL = 3.0  # deviations below the mean that a channel hardly ever falls
+_ROUNDS = 20  # over all pairs; after 10 rounds a chain of 3 layers is equal to 1/1000
+_TAIL = 3.0  # standard deviations below the mean; a channel hardly ever falls further
 _EVERY_SCALE = {*RELU, *RELU6, nn.LeakyReLU, F.leaky_relu, nn.PReLU, F.prelu, *MAX_POOLING, *AVERAGES}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers, the second of which alone reads the first.
+    """Two layers, where only the second reads the output of the first.
 
     Attributes:
         call: the node of the first.
@@ -56,7 +56,7 @@ class Pair:
 def equalize(graph: fx.GraphModule, *, absorb: bool) -> None:
     """Scale the channels between all pairs of layers of a graph from `folded_graph`, in place.
 
-    With `absorb`, what a channel behind ReLU has at least moves from the first layer's bias into the second's.
+    With `absorb`, the smallest usual value of a channel after ReLU moves from the first layer's bias to the second's.
     """
     pairs = list(pairs_of(graph))
     for pair in pairs:
@@ -75,7 +75,7 @@ def equalize(graph: fx.GraphModule, *, absorb: bool) -> None:
 
 
 def pairs_of(graph: fx.GraphModule) -> Iterator[Pair]:
-    """Yield every pair of layers, both called once, with nothing between them to which a scale matters."""
+    """Yield every pair of layers, both called once, with nothing between them that depends on the scale."""
     calls = dict(layer_calls(graph))
     times = Counter(node.target for node in calls)
     for call, layer in calls.items():
@@ -95,7 +95,7 @@ def pairs_of(graph: fx.GraphModule) -> Iterator[Pair]:
 def _equalize(pair: Pair) -> None:
     first, second = _reach_of_outputs(pair.first), _reach_of_inputs(pair.second)
     factors = (first / second).sqrt()
-    factors = torch.where(factors.isfinite() & (factors > 0), factors, 1.0)  # a channel without weights stays
+    factors = torch.where(factors.isfinite() & (factors > 0), factors, 1.0)  # a channel without weights is unchanged
     scale_output(pair.first, 1 / factors)
     if pair.first.bias is not None:
         pair.first.bias = frozen(pair.first.bias / factors)
@@ -120,13 +120,13 @@ def _response(layer: Layer, mean: Tensor) -> Tensor:
 
 
 def _pads(layer: Any) -> bool:
-    """Say whether a layer reads zeros around its input."""
+    """Return whether a layer pads its input with zeros."""
     padding = getattr(layer, "padding", 0)
     return padding == "same" or (padding != "valid" and any(torch.tensor(padding).flatten().tolist()))
 
 
 def _by_input(layer: Layer) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Return magnitudes of a weight, a row for each input channel, and what makes factors (C_in,) broadcast to it."""
+    """Return magnitudes of a weight, a row per input channel, and a function that broadcasts factors (C_in,) to it."""
     weight, groups = layer.weight.detach(), getattr(layer, "groups", 1)
     axes = [1] * (weight.ndim - 2)
     if isinstance(layer, nn.ConvTranspose2d):  # (C_in, C_out / groups, ...)
@@ -152,5 +152,5 @@ def _reach_of_outputs(layer: Layer) -> Tensor:
 
 
 def _scale_input(layer: Layer, factors: Tensor) -> None:
-    """Multiply what a layer does with every input channel (C_in,) by a factor, through a new weight."""
+    """Multiply a layer's response to every input channel by a factor (C_in,), through a new weight."""
     layer.weight = frozen(layer.weight.detach() * _by_input(layer)[1](factors))

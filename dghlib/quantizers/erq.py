@@ -1,26 +1,26 @@
-"""ERQ: weights of linear layers take back, in closed form, what rounding tensors and rounding weights do wrong.
+"""ERQ: weights of linear layers compensate, in closed form, the errors from rounding tensors and weights.
 
-Grids of tensors are RepQ-ViT's. Then layer after layer, each reading what the layers quantized before it make:
+Grids of tensors are those of RepQ-ViT. Then layer after layer, with inputs from the layers that are already quantized:
 
-1. the weight is moved so that, with tensors on their grids, the output comes nearest to that of the float network
-   (ridge regression);
-2. half of the weight's columns are rounded, and the columns that are left move so that they make up for the errors, by
-   ridge regression again; then half of those, and so on.
+1. the weight is moved so that, with tensors on their grids, the output is nearest to that of the float network (ridge
+   regression);
+2. half of the weight's columns are rounded, and the remaining columns are moved to compensate for the errors, again by
+   ridge regression; then half of the remaining columns, and so on.
 
-So images are used twice by every layer, and nothing is learned step by step. A network on the grids costs no operation
-more than RepQ-ViT's.
+So every layer uses the images twice, and nothing is learned iteratively. On the grids the network costs the same
+operations as with RepQ-ViT.
 
 Source: Y. Zhong, Y. Huang, J. Hu, Y. Zhang, R. Ji, "ERQ: Error Reduction for Post-Training Quantization of Vision
 Transformers", ICML 2024, and a description of its released code.
 
 Differences:
-1. How strongly ridge regression holds weights is decided by the images: half of them fit, the other half choose one of
-   `RIDGES`, or none of the moves. The released code has a constant for all layers, that differs from its README's.
-2. Columns that their inputs make weigh most are rounded first. The directions of rounding are the nearest; ERQ tries
-   flips of single weights besides.
-3. No column has a scale of its own for outliers; the released code gives some one.
-4. Weights of convolutions are rounded to the nearest; so in the released code, for the first.
-5. What differs in grids is listed in `repq_vit`.
+1. The images decide how strongly ridge regression holds weights: half of them fit, and the other half choose one of
+   `RIDGES`, or no move. The released code has a constant for all layers, which differs from the one in its README.
+2. The columns with the largest effect through their inputs are rounded first. Weights are rounded to the nearest; ERQ
+   also tries flips of single weights.
+3. No column has a scale of its own for outliers; in the released code some columns do.
+4. Weights of convolutions are rounded to the nearest, as in the released code for the first convolution.
+5. Differences in grids are listed in `repq_vit`.
 """
 
 from dataclasses import asdict, dataclass
@@ -54,17 +54,17 @@ class Config(repq_vit.Config):
 
 @torch.no_grad()
 def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedModel:
-    """Return a quantized copy of a network, calibrated with normalised images (N, C, H, W), two at least.
+    """Return a quantized copy of a network, calibrated with at least 2 normalised images (N, C, H, W).
 
-    All images pass at once in the second part. The model is left as it is.
+    All images pass at once in the second part. The model is not changed.
 
     Raises:
         UntraceableNetwork: torch.fx cannot follow the network.
-        TypeError, ValueError: images that do not fit the model, or a single one; weights or tensors with NaN or Inf.
+        TypeError, ValueError: images that do not fit the model, or a single image; weights or tensors with NaN or Inf.
     """
     images = check_images(images, model)
     if len(images) < 2:
-        raise ValueError("ERQ needs two images at least, to fit and to choose, got one")
+        raise ValueError("ERQ needs at least 2 images, to fit and to choose, got 1")
     graph, bits, activations, about = repq_vit.with_tensor_grids(model, images, config)
     about = {"model": model.name, "method": "erq", "config": asdict(config), **about}
     calls = [node.target for node, _ in layer_calls(graph)]
@@ -84,7 +84,7 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
 
 
 class _Corrector(fx.Interpreter):
-    """Runs a network whose tensors are quantized, and quantizes the weights of its layers on the way."""
+    """Runs a network with quantized tensors, and quantizes the weights of its layers on the way."""
 
     def __init__(self, graph: fx.GraphModule, wanted: Walk, bits: dict[str, int]):
         super().__init__(graph)
@@ -105,12 +105,12 @@ class _Corrector(fx.Interpreter):
 def quantized_weight(
     layer: nn.Linear, inputs: Tensor, target: Tensor, bits: int
 ) -> tuple[UniformQuantizer, Tensor, Tensor]:
-    """Return grids for a layer's weight, the weight (C_out, C_in), whose values lie on them, and the bias (C_out,).
+    """Return grids for a layer's weight, the weight (C_out, C_in) on these grids, and the bias (C_out,).
 
     Args:
         layer: in float.
-        inputs: what it reads in the quantized network, (N, ..., C_in).
-        target: what the float layer makes of the float network's tensors, (N, ..., C_out).
+        inputs: its inputs in the quantized network, (N, ..., C_in).
+        target: the float layer's outputs for the tensors of the float network, (N, ..., C_out).
         bits: of the weight.
     """
     x, y = (values.double().reshape(len(inputs), -1, values.shape[-1]) for values in (inputs, target))
@@ -126,13 +126,13 @@ def quantized_weight(
 
 
 def _with_weight(layer: nn.Linear, weight: Tensor) -> nn.Linear:
-    made = nn.Linear(layer.in_features, layer.out_features, device="meta")  # anywhere else it would draw weights
+    made = nn.Linear(layer.in_features, layer.out_features, device="meta")  # on other devices it would draw weights
     made.weight = frozen(weight)
     return made
 
 
 def _moved(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Return weight and bias after the ridge that other images bear out, and how strong it was; as given for none."""
+    """Return weight and bias after the ridge that other images confirm, and its strength; unchanged for none."""
     errors = y - x @ weight.T - bias
     fit, judge = slice(0, None, 2), slice(1, None, 2)
     best, smallest = 0.0, errors[judge].square().sum()
@@ -148,7 +148,7 @@ def _moved(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, 
 
 
 def _ridge(x: Tensor, errors: Tensor, ridge: float) -> Tensor:
-    """Return what is to be added to the weight, and last to the bias, (C_in + 1, C_out)."""
+    """Return the summand for the weight and, in the last row, the bias, (C_in + 1, C_out)."""
     rows = _with_one(x).flatten(0, 1)
     gram = rows.T @ rows
     gram.diagonal()[:-1].add_(ridge * gram.diagonal()[:-1].mean().clamp(min=1e-12))
@@ -160,7 +160,7 @@ def _with_one(x: Tensor) -> Tensor:
 
 
 def _rounded(weight: Tensor, gram: Tensor, grid: UniformQuantizer) -> Tensor:
-    """Return a weight (C_out, C_in) on its grid, whose columns were rounded by halves, heaviest first."""
+    """Return a weight (C_out, C_in) on its grid, whose columns were rounded by halves, the most important first."""
     weight = weight.clone()
     left = gram.diagonal().argsort(descending=True)
     while len(left):

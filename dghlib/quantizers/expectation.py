@@ -1,21 +1,21 @@
-"""What a network's tensors hold, told from its batch norms alone: no image passes.
+"""The values of a network's tensors, predicted from its batch norms alone, without images.
 
-A batch norm says with which mean and deviation every channel left it when the network was trained. Channels are taken
-for normal and independent, cut off at so many deviations, and followed from there: through activation functions value
-by value, through sums and products pair by pair. What comes out has the form of what `calibration.observe` sees of
-images.
+A batch norm has the mean and the standard deviation of every channel of its output on the training data. Channels are
+assumed to be normal and independent, cut off at a number of standard deviations, and followed from there: value by
+value through activation functions, pair by pair through sums and products. The result has the form of the observations
+that `calibration.observe` makes from images.
 
 Source: M. Nagel, M. van Baalen, T. Blankevoort, M. Welling: "Data-Free Quantization Through Weight Equalization and
-Bias Correction", ICCV 2019, which tells ranges and means of what enters a layer in this way.
+Bias Correction", ICCV 2019, which predicts the ranges and means of a layer's inputs in this way.
 
 Differences:
-1. The paper has formulas for what is behind ReLU. Here functions are applied to points along the normal distribution,
-   so that any function will do.
-2. The paper uses batch norms right before a layer. Here sums, gates, averages and concatenations are followed as well.
-   Averages keep the deviation of what they average: that of a channel is mostly one from image to image.
-3. A layer without a batch norm, as the last one, reads channels that lean its way, as features lean to a class. They
-   are not independent there: its output reaches as far as `_LEANING` deviations of all that it reads at once.
-4. Pixels may be anything that can be shown, all alike often.
+1. The paper has formulas for the output of ReLU. Here functions are applied to points on the normal distribution, so
+   that any function can be used.
+2. The paper uses batch norms directly before a layer. Here sums, gates, averages and concatenations are followed as
+   well. Averages keep the standard deviation of their input, because most of a channel's variance is between images.
+3. A layer without a batch norm, such as the last one, reads channels that vary together, as the features of a class do.
+   They are not independent there: its output reaches as far as `_LEANING` standard deviations of all inputs at once.
+4. Pixels may have any value in their range, and often all have the same value.
 """
 
 from collections.abc import Collection
@@ -32,21 +32,21 @@ from dghlib.quantizers.layers import mean_response
 from dghlib.quantizers.operations import AVERAGES, Kind, Layer, called_module, does, kind_of, layer_calls, source_of
 from dghlib.quantizers.sites import site_of
 
-_DEVIATIONS = 6.0  # at which the paper cuts distributions off
+_DEVIATIONS = 6.0  # standard deviations at which the paper cuts off distributions
 _LEANING = 3.0
-_POINTS = 97  # means of rectified distributions are right to a thousandth of a deviation
+_POINTS = 97  # means of rectified distributions are correct to 1/1000 of a standard deviation
 
 
 def expect(graph: fx.GraphModule, tensors: Collection[str], model: FloatModel) -> Observations:
-    """Return histograms of the named tensors and the mean input of every layer, as the batch norms have them.
+    """Return histograms of the named tensors and the mean input of every layer, predicted from the batch norms.
 
     Args:
         graph: from `folded_graph(model)`, or the same after its channels were scaled.
         tensors: names of nodes.
-        model: says what pixels are in its normalised space.
+        model: gives the range of pixels in its normalised space.
 
     Raises:
-        ValueError: a tensor that cannot be told from batch norms; the message says which, and what to do.
+        ValueError: a tensor cannot be predicted from batch norms; the message names it and the remedy.
     """
     teller = _Teller(graph, tensors, model)
     with torch.no_grad():
@@ -55,10 +55,10 @@ def expect(graph: fx.GraphModule, tensors: Collection[str], model: FloatModel) -
 
 
 class _Teller(fx.Interpreter):
-    """Runs a graph on tensors that hold the numbers of channels: what moves values about shows which end where.
+    """Runs a graph on tensors that hold the indices of channels, so that movements show where each channel goes.
 
-    `told` has, for every node that computes, the values (P, C) of its channels at points along the normal distribution;
-    each point counts as `weights` (P,) says.
+    `told` has, for every node that computes, the values (P, C) of its channels at points on the normal distribution;
+    the points have the weights `weights` (P,).
     """
 
     def __init__(self, graph: fx.GraphModule, tensors: Collection[str], model: FloatModel):
@@ -108,7 +108,7 @@ class _Teller(fx.Interpreter):
         if node.target is torch.cat:
             return torch.cat([self._values(part) for part in node.all_input_nodes], dim=1)
         raise ValueError(
-            f"what tensor {node.name!r} holds cannot be told from batch norms: {node.target} cannot be followed. "
+            f"tensor {node.name!r} cannot be predicted from batch norms: {node.target} cannot be followed. "
             "Calibrate with images"
         )
 
@@ -128,7 +128,7 @@ class _Teller(fx.Interpreter):
         return self._normal(mean_response(layer, weight, mean) + bias, leaning)
 
     def _arithmetic(self, node: fx.Node) -> Tensor:
-        """Return what becomes of every value with a number, or of every value of a tensor with every one of another."""
+        """Return the result for every value with a number, or for every pair of values of two tensors."""
         graph: Any = self.module
         read = [each for each in node.all_input_nodes if source_of(graph, each) in self.told]
         if len(read) == 1:
@@ -141,7 +141,7 @@ class _Teller(fx.Interpreter):
         return self._normal(mean, spread).clamp(pairs.amin(0), pairs.amax(0))
 
     def _call(self, node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor:
-        """Return what a node computes of these values in the place of its tensors; constants are per channel."""
+        """Return the result of a node for these values of its tensors; constants are per channel."""
 
         def given(each: fx.Node) -> Any:
             if each in values:
@@ -161,11 +161,11 @@ class _Teller(fx.Interpreter):
 
 
 def _numbered(like: Tensor) -> Tensor:
-    """Return a tensor that holds everywhere the number of the channel, from 1 on: zeros come from padding."""
+    """Return a tensor whose values are the index of their channel, from 1 on: zeros come from padding."""
     numbers = torch.arange(1.0, like.shape[1] + 1, device=like.device)
     return numbers.reshape(1, -1, *[1] * (like.ndim - 2)).expand(like.shape).clone()
 
 
 def _channels(numbers: Tensor) -> Tensor:
-    """Return which channel is in each place (C,) of a tensor of numbers."""
+    """Return which channel is at each position (C,) of a tensor of indices."""
     return numbers.movedim(1, 0).flatten(1).amax(1).long().cpu() - 1

@@ -1,16 +1,16 @@
-"""Fine-tuning: a quantized network learns, as a whole, to answer images as the float network does; no labels, no data.
+"""Fine-tuning: a quantized network learns, as a whole, the outputs of the float network; without labels or data.
 
-One loop serves LSQ, GenQ's initialisation, IntraQ's second stage, AIT and SynQ; each of those modules is a set of
-defaults for `Settings` and says what its authors do otherwise. In every step
+LSQ, GenQ's initialisation, IntraQ's second stage, AIT and SynQ share a loop; each of those modules is a set of defaults
+for `Settings` and lists its differences from its authors' version. In every step
 
     1. a minibatch is drawn, cropped and mirrored;
-    2. the student, whose weights and tensors are rounded, and the teacher, the float network, answer it;
-    3. SGD moves what the student learns, its weights and biases and perhaps the steps of its grids, against the
-       gradient of the loss of `distillation`, through rounding as if it were not there.
+    2. the student, whose weights and tensors are rounded, and the teacher, the float network, process it;
+    3. SGD updates the student's weights and biases, and for some methods the step sizes of its grids, along the
+       negative gradient of the loss of `distillation`, with straight-through gradients for the rounding.
 
-Student and teacher are graphs whose batch norms are folded, so their statistics stay what they are, and what a batch
-norm scales and shifts by is learned as part of a layer's weight and bias. Statistics of synthetic images would ruin
-the student. Ranges of tensors are settled before, on all images, and are never measured again.
+Student and teacher are graphs with folded batch norms, so their statistics do not change, and the scales and shifts of
+batch norms are learned as parts of weights and biases. Statistics of synthetic images would spoil the student. Ranges
+of tensors are chosen before, from all images, and are never measured again.
 """
 
 import copy
@@ -31,12 +31,13 @@ from dghlib.models import FloatModel
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import check_images
 from dghlib.quantizers.distillation import Lesson, Terms, check_classifier, distillation, low_pass
-from dghlib.quantizers.graph import device_of, folded_graph
+from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.inundation import inundate
 from dghlib.quantizers.layers import QuantizedLayer, frozen
 from dghlib.quantizers.learners import keep_positive
 from dghlib.quantizers.operations import LAYERS
+from dghlib.quantizers.preparation import preparation_of, prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.starting import LearningSettings, checksum, nearest
 from dghlib.quantizers.trainable import FixedRange, MinMaxWeight, TrainedStep, settle
@@ -44,7 +45,7 @@ from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import fingerprint
 
-Answer = Callable[[Tensor], Tensor]  # of a network to images
+Answer = Callable[[Tensor], Tensor]  # of a network for images
 
 
 def _cosine(done: float) -> float:
@@ -55,36 +56,36 @@ def _quarters(done: float) -> float:
     return 0.1 ** math.floor(4 * done)
 
 
-# How much of the rate is left when some part of the steps, 0 to 1, is done.
+# The share of the rate that remains when a share of the steps, 0 to 1, is done.
 SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "quarters": _quarters}
 _MOMENTUM = 0.9
-_SMOOTHING = 0.9  # of the loss that tells whether the student diverges
+_SMOOTHING = 0.9  # of the loss that shows whether the student diverges
 _DIVERGED = 2.0  # times the loss at the start
-_LOST = 0.25  # of the loss of a student that knows nothing; below it, no student has diverged
+_LOST = 0.25  # of the loss of a student with equal logits; a student below this has not diverged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(LearningSettings):
-    """What the methods of fine-tuning have in common, and where they differ; beside `starting.LearningSettings`.
+    """The common settings of the methods of fine-tuning, and their differences; see also `starting.LearningSettings`.
 
     Args:
-        learn_steps: whether the steps of all grids are learned, as LSQ does; else those of weights follow the weights'
-            extremes, those of tensors stay, and gradients pass grids as if they were not there.
+        learn_steps: whether the step sizes of all grids are learned, as in LSQ; otherwise those of weights follow the
+            weights' extremes, those of tensors are fixed, and gradients pass grids unchanged.
         steps: minibatches.
-        rate: SGD's learning rate at the start. What counts is its product with `distillation`.
-        weight_decay: of weights and biases; steps of grids have none.
-        schedule: how the rate falls, "cosine" to zero, or "quarters", to a tenth after each quarter of the steps.
+        rate: SGD's learning rate at the start. Its product with `distillation` matters.
+        weight_decay: of weights and biases; step sizes of grids have none.
+        schedule: how the rate falls, "cosine" to zero, or "quarters", to 1/10 after each quarter of the steps.
         distillation, temperature: weight and temperature of T^2 KL(teacher || student).
-        cross_entropy: weight of the cross-entropy to the class that the teacher takes an image for.
-        easy: which images count in it: those of which the teacher is surer than 1 - easy. 1 takes all.
-        features: weight of HAST's alignment of what leaves the blocks.
-        perturbation: how far every image is moved against what the student knows, in normalised values, for a second
-            pass of each minibatch (HAST); 0 makes none.
+        cross_entropy: weight of the cross-entropy with the class that the teacher assigns to an image.
+        easy: images count in it if the teacher's probability of their class exceeds 1 - easy. 1 takes all.
+        features: weight of HAST's alignment of the outputs of blocks.
+        perturbation: how far every image is moved against the student's knowledge, in normalised values, for a second
+            pass of each minibatch (HAST); 0 makes no second pass.
         maps: weight of SynQ's alignment of class activation maps.
         low_pass: radius of SynQ's Gaussian filter on the images, in periods per image; 0 for none.
-        inundation: share of a layer's weights whose codes change in a step, at least (AIT); falls as the rate does.
-        smallest_crop: smallest share of an image in a random crop; 1 crops none.
-        flip: whether images are mirrored half the time.
+        inundation: smallest share of a layer's weights whose codes change in a step (AIT); falls as the rate does.
+        smallest_crop: smallest share of an image in a random crop; 1 for no crops.
+        flip: whether images are mirrored with probability 1/2.
     """
 
     placement: str = "relu_only"
@@ -122,7 +123,7 @@ class Settings(LearningSettings):
             check_between(0, math.inf, name, getattr(self, name))
         if not self.learn_steps and self.weight_search != "min_max":
             raise ValueError(
-                f"weight_search={self.weight_search!r} finds steps that are learned: set learn_steps=True, "
+                f"weight_search={self.weight_search!r} is for learned step sizes: set learn_steps=True, "
                 "or weight_search='min_max'"
             )
         if self.inundation and self.learn_steps:
@@ -143,20 +144,21 @@ def fine_tune(
 ) -> QuantizedModel:
     """Return a quantized copy of a network, fine-tuned on normalised images (N, C, H, W).
 
-    The model is left as it is, and so is `start`, a quantized copy to begin with: its codes, steps and biases are the
-    student's. With `checkpoint`, a file, a run that was killed goes on to the same result.
+    Neither the model nor `start` is changed. `start` is a quantized copy from which the student takes its codes, step
+    sizes and biases. With `checkpoint`, a file, a killed run continues to the same result.
 
     Raises:
         UntraceableNetwork: torch.fx cannot follow the network.
-        TypeError, ValueError: images that do not fit the model, or are of one class to it; weights or tensors with NaN
-            or Inf; a network that answers no logits, or whose answer does not depend on what is learned.
-        FloatingPointError: the student diverges; the step is named. What was saved before is left where it is.
+        TypeError, ValueError: images do not fit the model, or it assigns the same class to all; weights or tensors have
+            NaN or Inf; the network does not return logits, or its outputs do not depend on the learned values.
+        FloatingPointError: the student diverges; the message names the step. Saved states stay in their place.
     """
     images = check_images(images, model)
     if settings.low_pass:
         images = low_pass(images, settings.low_pass)
     about = {"model": model.name, "method": method, "config": asdict(settings)}
-    teacher = folded_graph(model)
+    about |= preparation_of(settings) if start is None else _preparation_of_start(start)
+    teacher = prepared_graph(model, about)
     check_classifier(teacher)
     _check_classes(teacher, images, settings.batch_size)
     student = nearest(model, images, settings, about) if start is None else _copy(start, model, about)
@@ -165,7 +167,7 @@ def fine_tune(
 
 
 class _FineTuning:
-    """A student that learns from its teacher; `run` does it all."""
+    """A student that learns from its teacher; `run` does all steps."""
 
     def __init__(
         self,
@@ -210,7 +212,7 @@ class _FineTuning:
         return self.student.eval()
 
     def _learn(self, step: int) -> None:
-        """Let the student learn from one minibatch: the loop of all methods."""
+        """Let the student learn from a minibatch: the loop of all methods."""
         settings, optimizer = self.settings, self.optimizer
         assert optimizer is not None
         left = SCHEDULES[settings.schedule](step / settings.steps)
@@ -231,7 +233,7 @@ class _FineTuning:
         keep_positive(self.scales)
 
     def _minibatch(self, step: int) -> Tensor:
-        """Return the images of one step, which are the same whatever was drawn before."""
+        """Return the images of a step, which do not depend on earlier draws."""
         settings = self.settings
         rows = rows_of(step, len(self.images), settings.batch_size, settings.seed)
         images = self.images[rows.to(self.images.device)].to(self.device)
@@ -243,12 +245,12 @@ class _FineTuning:
         return resize_windows(images, windows, flips).contiguous(memory_format=torch.channels_last)
 
     def _check_gradients(self, distilled: float) -> None:
-        """Raise ValueError if nothing that is learned has a gradient though the student differs from its teacher."""
+        """Raise ValueError if no learned value has a gradient although the student differs from its teacher."""
         values = [value for group in self.optimizer.param_groups for value in group["params"]]  # type: ignore[union-attr]
         if distilled > 0 and not any(value.grad is not None and value.grad.any() for value in values):
             raise ValueError(
-                "the loss does not depend on anything that is learned, its gradient is zero everywhere: all weights "
-                "of the loss may be 0, or the network ends in something without a gradient"
+                "the loss does not depend on the learned values, its gradient is zero everywhere: all weights of the "
+                "loss may be 0, or the network may end in an operation without a gradient"
             )
 
     def _state(self, done: int) -> dict[str, Any]:
@@ -261,7 +263,7 @@ class _FineTuning:
         }
 
     def _resume(self) -> int:
-        """Take up what a checkpoint holds; return how many steps are done."""
+        """Restore the content of a checkpoint; return the number of completed steps."""
         state = self.checkpoint.load()
         if state is None or self.optimizer is None:
             return 0
@@ -272,11 +274,11 @@ class _FineTuning:
 
 
 class _Watch:
-    """Notices a student that diverges, by its distillation.
+    """Detects a student that diverges, by its distillation.
 
     Args:
-        before: its distillation at the start.
-        ignorance: that of a student which answers nothing.
+        before: the student's distillation at the start.
+        ignorance: the distillation of a student with equal logits.
     """
 
     def __init__(self, before: float, ignorance: float):
@@ -284,10 +286,10 @@ class _Watch:
         self.smooth: float | None = None
 
     def add(self, loss: float, step: int) -> None:
-        """Take in the loss of a step, from 0.
+        """Process the loss of a step, from 0.
 
         Raises:
-            FloatingPointError: the loss is no number, or has grown too far.
+            FloatingPointError: the loss is NaN, or has grown too far.
         """
         if self.smooth is None:
             self.smooth, self.start = loss, max(self.start, loss)
@@ -295,18 +297,18 @@ class _Watch:
         self.check(self.smooth, step + 1)
 
     def check(self, loss: float, step: int) -> None:
-        """Raise FloatingPointError if this loss, in so many steps, is that of a student that has diverged."""
+        """Raise FloatingPointError if this loss, at this step, is that of a student that has diverged."""
         limit = max(_DIVERGED * self.start, _LOST * self.ignorance)
-        if not loss <= limit:  # NaN is not
+        if not loss <= limit:  # also for NaN
             raise FloatingPointError(
                 f"the student diverges: at step {step} its distillation is {loss:.4g}, which began at {self.start:.4g} "
-                f"and is {self.ignorance:.4g} for one that knows nothing. Take a smaller rate: what counts is rate "
-                "times distillation, and 0.001 is a good start"
+                f"and is {self.ignorance:.4g} for equal logits. Take a smaller rate: the product of rate and "
+                "distillation matters, and 0.001 is a good start"
             )
 
 
 def rows_of(step: int, count: int, batch_size: int, seed: int) -> Tensor:
-    """Return which of `count` images are in the minibatch of a step: each comes once before any comes again."""
+    """Return the indices of the images in the minibatch of a step: each image comes once before any comes again."""
     size = min(batch_size, count)
     epoch, first = divmod(step * size, count)
     orders = [torch.randperm(count, generator=stream(seed, "fine-tuning", "order", epoch + k)) for k in (0, 1)]
@@ -315,7 +317,7 @@ def rows_of(step: int, count: int, batch_size: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def mean_distillation(student: Answer, teacher: nn.Module, images: Tensor, settings: Settings) -> float:
-    """Return how far a student's answers are from its teacher's: the distillation over all images, without weight."""
+    """Return the distance of a student's outputs from its teacher's: the distillation over all images, unweighted."""
     total, device = 0.0, device_of(teacher)
     for batch in images.split(settings.batch_size):
         batch = batch.to(device)
@@ -324,7 +326,7 @@ def mean_distillation(student: Answer, teacher: nn.Module, images: Tensor, setti
 
 
 def _ignorance(teacher: nn.Module, images: Tensor, settings: Settings) -> float:
-    """Return the distillation of a student that finds all classes alike."""
+    """Return the distillation of a student with the same logit for all classes."""
     return mean_distillation(lambda batch: torch.zeros_like(teacher(batch)), teacher, images, settings)
 
 
@@ -339,8 +341,13 @@ def _check_classes(teacher: nn.Module, images: Tensor, batch_size: int) -> None:
         )
 
 
+def _preparation_of_start(start: QuantizedModel) -> dict[str, Any]:
+    """Return how a quantized copy was prepared, as its facts say it."""
+    return {key: value for key, value in getattr(start, "about", {}).items() if key == "preparation"}
+
+
 def _copy(start: QuantizedModel, model: FloatModel, about: dict[str, Any]) -> QuantizedModel:
-    """Return a copy of a quantized network that says of itself what `about` says.
+    """Return a copy of a quantized network with the facts `about` it.
 
     Raises:
         TypeError: it is not quantized.
@@ -353,7 +360,7 @@ def _copy(start: QuantizedModel, model: FloatModel, about: dict[str, Any]) -> Qu
     student = copy.deepcopy(start)
     student.about = about
     for layer in _quantized_layers(student):
-        layer.layer.weight = frozen(layer.quantized_weight())  # from which it moves, half a step until a code changes
+        layer.layer.weight = frozen(layer.quantized_weight())  # the start; a code changes after half a step
     return student
 
 
@@ -362,7 +369,7 @@ def _quantized_layers(student: QuantizedModel) -> list[QuantizedLayer]:
 
 
 def _prepare(student: QuantizedModel, learn_steps: bool) -> list[QuantizedLayer]:
-    """Put quantizers that train into their places; return the layers that have one."""
+    """Replace quantizers by those that train; return the layers that have one."""
     layers = _quantized_layers(student)
     for layer in layers:
         grid = layer.weight_quantizer
@@ -376,7 +383,7 @@ def _prepare(student: QuantizedModel, learn_steps: bool) -> list[QuantizedLayer]
 
 
 def _learned(student: QuantizedModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Let gradients reach what is learned; return (steps of grids, weights and biases)."""
+    """Enable gradients of the learned values; return (step sizes of grids, weights and biases)."""
     modules = list(student.modules())
     scales = [module.scale for module in modules if isinstance(module, TrainedStep)]
     layers = [module for module in modules if isinstance(module, LAYERS)]

@@ -1,18 +1,17 @@
 """Rounding by flips: SQuant's closed form, for any grid.
 
-Every weight is first rounded to the nearest code. On an input that is the same everywhere, a sum of products is then
-wrong by the sum of the rounding errors. So roundings are flipped, each to the code on the other side of its weight,
-those first that were nearly rounded there anyway, until sums of errors are small: that of every kernel (the weights
-between an input and an output channel) at most half a step, then that of every output channel at most half a step,
-for which a kernel gives at most one flip and ends with a sum of at most one step. Where the grid ends nothing can be
-flipped outwards.
+Every weight is first rounded to the nearest code. For a constant input, the error of a sum of products is then the sum
+of the rounding errors. So roundings are flipped to the code on the other side of the weight, beginning with those
+closest to this code, until sums of errors are small: first that of every kernel (the weights between an input and an
+output channel) is at most half a step; then that of every output channel is at most half a step, for which each kernel
+gives at most 1 flip and ends with a sum of at most 1 step. At the ends of the grid nothing can be flipped outwards.
 
 Source: C. Guo, Y. Qiu, J. Leng, X. Gao, C. Zhang, Y. Liu, F. Yang, Y. Zhu, M. Guo: "SQuant: On-the-Fly Data-Free
 Quantization via Diagonal Hessian Approximation", ICLR 2022.
 
-Differences from its code: a kernel's flip for the channel's sake is that of its largest error in the direction of what
-is left of its sum. In the code it is the last one flipped, to be flipped back, or the next: the same, but for a sum of
-exactly zero, where the code takes a weight before the first.
+Differences from its code: a kernel's flip for the channel is that of its largest error in the direction of the
+remaining sum. In the code it is the last flipped weight, which is flipped back, or the next weight. This is the same,
+except for a sum of exactly zero, for which the code takes a weight before the first.
 """
 
 import torch
@@ -39,9 +38,9 @@ def flipped_weight(layer: Layer, quantizer: UniformQuantizer, flips: str = "both
 
 
 def flipped(steps: Tensor, low: Tensor, high: Tensor, flips: str = "both") -> Tensor:
-    """Return whole numbers from `low` to `high` in the place of `steps`, all (outputs, inputs, weights of a kernel).
+    """Return whole numbers from `low` to `high` that replace `steps`, all (outputs, inputs, weights of a kernel).
 
-    `flips`: of "kernels", of "channels", of "both" in turn, or "none".
+    `flips`: those of "kernels", of "channels", of "both" in this order, or "none".
     """
     codes = steps.round().clamp(low, high)
     if flips in ("kernels", "both"):
@@ -59,7 +58,7 @@ def _can_flip(codes: Tensor, errors: Tensor, low: Tensor, high: Tensor) -> Tenso
 
 
 def _flips(errors: Tensor, total: Tensor, allowed: Tensor) -> Tensor:
-    """Return what to subtract from codes (..., N), so that the `total` (..., 1) of errors is at most half a step."""
+    """Return the changes to subtract from codes (..., N) so that the `total` (..., 1) of errors is at most 1/2 step."""
     useful = allowed & (errors * total > 0)
     order = torch.where(useful, errors.abs(), 0).argsort(dim=-1, descending=True, stable=True)
     chosen = torch.zeros_like(useful).scatter(-1, order, _first(total.abs().round(), errors.shape[-1]))
@@ -67,12 +66,12 @@ def _flips(errors: Tensor, total: Tensor, allowed: Tensor) -> Tensor:
 
 
 def _first(count: Tensor, length: int) -> Tensor:
-    """Return (..., length), true in the first `count` (..., 1) places."""
+    """Return (..., length), true in the first `count` (..., 1) positions."""
     return torch.arange(length, device=count.device) < count
 
 
 def _one_of_each_kernel(errors: Tensor, allowed: Tensor) -> Tensor:
-    """Return what to subtract from codes (O, I, K), so that a channel's errors sum to half a step at most."""
+    """Return the changes to subtract from codes (O, I, K) so that a channel's errors sum to at most half a step."""
     left = errors.sum(2, keepdim=True)
     gain = torch.where(allowed & (errors * left > 0), errors.abs(), 0)
     best = gain.argmax(2, keepdim=True)

@@ -1,14 +1,14 @@
-"""Folding: what scales and shifts the channels of a layer's output becomes part of its weight and bias.
+"""Folding: scales and shifts of a layer's output channels become part of the layer's weight and bias.
 
-That is a batch norm, one written by hand from constants (frozen ones, as detectors have), a LayerScale, any other
-constant scale or shift, of all channels or of each. A layer takes it in if all that it computes is read by it, and by
-nothing else.
+They are a batch norm, a batch norm written by hand with constants (frozen ones, as in detectors), a LayerScale, or any
+other constant scale or shift, of all channels or of each. A layer takes it in if the scale or shift is the only reader
+of the layer's output, and reads all of it.
 
-Behind a concatenation of what layers compute, as in MixNet, each layer takes in its part of a batch norm.
+If a batch norm reads a concatenation of layers' outputs, as in MixNet, each layer takes in its part of the batch norm.
 
-A batch norm that has no layer of its own to fold into (one after a concatenation of blocks, as in DenseNet; one whose
-convolution is also read elsewhere, or serves several batch norms) stays in the graph as a layer of its own:
-an affine map per channel, which hardware computes while numbers are wide, as it does biases. Its output is
+A batch norm without a layer to fold into stays in the graph as a layer of its own. This happens after a concatenation
+of blocks, as in DenseNet, and if the output of the convolution has other readers or several batch norms. Such a batch
+norm is an affine map per channel, which hardware computes with wide numbers, as it does biases. Its output is
 quantized, its parameters are not.
 """
 
@@ -25,7 +25,7 @@ from dghlib.quantizers.operations import ChannelAffine, Layer, called_module, do
 
 
 def fold(graph: fx.GraphModule) -> None:
-    """Fold all batch norms, scales and shifts that can be into the layers before them, in place.
+    """Fold all foldable batch norms, scales and shifts into the layers before them, in place.
 
     Raises:
         ValueError: a batch norm keeps no running statistics, so that its output depends on the batch.
@@ -49,7 +49,7 @@ def fold(graph: fx.GraphModule) -> None:
 
 
 def _move_before_join(graph: fx.GraphModule, node: fx.Node) -> None:
-    """Replace a batch norm of joined channels by one of each part, if layers computed the parts for it alone."""
+    """Replace a batch norm of concatenated channels by one for each part, if it alone reads the layers' outputs."""
     norm: Any = called_module(graph, node)
     join = node.all_input_nodes[0] if node.all_input_nodes else node
     if norm is None or not is_batch_norm(norm) or norm.running_mean is None or len(join.users) != 1:
@@ -73,7 +73,7 @@ def _move_before_join(graph: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _parts_of_norm(norm: Any, channels: list[int]) -> list[nn.BatchNorm2d]:
-    """Return batch norms of so many channels each that are together what one is."""
+    """Return batch norms with the given numbers of channels that together equal a batch norm."""
     names = [name for name in ("running_mean", "running_var", "weight", "bias") if getattr(norm, name) is not None]
     pieces = [nn.BatchNorm2d(count, eps=norm.eps, affine=norm.weight is not None).eval() for count in channels]
     for name in names:
@@ -112,7 +112,7 @@ def _fold_batch_norm(graph: fx.GraphModule, node: fx.Node, batch_norm: Any, call
 
 
 def moments_after(batch_norm: Any) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation (C,) of what leaves a batch norm on what it was trained on."""
+    """Return mean and standard deviation (C,) of a batch norm's output on its training data."""
     spread = (batch_norm.running_var / (batch_norm.running_var + batch_norm.eps)).sqrt()
     if batch_norm.weight is not None:
         spread = spread * batch_norm.weight.detach().abs()
@@ -125,7 +125,7 @@ def _bias(layer: Layer, like: Tensor) -> Tensor:
 
 
 class _Affine(NamedTuple):
-    """What a node computes of a tensor: itself times `scale` plus `shift`, which broadcast against it, in float64."""
+    """The function of a node: its input times `scale` plus `shift`, which broadcast against it, in float64."""
 
     read: fx.Node
     scale: Tensor
@@ -133,7 +133,7 @@ class _Affine(NamedTuple):
 
 
 def _affine(graph: fx.GraphModule, node: fx.Node) -> _Affine | None:
-    """Return what a node computes if it scales or shifts one tensor of the network by constants."""
+    """Return the function of a node that scales or shifts a tensor of the network by constants."""
     compute = _AFFINE.get(node.target) if node.op in ("call_function", "call_method") else None
     if compute is None or node.kwargs.keys() - {"other"}:
         return None
@@ -150,7 +150,7 @@ def _affine(graph: fx.GraphModule, node: fx.Node) -> _Affine | None:
 
 
 def _constant(graph: fx.GraphModule, operand: Any) -> Tensor | None:
-    """Return a number or a tensor that the graph keeps as float64; None for what depends on the images."""
+    """Return a number or a tensor of the graph as float64; None for values that depend on the images."""
     if isinstance(operand, fx.Node):
         if operand.op != "get_attr":
             return None
@@ -190,7 +190,7 @@ def _fold_affine(graph: fx.GraphModule, node: fx.Node, affine: _Affine, calls: M
 
 
 def _of_channels(value: Tensor, axis: int, ndim: int, channels: int) -> Tensor | None:
-    """Return one value for each channel (C,), if a constant is the same along all axes but that of the channels."""
+    """Return a value for each channel (C,), if a constant is equal along all axes except that of the channels."""
     if value.ndim > ndim:
         return None
     shape = [1] * (ndim - value.ndim) + list(value.shape)
@@ -212,7 +212,7 @@ def _layer_behind(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, int] |
 
 
 def _order_of_axes(node: fx.Node) -> list[int] | None:
-    """Return which axis of its input each axis of a tensor is, if the node does nothing but permute them."""
+    """Return the input axis of each axis of a tensor, if the node only permutes axes."""
     count = len(node.meta.get("shape", ()))
     if node.op not in ("call_function", "call_method") or node.kwargs or "shape" not in node.meta:
         return None

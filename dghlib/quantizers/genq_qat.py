@@ -1,19 +1,19 @@
-"""GenQ's fine-tuning: the codes of a reconstructed network move on, by offsets that begin at zero.
+"""GenQ's fine-tuning: the codes of a reconstructed network change by offsets that start at zero.
 
-Quantized, a weight is (clamp(q + round(u / s)) - z) s, where q is its code in the network to begin with and u, which is
-learned, zero at first. That is LSQ on weights which begin on the codes: w = (q - z) s + u. So `lsq`'s quantizer serves,
-and at u = 0 the student is its start to the bit.
+A quantized weight is (clamp(q + round(u / s)) - z) s, where q is its code in the initial network, and the learned
+offset u is zero at first. This is LSQ on weights that begin on the codes: w = (q - z) s + u. So the quantizer of `lsq`
+is used, and at u = 0 the student equals its initial network bit for bit.
 
 Source: Y. Li, Y. Kim, D. Lee, S. Kundu, P. Panda: "GenQ: Quantization in Low Data Regimes with Generative Synthetic
 Data", ECCV 2024, Eq. 12 and 13. Its code is not public.
 
 Differences from the paper, which leaves most of this open:
-1. The loss is the distillation of the float network's logits; the paper names none.
-2. Codes of the start are clamped to the grid before offsets are added; in Eq. 12 they are added before that.
-3. Steps of weights and tensors learn on, as in `lsq`, and so do biases.
-4. Nothing decays, which would pull weights to zero, not to their start.
+1. The loss is the distillation of the float network's logits; the paper does not name its loss.
+2. Codes of the initial network are clamped to the grid before offsets are added; in Eq. 12 offsets are added first.
+3. Step sizes of weights and tensors are learned further, as in `lsq`, and so are biases.
+4. There is no weight decay, which would pull weights to zero instead of their initial values.
 5. The paper trains 50 epochs of 1.2 million images at a rate of 0.001, which falls along a cosine.
-6. The start may be a network of BRECQ's, too; `quantize` takes one that is at hand, or makes it.
+6. The initial network may also be from BRECQ; `quantize` takes an existing one or makes it.
 """
 
 from dataclasses import dataclass
@@ -35,11 +35,11 @@ STARTS: dict[str, ModuleType] = {"genie_m": genie_m, "brecq": brecq}
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
-    """Settings of GenQ's fine-tuning; see `fine_tuning.Settings` for what they mean.
+    """Settings of GenQ's fine-tuning; see `fine_tuning.Settings` for their meaning.
 
     Args:
-        start: how the network is made that it begins with, "genie_m" or "brecq": with the same widths, placement,
-            searches, batches and seed.
+        start: the method of the initial network, "genie_m" or "brecq", with the same widths, placement, searches,
+            batches and seed.
         iterations: of that method, per unit.
     """
 
@@ -58,7 +58,7 @@ class Config(Settings):
         check_at_least(1, "iterations", self.iterations)
 
     def of_start(self) -> reconstruction.Settings:
-        """Return the Config of the network that it begins with."""
+        """Return the Config of the initial network."""
         config = STARTS[self.start].Config(
             weight_bits=self.weight_bits,
             activation_bits=self.activation_bits,
@@ -82,7 +82,7 @@ def quantize(
 ) -> QuantizedModel:
     """Return a quantized copy of a network; see `fine_tuning.fine_tune`.
 
-    Without `start` it is made first, with a checkpoint of its own, in which other settings of the fine-tuning find it.
+    Without `start` the initial network is made first, with its own checkpoint, which other settings find again.
     """
     if start is None:
         of_start = checkpoint and checkpoints.stage(checkpoint, "start")

@@ -1,4 +1,4 @@
-"""The graph that all quantizers work on: traced, in normal form, batch norms folded into the layers before."""
+"""The graph for all quantizers: traced, in normal form, with batch norms folded into the layers before them."""
 
 import logging
 import math
@@ -21,17 +21,18 @@ from dghlib.running.batchnorm import check_finite
 from dghlib.running.copies import output_for, private_copy, to_channels_last
 
 log = logging.getLogger(__name__)
-_IMAGES = 3  # seldom a size that a network has of its own
-_TOLERANCE = 1e-3  # of the largest output; folding costs about 1e-6
+_IMAGES = 3  # a network seldom has this size of its own
+_TOLERANCE = 1e-3  # of the largest output; folding changes it by about 1e-6
 
 
 def folded_graph(model: FloatModel) -> fx.GraphModule:
-    """Return a graph that computes what `model.net` computes in eval mode, without the batch norms that fold.
+    """Return a graph that computes the same as `model.net` in eval mode, without the batch norms that can be folded.
 
-    A private copy: the model is left as it is. A node that holds a floating-point tensor has its shape, for
-    three images, in `node.meta["shape"]`; a call of a layer that took in a batch norm has in `node.meta["moments"]`
-    what `folding.moments_after` says of it; sites are marked (see `sites`). Checked against the network on three
-    images of noise, for which hooks of the network are called once: they may compute its weights; and on one image.
+    The graph is a private copy: the model is not changed. A node that holds a floating-point tensor has its shape, for
+    3 images, in `node.meta["shape"]`. A call of a layer that took in a batch norm has the result of
+    `folding.moments_after` in `node.meta["moments"]`. Sites are marked (see `sites`). The graph is compared with the
+    network on 3 images of noise, for which hooks of the network are called once, because they may compute its weights;
+    and on a single image.
 
     Raises:
         UntraceableNetwork: the network cannot be followed, or the graph computes something else.
@@ -44,7 +45,7 @@ def folded_graph(model: FloatModel) -> fx.GraphModule:
     noise = torch.randn(_IMAGES, *model.image_shape, generator=torch.Generator().manual_seed(0)).to(device_of(net))
     known_sizes = model.task != "detection"
     with torch.no_grad():
-        expected = output_for(net, noise.clone())  # which a network may write to
+        expected = output_for(net, noise.clone())  # the network may write to its input
         make_weights_plain(net)
         expected_of_one = _answer(net, noise[:1].clone())
         graph = trace(net, noise, known_sizes)
@@ -65,7 +66,7 @@ def folded_graph(model: FloatModel) -> fx.GraphModule:
 
 
 def _answer(net: nn.Module, images: Tensor) -> Any:
-    """Return what a network answers; None if it cannot take so few images."""
+    """Return the output of a network; None if it cannot take so few images."""
     try:
         return net(images)
     except (RuntimeError, ValueError, IndexError):
@@ -78,7 +79,7 @@ def device_of(net: nn.Module) -> torch.device:
 
 
 class _ShapeRecorder(fx.Interpreter):
-    """Writes into `meta` the shape of a floating-point tensor, and whether what comes out holds any tensor."""
+    """Writes into `meta` the shape of a floating-point tensor, and whether the result holds any tensor."""
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -89,7 +90,7 @@ class _ShapeRecorder(fx.Interpreter):
 
 
 def _check_same(answers: list[tuple[Any, Any]], same_in_double: Callable[[], bool]) -> None:
-    """Raise UntraceableNetwork if what the graph computes differs from what the network did, not by rounding alone."""
+    """Raise UntraceableNetwork if the graph's results differ from the network's by more than rounding."""
     for computed, expected in answers:
         if not all(want.isfinite().all() for want in tree_leaves(expected) if isinstance(want, Tensor)):
             raise ValueError("the network maps images of noise to NaN or Inf: it cannot be quantized")
@@ -118,9 +119,9 @@ def _difference(computed: Any, expected: Any) -> tuple[float, float]:
 
 
 def _same_in_double(net: nn.Module, noise: Tensor, known_sizes: bool) -> bool:
-    """Say whether a trace that is not folded computes the same as the network in float64, where rounding is no excuse.
+    """Return whether a trace without folding computes the same as the network in float64, where rounding is negligible.
 
-    Without batch norms, values can grow so that float32 keeps little of them: two right orders of a sum then differ.
+    Without batch norms, values can grow so that float32 keeps little of them: 2 correct orders of a sum then differ.
     """
     net, noise = private_copy(net).double(), noise.double()
     try:
@@ -129,13 +130,13 @@ def _same_in_double(net: nn.Module, noise: Tensor, known_sizes: bool) -> bool:
         graph = trace(net.double(), noise, known_sizes)
         to_normal_form(graph)
         found = [_difference(graph(images), want) for images, want in zip((noise, noise[:1]), expected, strict=True)]
-    except (RuntimeError, ValueError):  # it makes float32 of its own
+    except (RuntimeError, ValueError):  # the network converts to float32 itself
         return False
     return all(error <= _TOLERANCE * max(largest, 1e-6) for error, largest in found)
 
 
 def _refuse_other_weights(graph: fx.GraphModule) -> None:
-    """Raise ValueError if a module that is no convolution or linear layer has weights to multiply with."""
+    """Raise ValueError if a module other than a convolution or linear layer multiplies with weights."""
     for node in graph.graph.nodes:
         module = called_module(graph, node)
         if module is None or isinstance(module, (*LAYERS, *NORMS)) or is_batch_norm(module):
@@ -148,9 +149,9 @@ def _refuse_other_weights(graph: fx.GraphModule) -> None:
 
 
 def left_in_float(graph: fx.GraphModule) -> list[str]:
-    """Return the names of weights that are not those of layers, and are read in float: of products that forward makes.
+    """Return the names of weights outside layers that are read in float, for products in `forward`.
 
-    They are matrices among the parameters, or computed from such, which no method quantizes.
+    They are matrices among the parameters, or computed from these, which no method quantizes.
     """
     names: list[str] = []
     for node in graph.graph.nodes:

@@ -1,10 +1,10 @@
-"""Uniform grids: where the codes lie, and rounding to them.
+"""Uniform grids: the codes, and rounding to them.
 
 A grid of `bits` bits has 2**bits codes, quant_min to quant_max; code c stands for (c - zero_point) * scale.
-Signed grids have codes -2**(bits-1) .. 2**(bits-1) - 1, unsigned ones 0 .. 2**bits - 1. A *threshold* t names
-a grid without zero point by its reach: signed [-t, t - scale], unsigned [0, t - scale].
+Signed grids have codes -2**(bits-1) .. 2**(bits-1) - 1, unsigned ones 0 .. 2**bits - 1. A *threshold* t describes
+a grid without zero point by its range: signed [-t, t - scale], unsigned [0, t - scale].
 
-Quantization is simulated: float in, float out, on the grid. Choosing a grid is the business of `ranges`.
+Quantization is simulated: float in, float out, on the grid. `ranges` chooses grids.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 CODED_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
-FLOAT_BITS = 32  # stands for "leave it in float": no quantizer is made
+FLOAT_BITS = 32  # means float: no quantizer is made
 
 
 def check_bits(bits: int, what: str) -> None:
@@ -28,7 +28,7 @@ def code_limits(bits: int, signed: bool) -> tuple[int, int]:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """One node in the autograd graph, and float arithmetic only: masks cost processors ten times as much.
+    """A single node in the autograd graph, with float arithmetic only: masks are 10 times as slow on processors.
 
     With y the output, the gradient of the scale is the sum of g (code - zero_point) where x is clamped, and of
     g (y - x) / scale where it is not; so it is (sum of g y - sum of g_x x) / scale, where g_x is the gradient of x.
@@ -58,7 +58,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _number(value: Tensor) -> Any:
-    """Return a single value on the CPU as a plain number, which elementwise operations take three times as fast."""
+    """Return a single value on the CPU as a plain number, with which elementwise operations are 3 times as fast."""
     return value.item() if value.ndim == 0 and value.device.type == "cpu" else value
 
 
@@ -73,9 +73,9 @@ def fake_quantize(
 ) -> Tensor:
     """Return `x` rounded to the nearest point of a grid and clamped to its ends.
 
-    `scale` and `zero_point` broadcast against `x`. Where `kept`, of the shape of `x`, is one instead of zero, `x`
-    passes as it is. Differentiable in `x` and `scale`: rounding passes gradients straight through, clamping stops
-    those of `x`.
+    `scale` and `zero_point` broadcast against `x`. Where `kept`, of the shape of `x`, is 1 instead of 0, `x` does not
+    change. Differentiable in `x` and `scale`: gradients pass the rounding unchanged, and clamping stops the gradients
+    of `x`.
     """
     return _FakeQuantize.apply(x, scale, zero_point, (quant_min, quant_max), kept)
 
@@ -84,7 +84,7 @@ class UniformQuantizer(nn.Module):
     """Fake quantization on a fixed grid: float in, float out, at most 2**bits values.
 
     Args:
-        scale: step of the grid, shape () or broadcastable to the input, e.g. (C, 1, 1, 1).
+        scale: step size of the grid, shape () or broadcastable to the input, e.g. (C, 1, 1, 1).
         zero_point: code of the real value 0, an integer tensor of the shape of `scale`.
         bits: width of a code: 2 to 8, or 16.
         signed: whether codes start at -2**(bits-1), or at 0.
@@ -108,9 +108,9 @@ class UniformQuantizer(nn.Module):
         self.check()
 
     def check(self) -> None:
-        """Raise ValueError unless the scale is positive and finite, and the zero point one of the codes, in its shape.
+        """Raise ValueError unless the scale is positive and finite, and the zero point is a code, with the same shape.
 
-        What is read from a file replaces both after they were made.
+        Values from a file replace both after construction.
         """
         if not (self.scale.isfinite() & (self.scale > 0)).all():
             raise ValueError(f"scale must be positive and finite, got {self.scale.flatten()[:8].tolist()}")
@@ -122,7 +122,7 @@ class UniformQuantizer(nn.Module):
 
     @classmethod
     def from_threshold(cls, threshold: Tensor, *, bits: int, signed: bool) -> "UniformQuantizer":
-        """Return the grid without zero point that reaches to `threshold` (any shape, positive)."""
+        """Return the grid without zero point whose range ends at `threshold` (any shape, positive)."""
         scale = threshold / 2 ** (bits - 1 if signed else bits)
         return cls(scale, torch.zeros_like(scale, dtype=torch.int32), bits=bits, signed=signed)
 

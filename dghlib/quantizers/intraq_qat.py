@@ -4,14 +4,14 @@ Source: Y. Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class Het
 Quantization", CVPR 2022, and its released code; the quantizer is that of GDFQ (ECCV 2020).
 
 Differences from the released code:
-1. It distils with a weight of 20 at a rate of 1e-4. What counts is their product; the default is half of it, and falls
-   along a cosine. preset "published" has theirs.
-2. Batch norms are folded. Both keep the statistics of the float network.
-3. Ranges of tensors are the extremes of the images that it learns from, not those of a young generator's images; there,
-   a faulty average of the last twenty batches decides them.
-4. Ranges of weights reach to zero at least, so that zero has a code, as integer hardware needs it.
-5. The class of an image is what the float network takes it for, not what its generator asked for.
-6. The last step is the result; the published numbers are of the best epoch on the test set.
+1. The released code distils with a weight of 20 at a rate of 1e-4. Their product matters; the default is half of it,
+   and falls along a cosine. The preset "published" has the constants of the code.
+2. Batch norms are folded. Both versions keep the statistics of the float network.
+3. Ranges of tensors are the extremes of the training images, not those of an early generator's images; in the released
+   code, an incorrect average of the last 20 batches decides them.
+4. Ranges of weights include zero, so that zero has a code, as integer hardware needs.
+5. The class of an image is the class that the float network assigns to it, not the one that its generator asked for.
+6. The last step is the result; the published numbers are those of the best epoch on the test set.
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
-    """Settings of IntraQ's second stage; see `fine_tuning.Settings` for what they mean."""
+    """Settings of IntraQ's second stage; see `fine_tuning.Settings` for their meaning."""
 
-    cross_entropy: float = 0.05  # of the distillation, as there
+    cross_entropy: float = 0.05  # relative to the distillation, as in the released code
 
 
 PRESETS = {

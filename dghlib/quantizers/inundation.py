@@ -1,8 +1,7 @@
-"""Gradient inundation: a step of the optimizer is made longer until enough codes of a layer change.
+"""Gradient inundation: a step of the optimizer is lengthened until enough codes of a layer change.
 
-When a weight has to pass half a step of its grid before anything changes, small steps of the optimizer change nothing.
-"Enough" is a share of the layer's weights, one at least.
-
+A code changes only after a weight has passed half a step of its grid, so small steps of the optimizer change nothing.
+"Enough" is a share of the layer's weights, at least 1.
 Source: K. Choi, H. Y. Lee, D. Hong, J. Yu, N. Park, Y. Kim, J. Lee: "It's All In the Teacher: Zero-Shot Quantization
 Brought Closer to the Teacher", CVPR 2022 (AIT).
 """
@@ -22,7 +21,7 @@ _BISECTIONS = 5
 
 @contextmanager
 def inundate(layers: Collection[QuantizedLayer], share: float) -> Iterator[None]:
-    """Let whatever the block does to the layers' weights go as far as `share` of their codes asks; 0 for no farther."""
+    """Extend the block's changes of the layers' weights until `share` of their codes change; 0 extends nothing."""
     pairs = [
         (layer.layer.weight, quantizer)
         for layer in layers
@@ -38,9 +37,9 @@ def inundate(layers: Collection[QuantizedLayer], share: float) -> Iterator[None]
 
 
 def multiplier(weight: Tensor, move: Tensor, codes: Callable[[Tensor], Tensor], enough: int) -> float:
-    """Return by how much, from 1 to 128, to lengthen a move of a weight so that `enough` of its codes change.
+    """Return the factor, from 1 to 128, by which to lengthen a move of a weight so that `enough` of its codes change.
 
-    1 if they do anyway, or if the move is none at all.
+    It is 1 if they change anyway, or if the move is zero.
     """
     now = codes(weight)
 

@@ -1,12 +1,12 @@
-"""Tensors that are joined side by side, and the grid that they share from there on.
+"""Concatenated tensors, and the grid that they share from there on.
 
-Hardware keeps one grid for a concatenation, as layers that read it need. A detector that returns boxes of 640 pixels
-beside scores from 0 to 1 would round every score to 0. So a join stays as it is, its parts each on a grid of their own,
+Hardware has a single grid for a concatenation, as layers that read it need. A detector that returns boxes of 640 pixels
+beside scores from 0 to 1 would round every score to 0. So the parts of a concatenation keep grids of their own,
 
-* where the network returns it, if one part reaches so much farther than another that half of the other's bits are lost;
-* elsewhere, if nothing at all would be left of a part. The layers that read such a join compute in float.
+* at an output of the network, if one part has a range so much larger than another that half of the other's bits are
+lost; * elsewhere, if no value of a part would survive. The layers that read such a concatenation compute in float.
 
-Either is logged.
+Both cases are logged.
 """
 
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def parts_of(graph: fx.GraphModule, tensors: Collection[str]) -> dict[str, list[str]]:
-    """Return, of those of `tensors` that are joins, the sites of the tensors that are joined."""
+    """Return, for those of `tensors` that are concatenations, the sites of the concatenated tensors."""
     joins = [node for node in graph.graph.nodes if node.name in tensors and does(graph, node, JOINS)]
     return {join.name: list(dict.fromkeys(_parts(graph, join))) for join in joins}
 
@@ -37,17 +37,17 @@ def _parts(graph: fx.GraphModule, join: fx.Node) -> Iterable[str]:
 
 
 def with_parts(graph: fx.GraphModule, tensors: Collection[str]) -> list[str]:
-    """Return tensors, and what the joins among them join."""
+    """Return tensors, and the parts of the concatenations among them."""
     return list(dict.fromkeys([*tensors, *(part for parts in parts_of(graph, tensors).values() for part in parts)]))
 
 
 def apart(graph: fx.GraphModule, bits: Bits, histograms: Mapping[str, Histogram]) -> Bits:
-    """Return bits without the joins whose parts differ too much, which get the bits of their join instead.
+    """Return bits without the concatenations whose parts differ too much; the parts get the bits of the concatenation.
 
     Args:
         graph: of the network.
         bits: of its tensors.
-        histograms: of these, and of what they join.
+        histograms: of these, and of the parts.
     """
     returned, activations = output_sites(graph), dict(bits.activations)
     for join, parts in parts_of(graph, bits.activations).items():
@@ -56,7 +56,7 @@ def apart(graph: fx.GraphModule, bits: Bits, histograms: Mapping[str, Histogram]
         lost = width / 2 if join in returned else width
         if reaches and reaches[-1] > reaches[0] * 2**lost:
             log.warning(
-                "%s joins tensors that reach from %.3g to %.3g: each keeps a grid of its own, the whole has none",
+                "%s concatenates tensors with ranges from %.3g to %.3g: each keeps its own grid, the whole has none",
                 *(join, reaches[0], reaches[-1]),
             )
             del activations[join]

@@ -1,4 +1,4 @@
-"""Convolutions and linear layers whose weight passes a quantizer on its way to the sum."""
+"""Convolutions and linear layers that compute with a quantized weight."""
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ class QuantizedLayer(nn.Module):
     """A layer that keeps its weight in float and computes with the quantized one.
 
     Args:
-        layer: a convolution or linear layer; its bias is taken as it is (see `biases`).
-        weight_quantizer: maps the weight to the weight that is used, of the same shape.
+        layer: a convolution or linear layer; its bias is used unchanged (see `biases`).
+        weight_quantizer: maps the weight to the weight that is used, with the same shape.
     """
 
     def __init__(self, layer: Layer, weight_quantizer: nn.Module):
@@ -29,12 +29,12 @@ class QuantizedLayer(nn.Module):
 
 
 def channel_axis(layer: Layer) -> int:
-    """Return the axis of the weight that grids go along: output channels (per group, if transposed)."""
+    """Return the axis of the weight along which grids differ: output channels (per group, if transposed)."""
     return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
 
 
 def along_channels(values: Tensor, layer: Layer) -> Tensor:
-    """Shape one value per index of the channel axis so that it broadcasts against the weight."""
+    """Reshape values, one for each index of the channel axis, so that they broadcast against the weight."""
     shape = [1] * layer.weight.ndim
     shape[channel_axis(layer)] = -1
     return values.reshape(shape)
@@ -43,7 +43,7 @@ def along_channels(values: Tensor, layer: Layer) -> Tensor:
 def scale_output(layer: Layer, factors: Tensor) -> None:
     """Multiply every output channel (C_out,) of a layer by a factor, in float64, through a new weight.
 
-    The old weight is not written to: another layer may be tied to it. The bias is left as it is.
+    The old weight is not changed, because another layer may share it. The bias is not changed.
     """
     if isinstance(layer, nn.ConvTranspose2d):  # (C_in, C_out / groups, ...)
         by_group = factors.reshape(layer.groups, -1).repeat_interleave(layer.in_channels // layer.groups, dim=0)
@@ -67,7 +67,7 @@ def mean_response(layer: Layer, weight: Tensor, input_mean: Tensor) -> Tensor:
     groups = getattr(layer, "groups", 1)
     mean = input_mean.double().reshape(groups, -1)
     if isinstance(layer, nn.ConvTranspose2d):
-        taps = layer.stride[0] * layer.stride[1]  # an output pixel meets one in so many of the kernel's
+        taps = layer.stride[0] * layer.stride[1]  # an output pixel uses one in so many of the kernel's weights
         grouped = kernel.reshape(groups, -1, kernel.shape[1])
         return torch.einsum("gio,gi->go", grouped, mean).flatten() / taps
     grouped = kernel.reshape(groups, -1, kernel.shape[1])

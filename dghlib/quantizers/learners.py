@@ -1,12 +1,11 @@
-"""What reconstruction learns: which way weights round, and the steps of grids.
+"""The learned values of reconstruction: the directions in which weights round, and the step sizes of grids.
 
-While a unit is learned, these modules stand where quantizers stand; afterwards each yields the plain
-`UniformQuantizer` that it has become.
+While a unit is learned, these modules replace its quantizers; afterwards each becomes a plain `UniformQuantizer`.
 
 Sources: M. Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020 (rounding);
-S. K. Esser et al., "Learned Step Size Quantization", ICLR 2020 (steps, scaled gradients); X. Wei et al., "QDrop",
-ICLR 2022 (values that stay in float by chance); Y. Jeon et al., "Genie", CVPR 2023 (steps learned under codes
-that stay what they are).
+S. K. Esser et al., "Learned Step Size Quantization", ICLR 2020 (step sizes, scaled gradients); X. Wei et al., "QDrop",
+ICLR 2022 (values that stay in float at random); Y. Jeon et al., "Genie", CVPR 2023 (step sizes learned under fixed
+codes).
 """
 
 from collections.abc import Iterable
@@ -22,12 +21,12 @@ _SMALLEST_SCALE = 1e-8
 
 
 def rectified_sigmoid(logits: Tensor) -> Tensor:
-    """Return h(V), in [0, 1]: the part of a step by which a weight is rounded up (AdaRound Eq. 23)."""
+    """Return h(V), in [0, 1]: the share of a step by which a weight is rounded up (AdaRound Eq. 23)."""
     return (torch.sigmoid(logits) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
 
 
 def rounding_penalty(logits: Tensor, beta: float) -> Tensor:
-    """Return the sum of 1 - |2 h(V) - 1| ** beta: zero when every weight has decided (AdaRound Eq. 24)."""
+    """Return the sum of 1 - |2 h(V) - 1| ** beta: zero when every weight is decided (AdaRound Eq. 24)."""
     return (1 - (2 * rectified_sigmoid(logits) - 1).abs().pow(beta)).sum()
 
 
@@ -36,12 +35,12 @@ class LearnedRounding(nn.Module):
 
     Args:
         quantizer: gives the grid, per output channel.
-        weight: the float weight; at the start the quantized weight equals it, where the grid reaches it.
-        learn_scale: whether steps learn too, under codes that do not depend on them (GENIE-M).
+        weight: the float weight; at the start the quantized weight equals it, within the range of the grid.
+        learn_scale: whether step sizes are learned too, under codes that do not depend on them (GENIE-M).
 
     Attributes:
-        logits: V of AdaRound, of the weight's shape.
-        scale: of the grid's shape; a parameter that is not trained unless `learn_scale`.
+        logits: V of AdaRound, with the weight's shape.
+        scale: with the grid's shape; a parameter that is not trained unless `learn_scale`.
     """
 
     floor: Tensor
@@ -59,7 +58,7 @@ class LearnedRounding(nn.Module):
         self.scale = nn.Parameter(quantizer.scale.clone(), requires_grad=learn_scale)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the quantized weight; `weight` is what it was made for, and is not read again."""
+        """Return the quantized weight; `weight` must be the weight of the constructor and is not read again."""
         return self._weight(rectified_sigmoid(self.logits))
 
     def _weight(self, up: Tensor) -> Tensor:
@@ -70,7 +69,7 @@ class LearnedRounding(nn.Module):
         return rounding_penalty(self.logits, beta)
 
     def harden(self, layer: QuantizedLayer) -> None:
-        """Give `layer` the weight with every rounding decided, and the grid that it lies on."""
+        """Give `layer` the weight with every rounding decided, and its grid."""
         with torch.no_grad():
             weight = self._weight((self.logits >= 0).to(self.floor))
         layer.layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -78,13 +77,13 @@ class LearnedRounding(nn.Module):
 
 
 class LearnedStep(nn.Module):
-    """An activation quantizer whose step learns; its zero point stays.
+    """An activation quantizer whose step size is learned; its zero point is fixed.
 
     Args:
         quantizer: the grid at the start.
-        scaled_gradient: divide the step's gradient by sqrt(values * largest code), as LSQ does.
-        keep_float: probability with which a value passes in float, drawn for each anew (QDrop).
-        generator: draws it.
+        scaled_gradient: divide the step size's gradient by sqrt(values * largest code), as LSQ does.
+        keep_float: probability with which a value stays in float, drawn anew for each value (QDrop).
+        generator: draws these values.
     """
 
     zero_point: Tensor
@@ -112,28 +111,27 @@ class LearnedStep(nn.Module):
         return fake_quantize(x, scale, self.zero_point, *self.limits, kept)
 
     def harden(self) -> UniformQuantizer:
-        """Return the grid that was learned."""
+        """Return the learned grid."""
         return UniformQuantizer(self.scale, self.zero_point, bits=self.bits, signed=self.signed)
 
 
 @torch.no_grad()
 def keep_positive(scales: Iterable[nn.Parameter]) -> None:
-    """Move steps that an optimizer made negative or zero back above zero."""
+    """Move step sizes that an optimizer made negative or zero back above zero."""
     for scale in scales:
         scale.clamp_(min=_SMALLEST_SCALE)
 
 
 def coins(like: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
-    """Return a tensor of the shape of `like`, one with that probability (in 256ths), else zero.
+    """Return a tensor of the shape of `like` with ones, of that probability (in 256ths), and zeros.
 
-    One random number makes eight coins: five to ten times as fast as `bernoulli_`. `generator` is of the device
-    of `like`.
+    One random number makes 8 coins: 5 to 10 times as fast as `bernoulli_`. `generator` is on the device of `like`.
     """
     count = like.numel()
     drawn = torch.empty(-(-count // 8), dtype=torch.int64, device=like.device)
     drawn.random_(-(2**63), None, generator=generator)
     heads = drawn.view(torch.uint8)[:count].to(like.dtype).lt_(round(256 * probability))
-    if like.ndim == 4:  # in the order of channels_last, as the graph's tensors are
+    if like.ndim == 4:  # in the order of channels_last, as the tensors of the graph
         n, c, h, w = like.shape
         return heads.view(n, h, w, c).permute(0, 3, 1, 2)
     return heads.view(like.shape)

@@ -1,17 +1,17 @@
-"""LSQ: the steps of all grids are learned with the weights, each by a gradient of its own.
+"""LSQ: the step sizes of all grids are learned with the weights, by gradients of their own.
 
 Source: S. K. Esser, J. L. McKinstry, D. Bablani, R. Appuswamy, D. S. Modha: "Learned Step Size Quantization", ICLR
 2020.
 
 Differences from the paper:
 1. The student learns from the float network's logits, not from labels: no real data. Batch norms are folded, and keep
-   their statistics; the paper trains on real images, and so do their statistics.
-2. Weights have a grid per output channel, with a zero point; the paper's has one per layer, without.
-3. Steps begin at the least error in the 2.4th power, as GENIE's do; the paper's begin at 2 mean|v| / sqrt(largest
-   code), from which a network with 3 bits everywhere hardly recovers.
-4. Steps have no weight decay, and stay above zero.
+   their statistics; the paper trains on real images, and so do its batch norms.
+2. Weights have a grid per output channel, with a zero point; the paper has one grid per layer, without a zero point.
+3. Step sizes start at the least error in the 2.4th power, as in GENIE; those of the paper start at 2 mean|v| /
+   sqrt(largest code), from which a network with 3 bits everywhere hardly recovers.
+4. Step sizes have no weight decay, and stay above zero.
 5. The paper keeps the first and the last layer at 8 bits: bits="academic". It trains 90 epochs of ImageNet at a rate of
-   0.01 with batches of 640 or so; without fresh statistics, a rate times distillation of 0.0003 is stable here.
+   0.01 with batches of about 640; without fresh statistics, a rate times distillation of 0.0003 is stable here.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
-    """Settings of LSQ; see `fine_tuning.Settings` for what they mean."""
+    """Settings of LSQ; see `fine_tuning.Settings` for their meaning."""
 
     placement: str = "genie"
     weight_search: str = "shrink_100"

@@ -1,10 +1,10 @@
-"""One way to write each operation, so that later steps need not care how a network was written.
+"""A normal form of each operation, so that later steps are independent of how a network was written.
 
-* Operations in place become ordinary ones, and whoever read the overwritten tensor later reads the result.
+* Operations in place become ordinary ones, and later readers of the overwritten tensor read the result.
 * Views become reshapes, which take tensors of any memory format.
 * Convolutions, linear layers, batch norms and layer norms that were called as functions become modules.
-* What does not depend on the images is computed once, and kept; a layer's own weight that is read besides is copied.
-* What does nothing in eval mode (dropout, identity, stochastic depth) disappears.
+* Values that do not depend on the images are computed once, and kept; a layer's own weight with other readers is
+copied. * Operations without effect in eval mode (dropout, identity, stochastic depth) are removed.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from dghlib.quantizers.tracing import TRACED
 
 
 def to_normal_form(graph: fx.GraphModule) -> None:
-    """Rewrite a traced graph, in place, as the module's docstring says."""
+    """Rewrite a traced graph, in place, to the normal form that this module describes."""
     _make_out_of_place(graph)
     _make_views_reshapes(graph)
     _compute_constants(graph)
@@ -69,7 +69,7 @@ def _make_out_of_place(graph: fx.GraphModule) -> None:
 
 
 def _was_in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether a node works in place; if it is a function or method, make it its ordinary twin."""
+    """Return whether a node works in place; replace a function or method by its ordinary version."""
     if (module := called_module(graph, node)) is not None:
         return bool(getattr(module, "inplace", False))
     if (bound := _bound(node)) and bound.arguments.get("inplace"):
@@ -83,7 +83,7 @@ def _was_in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _ordinary_twin(node: fx.Node) -> Callable | str | None:
-    """Return what `relu_` is to be replaced by, `relu`; None if the node's name does not end so."""
+    """Return the ordinary version of an operation, `relu` for `relu_`; None if its name does not end in `_`."""
     if node.target in _AUGMENTED:
         return _AUGMENTED[node.target]
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -108,7 +108,7 @@ def _make_views_reshapes(graph: fx.GraphModule) -> None:
 
 # Constants
 
-CONSTANT = "constant_"  # how the buffers begin that hold what was computed once
+CONSTANT = "constant_"  # prefix of the buffers that hold values computed once
 
 
 def _compute_constants(graph: fx.GraphModule) -> None:
@@ -138,7 +138,7 @@ def _owner(graph: fx.GraphModule, node: fx.Node) -> nn.Module:
 
 
 def _parameters_of(graph: fx.GraphModule, node: fx.Node) -> tuple[str, ...]:
-    """Return the names of the matrices among the parameters that a constant is computed from."""
+    """Return the names of the parameter matrices from which a constant is computed."""
     if node.op == "get_attr":
         value = operator.attrgetter(str(node.target))(graph)
         return (str(node.target),) if isinstance(value, nn.Parameter) and value.ndim > 1 else ()
@@ -146,7 +146,7 @@ def _parameters_of(graph: fx.GraphModule, node: fx.Node) -> tuple[str, ...]:
 
 
 def _keep(graph: fx.GraphModule, node: fx.Node, value: Tensor, parameters: tuple[str, ...]) -> None:
-    """Put a buffer in the place of a node that is the same for all images."""
+    """Replace a node that has the same value for all images by a buffer."""
     name = f"{CONSTANT}{node.name}"
     while hasattr(graph, name):
         name += "_"
@@ -180,7 +180,7 @@ _UNKNOWN = object()  # a value that depends on the images
 
 
 class _BatchNorm(nn.BatchNorm2d):
-    """Of vectors, sequences, maps and volumes alike, as the function is."""
+    """For vectors, sequences, maps and volumes alike, as the function."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -194,7 +194,7 @@ def _turn_functions_into_layers(graph: fx.GraphModule) -> None:
         source = arguments.pop("input")
         values = {name: _constant(graph, value) for name, value in arguments.items()}
         if values.get("training") or any(value is _UNKNOWN for value in values.values()):
-            continue  # stays a function, in float
+            continue  # remains a function, in float
         name = f"{node.name}_layer"
         while hasattr(graph, name):
             name += "_"
@@ -214,7 +214,7 @@ def _constant(graph: fx.GraphModule, value: Any) -> Any:
 
 
 def _layer(function: Callable, values: dict[str, Any]) -> nn.Module:
-    """Return a module that does what `function` does with these constant arguments."""
+    """Return a module that computes `function` with these constant arguments."""
     weight, bias = values.pop("weight", None), values.pop("bias", None)
     module: nn.Module
     if function is F.batch_norm:
@@ -243,8 +243,8 @@ def _layer(function: Callable, values: dict[str, Any]) -> nn.Module:
 
 _IDLE_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _IDLE_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, stochastic_depth)
-_IDLE_METHODS = ("detach", "clone")  # once nothing is done in place
-_NEUTRAL: dict[Any, int] = {  # the number that an operation does nothing with, on the right; or on either side
+_IDLE_METHODS = ("detach", "clone")  # without effect when nothing is done in place
+_NEUTRAL: dict[Any, int] = {  # the neutral number of an operation, on the right; or on either side
     **dict.fromkeys((operator.add, torch.add, "add", operator.sub, torch.sub, "sub"), 0),
     **dict.fromkeys((operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"), 1),
 }
@@ -263,7 +263,7 @@ def _drop_what_does_nothing(graph: fx.GraphModule) -> None:
 
 
 def _is_neutral(node: fx.Node) -> bool:
-    """Say whether a node adds 0 to a tensor, as Python's `sum` does at first, or multiplies it by 1."""
+    """Return whether a node adds 0 to a tensor, as Python's `sum` does at first, or multiplies it by 1."""
     if node.op not in ("call_function", "call_method") or node.target not in _NEUTRAL or len(node.all_input_nodes) != 1:
         return False
     read = node.all_input_nodes[0]

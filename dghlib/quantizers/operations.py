@@ -1,14 +1,14 @@
-"""What the nodes of a traced graph do, seen from quantization.
+"""The kinds of operations in a traced graph, for quantization.
 
-`kind_of` puts every node into one of a few kinds, whether it was written as a module, a function or a method:
+`kind_of` assigns every node to one of a few kinds, whether it was written as a module, a function or a method:
 
 * LAYER: has a weight and a bias, and sums products: convolutions and linear layers;
-* BATCH_NORM: one that could not be folded: an affine map per channel;
-* ACTIVATION: element by element, one tensor in; hardware computes it while the sum is still wide;
-* ARITHMETIC: two tensors (or a tensor and a number), element by element;
-* MOVEMENT: puts values elsewhere, or picks some, and makes no new ones: its output lies on its input's grid;
-* OTHER: anything else that computes (pooling by averages, softmax, concatenation of different grids, ...);
-* IMAGE: the network's input;  NOTHING: no tensor comes out (sizes, outputs), or a constant does.
+* BATCH_NORM: a batch norm that could not be folded: an affine map per channel;
+* ACTIVATION: element by element, with a single tensor as input; hardware computes it on the wide sum;
+* ARITHMETIC: 2 tensors (or a tensor and a number), element by element;
+* MOVEMENT: moves values or selects some, and makes no new values: its output lies on its input's grid;
+* OTHER: any other computation (average pooling, softmax, concatenation of different grids, ...);
+* IMAGE: the network's input;  NOTHING: the result is not a tensor (sizes, outputs), or is a constant.
 """
 
 import operator
@@ -26,7 +26,7 @@ Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear
 
 
 class Kind(Enum):
-    """What a node does; see the module's docstring."""
+    """The kind of a node; see the module's docstring."""
 
     IMAGE = auto()
     LAYER = auto()
@@ -38,7 +38,7 @@ class Kind(Enum):
     NOTHING = auto()
 
 
-# Each operation by every name that it has: module classes, functions, methods of Tensor (as strings).
+# Each operation with all of its names: module classes, functions, methods of Tensor (as strings).
 RELU = {nn.ReLU, F.relu, torch.relu, "relu"}
 RELU6 = {nn.ReLU6, F.relu6, nn.Hardtanh, F.hardtanh}
 NEGATIVE_TAIL = {
@@ -53,7 +53,7 @@ NEGATIVE_TAIL = {
     nn.GELU,
     F.gelu,
 }
-SHORT_TAIL = {nn.GELU, F.gelu, nn.SiLU, F.silu, nn.Hardswish, F.hardswish, nn.Mish, F.mish}  # below 0, to a minimum
+SHORT_TAIL = {nn.GELU, F.gelu, nn.SiLU, F.silu, nn.Hardswish, F.hardswish, nn.Mish, F.mish}  # a minimum below 0
 ACTIVATIONS = {
     *RELU,
     *RELU6,
@@ -62,12 +62,18 @@ ACTIVATIONS = {
     *{nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid", nn.Hardsigmoid, F.hardsigmoid},
     *{nn.Tanh, F.tanh, torch.tanh, "tanh"},
 }
-CURVED = ACTIVATIONS - RELU - RELU6  # all but those that clip
+CURVED = ACTIVATIONS - RELU - RELU6  # all that do more than clip
+SILU = {nn.SiLU, F.silu}
+TRANSCENDENTAL = {  # whose last bits differ between libraries
+    *{*SILU, nn.GELU, F.gelu, nn.Mish, F.mish, nn.Softplus, F.softplus, nn.Tanh, F.tanh, torch.tanh, "tanh"},
+    *{nn.ELU, F.elu, nn.SELU, F.selu, nn.CELU, F.celu, nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid"},
+}
 ADDITIONS = {operator.add, torch.add, "add"}
+DIVISIONS = {operator.truediv, torch.div, "div"}
 ARITHMETIC = {
     *ADDITIONS,
-    *{operator.sub, torch.sub, "sub"},
-    *{operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"},
+    *DIVISIONS,
+    *{operator.sub, torch.sub, "sub", operator.mul, torch.mul, "mul"},
 }
 JOINS = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack}
 AVERAGE_POOLING = {nn.AvgPool2d, F.avg_pool2d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d}
@@ -78,25 +84,25 @@ RESHAPES = {
     *{"reshape_as", "view_as"},
 }
 MAX_POOLING = {nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d}
-PRODUCTS = {torch.matmul, "matmul", operator.matmul, torch.bmm, "bmm"}  # of two tensors
+PRODUCTS = {torch.matmul, "matmul", operator.matmul, torch.bmm, "bmm"}  # of 2 tensors
 SOFTMAXES = {nn.Softmax, F.softmax, torch.softmax, "softmax"}
-SPLITS = {torch.chunk, "chunk", torch.split, "split", torch.unbind, "unbind"}  # several tensors come out
+SPLITS = {torch.chunk, "chunk", torch.split, "split", torch.unbind, "unbind"}  # with several tensors as result
 MOVEMENTS = {
     *RESHAPES,
     *MAX_POOLING,
     *{torch.transpose, "transpose", torch.permute, "permute", "t", "expand", "repeat", torch.flip, "flip"},
     *{torch.roll, "roll"},
     *SPLITS,
-    *{operator.getitem, "select", "narrow", "unfold"},
+    *{operator.getitem, "select", "narrow", "unfold", torch.index_select, "index_select"},
     *{F.pad, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d},
     *{nn.ChannelShuffle, F.channel_shuffle, nn.PixelShuffle, F.pixel_shuffle, nn.PixelUnshuffle},
 }
 
 
 class ChannelAffine(nn.Module):
-    """A batch norm that no layer took in, as hardware computes it: a product and a sum for each channel (C,).
+    """A batch norm that no layer took in, in the form of hardware: a product and a sum for each channel (C,).
 
-    Both are rounded to float32, so that another runtime gets the same values to the last bit.
+    Both are rounded to float32, so that another runtime gets the same values bit for bit.
     """
 
     scale: Tensor
@@ -113,7 +119,7 @@ class ChannelAffine(nn.Module):
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Say whether a module is a batch norm with torch's own forward, torchvision's frozen one, or what it becomes."""
+    """Return whether a module is a batch norm: with torch's own forward, torchvision's frozen one, or ours."""
     forwards = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)  # 1d and 3d share the first
     return type(module) in (FrozenBatchNorm2d, ChannelAffine) or type(module).forward in forwards
 
@@ -124,7 +130,7 @@ def called_module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def does(graph: fx.GraphModule, node: fx.Node, operations: set) -> bool:
-    """Say whether a node performs one of the `operations`, in whatever way it was written."""
+    """Return whether a node performs one of the `operations`, in any notation."""
     module = called_module(graph, node)
     if module is not None:
         return type(module) in operations
@@ -132,11 +138,11 @@ def does(graph: fx.GraphModule, node: fx.Node, operations: set) -> bool:
 
 
 def kind_of(graph: fx.GraphModule, node: fx.Node) -> Kind:
-    """Return what a node does. Needs the shapes that `graph.folded_graph` leaves in `node.meta`."""
+    """Return the kind of a node. Needs the shapes that `graph.folded_graph` stores in `node.meta`."""
     if node.op == "placeholder":
         return Kind.IMAGE
     if node.op in ("output", "get_attr") or "shape" not in node.meta:
-        # a tuple of tensors, as from `chunk`, moves on to the `getitem` that picks one
+        # a tuple of tensors, as from `chunk`, is passed on to the `getitem` that selects one
         return Kind.MOVEMENT if does(graph, node, MOVEMENTS) and node.op != "output" else Kind.NOTHING
     module = called_module(graph, node)
     if isinstance(module, LAYERS):
@@ -144,7 +150,7 @@ def kind_of(graph: fx.GraphModule, node: fx.Node) -> Kind:
     if module is not None and is_batch_norm(module):
         return Kind.BATCH_NORM
     if node.target is operator.getitem and not _of_one_tensor(node) and not _moves(graph, node.all_input_nodes[0]):
-        return Kind.OTHER  # one of several tensors that were computed
+        return Kind.OTHER  # one of several computed tensors
     named = {Kind.ACTIVATION: ACTIVATIONS, Kind.ARITHMETIC: ARITHMETIC, Kind.MOVEMENT: MOVEMENTS}
     return next((kind for kind, operations in named.items() if does(graph, node, operations)), Kind.OTHER)
 
@@ -168,7 +174,7 @@ def layer_calls(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, Layer]]:
 
 
 def layer_at(graph: fx.GraphModule, path: str) -> Layer:
-    """Return the convolution or linear layer of that module path, or raise TypeError if it is another module."""
+    """Return the convolution or linear layer at a module path, or raise TypeError if it is another module."""
     layer = graph.get_submodule(path)
     if not isinstance(layer, LAYERS):
         raise TypeError(f"{path!r} is a {type(layer).__name__}, not a convolution or linear layer")
@@ -176,7 +182,7 @@ def layer_at(graph: fx.GraphModule, path: str) -> Layer:
 
 
 def source_of(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """Return the node that computed the values which `node` holds: itself, or one before all movements."""
+    """Return the node that computed the values of `node`: itself, or the node before all movements."""
     while kind_of(graph, node) is Kind.MOVEMENT:
         node = node.all_input_nodes[0]
     return node

@@ -1,9 +1,9 @@
-"""Affine grids from percentiles: of a few ranges that leave out a share of the values at both ends, the best one.
+"""Affine grids from percentiles: the best of a few ranges, each of which leaves out a share of the values at both ends.
 
-Source: RepQ-ViT (Li et al., ICCV 2023) and its released code: the shares, and the squared error that decides.
+Source: RepQ-ViT (Li et al., ICCV 2023) and its released code: the shares, and the squared error as the criterion.
 
-Difference: a grid of a weight or of a whole tensor is stretched to include 0, so that its zero point is a code. The
-ranges of a layer norm's channels are not: `reparameterization` gives them one zero point.
+Difference: a grid of a weight or of a whole tensor is extended to include 0, so that its zero point is a code. The
+ranges of a layer norm's channels are not: `reparameterization` gives them a common zero point.
 """
 
 import torch
@@ -15,7 +15,7 @@ from dghlib.quantizers.layers import along_channels, channel_axis
 from dghlib.quantizers.operations import Layer
 from dghlib.quantizers.uneven import LogQuantizer
 
-KEPT = (0.999, 0.9999, 0.99999)  # of the values, at each end
+KEPT = (0.999, 0.9999, 0.99999)  # shares of the values, at each end
 _AT_ONCE = 2**22  # values that are sorted together
 _SMALLEST_SCALE = 1e-8
 
@@ -43,7 +43,7 @@ def tensor_grid(histogram: Histogram, bits: int) -> UniformQuantizer:
 
 
 def log_grid(histogram: Histogram, bits: int) -> LogQuantizer:
-    """Return a logarithmic grid for a tensor without negative values, of which not all are 0."""
+    """Return a logarithmic grid for a tensor without negative values that is not all 0."""
     values, counts = _seen(histogram)
     grids = [
         LogQuantizer(torch.tensor(max(_quantile(values, counts, kept), _SMALLEST_SCALE)), bits=bits) for kept in KEPT
@@ -52,7 +52,7 @@ def log_grid(histogram: Histogram, bits: int) -> LogQuantizer:
 
 
 def best_ranges(rows: Tensor, bits: int, with_zero: bool) -> tuple[Tensor, Tensor]:
-    """Return from where to where (R,) each the best affine grid of every row (R, K) reaches."""
+    """Return the lower and upper ends (R,) of the best affine grid for every row (R, K)."""
     found = [_best_ranges(part, bits, with_zero) for part in rows.split(max(1, _AT_ONCE // rows.shape[1]))]
     low, high = zip(*found, strict=True)
     return torch.cat(low), torch.cat(high)
@@ -73,13 +73,13 @@ def _best_ranges(rows: Tensor, bits: int, with_zero: bool) -> tuple[Tensor, Tens
 
 
 def _seen(histogram: Histogram) -> tuple[Tensor, Tensor]:
-    """Return the values that occur, ascending, and how often each does, both in float64."""
+    """Return the values that occur, ascending, and their counts, both in float64."""
     seen = histogram.counts > 0
     return histogram.centres()[seen].clamp(histogram.minimum, histogram.maximum), histogram.counts[seen].double()
 
 
 def _quantile(values: Tensor, counts: Tensor, share: float) -> float:
-    """Return the value that so large a share of all lies below."""
+    """Return the value below which this share of all values lies."""
     place = torch.searchsorted(counts.cumsum(0), share * counts.sum())
     return values[int(place.clamp(max=len(values) - 1))].item()
 

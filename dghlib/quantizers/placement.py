@@ -1,8 +1,8 @@
-"""Which tensors get a quantizer, and of how many bits.
+"""The choice of the tensors that get a quantizer, and of their bits.
 
-A *placement* is a function from a graph to the names of the nodes whose output is quantized, in order of
-computation. Every consumer of a tensor reads the same quantized one. Tensors at one site, such as those of all levels
-in a shared head, are named once (see `sites`).
+A *placement* is a function from a graph to the names of the nodes whose output is quantized, in order of computation.
+All readers of a tensor read the same quantized tensor. Tensors at a common site, such as those of all levels in a
+shared head, are named once (see `sites`).
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from dghlib.quantizers.grid import FLOAT_BITS
 from dghlib.quantizers.operations import (
     AVERAGES,
+    DIVISIONS,
     PRODUCTS,
     RELU,
     RELU6,
@@ -26,31 +27,32 @@ from dghlib.quantizers.operations import (
 from dghlib.quantizers.sites import site_of
 
 BIT_POLICIES = ("full", "academic")
-_SPARED_BITS = 8  # of what the academic setting spares
+_SPARED_BITS = 8  # of the tensors that the academic policy spares
 
 _COMPUTING = (Kind.IMAGE, Kind.LAYER, Kind.BATCH_NORM, Kind.ACTIVATION, Kind.ARITHMETIC, Kind.OTHER)
 
 
 def every_tensor(graph: fx.GraphModule) -> list[str]:
-    """Return every tensor that hardware would write to memory, as HPTQ and its authors' toolkit have it.
+    """Return every tensor that hardware would write to memory, as HPTQ and its authors' toolkit do.
 
-    The image, sums before they are added to a shortcut, averages and logits included. An activation function
-    is one with the layer before it, and a ReLU or ReLU6 with the addition before it: only the result is
-    written. What moves values about (max pooling, reshapes, concatenation's parts, padding) keeps their grid.
+    The image, sums before they are added to a shortcut, averages and logits are included. An activation function shares
+    a grid with the layer before it, and a ReLU or ReLU6 with the addition before it: only the result is written.
+    Movements of values (max pooling, reshapes, parts of concatenations, padding) keep their grid. Divisors
+    stay in float: rounded to 0, they would make the quotients infinite.
     """
     names = []
     for node in graph.graph.nodes:
         kind = kind_of(graph, node)
-        if kind in _COMPUTING and not _fused_with_reader(graph, node, kind):
+        if kind in _COMPUTING and not _fused_with_reader(graph, node, kind) and not _divides(graph, node):
             names.append(node.name)
     return _one_of_each_site(graph, names)
 
 
 def layer_and_block_outputs(graph: fx.GraphModule) -> list[str]:
-    """Return what BRECQ and QDrop quantize: what layers, activation functions and shortcuts' additions compute.
+    """Return the tensors of BRECQ and QDrop: the outputs of layers, activation functions and shortcuts' additions.
 
-    Unlike in `every_tensor`, the image and averages stay in float, and so does a sum before it is added to a
-    shortcut. Logits are included, since `assign_bits` leaves them out where the papers do.
+    Unlike in `every_tensor`, the image, averages, and sums before they are added to a shortcut stay in float. Logits
+    are included, because `assign_bits` leaves them out where the papers do.
     """
     names = []
     for name in every_tensor(graph):
@@ -62,7 +64,7 @@ def layer_and_block_outputs(graph: fx.GraphModule) -> list[str]:
 
 
 def layer_inputs(graph: fx.GraphModule) -> list[str]:
-    """Return what GENIE-M quantizes: what layers read, except the image; and the logits."""
+    """Return the tensors of GENIE-M: the inputs of layers, except the image; and the logits."""
     read = {source_of(graph, call.all_input_nodes[0]).name for call, _ in layer_calls(graph)}
     read |= {source_of(graph, output).name for output in _outputs(graph)}
     names = [node.name for node in graph.graph.nodes if node.name in read and kind_of(graph, node) is not Kind.IMAGE]
@@ -70,10 +72,10 @@ def layer_inputs(graph: fx.GraphModule) -> list[str]:
 
 
 def factors(graph: fx.GraphModule) -> list[str]:
-    """Return what quantizers of transformers quantize: what layers read, and both factors of every product of tensors.
+    """Return the tensors of quantizers for transformers: the inputs of layers, and both factors of tensor products.
 
-    The image is one of them; logits, sums beside shortcuts, scores before a softmax, and what layer norms and
-    activation functions read are not. The parts of one layer's output, such as queries, keys and values, have grids of
+    The image is included; logits, sums beside shortcuts, scores before a softmax, and the inputs of layer norms and
+    activation functions are not. The parts of a layer's output, such as queries, keys and values, have grids of
     their own.
     """
     read = {source_of(graph, call.all_input_nodes[0]).name for call, _ in layer_calls(graph)}
@@ -84,7 +86,7 @@ def factors(graph: fx.GraphModule) -> list[str]:
 
 
 def rectified(graph: fx.GraphModule) -> list[str]:
-    """Return what the family of GDFQ quantizes: what comes out of a ReLU or ReLU6, and nothing else."""
+    """Return the tensors of the family of GDFQ: only the outputs of ReLU and ReLU6."""
     names = [node.name for node in graph.graph.nodes if does(graph, node, RELU | RELU6)]
     return _one_of_each_site(graph, names)
 
@@ -119,9 +121,14 @@ def _fused_with_reader(graph: fx.GraphModule, node: fx.Node, kind: Kind) -> bool
     return kind is Kind.ARITHMETIC and does(graph, reader, RELU | RELU6)
 
 
+def _divides(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Return whether a node's tensor is the divisor of another tensor."""
+    return any(does(graph, reader, DIVISIONS) and node in reader.args[1:] for reader in node.users)
+
+
 @dataclass(frozen=True)
 class Bits:
-    """Bits per quantizer; what stays in float is left out.
+    """Bits per quantizer; weights and tensors in float are left out.
 
     Attributes:
         weights: by module path.
@@ -135,9 +142,9 @@ class Bits:
 def assign_bits(graph: fx.GraphModule, tensors: list[str], weight_bits: int, activation_bits: int, policy: str) -> Bits:
     """Return the bits of every layer's weight and of every one of `tensors`.
 
-    "full" gives all of them the same. "academic" spares the ends as the reconstruction papers do: weights of
-    the first and the last layer and those of `tensors` that enter the first, second and last layer keep at
-    least 8 bits, and the network's outputs stay in float.
+    "full" gives all of them the same bits. "academic" spares the ends as the reconstruction papers do: weights of the
+    first and the last layer and the inputs, among `tensors`, of the first, second and last layer keep at least 8 bits,
+    and the network's outputs stay in float.
     """
     calls = [node for node, _ in layer_calls(graph)]
     weights = {str(call.target): weight_bits for call in calls}
@@ -155,12 +162,12 @@ def assign_bits(graph: fx.GraphModule, tensors: list[str], weight_bits: int, act
 
 
 def output_sites(graph: fx.GraphModule) -> list[str]:
-    """Return the sites of the tensors that a network returns, as of the last operation that computes anything."""
+    """Return the sites of the tensors that a network returns, those of the last operations that compute values."""
     return [site_of(source_of(graph, output)) for output in _outputs(graph)]
 
 
 def _quantized_source(graph: fx.GraphModule, node: fx.Node, tensors: Collection[str]) -> str:
-    """Return the tensor whose grid `node` is computed from: of an average in float, the one that is averaged."""
+    """Return the tensor whose grid `node` uses; for an average in float, the tensor that is averaged."""
     node = source_of(graph, node)
     while node.name not in tensors and does(graph, node, AVERAGES):
         node = source_of(graph, node.all_input_nodes[0])

@@ -1,7 +1,7 @@
-"""Changes to a network's graph that come before its quantizers, by name, and are made again where a file is read.
+"""Changes to a network's graph before it gets its quantizers, by name; they are repeated when a file is read.
 
-They depend on the float network and on settings alone, so a file of a quantized copy need not hold what they make: it
-names them, with their settings.
+They depend only on the float network and on settings. So the file of a quantized copy need not hold their results: it
+has their names and settings.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,14 +13,28 @@ from dghlib.models import FloatModel
 from dghlib.quantizers.equalization import equalize
 from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.reparameterization import reparameterize
+from dghlib.quantizers.splitting import split
 
-PREPARATIONS: Mapping[str, Callable[..., None]] = {"equalize": equalize, "reparameterize": reparameterize}
+PREPARATIONS: Mapping[str, Callable[..., None]] = {
+    "equalize": equalize,
+    "reparameterize": reparameterize,
+    "split": split,
+}
+
+
+def preparation_of(settings: Any, **others: Any) -> dict[str, Any]:
+    """Return the entry "preparation" of what a method says of its copy: the changes that its settings ask for.
+
+    Nothing where they ask for none. `others` are settings by name of change, beside `settings.equalize`.
+    """
+    changes = ({"equalize": {"absorb": getattr(settings, "absorb", True)}} if settings.equalize else {}) | others
+    return {"preparation": changes} if changes else {}
 
 
 def prepared_graph(model: FloatModel, about: Mapping[str, Any]) -> fx.GraphModule:
-    """Return the folded graph of a network, prepared as a quantized copy is of which `about` says the facts.
+    """Return the folded graph of a network, prepared as the quantized copy that the facts `about` describe.
 
-    Its entry "preparation" has settings by name of change, in order. Raises as `folded_graph`.
+    The entry "preparation" has settings by name of change, in order. Raises as `folded_graph`.
     """
     graph = folded_graph(model)
     for name, settings in about.get("preparation", {}).items():

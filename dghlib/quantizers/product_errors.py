@@ -1,4 +1,4 @@
-"""What products of a network read and make, and how much its answer depends on each number that they make.
+"""The inputs and outputs of a network's products, and how much the network's output depends on each product value.
 
 An error of a product's output counts by the square of the gradient there: the diagonal of the Hessian, to first order.
 """
@@ -19,13 +19,13 @@ from dghlib.quantizers.transformers import products_of
 
 @dataclass(eq=False)
 class Product:
-    """Rows of a linear layer, or matrices of a product of two tensors, as images made them.
+    """Rows of a linear layer, or matrices of a product of 2 tensors, for the images.
 
     Attributes:
-        layer: the linear layer; None for a product of two tensors.
-        factors: what is multiplied: (rows, C_in), or (matrices, M, K) and (matrices, K, L).
-        made: what came out: (rows, C_out) or (matrices, M, L).
-        gradient: of the loss in `made`.
+        layer: the linear layer; None for a product of 2 tensors.
+        factors: the factors: (rows, C_in), or (matrices, M, K) and (matrices, K, L).
+        made: the product: (rows, C_out) or (matrices, M, L).
+        gradient: of the loss, for `made`.
     """
 
     layer: nn.Linear | None
@@ -34,12 +34,12 @@ class Product:
     gradient: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def errors(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return what factors (or a factor and a weight) in the place of the float ones cost, for each number made."""
+        """Return the errors that these factors (or a factor and a weight) cause, for each value of the product."""
         made = first @ second if self.layer is None else F.linear(first, second, self.layer.bias)
         return (made - self.made).mul_(self.gradient).square_()
 
     def add(self, factors: list[Tensor], made: Tensor, gradient: Tensor, share: float, draws: torch.Generator) -> None:
-        """Keep a share of the rows or matrices, drawn by chance."""
+        """Keep a random share of the rows or matrices."""
         keep = 1 if self.layer is not None else 2
         parts = [values.detach().flatten(0, -1 - keep) for values in (*factors, made, gradient)]
         chosen = torch.randperm(len(parts[0]), generator=draws)[: max(1, int(share * len(parts[0])))]
@@ -55,18 +55,18 @@ def recorded_products(
 ) -> dict[str, Product]:
     """Return the products of linear layers and of two tensors by the names of their nodes.
 
-    The loss whose gradient counts is the negative logarithm of a class that is drawn from the answer to each image.
+    The loss of the gradient is the negative logarithm of a class that is drawn from the output for each image.
 
     Args:
         graph: from `folded_graph`.
         images: (N, C, H, W), normalised.
-        batch_size: how many pass at once.
-        rows: that are kept of each linear layer, at most.
-        matrices: that are kept of each product of two tensors, at most.
-        seed: of what is drawn.
+        batch_size: images that pass at once.
+        rows: largest number of rows that are kept of each linear layer.
+        matrices: largest number of matrices that are kept of each product of 2 tensors.
+        seed: of the random choices.
 
     Raises:
-        ValueError: the answer is not one row of logits for each image.
+        ValueError: the output is not a row of logits for each image.
     """
     draws = torch.Generator().manual_seed(seed)
     found: dict[str, Product] = {}
@@ -82,15 +82,15 @@ def recorded_products(
 def _gradients(
     graph: fx.GraphModule, images: Tensor, draws: torch.Generator
 ) -> Iterator[tuple[fx.Node, list[Tensor], Tensor, Tensor]]:
-    """Yield every product's node, what it reads, what it makes, and the loss's gradient in that."""
+    """Yield every product's node, its inputs, its output, and the gradient of the loss for the output."""
     watch = _Watch(graph)
     with torch.enable_grad():
         logits = watch.run(images.detach().requires_grad_())
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
-                "errors are weighed by what they do to logits (N, classes), and this network returns "
-                f"{found}: use repq_vit, which needs no answer"
+                "errors are weighted by their effect on logits (N, classes), but this network returns "
+                f"{found}: use repq_vit, which does not need logits"
             )
         classes = torch.multinomial(logits.detach().cpu().softmax(1), 1, generator=draws).flatten()
         loss = F.cross_entropy(logits, classes.to(logits.device), reduction="sum")

@@ -1,31 +1,31 @@
-"""PTQ4ViT: two uniform ranges for softmax and GELU, and steps chosen by the errors that the answer notices.
+"""PTQ4ViT: two uniform ranges for softmax and GELU, and step sizes with the smallest effect on the network's output.
 
-What a softmax or GELU makes gets a *twin* grid (`uneven`); all other factors of products and the weights symmetric
-grids. Steps are the best of many, tried one kind after the other: those of weights with tensors quantized, those of
-tensors with weights quantized. An error of a product's output counts by the square of how much the network's answer
-depends on that output, which is the diagonal of the Hessian to first order:
+The outputs of softmax and GELU get a *twin* grid (`uneven`); all other factors of products, and the weights, get
+symmetric grids. Step sizes are the best of many candidates, tried for one kind after the other: those of weights with
+tensors quantized, then those of tensors with weights quantized. An error of a product's output counts by the square of
+the network's dependence on that output, which is the diagonal of the Hessian to first order:
 
     score = sum of (dL/dO)^2 (O - O_quantized)^2.
 
 Source: Z. Yuan, C. Xue, Y. Chen, Q. Wu, G. Sun, "PTQ4ViT: Post-Training Quantization for Vision Transformers with Twin
 Uniform Quantization", ECCV 2022, Eq. 5 to 12, and a description of its released code.
 
-What the released code does instead: its gradients are those of the divergence of the float network's answers from
-themselves, which are 0 but for rounding, and of the last batch of images alone; it adds both ranges of a softmax, so
-that larger values come out too large by the border between them; and the grid of what is above 0 behind GELU is not the
-other one times a power of two.
+The released code differs as follows: its gradients are those of the divergence of the float network's outputs from
+themselves, which are 0 except for rounding, and only of the last batch of images; it adds both ranges of a softmax, so
+that larger values are too large by the border between them; and the step size above 0 after GELU is not the other one
+times a power of two.
 
 Differences from the paper:
-1. L is the negative logarithm of a class that is drawn from the network's answer for each image. The mean of its
+1. L is the negative logarithm of a class that is drawn from the network's output for each image. The mean of its
    squared gradient is the diagonal of the Hessian of the divergence that the paper means (the Fisher information).
-2. Products of all heads have one grid a factor; the released code has one for each head.
-3. Weights of convolutions get the grids with the least squared error, one per output channel, and what they read the
-   grid with the least error in the 2.4th power; so do tensors that are no factors, under `placement="every_tensor"`.
-   Weights of linear layers have one grid, or three, of queries, keys and values, where one layer makes all; so in the
+2. Products of all heads have one grid per factor; the released code has one for each head.
+3. Weights of convolutions get the grids with the least squared error, one per output channel, and their inputs the grid
+   with the least error in the 2.4th power; so do tensors that are not factors, under `placement="every_tensor"`.
+   Weights of linear layers have one grid, or 3 grids, for queries, keys and values, if one layer makes all, as in the
    released code.
-4. Of what a product makes, `ROWS` rows or `MATRICES` matrices at most are compared, drawn by chance.
-5. One round of each kind: the authors' ablation finds less than 0.05 points in two more.
-6. What the negative half of a twin grid covers follows from the function: down to its minimum, of SiLU too.
+4. At most `ROWS` rows or `MATRICES` matrices of a product's output are compared, drawn at random.
+5. There is one round for each kind: the authors' ablation finds less than 0.05 points in 2 more.
+6. The range of the negative half of a twin grid follows from the function: down to its minimum, also for SiLU.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -52,10 +52,10 @@ from dghlib.quantizers.transformers import Settings, bits_of
 from dghlib.quantizers.uneven import Quantizer, TwinQuantizer
 
 VERSION = 1
-ROWS = 1024  # of each linear layer's, that are compared at most
-MATRICES = 256  # of each product of two tensors: one for each image and head
-SMALLEST, LARGEST = 0.01, 1.2  # of the range that holds every value, that steps are tried for
-MOST_SHIFTS = 20  # between the two steps of a twin grid, tried one by one
+ROWS = 1024  # of each linear layer that are compared, at most
+MATRICES = 256  # of each product of 2 tensors that are compared, at most: one for each image and head
+SMALLEST, LARGEST = 0.01, 1.2  # of the range that covers every value, for which step sizes are tried
+MOST_SHIFTS = 20  # largest shift between the 2 step sizes of a twin grid; all are tried
 _SMALLEST_STEP = 1e-8
 
 
@@ -64,9 +64,9 @@ class Config(Settings):
     """Settings of PTQ4ViT; see `transformers.Settings` for the others.
 
     Args:
-        candidates: steps that are tried for every grid; from 20 on the authors lose less than 0.3 points.
-        twins: whether softmaxes and the likes of GELU get twin grids; else uniform ones.
-        seed: of the classes that are drawn.
+        candidates: step sizes that are tried for every grid; from 20 on the authors lose less than 0.3 points.
+        twins: whether the outputs of softmax, GELU and similar functions get twin grids; otherwise uniform ones.
+        seed: of the random classes.
     """
 
     candidates: int = 100
@@ -81,12 +81,12 @@ class Config(Settings):
 def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedModel:
     """Return a quantized copy of a network, calibrated with normalised images (N, C, H, W).
 
-    The model is left as it is.
+    The model is not changed.
 
     Raises:
         UntraceableNetwork: torch.fx cannot follow the network.
         TypeError, ValueError: images that do not fit the model, weights or tensors with NaN or Inf; a network whose
-            answer is not one row of logits for each image.
+            output is not a row of logits for each image.
     """
     images = check_images(images, model)
     graph = folded_graph(model)
@@ -121,7 +121,7 @@ def _nearest(grids: list[TwinQuantizer], seen: Histogram) -> TwinQuantizer:
 
 
 def twins_for(graph: fx.GraphModule, name: str, seen: Histogram, bits: int) -> Iterator[TwinQuantizer]:
-    """Yield the twin grids to try for a tensor, none for one that is neither a softmax nor of GELU's kind."""
+    """Yield the twin grids to try for a tensor; none unless it is the output of softmax, GELU or a similar function."""
     node = next(node for node in graph.graph.nodes if node.name == name)
     half = 2 ** (bits - 1)
     if does(graph, node, SOFTMAXES):
@@ -137,7 +137,7 @@ def twins_for(graph: fx.GraphModule, name: str, seen: Histogram, bits: int) -> I
 
 
 def _minimum(graph: fx.GraphModule, node: fx.Node) -> float:
-    """Return the least value that an activation function has."""
+    """Return the minimum of an activation function."""
     values = torch.linspace(-10, 0, 10_001)
     if node.op == "call_module":
         return graph.get_submodule(str(node.target))(values).min().item()
@@ -146,7 +146,7 @@ def _minimum(graph: fx.GraphModule, node: fx.Node) -> float:
 
 
 class _Search:
-    """Replaces grids, in place, by those of which the answer notices least."""
+    """Replaces grids, in place, by those with the smallest effect on the network's output."""
 
     def __init__(
         self,
@@ -171,13 +171,13 @@ class _Search:
             self.tensors[name] = self._best_tensor(name, places, seen[name])
 
     def _quantized_by(self, node: fx.Node) -> str | None:
-        """Return the name of the tensor on whose grid a node's values lie; None for one in float."""
+        """Return the name of the tensor on whose grid a node's values lie; None for a node in float."""
         while site_of(node) not in self.tensors and kind_of(self.graph, node) is Kind.MOVEMENT:
             node = node.all_input_nodes[0]
         return site_of(node) if site_of(node) in self.tensors else None
 
     def _readers(self) -> dict[str, list[tuple[str, int]]]:
-        """Return by tensor which products read it, each with the place of the factor."""
+        """Return, for each tensor, the products that read it, with the position of the factor."""
         readers: dict[str, list[tuple[str, int]]] = {}
         for name, node in self.nodes.items():
             for place, factor in enumerate(node.all_input_nodes):
@@ -186,7 +186,7 @@ class _Search:
         return {name: readers[name] for name in self.tensors if name in readers}
 
     def _factor(self, name: str, place: int) -> Tensor:
-        """Return a factor of a product as it is quantized now; place 1 of a layer is its weight."""
+        """Return a factor of a product with its current quantization; position 1 of a layer is its weight."""
         product, node = self.products[name], self.nodes[name]
         if product.layer is not None and place == 1:
             grid = self.weights.get(str(node.target))

@@ -1,16 +1,17 @@
-"""QDrop: blocks learn how to round while half of their activations, by chance, stay in float.
+"""QDrop: blocks learn how to round while a random half of their activations stay in float.
 
-Roundings and steps of activations learn together. What enters the block and what is quantized inside it is left in
-float value by value with probability one half, which makes the solution flat with respect to activations.
+Roundings and step sizes of activations are learned together. The input of the block and the tensors that are quantized
+inside it stay in float, value by value, with probability 1/2, which makes the solution flat with respect to
+activations.
 
 Source: X. Wei, R. Gong, Y. Li, X. Liu, F. Yu: "QDrop: Randomly Dropping Quantization for Extremely Low-Bit
 Post-Training Quantization", ICLR 2022, and its released code, whose settings these are.
 
 Differences:
-1. At "academic" bits the output of the first layer has 8 bits, as BRECQ has it, so that methods can be compared;
-   the released code spares only the weights of the ends and what enters the last layer.
-2. Minibatches run through all images before one comes again; the released code draws with replacement.
-3. Grids are found as `scale_search` says.
+1. At "academic" bits the output of the first layer has 8 bits, as in BRECQ, so that methods can be compared; the
+   released code spares only the weights of the ends and the input of the last layer.
+2. Minibatches run through all images before an image is repeated; the released code draws with replacement.
+3. Grids are found by `scale_search`.
 4. For MobileNetV2 the authors give `penalty=0.1`, for MNasNet 0.2.
 """
 
@@ -28,7 +29,7 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
-    """Settings of QDrop; see `reconstruction.Settings` for what they mean."""
+    """Settings of QDrop; see `reconstruction.Settings` for their meaning."""
 
     weight_search: str = "two_sided"
     activation_search: str = "two_sided"

@@ -1,4 +1,4 @@
-"""A network with quantizers in it, and its file."""
+"""A network with quantizers, and its file."""
 
 import copy
 import json
@@ -30,16 +30,16 @@ class QuantizedModel(nn.Module):
     """A network in simulated quantization: normalised images (N, C, H, W) in, logits out, in float on grids.
 
     Args:
-        graph: from `folded_graph`; it is taken over and changed.
+        graph: from `folded_graph`; it is changed and becomes part of this model.
         weights: quantizers of weights, by the path of the layer's module.
-        activations: quantizers of tensors, by the name of the node that computes them; one at a site of several
-            tensors serves them all (see `sites`).
-        about: plain facts for the file: the float model's name, the method, its settings, how the graph was prepared.
+        activations: quantizers of tensors, by the name of the node that computes them; tensors at a common site share
+            a quantizer (see `sites`).
+        about: plain facts for the file: the float model's name, the method, its settings, the preparation of the graph.
 
     Layers and tensors that are not named stay in float.
 
     Raises:
-        ValueError: a quantizer is named for what the graph does not have.
+        ValueError: the graph does not have the weight or tensor of a quantizer.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class QuantizedModel(nn.Module):
     def activation_quantizers(self) -> dict[str, Any]:
         """Return the quantizer of every quantized tensor, by its name, in the order of computation: `uneven.Quantizer`.
 
-        Most methods make nothing but a `UniformQuantizer` for each.
+        Most methods make only `UniformQuantizer`s.
         """
         return dict(self.graph.get_submodule(_ACTIVATIONS).items())  # type: ignore[operator]
 
     def set_activation_quantizers(self, quantizers: Mapping[str, nn.Module]) -> None:
-        """Put other modules in the place of some tensors' quantizers, by name of tensor."""
+        """Replace the quantizers of some tensors by other modules, by name of tensor."""
         for name, quantizer in quantizers.items():
             self.graph.set_submodule(quantizer_path(name), quantizer.to(device_of(self.graph)), strict=True)
 
@@ -95,12 +95,12 @@ class QuantizedModel(nn.Module):
         return fx.GraphModule(self.graph, graph)
 
     def save(self, path: Path | str) -> None:
-        """Write tensors and grids to one safetensors file.
+        """Write tensors and grids to a safetensors file.
 
-        The architecture is not in it: `load` takes it from the float model.
+        The file does not contain the architecture: `load` takes it from the float model.
 
         Raises:
-            OSError: the file cannot be written; nothing is left behind.
+            OSError: the file cannot be written; no partial file remains.
         """
         header = {
             "format": _FORMAT,
@@ -114,11 +114,11 @@ class QuantizedModel(nn.Module):
 
     @classmethod
     def load(cls, path: Path | str, model: FloatModel) -> "QuantizedModel":
-        """Return the quantized model that `save` wrote; `model` is the float model that it was made from.
+        """Return the quantized model that `save` wrote; `model` is the float model from which it was made.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, was not written by `save`, or is of another network.
+            ValueError: the file is damaged, was not written by `save`, or belongs to another network.
         """
         header, tensors = _read(path)
         graph = prepared_graph(model, header["about"])
@@ -142,13 +142,13 @@ def quantizer_path(tensor: str) -> str:
 
 
 def quantized_node(graph: fx.GraphModule, tensor: str) -> fx.Node:
-    """Return the node that holds a tensor as its readers get it: quantized, if it is."""
+    """Return the node that holds a tensor in the form that its readers get: quantized, if it has a quantizer."""
     node = next(node for node in graph.graph.nodes if node.name == tensor)
     return next((user for user in node.users if str(user.target).startswith(f"{_ACTIVATIONS}.")), node)
 
 
 def saved_facts(path: Path | str) -> dict[str, Any]:
-    """Return what a quantized model's file says about itself: model, method, config.
+    """Return the facts in the file of a quantized model: model, method, config.
 
     Raises: as `QuantizedModel.load`.
     """
@@ -166,7 +166,7 @@ def _read(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if header["format"] != _FORMAT:
             raise ValueError(f"it has format {header['format']}, this version reads {_FORMAT}")
         for part in ("about", "weights", "activations"):
-            header[part].items()  # raises where it is no mapping
+            header[part].items()  # raises if it is no mapping
         for name, (bits, signed, *kind) in (header["weights"] | header["activations"]).items():
             if type(bits) is not int or type(signed) is not bool or not KINDS.keys() >= set(kind):
                 raise TypeError(f"the grid of {name} has bits {bits!r}, signed {signed!r} and is {kind or 'uniform'}")
@@ -174,7 +174,7 @@ def _read(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _facts(quantizer: Quantizer) -> list[Any]:
-    """Return what a file says of a tensor's grid: bits, sign, and the kind of any but a uniform one."""
+    """Return the facts about a tensor's grid for a file: bits, sign, and the kind of any but a uniform grid."""
     kind = kind_of_grid(quantizer)
     return [quantizer.bits, quantizer.signed, *([] if kind == "uniform" else [kind])]
 
@@ -199,7 +199,7 @@ def _empty_like(layer: Layer, bits: int, signed: bool) -> UniformQuantizer:
 
 
 def _make_room_for_bias(layer: Layer, saved: Tensor | None) -> None:
-    """Give a layer the bias that bias correction gave it, if it has none of its own."""
+    """Add the bias from the bias correction to a layer that has no bias of its own."""
     if layer.bias is None and saved is not None:
         layer.bias = frozen(torch.zeros_like(saved))
 

@@ -1,7 +1,7 @@
-"""How far a grid reaches: the threshold with the smallest squared error.
+"""The range of a grid: the threshold with the smallest squared error.
 
-A wide grid clips nothing and rounds coarsely, a narrow one the other way round. Each search tries a list of
-thresholds and keeps the one with the smallest squared error; of equal ones the narrowest.
+A wide grid clips nothing and rounds coarsely; a narrow grid clips and rounds finely. Each search tries a list of
+thresholds and keeps the one with the smallest squared error; of equal ones the smallest.
 
 Source: H. V. Habi et al., "HPTQ: Hardware-Friendly Post Training Quantization" (2021), for the halving
 search; numbers of candidates and smallest threshold as in its authors' Model Compression Toolkit (MCT).
@@ -9,8 +9,7 @@ search; numbers of candidates and smallest threshold as in its authors' Model Co
 Differences from MCT:
 1. A histogram has bins of a power-of-two width, which merge exactly (see `calibration.Histogram`); MCT
    interpolates between the histograms of batches.
-2. The error of a bin is that of its centre; MCT takes the left edge, which moves every value down by half a
-   bin.
+2. The error of a bin is that of its centre; MCT takes the left edge, which shifts every value by half a bin.
 3. Free thresholds are the best of 100 evenly spaced ones; MCT narrows an interval in up to 15 rounds.
 """
 
@@ -26,13 +25,14 @@ SMALLEST_THRESHOLD = 2.0**-16
 _HALVINGS_OF_TENSORS = 20
 _HALVINGS_OF_WEIGHTS = 10
 _FREE_CANDIDATES = 100
+_HOPELESS = 1.001  # times the smallest error, if clipping the largest value alone costs more
 _AT_ONCE = 2**18  # weights that stay in a processor's cache while all candidates are tried
 
 WEIGHT_THRESHOLDS = ("power_of_two", "free")
 
 
 def activation_threshold(histogram: Histogram, bits: int, signed: bool) -> float:
-    """Return the power of two at which a grid of `bits` makes the smallest squared error on a histogram."""
+    """Return the power of two for which a grid of `bits` has the smallest squared error on a histogram."""
     seen = histogram.counts > 0
     centres, counts = histogram.centres()[seen], histogram.counts[seen]
     largest = max(-histogram.minimum, histogram.maximum)
@@ -48,7 +48,7 @@ def activation_threshold(histogram: Histogram, bits: int, signed: bool) -> float
 def weight_thresholds(weight: Tensor, bits: int, search: str) -> Tensor:
     """Return the threshold (C,) of a signed grid per row of `weight` (C, ...), by the smallest squared error.
 
-    `search` is "power_of_two" or "free". A row of zeros gets the smallest threshold there is, 2**-16.
+    `search` is "power_of_two" or "free". A row of zeros gets the smallest possible threshold, 2**-16.
     """
     rows = weight.flatten(1)
     at_once = max(1, _AT_ONCE // rows.shape[1])
@@ -66,8 +66,12 @@ def _best_thresholds(rows: Tensor, bits: int, search: str) -> Tensor:
     else:
         candidates = (reach * part / _FREE_CANDIDATES for part in range(_FREE_CANDIDATES, 0, -1))
     best, smallest_error = reach, torch.full_like(reach, torch.inf)
+    peak, done = torch.maximum(-low, high), torch.zeros_like(reach, dtype=torch.bool)
     for candidate in candidates:
         thresholds = candidate.clamp(min=SMALLEST_THRESHOLD)
+        if (done | (peak - thresholds > _HOPELESS * smallest_error)).all():
+            break  # what follows is narrower
+        done = thresholds == SMALLEST_THRESHOLD
         quantized = _on_grid(rows, thresholds[:, None], bits, signed=True)
         error = torch.linalg.vector_norm(quantized.sub_(rows), dim=1)
         better = error <= smallest_error

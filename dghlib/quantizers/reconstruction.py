@@ -1,14 +1,14 @@
-"""Reconstruction: a network learns, unit by unit, how to round so that each unit answers as it did in float.
+"""Reconstruction: a network learns, unit by unit, how to round such that each unit keeps its float outputs.
 
-One loop serves AdaRound, BRECQ, QDrop and GENIE-M; each of those modules is a set of defaults for `Settings` and
-says what its authors do otherwise. For every unit of the network, in order:
+AdaRound, BRECQ, QDrop and GENIE-M share a loop; each of those modules is a set of defaults for `Settings` and lists its
+differences from its authors' version. For every unit of the network, in order:
 
-    1. keep what enters and leaves it when all calibration images pass, in float and quantized so far;
+    1. keep the inputs and outputs of the unit for all calibration images, in float and in the network quantized so far;
     2. minimise |quantized unit (x) - float unit (x)|^2, summed over channels, plus lambda times the penalty that
-       drives every weight to be rounded up or down, over minibatches of what was kept;
-    3. decide every rounding, and go on to the next.
+       drives every weight to be rounded up or down, over minibatches of these tensors;
+    3. decide every rounding, and continue with the next unit.
 
-Steps of activations are fixed, learned with the weights, or learned after them in a second sweep.
+Step sizes of activations are fixed, learned with the weights, or learned after them in a second sweep.
 """
 
 import math
@@ -26,9 +26,10 @@ from dghlib.choices import check_at_least, check_choice
 from dghlib.models import FloatModel
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import check_images, observe
-from dghlib.quantizers.graph import device_of, folded_graph
+from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.layers import QuantizedLayer
 from dghlib.quantizers.learners import LearnedRounding, LearnedStep, keep_positive
+from dghlib.quantizers.preparation import preparation_of, prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel, quantized_node, quantizer_path
 from dghlib.quantizers.scale_search import activation_grid
 from dghlib.quantizers.starting import LearningSettings, checksum, nearest
@@ -40,9 +41,9 @@ from dghlib.storage.records import fingerprint
 
 INPUTS = ("float", "quantized", "mixed")
 QUICK = 200  # iterations per unit, those of the book's pages on public networks
-_WARM_UP = 0.2  # part of the steps without the penalty
+_WARM_UP = 0.2  # share of the steps without the penalty
 _BETA = (20.0, 2.0)  # of the penalty, at its start and at the end
-_FASTEST = 0.01  # part of itself that a weight's step moves at most in one iteration; at 8 bits it is 0.001 or so
+_FASTEST = 0.01  # largest relative change of a weight's step size in an iteration; at 8 bits a step size is about 0.001
 
 
 Chosen = TypeVar("Chosen", bound="Settings")
@@ -50,23 +51,23 @@ Chosen = TypeVar("Chosen", bound="Settings")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(LearningSettings):
-    """What the reconstruction methods have in common, and where they differ; beside `starting.LearningSettings`.
+    """The common settings of the reconstruction methods, and their differences; see also `starting.LearningSettings`.
 
     Args:
-        unit: what is learned at once, "layer" or "block".
+        unit: the part of the network that is learned at once, "layer" or "block".
         iterations: steps per unit, with minibatches of `batch_size` images.
         rounding_rate: Adam's learning rate for the roundings.
         penalty: lambda, the weight of the rounding penalty.
-        cosine: whether the penalty's beta falls along a cosine, rather than a line.
-        scale_rate: learning rate of the weights' steps, 0 for fixed; falls to 0 along a cosine.
-        step_rate: learning rate of the activations' steps, 0 for fixed; falls to 0 along a cosine.
-        step_iterations: steps per unit of a second sweep that learns the activations' steps once all weights are
-            done, from the unit's float input; 0 learns them together with the weights.
-        scaled_gradient: whether the gradients of activations' steps are scaled as LSQ does.
-        inputs: what units are fed while they learn: their "float" input, that of the "quantized" network so far,
-            or of both "mixed", each value float with probability `keep_float`.
-        keep_float: see `inputs`; also of activations inside the unit (QDrop).
-        fisher: whether errors count by the squared gradient of the network's loss, estimated once per unit.
+        cosine: whether the penalty's beta falls along a cosine, rather than linearly.
+        scale_rate: learning rate of the weights' step sizes, 0 for fixed; falls to 0 along a cosine.
+        step_rate: learning rate of the activations' step sizes, 0 for fixed; falls to 0 along a cosine.
+        step_iterations: steps per unit of a second sweep that learns the activations' step sizes after all weights,
+            from the unit's float input; 0 learns them together with the weights.
+        scaled_gradient: whether the gradients of activations' step sizes are scaled as in LSQ.
+        inputs: the inputs of units while they learn: "float", "quantized" (those of the network quantized so far), or
+            "mixed", each value float with probability `keep_float`.
+        keep_float: see `inputs`; also for activations inside the unit (QDrop).
+        fisher: whether errors are weighted by the squared gradient of the network's loss, estimated once per unit.
         store: where inputs and targets of a unit are kept: the network's "device", "cpu", or memory-mapped on "disk".
     """
 
@@ -101,10 +102,10 @@ class Settings(LearningSettings):
 
 
 def shortened(settings: Chosen, iterations: int) -> Chosen:
-    """Return a method's settings with so many iterations for each unit.
+    """Return a method's settings with this number of iterations for each unit.
 
-    Fewer steps get larger rates: a rounding has the same way to go, so its rate grows as the steps become fewer; the
-    rates of grids' steps, which have less far to go, grow by the square root of that.
+    With fewer steps the rates are larger: a rounding variable has to travel the same distance, so its rate grows in
+    inverse proportion to the steps; the rates of step sizes, which travel less far, grow by the square root of that.
     """
     shortening = settings.iterations / iterations
     return replace(
@@ -118,18 +119,19 @@ def shortened(settings: Chosen, iterations: int) -> Chosen:
 
 
 def presets(settings: Chosen) -> dict[str, Chosen]:
-    """Return a method's settings by name: "default" as published, which takes an hour or more, and "quick", minutes."""
+    """Return a method's settings by name: "default" as published (an hour or more), and "quick" (minutes)."""
     return {"default": settings, "quick": shortened(settings, QUICK)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """One pass over all units, and what is learned in it.
+    """A pass over all units, and the values that it learns.
 
     Args:
-        weights, steps: whether roundings (with weights' steps, if `scale_rate` says so), and activations' steps learn.
+        weights, steps: whether roundings (with weights' step sizes if `scale_rate` is not 0) and activations' step
+            sizes are learned.
         iterations: per unit.
-        inputs: what units are fed.
+        inputs: the inputs of units.
         power: of the error.
     """
 
@@ -141,13 +143,13 @@ class Sweep:
 
     @property
     def learned(self) -> str:
-        """Say in words what is learned."""
+        """Return the learned values in words."""
         return " and ".join(name for name in ("weights", "steps") if getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitError:
-    """How far a unit's output is from the float one, as a part of the float one's energy, before and after learning."""
+    """The error of a unit's output relative to the energy of the float output, before and after learning."""
 
     unit: str
     learned: str
@@ -156,7 +158,7 @@ class UnitError:
 
 
 def sweeps_of(settings: Settings) -> list[Sweep]:
-    """Return the sweeps that a method makes: one, or a second for the activations' steps (BRECQ)."""
+    """Return the sweeps of a method: one, or a second for the activations' step sizes (BRECQ)."""
     together = settings.step_rate > 0 and settings.step_iterations == 0
     sweeps = [Sweep(weights=True, steps=together, iterations=settings.iterations, inputs=settings.inputs)]
     if settings.step_rate > 0 and not together:
@@ -170,15 +172,15 @@ def reconstruct(
 ) -> QuantizedModel:
     """Return a quantized copy of a network, reconstructed on normalised images (N, C, H, W).
 
-    The model is left as it is. With `checkpoint`, a file, a run that was killed goes on after the last unit that was
-    done, to the same result; the file stays until the caller, who has that result on the disk, deletes it.
+    The model is not changed. With `checkpoint`, a file, a killed run continues after the last completed unit, to the
+    same result; the file is kept until the caller, who has the result on the disk, deletes it.
 
     Raises:
         UntraceableNetwork: torch.fx cannot follow the network.
         TypeError, ValueError: images that do not fit the model, weights or tensors with NaN or Inf.
     """
     images = check_images(images, model)
-    about = {"model": model.name, "method": method, "config": asdict(settings)}
+    about = {"model": model.name, "method": method, "config": asdict(settings), **preparation_of(settings)}
     student = nearest(model, images, settings, about)
     key = fingerprint({"about": about, "images": float(images.double().sum()), "nearest": checksum(student)})
     return _Reconstruction(model, student, images, settings, Checkpoint(checkpoint, key, seconds=0)).run()
@@ -193,7 +195,7 @@ def learn(
     settings: Settings,
     bar: tqdm,
 ) -> None:
-    """Move roundings and steps so that `piece` answers as the float unit does: the loop of all methods."""
+    """Update roundings and step sizes so that `piece` has the outputs of the float unit: the loop of all methods."""
     scales = [rounding.scale for rounding in roundings if rounding.scale.requires_grad]
     optimizer, schedule = _optimizer(roundings, scales, steps, sweep.iterations, settings)
     for step, (inputs, targets, weights) in zip(range(sweep.iterations), data.minibatches(), strict=False):
@@ -217,7 +219,7 @@ def _optimizer(
     iterations: int,
     settings: Settings,
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """Return Adam and its schedule: a constant rate for roundings, for steps one that falls to 0 along a cosine."""
+    """Return Adam and its schedule: a constant rate for roundings, and for step sizes a cosine that falls to 0."""
 
     def falling(step: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * step / iterations))
@@ -233,7 +235,7 @@ def _optimizer(
 
 
 def beta(step: int, iterations: int, cosine: bool) -> float:
-    """Return how strict the rounding penalty is: from 20 to 2 once the warm-up is over."""
+    """Return the exponent of the rounding penalty: from 20 to 2 after the warm-up."""
     first, last = _BETA
     done = (step / iterations - _WARM_UP) / (1 - _WARM_UP)
     left = 0.5 * (1 + math.cos(math.pi * done)) if cosine else 1 - done
@@ -241,12 +243,12 @@ def beta(step: int, iterations: int, cosine: bool) -> float:
 
 
 class _Reconstruction:
-    """A student that learns from its teacher, the float network, unit by unit; `run` does it all."""
+    """A student that learns from its teacher, the float network, unit by unit; `run` does all units."""
 
     def __init__(
         self, model: FloatModel, student: QuantizedModel, images: Tensor, settings: Settings, checkpoint: Checkpoint
     ):
-        self.teacher, self.student = folded_graph(model), student
+        self.teacher, self.student = prepared_graph(model, student.about), student
         self.images, self.settings, self.checkpoint = images, settings, checkpoint
         self.units = units_of(self.teacher, settings.unit)
         self.device = device_of(self.teacher)
@@ -275,14 +277,14 @@ class _Reconstruction:
         return self.student.eval()
 
     def _set_out(self, sweep: Sweep) -> None:
-        """Start at the images; as long as weights learn alone, activations pass in float."""
+        """Start at the images; while only weights learn, activations stay in float."""
         store, batch_size = self.settings.store, self.settings.batch_size
         self.graph = self.student.graph if sweep.steps else self.student.without_activation_quantizers()
         self.float_front = Frontier(self.teacher, self.images, store, batch_size)
         self.front = Frontier(self.graph, self.images, store, batch_size)
 
     def _measure_activations(self) -> None:
-        """Find the activations' grids anew, now that weights are what they will be."""
+        """Find the activations' grids again, after weights have their final values."""
         quantizers = self.student.activation_quantizers()
         seen = observe(self.graph, quantizers, self.images, self.settings.batch_size).histograms
         search = self.settings.activation_search
@@ -290,8 +292,8 @@ class _Reconstruction:
         self.student.set_activation_quantizers(grids)
 
     def _teach(self, unit: Unit, sweep: Sweep, bar: tqdm) -> list[UnitError]:
-        """Let the student learn one unit; return how far it was and is from its teacher, if it can learn at all."""
-        bar.set_postfix_str(unit.name, refresh=False)  # else it shows at once, and is not cleared at an error
+        """Let the student learn a unit; return its error before and after, if the unit can learn at all."""
+        bar.set_postfix_str(unit.name, refresh=False)  # otherwise it is shown at once, and not cleared at an error
         purpose = ("reconstruction", unit.name, sweep.learned)
         coins = torch.Generator(self.device).manual_seed(derived_seed(self.settings.seed, *purpose, "coins"))
         roundings = self._roundings(unit) if sweep.weights else {}

@@ -1,22 +1,22 @@
-"""Scale reparameterization: a layer norm brings its channels to one range, and the layers behind it undo that.
+"""Scale reparameterization: a layer norm brings its channels to a common range, and the next layers reverse this.
 
-The outputs of a layer norm differ in range from channel to channel, so one grid for all suits none. A norm ends in a
-scale and a shift for each channel: y' = y / factor - shift has any ranges that one likes, and a linear layer that reads
-y' with W' = W factor and b' = b + W' shift computes what it did. In float nothing changes.
+The output channels of a layer norm differ in range, so a common grid suits none of them. A norm ends in a scale and a
+shift for each channel: y' = y / factor - shift can have any range, and a linear layer that reads y' with
+W' = W factor and b' = b + W' shift computes the same as before. In float nothing changes.
 
-That holds for norms whose values go nowhere but into linear layers, each channel in its place. A norm that is also
-added to a shortcut, as in transformers with the norm behind the sum, is left as it is; and so is one of which a class
-token alone is read: with one token an image, ranges of channels are those of the few images.
+This is possible if only linear layers read the values of a norm, each channel in its place. A norm that is also added
+to a shortcut, as in transformers with the norm after the sum, is not changed. Neither is a norm of which only a class
+token is read: with 1 token per image, the ranges of channels would be those of only a few values.
 
 Source: Z. Li et al., "RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision Transformers", ICCV
 2023, Eq. 8 to 12.
 
 Differences:
-1. The zero point of the common grid is rounded and is a code; the shift takes up the difference, so it costs nothing.
-   In the released code it is the mean of the channels' zero points, no whole number.
+1. The zero point of the common grid is rounded and is a code; the shift takes up the difference, so this costs nothing.
+   In the released code it is the mean of the channels' zero points, which is not an integer.
 2. A channel that is (nearly) the same for all images has no range to divide by, and keeps its scale.
-3. What a channel is, is found by sending channels' numbers through the graph, so maps (N, H, W, C) and their windows
-   serve as well as sequences. The released code takes (N, T, C) alone for channels last.
+3. Channels are found by sending channel indices through the graph, so maps (N, H, W, C) and their windows can be used
+   as well as sequences. The released code treats only (N, T, C) as having channels last.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ _DEAD = 1e-4  # of the mean range of all channels
 
 
 def is_layer_norm(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether a node is a layer norm over the last axis alone, with a scale and a shift of its own."""
+    """Return whether a node is a layer norm over only the last axis, with a scale and a shift of its own."""
     module = called_module(graph, node)
     return (
         isinstance(module, nn.LayerNorm)
@@ -44,7 +44,7 @@ def is_layer_norm(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def layers_behind_norms(graph: fx.GraphModule, images: Tensor) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Return which linear layers alone read a layer norm, by its node's name, and why others cannot be changed.
+    """Return the linear layers that are the only readers of each layer norm, and why other norms cannot be changed.
 
     Args:
         graph: from `folded_graph`.
@@ -57,7 +57,7 @@ def layers_behind_norms(graph: fx.GraphModule, images: Tensor) -> tuple[dict[str
 
 
 class _ChannelNumbers(fx.Interpreter):
-    """Runs a graph, and beside it sends the numbers of channels from every layer norm on to where they are read."""
+    """Runs a graph, and sends channel indices from every layer norm to its readers."""
 
     def __init__(self, graph: fx.GraphModule):
         super().__init__(graph)
@@ -121,9 +121,9 @@ class _ChannelNumbers(fx.Interpreter):
 
 
 def common_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return factors (C,) and shifts (C,) that bring channels with these ranges to one grid; its scale and zero point.
+    """Return factors (C,) and shifts (C,) that bring channels with these ranges to a common grid, and the grid.
 
-    The grid is unsigned and affine; `low` and `high` (C,) are what each channel's own grid would reach from and to.
+    The grid is unsigned and affine; `low` and `high` (C,) are the ends of each channel's own grid.
     """
     scale = (high - low).double() / (2**bits - 1)
     alive = scale > _DEAD * scale.mean()
@@ -136,7 +136,7 @@ def common_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor, T
 
 
 def reparameterize(graph: fx.GraphModule, norms: Mapping[str, Sequence[Any]]) -> None:
-    """Change layer norms and the layers that read them, in place; the graph computes what it did.
+    """Change layer norms and the layers that read them, in place; the graph computes the same.
 
     Args:
         graph: from `folded_graph`.

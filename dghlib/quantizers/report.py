@@ -1,7 +1,7 @@
-"""Which layer hurts: the signal-to-noise ratio of every quantized weight and tensor, and the error of every unit.
+"""The layers that cost most accuracy: the signal-to-noise ratio of weights and tensors, and the errors of units.
 
-Ratios are in decibels, 10 log10(energy of the float values / energy of their error); 6 dB is about a bit, and below
-10 dB a third of what is there is noise.
+Ratios are in decibels, 10 log10(energy of the float values / energy of their error); 6 dB correspond to about 1 bit,
+and at 10 dB the error has about a third of the amplitude of the values.
 """
 
 import math
@@ -25,15 +25,15 @@ from dghlib.quantizers.uneven import Quantizer
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """How noisy one quantized weight or tensor is.
+    """The noise of a quantized weight or tensor.
 
     Attributes:
         kind: "weight" or "tensor".
         name: the layer's path, or the tensor's name.
         bits: of its grid.
-        own: signal to noise in dB that its own rounding leaves.
-        accumulated: signal to noise in dB of the tensor in the quantized network, where all that is computed before
-            is quantized too; of a weight, the same as `own`.
+        own: signal to noise in dB with only its own rounding.
+        accumulated: signal to noise in dB of the tensor in the quantized network, where all earlier weights and
+            tensors are quantized too; for a weight, the same as `own`.
     """
 
     kind: str
@@ -47,7 +47,7 @@ def noise_report(model: FloatModel, quantized: QuantizedModel, images: Tensor, b
     """Return the noise of every quantized weight and tensor, the worst first.
 
     Args:
-        model: the float network that `quantized` was made from.
+        model: the float network from which `quantized` was made.
         quantized: from any quantizer.
         images: normalised (N, C, H, W); a few dozen are enough.
         batch_size: images that pass at once; all tensors of a batch are kept.
@@ -67,7 +67,7 @@ def noise_report(model: FloatModel, quantized: QuantizedModel, images: Tensor, b
 
 
 def in_float(quantized: QuantizedModel) -> list[str]:
-    """Return, in words, what a quantized network still computes in float although its tensors are quantized."""
+    """Return, in words, the values that a quantized network still computes in float."""
     found = [f"{name}: weights that no layer holds" for name in left_in_float(quantized.graph)]
     weights = quantized.weight_quantizers() if quantized.activation_quantizers() else {}
     for node in quantized.graph.graph.nodes:
@@ -79,10 +79,10 @@ def in_float(quantized: QuantizedModel) -> list[str]:
 
 
 def unit_errors(quantized: QuantizedModel) -> list[UnitError]:
-    """Return how far every learned unit was and is from the float one, the worst first; nothing if none was learned.
+    """Return the errors of every learned unit before and after learning, the worst first; [] if none was learned.
 
-    They were measured on the calibration images while the network was quantized. A unit of BRECQ is there twice, once
-    for its weights and once for the steps of its activations.
+    They were measured on the calibration images during the quantization. A unit of BRECQ is listed twice, for its
+    weights and for the step sizes of its activations.
     """
     errors = [UnitError(**error) for error in quantized.about.get("units", [])]
     return sorted(errors, key=lambda error: error.after, reverse=True)

@@ -1,20 +1,20 @@
-"""RepQ-ViT: every channel of a layer norm's output has a range of its own, and softmax a logarithmic grid.
+"""RepQ-ViT: every channel of a layer norm's output has its own range, and softmax a logarithmic grid.
 
-Images say what each channel of a layer norm's output reaches from and to. The norm then brings all to one grid, which
-the layers behind it undo (`reparameterization`), so a grid for each channel costs nothing. What a softmax makes is
-quantized on a logarithmic grid (`uneven`); all other tensors and the weights on affine grids (`percentiles`).
+Images give the range of each channel of a layer norm's output. The norm then brings all channels to a common grid,
+which the next layers reverse (`reparameterization`), so a grid for each channel costs nothing. The output of a softmax
+is quantized on a logarithmic grid (`uneven`), all other tensors and the weights on affine grids (`percentiles`).
 
 Source: Z. Li, J. Xiao, L. Yang, Q. Gu, "RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision
 Transformers", ICCV 2023, and a description of its released code.
 
 Differences:
-1. `placement="factors"` quantizes what the authors do: what layers read and both factors of every product, the image at
-   8 bits at least; norms, sums, scores and logits stay in float. "every_tensor" quantizes these, too.
-2. Every layer norm that linear layers alone read is reparameterized, whatever it is called, the one before the
-   classifier included; the authors' are those of blocks and of Swin's patch merging. Of others `about["not
-   reparameterized"]` says why.
+1. `placement="factors"` quantizes the tensors of the authors: the inputs of layers and both factors of every product,
+   the image with at least 8 bits; norms, sums, scores and logits stay in float. "every_tensor" quantizes these, too.
+2. Every layer norm whose only readers are linear layers is reparameterized, including the one before the classifier;
+   the authors' code does so in blocks and in Swin's patch merging. `about["not reparameterized"]` says why others are
+   not.
 3. Ranges of whole tensors are found on histograms of all images.
-4. What differs in grids and reparameterization is listed in `uneven`, `percentiles` and `reparameterization`.
+4. Differences in grids and reparameterization are listed in `uneven`, `percentiles` and `reparameterization`.
 """
 
 import logging
@@ -42,8 +42,8 @@ from dghlib.quantizers.uneven import Quantizer
 log = logging.getLogger(__name__)
 
 VERSION = 1
-IMAGE_BITS = 8  # at least, where tensors that are no factors stay in float
-MOST_TOKENS = 8192  # of all images, that the ranges of channels are found on; 32 images of ViT-B have 6304
+IMAGE_BITS = 8  # at least, if tensors that are not factors stay in float
+MOST_TOKENS = 8192  # of all images, for the ranges of channels; 32 images of ViT-B have 6304
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Config(Settings):
 def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedModel:
     """Return a quantized copy of a network, calibrated with normalised images (N, C, H, W).
 
-    The model is left as it is.
+    The model is not changed.
 
     Raises:
         UntraceableNetwork: torch.fx cannot follow the network.
@@ -84,7 +84,7 @@ def quantize(model: FloatModel, images: Tensor, config: Config) -> QuantizedMode
 def with_tensor_grids(
     model: FloatModel, images: Tensor, config: Config
 ) -> tuple[fx.GraphModule, Bits, dict[str, Quantizer], dict[str, Any]]:
-    """Return the reparameterized graph, the bits, the grids of tensors, and what a file says of the change."""
+    """Return the reparameterized graph, the bits, the grids of tensors, and the entry of a file for the change."""
     graph = folded_graph(model)
     bits = bits_of(graph, config, IMAGE_BITS)
     about: dict[str, Any] = {}
@@ -110,14 +110,14 @@ def channel_grids(
     images: Tensor,
     batch_size: int,
 ) -> tuple[dict[str, list[Any]], dict[str, Quantizer]]:
-    """Return what `reparameterize` is told of layer norms, and the grids that their outputs then have.
+    """Return the arguments of `reparameterize` for layer norms, and the grids that their outputs then have.
 
     Args:
         graph: from `folded_graph`.
         norms: by the name of the norm's node, the linear layers that read it.
         bits: of every tensor, by name.
         images: (N, C, H, W), normalised.
-        batch_size: how many pass at once.
+        batch_size: images that pass at once.
     """
     watch = _Inputs(graph, {paths[0]: norm for norm, paths in norms.items()}, images)
     with torch.no_grad():
@@ -135,7 +135,7 @@ def channel_grids(
 
 
 class _Inputs(fx.Interpreter):
-    """Runs a graph and keeps what layers read, (tokens, C), by the norm that it comes from; of many tokens, some."""
+    """Runs a graph and keeps inputs of layers, (tokens, C), by their norm; if there are many tokens, some of them."""
 
     def __init__(self, graph: fx.GraphModule, norms: Mapping[str, str], images: Tensor):
         super().__init__(graph)
@@ -155,7 +155,7 @@ class _Inputs(fx.Interpreter):
 
 
 def grid_for(graph: fx.GraphModule, name: str, seen: Histogram, bits: int, softmax: str) -> Quantizer:
-    """Return the grid of a tensor that was seen to hold these values."""
+    """Return the grid of a tensor from the histogram of its values."""
     node = next(node for node in graph.graph.nodes if node.name == name)
     if softmax == "log" and does(graph, node, SOFTMAXES) and seen.maximum > 0:
         return log_grid(seen, bits)

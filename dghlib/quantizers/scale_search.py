@@ -1,16 +1,16 @@
-"""Grids of any step, with a zero point: the one with the smallest error in the 2.4th power.
+"""Grids with any step size and a zero point: the grid with the smallest error in the 2.4th power.
 
-Where `ranges` looks for the threshold that hardware with shifts can use, the reconstruction methods take any step
-and move the grid so that it covers what is there. Each search tries a list of grids for every row of values at
-once and keeps, per row, the one with the smallest sum of |x - quantized x| ** p, where p is 2.4 unless the search is
-named after another.
+`ranges` searches thresholds that hardware with shifts can use. The reconstruction methods use any step size and shift
+the grid so that it covers the values. Each search tries a list of grids for every row of values at once and keeps, per
+row, the grid with the smallest sum of |x - quantized x| ** p, where p is 2.4 unless the name of the search has another
+power.
 
 Sources: BRECQ's code (80 shrinking ranges); QDrop's (ranges of every width at every zero point); GENIE's (100
 ranges, for activations without a zero point).
 
 Differences from them:
-1. Every range is stretched to include zero, so that the zero point is a code. Integer hardware needs that; the
-   authors' grids of channels whose weights all have the same sign may lack it.
+1. Every range is extended to include zero, so that the zero point is a code. Integer hardware needs this; the authors'
+   grids of channels whose weights all have the same sign may lack it.
 2. Activations are searched on a histogram of all calibration images; the authors take the values of 64 (BRECQ),
    256 (QDrop) or 32 (GENIE) images.
 3. QDrop's search tries at most 64 evenly spaced zero points, so that 8 bits do not take 25 600 tries.
@@ -34,7 +34,7 @@ _PERCENT = 100
 _MOST_ZERO_POINTS = 64
 _AT_ONCE = 2**18  # values that stay in a processor's cache while all grids are tried
 
-Grids = Iterator[tuple[Tensor, Tensor]]  # scales (R, 1) and zero points (R, 1), one pair per try
+Grids = Iterator[tuple[Tensor, Tensor]]  # scales (R, 1) and zero points (R, 1), a pair per try
 
 
 class Search(Protocol):
@@ -97,7 +97,7 @@ ACTIVATION_SEARCHES: Mapping[str, Search] = {**WEIGHT_SEARCHES, "symmetric_100":
 
 
 def weight_grid(layer: Layer, bits: int, search: str) -> UniformQuantizer:
-    """Return the best grids, one per output channel, for a layer's weight; a channel of zeros gets the finest."""
+    """Return the best grids, one per output channel, for a layer's weight; a channel of zeros gets the finest grid."""
     rows = layer.weight.detach().transpose(0, channel_axis(layer)).flatten(1)
     found = [_best(part, None, bits, search) for part in rows.split(max(1, _AT_ONCE // rows.shape[1]))]
     scales, zero_points = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -115,7 +115,7 @@ def activation_grid(histogram: Histogram, bits: int, search: str) -> UniformQuan
 
 
 def _best(rows: Tensor, counts: Tensor | None, bits: int, search: str, signed: bool = False) -> tuple[Tensor, Tensor]:
-    """Return scales (R,) and zero points (R,) for rows (R, K), each value counting `counts` (K,) times."""
+    """Return scales (R,) and zero points (R,) for rows (R, K), whose values have the weights `counts` (K,)."""
     low, high = (bound.unsqueeze(1) for bound in rows.aminmax(dim=1))
     low, high = low.clamp(max=0), high.clamp(min=0)
     limits = code_limits(bits, signed)

@@ -1,4 +1,4 @@
-"""What the settings of all quantizers have in common: bits, and for some placement and searches."""
+"""The common settings of all quantizers: bits, and for some methods placement and searches."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from dghlib.storage.records import added_later
 
 @dataclass(frozen=True, kw_only=True)
 class BitSettings:
-    """What every method is told.
+    """The settings of every method.
 
     Args:
         weight_bits, activation_bits: 2 to 8, 16, or 32 for float.
-        bits: "full", all layers and tensors alike; or "academic", the ends at 8 bits and the logits in float.
-        integer_biases: whether biases are rounded, once all else is done, to the grids of the sums that they enter, as
-            hardware has them (see `biases`); the methods' authors leave them in float.
+        bits: "full", the same for all layers and tensors; or "academic", the ends at 8 bits and the logits in float.
+        integer_biases: whether biases are finally rounded to the grids of the sums to which they are added, as in
+            hardware (see `biases`); the methods' authors leave them in float.
     """
 
     weight_bits: int = 8
@@ -34,18 +34,20 @@ class BitSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GridSettings(BitSettings):
-    """Settings of methods that take their tensors, and the searches for their grids, by name.
+    """Settings of methods with a choice of tensors and of searches for their grids.
 
     Args:
-        placement: which tensors are quantized: "every_tensor", "brecq", "genie" or "relu_only".
-        weight_search, activation_search: how grids are found (see `scale_search`).
-        batch_size: images that pass at once, or of a minibatch; all of them if there are fewer.
+        placement: the quantized tensors: "every_tensor", "brecq", "genie" or "relu_only".
+        weight_search, activation_search: the searches for grids (see `scale_search`).
+        batch_size: images that pass at once, or images of a minibatch; all images if there are fewer.
+        equalize: whether channels are scaled across layers first (see `equalization`).
     """
 
     placement: str = "every_tensor"
     weight_search: str = "min_max"
     activation_search: str = "l4"
     batch_size: int = 32
+    equalize: bool = added_later(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,8 +1,8 @@
-"""Sites of tensors: the places in a network's code that hold one tensor for every call of a shared layer.
+"""Sites of tensors: positions in a network's code that hold a tensor for every call of a shared layer.
 
-The head of a detector runs on every level of a pyramid. What one of its layers computes, and what is computed from
-that alone, is at the same site for all levels: hardware keeps one grid for it. Any other tensor is a site of its own.
-A site is called by its first node.
+The head of a detector runs on every level of a pyramid. The outputs of its layers, and tensors that are computed only
+from them, have the same site for all levels: hardware has a single grid for it. Any other tensor is a site of its own.
+The name of a site is that of its first node.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from dghlib.quantizers.operations import layer_calls
 
 
 def site_of(node: fx.Node) -> str:
-    """Return the site of a node that `mark_sites` has seen; of any other, its own name."""
+    """Return the site of a node that `mark_sites` has marked; otherwise the node's own name."""
     return node.meta.get("site", node.name)
 
 
@@ -33,7 +33,7 @@ def mark_sites(graph: fx.GraphModule) -> None:
 
 
 def _key_of_reader(node: fx.Node, keys: dict[fx.Node, Hashable]) -> Hashable | None:
-    """Return what a node shares with those of other calls, if it reads nothing but one tensor at a shared site."""
+    """Return the key that a node shares with those of other calls, if it reads only a tensor at a shared site."""
     tensors = [source for source in node.all_input_nodes if "shape" in source.meta]
     if len(tensors) != 1 or tensors[0] not in keys:
         return None

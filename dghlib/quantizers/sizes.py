@@ -1,12 +1,12 @@
-"""The number of images: the one size that a network does not know, found by tracing it twice.
+"""The number of images: the only size that a network does not know, found by tracing the network twice.
 
-Two traces with different numbers of images differ in nothing but whole numbers that grow with the number of images;
-anything else that differs is a way to compute that depends on it. Such a number is computed anew in every pass, from
-a tensor that is at hand where it is used: read from the images, where the network begins, there would be a way from
-there to the place of its use, past all that lies between, and all of it would be one unit of reconstruction.
+Two traces with different numbers of images differ only in whole numbers that grow with the number of images; any other
+difference means that the computation depends on this number. Such a number is computed anew in every pass, from a
+tensor near its use. If it were read from the images at the start of the network, there would be a path from there to
+its use, past all layers in between, and all of them would be a single unit of reconstruction.
 
-Detectors take images of many sizes, so that theirs are computed in every pass, all of them; there it is only moved
-near its use.
+Detectors take images of many sizes, so all of their sizes are computed in every pass; for them the number of images is
+only moved near its use.
 """
 
 import operator
@@ -31,14 +31,14 @@ class _Count:
 
 
 def free_number_of_images(graph: fx.Graph, fewer: fx.Graph) -> None:
-    """Let a graph that was traced with some images take any number of them, in place.
+    """Make a graph that was traced with some images accept any number of them, in place.
 
     Args:
         graph: a trace, whose nodes know their `traced_shape`.
-        fewer: another one of the same network, with fewer images.
+        fewer: another trace of the same network, with fewer images.
 
     Raises:
-        PathDependsOnNumber: the two compute different things.
+        PathDependsOnNumber: the traces compute different things.
     """
     images, twin_images = next(iter(graph.nodes)), next(iter(fewer.nodes))
     counts = (images.meta["traced_shape"][0], twin_images.meta["traced_shape"][0])
@@ -73,7 +73,7 @@ def _where(node: fx.Node) -> str:
 
 
 def _merged(one: Any, other: Any, counts: tuple[int, int], twins: dict[fx.Node, fx.Node]) -> Any:
-    """Return the arguments of both traces as one, with a _Count where they differ; or raise ValueError."""
+    """Return the merged arguments of both traces, with a _Count where they differ; or raise ValueError."""
     if isinstance(one, fx.Node):
         if twins.get(one) is not other:
             raise ValueError(f"{one} and {other}")
@@ -95,12 +95,12 @@ def _merged(one: Any, other: Any, counts: tuple[int, int], twins: dict[fx.Node, 
 
 
 def _sequence_like(one: Any, parts: list[Any]) -> Any:
-    """Return a list as it is, or a tuple; of a torch.Size too, which cannot hold what is to be computed."""
+    """Return a list unchanged, or otherwise a tuple; also for a torch.Size, which cannot hold computed values."""
     return parts if isinstance(one, list) else tuple(parts)
 
 
 def _mark_axis(node: fx.Node, twin: fx.Node) -> None:
-    """Write into `meta` the axis of a tensor that grows with the number of images, if there is one alone."""
+    """Write into `meta` the axis of a tensor that grows with the number of images, if there is exactly one."""
     shapes = zip(node.meta.get("traced_shape", ()), twin.meta.get("traced_shape", ()), strict=False)
     growing = [axis for axis, (size, twin_size) in enumerate(shapes) if size != twin_size]
     if len(growing) == 1:
@@ -108,7 +108,7 @@ def _mark_axis(node: fx.Node, twin: fx.Node) -> None:
 
 
 class _Reader:
-    """Inserts, before a node, what computes a growing number from a tensor at hand."""
+    """Inserts, before a node, the computation of a growing number from a nearby tensor."""
 
     def __init__(self, node: fx.Node, twins: dict[fx.Node, fx.Node], counts: tuple[int, int], images: fx.Node):
         self.node, self.images = node, images
@@ -142,7 +142,7 @@ class _Reader:
 def read_batch_size_nearby(graph: fx.GraphModule, images: Tensor) -> None:
     """Read the number of images near its use in a graph that computes sizes in every pass, in place.
 
-    What is the number of images is told by passing twice as many as `images` (N, C, H, W).
+    The number of images is recognised by passing twice as many as `images` (N, C, H, W).
     """
     if not any(_reads_size(node) for node in graph.graph.nodes):
         return
@@ -163,7 +163,7 @@ def _reads_size(node: fx.Node) -> bool:
 
 
 class _Values(fx.Interpreter):
-    """What every node of a graph yields for some images; of tensors, their shapes alone."""
+    """The value of every node of a graph for some images; for tensors, only their shapes."""
 
     def __init__(self, graph: fx.GraphModule, images: Tensor):
         super().__init__(graph)

@@ -5,11 +5,12 @@ Quantization via Diagonal Hessian Approximation", ICLR 2022, and its released co
 
 Differences:
 1. Batch norms are folded before weights are rounded; the released code keeps them.
-2. Grids of tensors come from what batch norms say, by the smallest error in the 4th power (`expectation`). The paper
-   says so too; the released code passes a batch of uniform noise and takes so many deviations of what comes out.
-3. Every tensor is quantized, the first input and sums included; the code quantizes what convolutions and linear layers
-   read, the first in float, the last at 8 bits. `placement="genie"` and `bits="academic"` come near that.
-4. What differs in the rounding is listed in `flips`.
+2. Grids of tensors follow from batch norms, with the smallest error in the 4th power (`expectation`). The paper also
+   uses batch norms; the released code passes a batch of uniform noise and takes a number of standard deviations of the
+   result.
+3. Every tensor is quantized, including the image and sums; the code quantizes the inputs of convolutions and linear
+   layers, the first in float, the last at 8 bits. `placement="genie"` and `bits="academic"` are similar to this.
+4. Differences in the rounding are listed in `flips`.
 """
 
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ from dghlib.choices import check_choice
 from dghlib.models import FloatModel
 from dghlib.quantizers import no_images
 from dghlib.quantizers.flips import FLIPS, flipped_weight
-from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.layers import frozen
 from dghlib.quantizers.operations import layer_at
+from dghlib.quantizers.preparation import preparation_of, prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.scale_search import weight_grid
 from dghlib.quantizers.settings import GridSettings
@@ -35,7 +36,7 @@ class Config(GridSettings):
     """Settings of SQuant; see `settings.GridSettings` for the others.
 
     Args:
-        flips: whose sums of errors become small: those of "kernels", of "channels", of "both", or "none", which
+        flips: the sums of errors that become small: those of "kernels", of "channels", of "both", or "none", which
             rounds to the nearest.
     """
 
@@ -47,16 +48,17 @@ class Config(GridSettings):
 
 
 def quantize(model: FloatModel, images: Tensor | None, config: Config) -> QuantizedModel:
-    """Return a quantized copy of a network; images (N, C, H, W), normalised, are for grids of tensors, None for none.
+    """Return a quantized copy of a network; images (N, C, H, W), normalised, are for grids of tensors, None without.
 
-    The model is left as it is.
+    The model is not changed.
 
     Raises:
         UntraceableNetwork: torch.fx cannot follow the network.
         TypeError, ValueError: weights or tensors with NaN or Inf, images that do not fit the model; without images, a
-            tensor that batch norms do not tell of.
+            tensor that cannot be predicted from batch norms.
     """
-    graph = folded_graph(model)
+    preparation = preparation_of(config)
+    graph = prepared_graph(model, preparation)
     bits = no_images.bits_of(graph, config)
     seen = no_images.seen_or_told(graph, bits, model, images, config)
     weights = {}
@@ -64,4 +66,4 @@ def quantize(model: FloatModel, images: Tensor | None, config: Config) -> Quanti
         layer = layer_at(graph, path)
         weights[path] = weight_grid(layer, width, config.weight_search)
         layer.weight = frozen(flipped_weight(layer, weights[path], config.flips))
-    return no_images.finished("squant", model, graph, weights, seen, config)
+    return no_images.finished("squant", model, graph, weights, seen, config, preparation)

@@ -1,4 +1,4 @@
-"""What every method that learns begins with: grids for weights and tensors, and weights rounded to the nearest."""
+"""The starting point of every method that learns: grids for weights and tensors, and weights rounded to the nearest."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +10,9 @@ from tqdm import tqdm
 from dghlib.models import FloatModel
 from dghlib.quantizers import joins
 from dghlib.quantizers.calibration import observe
-from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.operations import layer_at
 from dghlib.quantizers.placement import PLACEMENTS, assign_bits
+from dghlib.quantizers.preparation import prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
 from dghlib.quantizers.scale_search import activation_grid, weight_grid
 from dghlib.quantizers.settings import GridSettings
@@ -20,10 +20,10 @@ from dghlib.quantizers.settings import GridSettings
 
 @dataclass(frozen=True, kw_only=True)
 class LearningSettings(GridSettings):
-    """What all methods that learn have in common, beside `settings.GridSettings`.
+    """The common settings of all methods that learn, in addition to `settings.GridSettings`.
 
     Args:
-        seed: of all that is drawn by chance.
+        seed: of all random numbers.
     """
 
     weight_bits: int = 4
@@ -35,8 +35,11 @@ class LearningSettings(GridSettings):
 
 
 def nearest(model: FloatModel, images: Tensor, settings: LearningSettings, about: dict[str, Any]) -> QuantizedModel:
-    """Return the network with the grids that learning starts from, every weight rounded to the nearest."""
-    graph = folded_graph(model)
+    """Return the network with the grids that learning starts from, every weight rounded to the nearest.
+
+    It is prepared as `about` says, and says so of itself (see `preparation`).
+    """
+    graph = prepared_graph(model, about)
     tensors = PLACEMENTS[settings.placement](graph)
     bits = assign_bits(graph, tensors, settings.weight_bits, settings.activation_bits, settings.bits)
     seen = observe(graph, joins.with_parts(graph, bits.activations), images, settings.batch_size).histograms
@@ -54,5 +57,5 @@ def nearest(model: FloatModel, images: Tensor, settings: LearningSettings, about
 
 
 def checksum(net: nn.Module) -> float:
-    """Return a number that tells networks of other weights apart."""
+    """Return a number that distinguishes networks with different weights."""
     return sum(float(value.double().abs().sum()) for value in net.state_dict().values())

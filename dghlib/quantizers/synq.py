@@ -1,21 +1,21 @@
-"""SynQ: images without their noise, class activation maps that stay, and labels for easy images alone.
+"""SynQ: images without their noise, preserved class activation maps, and labels only for easy images.
 
-With the parts of HAST on which it is built: channels of blocks that keep their share of the energy, and a second pass
-of images that are moved against what the student knows.
+It uses both parts of HAST, on which it is built: blocks keep the shares of their channels in the energy, and the images
+pass a second time, moved against the knowledge of the student.
 
 Source: M. Kim, J. Kim, U. Kang: "SynQ: Accurate Zero-shot Quantization by Synthesis-aware Fine-tuning",
 ICLR 2025, and its released code; H. Li et al., "Hard Sample Matters a Lot in Zero-Shot Quantization", CVPR 2023 (HAST).
 
 Differences from the released code:
-1. The filter passes all images once, before they are cropped, not every minibatch. Its radius is made for small images:
-   the published 80 periods do nothing to images of 32 pixels; the paper draws 8. On ImageNet take 80.
-2. Terms keep their ratio to the distillation, which is 1 here and 20 there; what counts is the rate times that.
-   preset "published" has theirs, for ImageNet.
-3. Features are those that leave a block; there, those of its branch before the sum.
-4. Activation maps are compared at the resolution of the last convolution, not enlarged, and made without a second model
-   of hooks; there, each step leaves more hooks behind and measures ranges of an image of zeros.
-5. The perturbed pass has all terms but the maps.
-6. Quantizers, ranges, labels and what is reported as in `intraq_qat`, differences 2 to 6.
+1. All images pass the filter once, before they are cropped, not in every minibatch. Its radius is chosen for small
+   images: the published 80 periods have no effect on images of 32 pixels; the paper draws 8. Use 80 on ImageNet.
+2. Terms keep their ratio to the distillation, which is 1 here and 20 in the code; the product with the rate matters.
+   The preset "published" has the constants of the code, for ImageNet.
+3. Features are the outputs of a block; in the code they are those of its branch before the sum.
+4. Activation maps are compared at the resolution of the last convolution, not enlarged, and are computed without a
+   second model of hooks; in the code, each step leaves more hooks behind and measures ranges of an image of zeros.
+5. The perturbed pass has all terms except the maps.
+6. Quantizers, ranges, labels and reported results as in `intraq_qat`, differences 2 to 6.
 """
 
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
-    """Settings of SynQ; see `fine_tuning.Settings` for what they mean."""
+    """Settings of SynQ; see `fine_tuning.Settings` for their meaning."""
 
-    rate: float = 3e-4  # of two passes
+    rate: float = 3e-4  # for 2 passes
     cross_entropy: float = 0.025
     easy: float = 0.5
     features: float = 200.0

@@ -1,8 +1,8 @@
-"""Activation functions as integer hardware computes them: the code of the input tells that of the result, in a table.
+"""Activation functions in the form of integer hardware: a table from the code of the input to the code of the result.
 
-What clips, a ReLU, is a clip of codes. Any other function (hard swish, SiLU, sigmoid, a leaky ReLU) needs its input on
-a grid, too, or the sum before it stays in float. That grid is the one under which the function's result errs least: a
-hard swish is flat below -3, so that no code need be spent there.
+A ReLU, which only clips, is a clip of codes. Any other function (hard swish, SiLU, sigmoid, a leaky ReLU) needs its
+input on a grid, too; otherwise the sum before it stays in float. The grid is the one for which the function's result
+has the smallest error: a hard swish, for example, is flat below -3, so no codes are needed there.
 """
 
 from collections.abc import Callable, Collection
@@ -20,26 +20,27 @@ from dghlib.quantizers.ranges import halvings
 from dghlib.quantizers.sites import site_of
 
 BITS = 8  # of the input, at least
-_HALVINGS, _SHIFTS = 12, 16  # widths of the grid that are tried, and ends of each
+_HALVINGS, _SHIFTS = 12, 16  # numbers of widths of the grid, and of ends for each, that are tried
 
 Function = Callable[[Tensor], Tensor]
 
 
 def inputs_of_tables(graph: fx.GraphModule, tensors: Collection[str]) -> dict[str, Function]:
-    """Return the sites of sums of which curved functions make `tensors`, with the functions."""
+    """Return the sites of sums from which curved functions compute `tensors`, with the functions."""
     found: dict[str, Function] = {}
     for node in graph.graph.nodes:
         if site_of(node) in tensors and does(graph, node, CURVED):
             read = node.all_input_nodes[0]
             if site_of(read) not in tensors and kind_of(graph, read) in (Kind.LAYER, Kind.BATCH_NORM):
-                found.setdefault(site_of(read), _function(graph, node))
+                found.setdefault(site_of(read), function_of(graph, node))
     return found
 
 
-def _function(graph: fx.GraphModule, node: fx.Node) -> Function:
+def function_of(graph: fx.GraphModule, node: fx.Node) -> Function:
+    """Return what a node computes of one tensor, element by element."""
     module = called_module(graph, node)
     if isinstance(module, nn.PReLU) or node.target is F.prelu:
-        return torch.clone  # whose slopes differ by channel
+        return torch.clone  # for functions whose slopes differ by channel
     if module is not None:
         return module
     settings = {name: value for name, value in node.kwargs.items() if name != "input"}
@@ -52,7 +53,7 @@ def _called(operation: Any, settings: tuple[Any, ...], named: dict[str, Any], x:
 
 
 def grid_for(function: Function, histogram: Histogram, bits: int) -> UniformQuantizer:
-    """Return the grid of power-of-two steps under which a function of what was seen errs least, squared."""
+    """Return the grid with power-of-two steps for which a function of the values has the least squared error."""
     seen = histogram.counts > 0
     centres, counts = histogram.centres()[seen], histogram.counts[seen]
     with torch.no_grad():

@@ -1,9 +1,9 @@
-"""A tracer that runs the network on example images while it writes down what is computed.
+"""A tracer that runs the network on example images while it records the computation.
 
-torch.fx hands a network stand-ins for its tensors. Those of torch know nothing, so that a branch on the size of a map,
-which is as fixed as the network itself, cannot be followed. Ours hold the value that each tensor has for the example
-images. What code may ask about a tensor besides its values (shape, type, device) is answered from there, and is a
-constant of the trace; the values themselves stay out of reach.
+torch.fx passes a network proxies for its tensors. The proxies of torch have no values, so a branch on the size of a
+map, which is constant for a network, cannot be followed. Our proxies hold the value of each tensor for the example
+images. Properties other than values (shape, type, device) are answered from it, and are constants of the trace; the
+values themselves cannot be read.
 
 The number of images is a constant of the trace as well: see `sizes`, which finds it again.
 """
@@ -39,7 +39,7 @@ class OneInput(nn.Module):
 
 
 class Known(fx.Proxy):
-    """Stands for a tensor, or several, of the traced network, and passes for one in all that code can ask of it."""
+    """A proxy for a tensor, or several, of the traced network, which answers all questions of the network's code."""
 
     tracer: "Tracer"
 
@@ -73,18 +73,18 @@ class Known(fx.Proxy):
 
 
 class Tracer(fx.Tracer):
-    """Names modules as the network does, and stops at those that compute with torch's own code and hold no others.
+    """Names modules as the network does, and does not enter modules of torch's own code without submodules.
 
     Args:
-        images: (N, C, H, W), what is computed on.
-        known_sizes: whether sizes are constants of the trace; else they are computed from the images, as detectors
+        images: (N, C, H, W), the example images.
+        known_sizes: whether sizes are constants of the trace; otherwise they are computed from the images, as detectors
             need, which take images of many sizes.
     """
 
     def __init__(self, images: Tensor, known_sizes: bool):
         super().__init__()
         self.images, self.known_sizes = images, known_sizes
-        self.computing = False  # values, rather than tracing
+        self.computing = False  # True while values are computed, rather than traced
 
     def path_of_module(self, mod: nn.Module) -> str:
         path = super().path_of_module(mod)
@@ -114,7 +114,7 @@ class Tracer(fx.Tracer):
         type_expr: Any = None,
         proxy_factory_fn: Any = None,
     ) -> Any:
-        """Compute a value; return it if it is a fact about a tensor, and else what stands for it in the graph."""
+        """Compute a value; return it if it is a property of a tensor, and otherwise its proxy."""
         if not self.computing and kind == "call_function" and target in WRITTEN_OUT:
             return WRITTEN_OUT[target](*args, **kwargs)
         value = self._value(kind, target, args, kwargs)

@@ -1,4 +1,4 @@
-"""From a network to a graph of its computation, by torch.fx.
+"""Conversion of a network to a graph of its computation, by torch.fx.
 
 The graph is that of a private copy in eval mode, in float32, without hooks, and computes the same values.
 """
@@ -19,29 +19,29 @@ from dghlib.quantizers.operations import LAYERS
 from dghlib.quantizers.sizes import PathDependsOnNumber, free_number_of_images
 from dghlib.quantizers.tracer import PREFIX, OneInput, Tracer
 
-_NOT_THE_NETWORK = (str(Path(torch.__file__).parent), str(Path(__file__).parent))  # code of torch and of ours
+_NOT_THE_NETWORK = (str(Path(torch.__file__).parent), str(Path(__file__).parent))  # code of torch and dghlib
 
-TRACED = "traced"  # how the buffers begin that hold what `forward` computed from constants
+TRACED = "traced"  # prefix of the buffers that hold values computed by `forward` from constants
 
 
 class UntraceableNetwork(ValueError):
-    """A network that torch.fx cannot turn into a graph, or not into one that computes the same."""
+    """torch.fx cannot turn a network into a graph, or not into one that computes the same."""
 
 
 def trace(net: nn.Module, images: Tensor, known_sizes: bool = True) -> fx.GraphModule:
-    """Return the graph of a network of one input. Its modules are those of `net`, not copies.
+    """Return the graph of a network with a single input. Its modules are those of `net`, not copies.
 
     Nodes keep `nn_module_stack` (path -> (path, class)) in their `meta`, so that blocks can be found by path, and the
     `shape` that floating-point tensors have for `images`.
 
     Args:
         net: a private copy in eval mode, which may gain buffers.
-        images: two or more (N, C, H, W) of the size that the network is for.
-        known_sizes: whether the graph is for images of this size alone, in any number; else it reads sizes in every
+        images: 2 or more (N, C, H, W) of the network's input size.
+        known_sizes: whether the graph is only for images of this size, in any number; otherwise it reads sizes in every
             pass as the network does, and a path that depends on them cannot be followed.
 
     Raises:
-        UntraceableNetwork: with the place in the network's code that cannot be followed.
+        UntraceableNetwork: the message names the place in the network's code that cannot be followed.
     """
     wrapped, recorded = _recorded(net, images, known_sizes)
     if known_sizes:
@@ -51,8 +51,8 @@ def trace(net: nn.Module, images: Tensor, known_sizes: bool = True) -> fx.GraphM
             _free_constants(recorded, wrapped, others)
         except PathDependsOnNumber as error:
             raise UntraceableNetwork(
-                f"{error}. Something in it changes from call to call (random numbers, a counter), or a decision hangs "
-                "on the number of images, of which a quantized network takes any"
+                f"{error}. Something in it changes from call to call (random numbers, a counter), or a decision "
+                "depends on the number of images, which may be any number for a quantized network"
             ) from error
     for node in recorded.nodes:
         if node.op == "get_attr":
@@ -74,10 +74,10 @@ def _recorded(net: nn.Module, images: Tensor, known_sizes: bool) -> tuple[nn.Mod
 
 
 def _free_constants(recorded: fx.Graph, wrapped: nn.Module, others: nn.Module) -> None:
-    """Keep what `forward` made for each image alike once, and repeat it for the images of a pass.
+    """Keep a tensor that `forward` made equal for all images once, and repeat it for the images of a pass.
 
     Raises:
-        PathDependsOnNumber: a constant is another one for other numbers of images.
+        PathDependsOnNumber: a constant depends on the number of images.
     """
     images = next(iter(recorded.nodes))
     for node in [node for node in recorded.nodes if node.op == "get_attr"]:
@@ -98,8 +98,8 @@ def _free_constants(recorded: fx.Graph, wrapped: nn.Module, others: nn.Module) -
 def _kept_by(net: nn.Module, wrapped: nn.Module, name: str) -> str:
     """Return the path in `net` of a tensor that the tracer found in the wrapped network.
 
-    What `forward` computed from constants (a view of a buffer, `torch.tensor(...)`) the tracer keeps on the wrapper;
-    it becomes a buffer of the network.
+    If `forward` computed it from constants (a view of a buffer, `torch.tensor(...)`), the tracer keeps it on the
+    wrapper; it becomes a buffer of the network.
     """
     if name.startswith(PREFIX):
         return name.removeprefix(PREFIX)
@@ -111,9 +111,9 @@ def _kept_by(net: nn.Module, wrapped: nn.Module, name: str) -> str:
 
 
 def make_weights_plain(net: nn.Module) -> None:
-    """Make weights that are computed anew for each pass parameters of the values they have; remove all hooks.
+    """Replace weights that are computed in each pass by parameters with their current values; remove all hooks.
 
-    A hook that computes a weight, as spectral norm's in the old style does, must have run.
+    A hook that computes a weight, as in spectral norm in the old style, must have run.
     """
     for module in list(net.modules()):
         if parametrize.is_parametrized(module):
@@ -125,7 +125,7 @@ def make_weights_plain(net: nn.Module) -> None:
 
 
 def _make_parametrized_permanent(module: Any) -> None:
-    """Do what torch's `remove_parametrizations` does, which would also strip the class that the original shares."""
+    """Do the same as torch's `remove_parametrizations`, without removing the class that the original shares."""
     values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
     del module.parametrizations
     module.__class__ = parametrize.type_before_parametrizations(module)
@@ -134,7 +134,7 @@ def _make_parametrized_permanent(module: Any) -> None:
 
 
 def check_one_input(net: nn.Module) -> None:
-    """Raise ValueError if a network wants more than images."""
+    """Raise ValueError if a network needs more inputs than images."""
     parameters = inspect.signature(net.forward).parameters.values()
     named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p.name for p in parameters if p.kind in named and p.default is p.empty]
@@ -147,7 +147,7 @@ def check_one_input(net: nn.Module) -> None:
 
 
 def _explanation(error: Exception, net: nn.Module) -> str:
-    """Say where in the network's own code tracing failed, and what to do."""
+    """Return the place in the network's own code where tracing failed, and the remedy."""
     names = {id(module): name for name, module in net.named_modules()}
     place, module = "its forward", ""
     for frame, line in traceback.walk_tb(error.__traceback__):

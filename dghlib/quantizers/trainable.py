@@ -1,7 +1,7 @@
-"""Quantizers that train with the weights of a network: what stands in their places while it is fine-tuned.
+"""Quantizers that are trained with the weights of a network; they replace its quantizers during fine-tuning.
 
-Each yields the plain `UniformQuantizer` that it has become, and the weight that lies on its grid; a network that was
-fine-tuned is a `QuantizedModel` like any other.
+Each returns the plain `UniformQuantizer` that it has become, and the weight on its grid; a fine-tuned network is an
+ordinary `QuantizedModel`.
 
 Sources: S. Xu et al., "Generative Low-bitwidth Data Free Quantization", ECCV 2020 (min-max grids that follow the
 weight, gradients that ignore them); S. K. Esser et al., "Learned Step Size Quantization", ICLR 2020 (learned steps).
@@ -20,7 +20,7 @@ from dghlib.quantizers.scale_search import min_max
 
 
 class TrainableWeight(Protocol):
-    """What takes the place of a weight's quantizer: a module that can tell where it has come to."""
+    """Replaces a weight's quantizer: a module that can return its current grid."""
 
     def __call__(self, weight: Tensor) -> Tensor: ...
 
@@ -30,7 +30,7 @@ class TrainableWeight(Protocol):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Rounds to codes from `low` to `high` forward; its gradient is the identity's, clamped values included."""
+    """Rounds to codes from `low` to `high` forward; its gradient is the identity's, also for clamped values."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Any, low: Any, high: Any) -> Tensor:
@@ -42,7 +42,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _ScaledGradient(torch.autograd.Function):
-    """Leaves a tensor as it is, to the bit, and multiplies its gradient."""
+    """Leaves a tensor unchanged, bit for bit, and multiplies its gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -55,15 +55,15 @@ class _ScaledGradient(torch.autograd.Function):
 
 
 def _scaled_as_lsq(scale: Tensor, values: int, largest_code: int) -> Tensor:
-    """Return the steps of grids with gradients divided by sqrt(values of a grid * largest code), as LSQ does."""
+    """Return the step sizes of grids with gradients divided by sqrt(values of a grid * largest code), as in LSQ."""
     return _ScaledGradient.apply(scale, (values / scale.numel() * max(1, largest_code)) ** -0.5)
 
 
 class MinMaxWeight(nn.Module):
-    """A weight quantizer whose grids, one per channel, reach from the smallest to the largest weight at any time.
+    """A weight quantizer whose grids, one per channel, always range from the smallest to the largest weight.
 
     Args:
-        layer: whose weight it is; says along which axis the channels lie.
+        layer: the layer of the weight, which gives the axis of the channels.
         bits: of the codes.
     """
 
@@ -81,7 +81,7 @@ class MinMaxWeight(nn.Module):
         return UniformQuantizer(scale, zero_point, bits=self.bits, signed=False)
 
     def codes(self, weight: Tensor) -> Tensor:
-        """Return the integers that a weight would be stored as."""
+        """Return the integers in which a weight would be stored."""
         scale, zero_point = self._grids(weight)
         return (weight / scale).round_().add_(zero_point)
 
@@ -92,7 +92,7 @@ class MinMaxWeight(nn.Module):
 
 
 class TrainedStep(LearnedStep):
-    """A quantizer of weights or tensors whose steps are learned as LSQ does; it begins at a grid that was searched."""
+    """A quantizer of weights or tensors whose step sizes are learned as in LSQ; it starts at the grid of a search."""
 
     def forward(self, x: Tensor) -> Tensor:
         scale = _scaled_as_lsq(self.scale, x.numel(), self.limits[1])
@@ -103,9 +103,9 @@ class TrainedStep(LearnedStep):
 
 
 class FixedRange(nn.Module):
-    """An activation quantizer whose range was settled before, with the gradient of the identity.
+    """An activation quantizer with a fixed range and the gradient of the identity.
 
-    It keeps plain numbers: processors take them three times as fast as tensors of one value.
+    It keeps plain numbers, with which processors are 3 times as fast as with tensors of a single value.
     """
 
     def __init__(self, quantizer: UniformQuantizer):
@@ -117,13 +117,13 @@ class FixedRange(nn.Module):
         return _StraightThrough.apply(x, *self._numbers)
 
     def harden(self) -> UniformQuantizer:
-        """Return the grid, which is what it was."""
+        """Return the grid, which has not changed."""
         return self.quantizer
 
 
 @torch.no_grad()
 def settle(layer: QuantizedLayer, quantizer: TrainableWeight) -> None:
-    """Let a layer have the weight and the grid that a trainable quantizer has come to."""
+    """Give a layer the weight and the grid of a trainable quantizer."""
     weight, grid = layer.quantized_weight(), quantizer.grid_of(layer.layer.weight)
     layer.layer.weight = frozen(weight)
     layer.weight_quantizer = grid

@@ -1,6 +1,7 @@
-"""What quantizers of vision transformers have in common: their settings, which tensors, and products of tensors.
+"""The common part of quantizers for vision transformers: their settings, their tensors, and products of tensors.
 
-A *product* is a layer's, of a tensor and a weight, or that of two tensors, as in attention. Its *factors* are tensors.
+A *product* is that of a layer, of a tensor and a weight, or that of 2 tensors, as in attention. Its *factors* are
+tensors.
 """
 
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ class Settings(BitSettings):
     """Settings of all quantizers of transformers; see `settings.BitSettings` for the others.
 
     Args:
-        placement: which tensors are quantized: "factors", as the authors have it, what layers read and both factors of
-            every product; "every_tensor", those that norms, sums and activation functions make, too; "brecq", "genie".
+        placement: the quantized tensors: "factors", as in the authors' code (the inputs of layers and both factors of
+            every product); "every_tensor", also the outputs of norms, sums and activation functions; "brecq"; "genie".
         batch_size: images that pass at once.
     """
 
@@ -37,7 +38,7 @@ class Settings(BitSettings):
 
 
 def bits_of(graph: fx.GraphModule, settings: Settings, image_bits: int) -> Bits:
-    """Return the bits of every weight and tensor; among factors, the image gets `image_bits` at least."""
+    """Return the bits of every weight and tensor; with "factors", the image gets at least `image_bits`."""
     tensors = PLACEMENTS[settings.placement](graph)
     bits = assign_bits(graph, tensors, settings.weight_bits, settings.activation_bits, settings.bits)
     if settings.placement != "factors":
@@ -48,7 +49,7 @@ def bits_of(graph: fx.GraphModule, settings: Settings, image_bits: int) -> Bits:
 
 
 def products_of(graph: fx.GraphModule) -> Iterator[fx.Node]:
-    """Yield the calls of layers and the products of two tensors, in the order of computation."""
+    """Yield the calls of layers and the products of 2 tensors, in the order of computation."""
     calls = {node for node, _ in layer_calls(graph)}
     for node in graph.graph.nodes:
         if node in calls or (

@@ -1,22 +1,22 @@
-"""Grids whose points are not evenly spaced, for tensors of transformers that no uniform grid suits.
+"""Grids with unevenly spaced points, for tensors of transformers for which no uniform grid is suitable.
 
-What a softmax makes is mostly near 0, and few values near 1 matter most; what GELU makes has a long side above 0 and a
-short one below. A *logarithmic* grid has steps in proportion to the value. A *twin* grid has two uniform ranges, of
-which one bit of the code tells which, so that products still are of integers, up to a shift.
+The outputs of softmax are mostly near 0, and the few values near 1 matter most; the outputs of GELU have a long side
+above 0 and a short side below 0. A *logarithmic* grid has steps in proportion to the value. A *twin* grid has 2 uniform
+ranges, and a bit of the code selects the range, so that products are still those of integers, up to a shift.
 
-All have the interface of `grid.UniformQuantizer`: float in, float out, on one grid for the whole tensor, at most
-2**bits values, codes in between.
+All grids have the interface of `grid.UniformQuantizer`: float in, float out, a single grid for the whole tensor, at
+most 2**bits values, codes in between.
 
 Source: Z. Li, J. Xiao, L. Yang, Q. Gu, "RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision
 Transformers", ICCV 2023 (logarithmic, base sqrt(2)); Z. Yuan, C. Xue, Y. Chen, Q. Wu, G. Sun, "PTQ4ViT: Post-Training
 Quantization for Vision Transformers with Twin Uniform Quantization", ECCV 2022 (twin).
 
 Differences:
-1. The last code of a logarithmic grid is 0. RepQ-ViT's released code has 0 beside 2**bits other values, which so many
-   bits do not hold.
-2. A value goes to the nearer point of both ranges of a twin grid. In the paper its sign or size says which range, which
-   is the same but for values between the ends of both. PTQ4ViT's released code adds what both ranges make of a value,
-   so that above their border it is too large by the border.
+1. The last code of a logarithmic grid is 0. RepQ-ViT's released code has 0 in addition to 2**bits other values, which
+   do not fit into this number of bits.
+2. A value is rounded to the nearer point of both ranges of a twin grid. In the paper its sign or size selects the
+   range, which is the same except for values between the ends of both. PTQ4ViT's released code adds the results of both
+   ranges, so that above their border a value is too large by the border.
 """
 
 import math
@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from dghlib.quantizers.grid import CODED_BITS, UniformQuantizer
 
 OCTAVE = 2  # points of a logarithmic grid from a value to its half: base sqrt(2)
-TINY = 1e-30  # whose logarithm stands for that of 0
+TINY = 1e-30  # its logarithm represents that of 0
 
 
 class LogQuantizer(nn.Module):
-    """Fake quantization to scale * 2**(-code / OCTAVE), the last code being 0; for tensors without negative values.
+    """Fake quantization to scale * 2**(-code / OCTAVE), where the last code is 0; for tensors without negative values.
 
     Args:
         scale: the largest point, shape (), positive.
@@ -50,7 +50,7 @@ class LogQuantizer(nn.Module):
         self.check()
 
     def check(self) -> None:
-        """Raise ValueError unless the scale is one positive and finite number."""
+        """Raise ValueError unless the scale is a single positive and finite number."""
         _check_step("scale", self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,13 +78,13 @@ STEPS_OF_LOGARITHM = -OCTAVE / math.log(2)  # codes for each unit of the natural
 
 
 class TwinQuantizer(nn.Module):
-    """Fake quantization to a fine range and a coarse one, each of half of the codes; one number to the nearer point.
+    """Fake quantization to a fine range and a coarse range, each with half of the codes; to the nearer point of both.
 
-    Signed, the fine range holds what is below 0: -h * fine to 0, and the coarse one 0 to (h - 1) * coarse, with
-    h = 2**(bits - 1); else both begin at 0: (0 to h - 1) times a step.
+    If signed, the fine range covers values below 0: -h * fine to 0, and the coarse range covers 0 to (h - 1) * coarse,
+    with h = 2**(bits - 1); otherwise both begin at 0: (0 to h - 1) times a step size.
 
     Args:
-        fine, coarse: steps, shape (), positive; the coarse one is the fine one times a power of two.
+        fine, coarse: step sizes, shape (), positive; the coarse one is the fine one times a power of two.
         bits: width of a code: 2 to 8, or 16.
         signed: see above.
     """
@@ -103,7 +103,7 @@ class TwinQuantizer(nn.Module):
         self.check()
 
     def check(self) -> None:
-        """Raise ValueError unless both steps are positive and finite, and one the other times a power of two."""
+        """Raise ValueError unless both step sizes are positive and finite, and differ by a power of two."""
         _check_step("fine", self.fine)
         _check_step("coarse", self.coarse)
         shifts = (self.coarse.double() / self.fine.double()).log2().item()
@@ -119,7 +119,7 @@ class TwinQuantizer(nn.Module):
         """Return the codes of `x`, int32: those of the fine range below those of the coarse one."""
         fine, coarse = self._rounded(x)
         nearer = (x - fine * self.fine).abs() <= (x - coarse * self.coarse).abs()
-        first = 0 if self.signed else self.each  # of the coarse range; a signed grid's 0 belongs to that
+        first = 0 if self.signed else self.each  # of the coarse range; a signed grid's 0 belongs to this range
         return torch.where(nearer & ((fine != 0) | (not self.signed)), fine, coarse + first).to(torch.int32)
 
     def from_codes(self, codes: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def kind_of_grid(quantizer: nn.Module) -> str:
 
 
 def unset(kind: str, bits: int, signed: bool) -> Quantizer:
-    """Return a quantizer of a tensor whose steps are still to be loaded."""
+    """Return a quantizer of a tensor whose step sizes are still to be loaded."""
     one = torch.ones(())
     if kind == "log":
         return LogQuantizer(one, bits=bits)

@@ -1,4 +1,4 @@
-"""What enters and leaves a unit when all calibration images pass: computed once, kept, read in minibatches."""
+"""The inputs and outputs of a unit for all calibration images: computed once, kept, and read in minibatches."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,10 @@ STORES = ("device", "cpu", "disk")
 
 
 class Frontier:
-    """How far the calibration images have come in a graph: a tensor for all of them, moved on from unit to unit.
+    """The position of the calibration images in a graph: a tensor for all images, moved from unit to unit.
 
     Args:
-        graph: what the images pass.
+        graph: the graph that the images pass.
         images: (N, C, H, W).
         store: where tensors are kept: the graph's "device", "cpu", or memory-mapped on "disk".
         batch_size: images that pass at once.
@@ -32,7 +32,7 @@ class Frontier:
         self._node, self._values = next(iter(graph.graph.nodes)), images
 
     def at(self, node: fx.Node) -> Tensor:
-        """Return the values (N, ...) of a node, computed from where the images last were, or anew if that is beside."""
+        """Return the values (N, ...) of a node, computed from the last position of the images, or else anew."""
         if node is not self._node:
             try:
                 piece, values = piece_of(self.graph, self._node, node), self._values
@@ -56,7 +56,7 @@ class Frontier:
 
 
 def _empty(shape: Sequence[int], device: torch.device, on_disk: bool) -> Tensor:
-    """Return a tensor of that shape, images in channels_last; on disk it takes no memory but the system's cache."""
+    """Return a tensor of that shape, images in channels_last; on disk it uses no memory except the system's cache."""
     stored = (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else tuple(shape)
     if on_disk:
         with tempfile.NamedTemporaryFile(prefix="dghlib-") as file:  # the mapping outlives the name
@@ -70,15 +70,15 @@ def _empty(shape: Sequence[int], device: torch.device, on_disk: bool) -> Tensor:
 
 @dataclass
 class UnitData:
-    """What a unit learns from.
+    """The training data of a unit.
 
     Attributes:
-        float_inputs, inputs: what enters it (N, ...) in the float network and in the one quantized so far; one of
-            them may be None.
-        targets: what leaves it in float (N, ...).
-        keep_float: where there are both inputs, the probability with which a value is the float one.
-        generator, coins: draw minibatches, and values that are float by chance; the latter on the device.
-        importance: how much every value of the targets counts, or None for all alike.
+        float_inputs, inputs: its inputs (N, ...) in the float network and in the network quantized so far; one of them
+            may be None.
+        targets: its float outputs (N, ...).
+        keep_float: if there are both inputs, the probability with which a value is the float one.
+        generator, coins: draw minibatches, and the values that are float; `coins` is on the device.
+        importance: the weight of every value of the targets, or None for equal weights.
     """
 
     float_inputs: Tensor | None
@@ -120,7 +120,7 @@ class UnitData:
 
 
 def drawn_rows(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield indices (min(size, count),) without end, so that all images are drawn equally often."""
+    """Yield indices (min(size, count),) without end, such that all images are drawn equally often."""
     size = min(size, count)
     waiting = torch.empty(0, dtype=torch.int64)
     while True:
@@ -131,7 +131,7 @@ def drawn_rows(count: int, size: int, generator: torch.Generator) -> Iterator[Te
 
 
 def unit_error(output: Tensor, target: Tensor, power: float = 2.0, importance: Tensor | None = None) -> Tensor:
-    """Return the error summed over channels, and averaged over images and space, as all reconstruction papers do."""
+    """Return the error summed over channels and averaged over images and positions, as all reconstruction papers do."""
     difference = output - target
     error = difference.square() if power == 2 else difference.abs().pow(power)
     if importance is not None:
@@ -141,7 +141,7 @@ def unit_error(output: Tensor, target: Tensor, power: float = 2.0, importance: T
 
 @torch.no_grad()
 def relative_error(piece: fx.GraphModule, data: UnitData) -> float:
-    """Return the energy of a unit's error over that of its float output, over all images."""
+    """Return the energy of a unit's error relative to that of its float output, over all images."""
     error = energy = 0.0
     for inputs, targets in data.in_order():
         error += (piece(inputs) - targets).square().sum().item()
@@ -150,10 +150,10 @@ def relative_error(piece: fx.GraphModule, data: UnitData) -> float:
 
 
 def output_importance(piece: fx.GraphModule, rest: fx.GraphModule, data: UnitData) -> Tensor:
-    """Return how much the network's answer depends on every value of a unit's output: its squared gradient.
+    """Return the dependence of the network's output on every value of a unit's output: its squared gradient.
 
-    The gradient is that of the divergence KL(float answer || answer), where `rest`, the float network behind the
-    unit, answers the unit's output. Scaled to a mean of 1, so that errors stay comparable to the rounding penalty.
+    The gradient is that of the divergence KL(float output || output), where `rest`, the float network after the unit,
+    processes the unit's output. It is scaled to a mean of 1, so that errors stay comparable to the rounding penalty.
     """
     squares = []
     for inputs, targets in data.in_order():

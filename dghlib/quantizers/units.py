@@ -1,16 +1,16 @@
 """Units of reconstruction: pieces of a network that are learned one after the other.
 
-A unit is a piece of the traced graph with one tensor in and one out. "layer" makes every convolution or linear
-layer one, with the activation function after it (AdaRound). "block" finds the blocks of the reconstruction papers
+A unit is a piece of the traced graph with 1 input tensor and 1 output tensor. "layer" makes every convolution or linear
+layer a unit, with the activation function after it (AdaRound). "block" finds the blocks of the reconstruction papers
 in any network, without knowing its name (BRECQ):
 
-1. The graph is cut at every tensor through which all that is computed later must pass. Between two cuts lies a
-   residual block, or a single operation.
-2. Neighbours are joined that come from the same block of the network's code: a module of a class that adds
-   somewhere. So an inverted residual without a shortcut is one unit, as one with a shortcut is.
-3. An activation function belongs to the unit before it. Pieces without a layer (pooling, reshapes) belong to none.
+1. The graph is cut at every tensor on which all later computation depends. Between 2 cuts lies a residual block, or a
+   single operation.
+2. Neighbours are joined that come from the same block of the network's code: a module of a class that contains an
+   addition. So an inverted residual without a shortcut is a unit, as is one with a shortcut.
+3. An activation function belongs to the unit before it. Pieces without a layer (pooling, reshapes) belong to no unit.
 
-What enters and leaves a unit has one entry for each image. A layer between tensors that have more (windows of an
+The inputs and outputs of a unit have an entry for each image. A layer between tensors with more entries (windows of an
 image, frames) is learned with the block around it.
 """
 
@@ -31,8 +31,8 @@ class Unit:
 
     Attributes:
         name: the block's path, or the first layer's.
-        entry, exit: the nodes whose tensors go in and come out.
-        layers: paths of the layers within, in the order of computation.
+        entry, exit: the nodes of the input and output tensors.
+        layers: paths of its layers, in the order of computation.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Unit:
 def units_of(graph: fx.GraphModule, kind: str) -> list[Unit]:
     """Return the units of a graph from `folded_graph`, in the order of computation.
 
-    A layer that several units call belongs to the first. Layers of no block, as those behind the last tensor that all
-    outputs of a detector depend on, are units of their own.
+    A layer that several units call belongs to the first. Layers outside blocks, such as those after the last tensor on
+    which all outputs of a detector depend, are units of their own.
     """
     found = [_layers(graph), _blocks(graph)] if kind == "layer" else [_blocks(graph), _layers(graph)]
     position = {node.name: index for index, node in enumerate(graph.graph.nodes)}
@@ -53,7 +53,7 @@ def units_of(graph: fx.GraphModule, kind: str) -> list[Unit]:
 
 
 def _has_images(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether a node holds a tensor with one entry for each image."""
+    """Return whether a node holds a tensor with an entry for each image."""
     image = next(iter(graph.graph.nodes))
     return "shape" in node.meta and node.meta["shape"][:1] == image.meta["shape"][:1]
 
@@ -110,7 +110,7 @@ def _blocks(graph: fx.GraphModule) -> Iterator[Unit]:
 
 
 def _pieces(graph: fx.GraphModule) -> Iterator[_Piece]:
-    """Cut the graph at every tensor that all later computation depends on through it alone."""
+    """Cut the graph at every tensor on which alone all later computation depends."""
     blocks = _block_paths(graph)
     nodes = [node for node in graph.graph.nodes if node.op not in ("get_attr", "output")]
     position = {node: index for index, node in enumerate(nodes)}
@@ -128,15 +128,15 @@ def _pieces(graph: fx.GraphModule) -> Iterator[_Piece]:
 
 
 def _common(paths: Iterator[str | None]) -> str | None:
-    """Return the one path that all have, or None."""
+    """Return the path that all have, or None."""
     found = set(paths)
     return found.pop() if len(found) == 1 else None
 
 
 def _block_paths(graph: fx.GraphModule) -> dict[fx.Node, str]:
-    """Return the path of the block that each node is part of: of the outermost module of a class that adds.
+    """Return the path of the block of each node: that of the outermost module of a class that contains an addition.
 
-    A class whose subclass adds counts too: a network may tell the blocks with a shortcut from those without by class.
+    A class whose subclass adds counts too: a network may distinguish blocks with and without a shortcut by class.
     """
     stacks = {node: list(node.meta.get("nn_module_stack", {}).values()) for node in graph.graph.nodes}
     adding = {stack[-1][1] for node, stack in stacks.items() if stack and does(graph, node, ADDITIONS)}
@@ -148,10 +148,10 @@ def _block_paths(graph: fx.GraphModule) -> dict[fx.Node, str]:
 
 
 def piece_of(graph: fx.GraphModule, entry: fx.Node, end: fx.Node) -> fx.GraphModule:
-    """Return what computes `end` from `entry`, on the modules of `graph` itself, not on copies.
+    """Return a graph that computes `end` from `entry`, on the modules of `graph` itself, not on copies.
 
     Raises:
-        ValueError: `end` depends on the image by a way that does not pass `entry`.
+        ValueError: `end` depends on the image by a path that does not pass `entry`.
     """
     needed = _ancestors(end, entry)
     part = fx.Graph()

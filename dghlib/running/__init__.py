@@ -1,1 +1,1 @@
-"""What is done to a running network: private copies, hooks, batch-norm statistics, faster convolutions, processes."""
+"""Changes to a running network: private copies, hooks, batch-norm statistics, faster convolutions, processes."""

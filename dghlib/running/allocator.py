@@ -1,8 +1,8 @@
 """Let the process keep the memory that tensors free.
 
-glibc gives large blocks back to the system once they are freed, and takes them anew, zeroed page by page, for the next
-tensors. On a CPU that costs as much as the arithmetic of a training step: keeping the blocks makes generation and
-reconstruction one and a half to two times as fast, at the same peak.
+glibc returns large freed blocks to the system and requests them again, zeroed page by page, for the next tensors. On a
+CPU this costs as much as the arithmetic of a training step: keeping the blocks makes generation and reconstruction 1.5
+to 2 times as fast, at the same peak memory.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Let this process and those that it starts keep what they free; elsewhere than under glibc, do nothing.
+    """Let this process and those that it starts keep the memory that they free; do nothing without glibc.
 
-    It is for programs, which know what else the process does, not for libraries: `dgh` calls it when it starts.
+    This is for programs, which know what else their process does, not for libraries: `dgh` calls it at its start.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or another system
         libc = ctypes.CDLL(None)
@@ -28,14 +28,14 @@ def keep_freed_memory() -> None:
 
 
 class _Mallinfo(ctypes.Structure):
-    """What glibc's `mallinfo2` returns, ten sizes; the ninth are the bytes that are free in blocks it holds."""
+    """The result of glibc's `mallinfo2`, 10 sizes; the ninth is the number of free bytes in blocks that it keeps."""
 
     _fields_: ClassVar = [(name, ctypes.c_size_t) for name in (*"abcdefgh", "free", "trimmable")]
 
 
 def freed_memory() -> int:
-    """Return the bytes that this process has freed and kept, for the system not to see as free; 0 if unknown."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or one before glibc 2.33
+    """Return the bytes that this process has freed but kept, which the system does not count as free; 0 if unknown."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or glibc before 2.33
         mallinfo = ctypes.CDLL(None).mallinfo2
         mallinfo.restype = _Mallinfo
         return mallinfo().free

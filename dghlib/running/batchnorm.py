@@ -1,8 +1,8 @@
-"""Batch-norm statistics: what a network remembers of its training data, and what images in it produce now.
+"""Batch-norm statistics: those that a network stored during training, and those of images in it.
 
-All layers lie end to end in vectors of K channels. A *moment* is a mean or a mean of squares: moments of equal
-parts average exactly, variances do not, so it is moments that are measured, stored and averaged (DGH, Eq. 5), and a
-variance is taken from them last. `variance` is the biased one everywhere.
+All layers are concatenated to vectors of K channels. A *moment* is a mean or a mean of squares. Moments of equal parts
+average exactly, and variances do not; therefore moments are measured, stored and averaged (DGH, Eq. 5), and a variance
+is computed from them at the end. `variance` is the biased variance everywhere.
 """
 
 import copy
@@ -25,17 +25,17 @@ log = logging.getLogger(__name__)
 
 
 class _Layer(NamedTuple):
-    """The running statistics (C,) of one batch norm, float32."""
+    """The running statistics (C,) of a batch norm, float32."""
 
     mean: Tensor
     variance: Tensor
 
     @classmethod
     def of(cls, module: nn.Module) -> "_Layer | None":
-        """Return a module's statistics, or None if it keeps none.
+        """Return a module's statistics, or None if it has none.
 
-        A batch norm is known by what it keeps, not by its class: frozen ones are often written by hand. Instance norms
-        that keep statistics normalise by them in eval mode, as batch norms do.
+        A batch norm is recognised by its statistics, not by its class, because frozen ones are often hand-written.
+        Instance norms with running statistics normalise by them in eval mode, as batch norms do.
         """
         mean, variance = (getattr(module, name, None) for name in ("running_mean", "running_var"))
         if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
@@ -46,15 +46,15 @@ class _Layer(NamedTuple):
 
 
 class NoBatchNorm(ValueError):
-    """The network has no batch norm that its images reach: there is nothing to generate images from."""
+    """The network has no batch norm that its images reach, so there are no statistics to generate images from."""
 
 
 def working_copy(net: nn.Module, device: torch.device | str, image_shape: tuple[int, int, int]) -> nn.Module:
-    """Return a copy of `net` on `device` in eval mode, in float32 with frozen weights; `net` itself is left as it was.
+    """Return a copy of `net` on `device` in eval mode, in float32 with frozen weights; `net` itself does not change.
 
-    Frozen, so that a backward pass computes gradients of images only. It runs channels_last, in which the channels of
-    a moment lie together, unless the network cannot: one that calls `view` on a feature map needs the usual layout.
-    There, `MeasuringNorm` stands for its batch norms, `Stem` and `Winograd` for convolutions where that pays.
+    The weights are frozen so that a backward pass computes gradients of images only. The copy runs channels_last, where
+    the channels of a moment lie together, unless the network calls `view` on a feature map and needs the usual layout.
+    With channels_last, `MeasuringNorm` replaces its batch norms, and `Stem` and `Winograd` some of its convolutions.
 
     Raises:
         ValueError: the network cannot be copied.
@@ -74,12 +74,12 @@ def working_copy(net: nn.Module, device: torch.device | str, image_shape: tuple[
     return fast
 
 
-DEAD = 1e-3  # the spread of a layer below which it has none; the root of a tenth of the usual epsilon, 1e-5
+DEAD = 1e-3  # a layer with a smaller spread has no unit; this is the root of 1/10 of the usual epsilon, 1e-5
 
 
 @dataclass(frozen=True, eq=False)
 class StoredStatistics:
-    """What the batch-norm layers of a network remember, end to end.
+    """The stored statistics of the batch-norm layers of a network, concatenated.
 
     Attributes:
         names: the layers, in the order in which a forward pass reaches them.
@@ -98,11 +98,11 @@ class StoredStatistics:
         return values.split(self.sizes, dim=-1)
 
     def units(self) -> Tensor:
-        """Return, for moments (..., 2, K), what they are divided by to be in units of their layers, (2, K).
+        """Return the divisors (2, K) that bring moments (..., 2, K) to units of their layers.
 
-        The unit of a layer is the root of its mean variance over channels, so a channel that is constant is no
-        division by 0. Of a layer all of whose channels are all but constant it is 1: a spread of less than `DEAD`,
-        which the epsilon of a batch norm hides, would blow up whatever is divided by it.
+        The unit of a layer is the root of its mean variance over channels, so a constant channel causes no division by
+        0. The unit is 1 for a layer whose channels are all almost constant: a spread below `DEAD`, which the epsilon of
+        a batch norm hides, would make the quotients too large.
         """
         spread = [part.mean().sqrt().expand_as(part) for part in self.per_layer(self.variance)]
         unit = torch.cat(spread)
@@ -129,7 +129,7 @@ def stored_statistics(net: nn.Module, image_shape: tuple[int, int, int]) -> Stor
     if not layers:
         raise NoBatchNorm(
             f"{type(net).__name__} has no batch norm with running statistics, from which images are made. "
-            "Calibrate with real images, or with images of another network of the same task; "
+            "Calibrate with real images, or with images of another network for the same task; "
             "for a vision transformer there are the methods psaq_vit, mimiq and dgh_vit"
         )
     check_finite(net)
@@ -184,7 +184,7 @@ def _moments_of_rows(rows: Tensor) -> Tensor:
     groups, count, channels = rows.shape
     if groups > 1 or rows.device.type not in ("cpu", "cuda"):
         return torch.stack([rows.mean(1), torch.linalg.vecdot(rows, rows, dim=1) / count], dim=1)
-    # What batch norm measures by in training, in one pass. It is quick for many channels: several rows count as one.
+    # The measurement of batch norm in training, in one pass. It is fast for many channels: several rows form one.
     abreast = gcd(count, 512 // channels) if channels < 64 else 1
     wide = rows.reshape(1, -1, 1, abreast * channels).permute(0, 3, 1, 2)
     mean, variance = torch.batch_norm_update_stats(wide, None, None, 0.0)
@@ -193,15 +193,15 @@ def _moments_of_rows(rows: Tensor) -> Tensor:
 
 
 def _gradient_of_rows(rows: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient (groups, M, C) of rows from that of their moments (groups, 2, C), in one pass."""
+    """Return the gradient (groups, M, C) of rows from the gradient of their moments (groups, 2, C), in one pass."""
     of_mean, of_mean_square = (gradient / rows.shape[1]).split(1, dim=1)
     return torch.addcmul(of_mean, rows, of_mean_square, value=2)
 
 
 class _Moments(torch.autograd.Function):
-    """Moments of rows, with both gradients in one pass over them.
+    """Moments of rows, with both gradients in a single pass over the rows.
 
-    Left to autograd, each moment makes a gradient of the size of the rows, and then they are added.
+    With autograd, each moment creates a gradient of the size of the rows, and the two are then added.
     """
 
     @staticmethod
@@ -216,10 +216,10 @@ class _Moments(torch.autograd.Function):
 
 
 class _NormaliseAndMeasure(torch.autograd.Function):
-    """x times scale plus shift, and the moments of x, whose gradients are added in the pass that makes them.
+    """x times scale plus shift, and the moments of x, whose gradients are added in a single pass.
 
-    Beside saving that addition, it does without what torch's batch norm does in vain: it sums the gradients of its
-    scale and shift also where nobody asks for them.
+    This saves an addition. It also saves an operation of torch's batch norm, which sums the gradients of its scale and
+    shift even if nobody needs them.
     """
 
     @staticmethod
@@ -240,16 +240,16 @@ class _NormaliseAndMeasure(torch.autograd.Function):
 
 
 class MeasuringNorm(nn.BatchNorm2d):
-    """A frozen batch norm that measures what it is given, in the same pass, when `run_and_measure` has it do so."""
+    """A frozen batch norm that measures its input in the same pass if `run_and_measure` asks for this."""
 
     scale: Tensor
     shift: Tensor
-    groups: int | None = None  # of images, whose moments are wanted; None: of nothing
-    measured: list[tuple[int, Tensor]]  # size of the input and its moments, of each call
+    groups: int | None = None  # groups of images whose moments are measured; None: measure nothing
+    measured: list[tuple[int, Tensor]]  # for each call, the size of the input and its moments
 
     @staticmethod
     def replace(module: nn.Module) -> None:
-        """Let a module be of this class, if it is a batch norm in all that counts; it is in eval mode for good."""
+        """Give a module this class, if it is a batch norm in all respects that matter; it stays in eval mode."""
         if type(module) is not nn.BatchNorm2d or not module.affine or module.running_mean is None:
             return
         assert module.running_var is not None
@@ -272,8 +272,8 @@ class MeasuringNorm(nn.BatchNorm2d):
 def run_and_measure(net: nn.Module, images: Tensor, groups: Mapping[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """Run images (N, C, H, W) through `net`; return its output, and the moments at the inputs of the named modules.
 
-    The moments (groups, 2, C) of a module are over as many equal groups of images as are asked for, and of all its
-    calls.
+    The moments (groups, 2, C) of a module are those of the given number of equal groups of images, over all calls of
+    the module.
     """
     modules = {name: net.get_submodule(name) for name in groups}
     norms = {name: module for name, module in modules.items() if isinstance(module, MeasuringNorm)}
@@ -292,7 +292,7 @@ def run_and_measure(net: nn.Module, images: Tensor, groups: Mapping[str, int]) -
 
 
 def _pooled(calls: Sequence[tuple[int, Tensor]]) -> Tensor:
-    """Return the moments of all that one layer was given: the mean over its calls, weighted by their sizes."""
+    """Return the moments of all inputs of a layer: the mean over its calls, weighted by their sizes."""
     if len(calls) == 1:
         return calls[0][1]
     total = sum(size for size, _ in calls)
@@ -300,25 +300,25 @@ def _pooled(calls: Sequence[tuple[int, Tensor]]) -> Tensor:
 
 
 def variance_of(moments: Tensor) -> Tensor:
-    """Return the biased variance (..., K) of moments (..., 2, K): Eq. 5b. Rounding never makes it negative."""
+    """Return the biased variance (..., K) of moments (..., 2, K): Eq. 5b. It is never negative, despite rounding."""
     mean, mean_square = moments.unbind(-2)
     return (mean_square - mean.square()).clamp_min(0)
 
 
 class MomentBank:
-    """Moments of a whole image set of which one batch at a time is free to move (DGH, Algorithm 1).
+    """Moments of a whole image set, of which one batch at a time is optimized (DGH, Algorithm 1).
 
     The bank keeps the last known moments of every batch and their running total. `blend` gives the moments of the
-    set with one batch's moments replaced by fresh ones that carry their graph, so the loss sees all images while
+    set with those of one batch replaced by new moments that carry their graph. The loss then sees all images, while
     gradients and memory are those of one batch. Its cost does not depend on the number of batches.
 
-    The processes of a job share the total, each with rows of its own: they store at the same time, and see each
-    other's changes from then on.
+    The processes of a job share the total, and each has rows of its own. They store at the same time and then see each
+    other's changes.
 
     Args:
         batch_sizes: images in each batch; a smaller batch weighs less.
         num_channels: K.
-        own: the batches that this process stores, all if None.
+        own: the batches that this process stores; None: all.
     """
 
     def __init__(
@@ -330,12 +330,12 @@ class MomentBank:
     ):
         self.shares = [size / sum(batch_sizes) for size in batch_sizes]
         self.rows = torch.full((len(batch_sizes), 2, num_channels), torch.nan, device=device)
-        # float64: a million additions and subtractions later it is still the sum of the rows to float32 precision.
+        # float64: after a million additions and subtractions it is still the sum of the rows to float32 precision.
         self.total = torch.zeros(2, num_channels, dtype=torch.float64, device=device)
         self.unfilled = set(range(len(batch_sizes)) if own is None else own)
 
     def store(self, index: int, moments: Tensor) -> None:
-        """Remember the moments (2, K) of batch `index`, without their graph."""
+        """Store the moments (2, K) of batch `index`, without their graph."""
         moments = moments.detach()
         change = moments.double() if index in self.unfilled else moments.double() - self.rows[index]
         self._add(self.shares[index] * change)
@@ -343,7 +343,7 @@ class MomentBank:
         self.unfilled.discard(index)
 
     def store_nothing(self) -> None:
-        """Let other processes store a batch where this one has none left."""
+        """Let other processes store a batch when this process has no batch left."""
         self._add(torch.zeros_like(self.total))
 
     def _add(self, change: Tensor) -> None:
@@ -367,7 +367,7 @@ class MomentBank:
         return {"rows": self.rows, "total": self.total}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over the content of `state_dict`."""
+        """Restore the content of `state_dict`."""
         self.rows.copy_(state["rows"])
         self.total.copy_(state["total"])
         self.unfilled.clear()

@@ -1,4 +1,4 @@
-"""Private copies of networks, and what is done to them first."""
+"""Private copies of networks, and the preparation of these copies."""
 
 import copy
 from typing import Any
@@ -8,10 +8,10 @@ from torch import Tensor, fx, nn
 
 
 def private_copy(net: nn.Module) -> nn.Module:
-    """Return a copy in eval mode, in float32 and without gradients; of a compiled network, of what was compiled.
+    """Return a copy in eval mode, in float32 and without gradients; for a compiled network, a copy of the original.
 
     Raises:
-        ValueError: the network cannot be copied, or torch holds its code in a form that shows no layers.
+        ValueError: the network cannot be copied, or torch stores its code in a form that hides its layers.
     """
     net = getattr(net, "_orig_mod", net)  # of torch.compile
     _refuse_compiled_code(net)
@@ -41,38 +41,38 @@ def _refuse_compiled_code(net: nn.Module) -> None:
 
 
 def _as_written(net: nn.Module) -> None:
-    """Take compiled code, and wrappers that spread images over devices, out of the modules of a network."""
+    """Remove compiled code, and wrappers that distribute images over devices, from the modules of a network."""
     for module in net.modules():
         module._compiled_call_impl = None  # of `module.compile()`
         if isinstance(module, nn.DataParallel):
-            module.device_ids = []  # so that it does no more than call what it wraps
+            module.device_ids = []  # so that it only calls the wrapped module
         for name, child in module.named_children():
             if hasattr(child, "_orig_mod"):
                 setattr(module, name, child._orig_mod)
 
 
 def to_channels_last(net: nn.Module) -> None:
-    """Lay out the weights of convolutions of maps in channels_last; `Module.to` would refuse those of volumes."""
+    """Convert the weights of 2D convolutions to channels_last; `Module.to` would refuse those of 3D convolutions."""
     for parameter in net.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
 
 
 def output_for(net: nn.Module, images: Tensor) -> Any:
-    """Return what a network answers to the first images (N, C, H, W) that are shown to it.
+    """Return the output of a network for the first images (N, C, H, W) that it receives.
 
     Raises:
-        ValueError: it fails; most often because it cannot take images of this shape.
-        torch.OutOfMemoryError, MemoryError: as they were raised.
+        ValueError: the network fails; most often because it cannot take images of this shape.
+        torch.OutOfMemoryError, MemoryError: as raised by torch.
     """
     try:
         return net(images)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError) as error:
-        if "allocate memory" in str(error):  # of a processor: torch has no error of its own for that
+        if "allocate memory" in str(error):  # on a CPU; torch has no error type for this case
             raise MemoryError(str(error)) from error
         raise ValueError(
-            f"{type(net).__name__} fails on images of the shape {tuple(images.shape[1:])}: {error}. If that is about "
-            "sizes, is the model's image_shape that of the images it was trained with?"
+            f"{type(net).__name__} fails on images of the shape {tuple(images.shape[1:])}: {error}. If the error is "
+            "about sizes, check that the model's image_shape is that of its training images"
         ) from error

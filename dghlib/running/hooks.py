@@ -1,7 +1,7 @@
 """Watch tensors inside a running network, by the names of its modules.
 
-A forward *pre*-hook sees what a module is given, whatever stands before it in the graph; so nothing here depends on
-the order in which modules were registered, and a network need not be traceable.
+A forward *pre*-hook sees the input of a module, independent of the layers before it. So nothing here depends on the
+order in which modules were registered, and a network need not be traceable.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,9 +15,9 @@ from torch.utils.hooks import RemovableHandle
 def recorded_inputs(net: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
     """Record the first input of the named modules while the context lasts.
 
-    Yields a dict in the order of the modules' first calls; each value lists one tensor per call (a head shared by
-    the levels of a pyramid is called several times). Tensors keep their graph. Modules never called are absent.
-    Clear the dict to reuse the context for another forward. The hooks are gone afterwards, also after an error.
+    Yields a dict in the order of the modules' first calls. Each value lists a tensor per call (a head that the levels
+    of a pyramid share is called several times). Tensors keep their graph. Modules that are never called are absent.
+    Clear the dict to use the context for another forward pass. The hooks are removed afterwards, also after an error.
     """
     inputs: dict[str, list[Tensor]] = {}
 

@@ -1,6 +1,7 @@
-"""What a step of generation takes in memory, known from a pass of one image before a batch is begun.
+"""The memory of a generation step, measured with a single image before the first batch.
 
-A batch that does not fit is best refused: Linux promises a process more than there is, and kills it once it uses it.
+It is best to refuse a batch that does not fit: Linux promises a process more memory than there is, and kills the
+process when it uses the memory.
 """
 
 import os
@@ -15,18 +16,18 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from dghlib.running.allocator import freed_memory
 
-# A step's memory over what autograd keeps of its pass: gradients under way, and what the allocator cannot reuse.
+# A step's memory relative to the tensors that autograd keeps: it adds gradients and memory that cannot be reused.
 MARGIN = 1.4
-_CGROUPS = (  # the limit of a container, and what it uses: version 2, then 1
+_CGROUPS = (  # the memory limit of a container and its use: version 2, then version 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 
 
 def available(device: torch.device | str) -> int | None:
-    """Return the bytes that new tensors find on a device, or None where that cannot be told.
+    """Return the bytes that are available for new tensors on a device, or None if this is unknown.
 
-    What this process has freed and kept for itself is among them.
+    They include the memory that this process has freed and kept.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -43,7 +44,7 @@ def available(device: torch.device | str) -> int | None:
 
 
 def kept_for_gradients(net: nn.Module, compute: Callable[[], Any]) -> int:
-    """Return the bytes that autograd keeps, the weights of `net` apart, until what `compute` returns is forgotten."""
+    """Return the bytes that autograd keeps for the result of `compute`, without the weights of `net`."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*net.parameters(), *net.buffers())}
     kept: dict[int, int] = {}
 
@@ -62,13 +63,13 @@ def check_batch(title: str, per_image: int, batch_size: int, device: torch.devic
     """Refuse batches that need more memory than a device has free.
 
     Args:
-        title: what is to be computed, for the error.
-        per_image: bytes that autograd keeps of one image's pass.
-        batch_size: images that are to move together.
-        device: where.
+        title: name of the computation, for the error.
+        per_image: bytes that autograd keeps for the pass of an image.
+        batch_size: images that are optimized together.
+        device: the device of the computation.
 
     Raises:
-        torch.OutOfMemoryError: they do; the message says how much, and which `batch_size` fits.
+        torch.OutOfMemoryError: the memory does not suffice; the message names its size and a `batch_size` that fits.
     """
     free, needed = available(device), MARGIN * per_image * batch_size
     if free is None or needed <= free:
@@ -76,21 +77,21 @@ def check_batch(title: str, per_image: int, batch_size: int, device: torch.devic
     fits = int(free / (MARGIN * per_image))
     advice = f"set batch_size to {1 << (fits.bit_length() - 1)}" if fits else "not even one image fits"
     raise torch.OutOfMemoryError(
-        f"{title} takes some {needed / 1e9:.1f} GB for a step with batches of {batch_size} images, and "
+        f"{title} takes about {needed / 1e9:.1f} GB for a step with batches of {batch_size} images, but only "
         f"{free / 1e9:.1f} GB are free: {advice}"
     )
 
 
 @contextmanager
 def told_when_out(title: str) -> Iterator[None]:
-    """Name what ran out of memory in this block, on a CPU as on a GPU, and what to do.
+    """If this block runs out of memory, on a CPU or a GPU, name the computation and the remedy.
 
     Raises:
         torch.OutOfMemoryError: a tensor did not fit.
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # that of a CPU has no type of its own, only its words
+    except (RuntimeError, MemoryError) as error:  # on a CPU it has no type of its own, only its message
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
             raise
         raise torch.OutOfMemoryError(f"{title} ran out of memory: lower batch_size ({error})") from error

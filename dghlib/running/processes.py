@@ -1,6 +1,6 @@
-"""The processes of one job, started by `torchrun`, each with its own part of the images; alone, all of this is nothing.
+"""The processes of a job, started by `torchrun`, each with its own part of the images; without torchrun, no effect.
 
-Every process takes the same steps at the same time, because each waits in every sum for the others.
+Every process takes the same steps at the same time, because each waits for the others in every sum.
 """
 
 import os
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class ProcessLost(RuntimeError):
-    """Another process of the job ended."""
+    """Another process of the job has ended."""
 
 
 def rank() -> int:
@@ -23,18 +23,18 @@ def rank() -> int:
 
 
 def count() -> int:
-    """Return how many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def cores() -> int:
-    """Return how many processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def joined(device: torch.device | str) -> Iterator[torch.device]:
-    """Join the job, if `torchrun` started this process; yield the device to work on, one of its own if it is CUDA's."""
+    """Join the job if `torchrun` started this process; yield the device to work on, for CUDA a device of its own."""
     device = torch.device(device)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield device
@@ -61,7 +61,7 @@ def add_up(values: Tensor) -> None:
 
 
 def agreed(decision: bool) -> bool:
-    """Return what the first process decided.
+    """Return the decision of the first process.
 
     Raises:
         ProcessLost: one of them ended.
@@ -70,7 +70,7 @@ def agreed(decision: bool) -> bool:
 
 
 def gathered(value: Any) -> list[Any]:
-    """Return what every process gave, in the order of ranks; to the first process only, to others nothing.
+    """Return the values of all processes, in the order of ranks, to the first process; the others get None for each.
 
     Raises:
         ProcessLost: one of them ended.
@@ -84,7 +84,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def scattered(values: list[Any] | None) -> Any:
-    """Return this process's part of a list that the first process gives, or None if it gives none.
+    """Return this process's part of a list that the first process provides, or None if it provides none.
 
     Raises:
         ProcessLost: one of them ended.
@@ -98,7 +98,7 @@ def scattered(values: list[Any] | None) -> Any:
 
 
 def shared(values: Tensor, owner: int) -> Tensor:
-    """Return the values of the process `owner`; others give a tensor of the same shape.
+    """Return the values of the process `owner`; the others pass a tensor of the same shape.
 
     Raises:
         ProcessLost: one of them ended.

@@ -1,9 +1,9 @@
-"""The first convolution of many networks, large, strided, on three channels, with a quicker way back to the images.
+"""The first convolution of many networks (large, strided, 3 channels) with a faster gradient to the images.
 
-Libraries for CPUs are slow at its gradient: for the stem of a ResNet it takes a tenth of a whole step of generation.
-That gradient is a strided convolution backwards; sorted by the place of an image's pixel within a stride, it is one
-convolution without strides that makes all places of a stride at once, and these are then dealt out. It adds the same
-products in another order.
+Libraries for CPUs are slow at this gradient: for the stem of a ResNet it takes a tenth of a whole generation step. The
+gradient is a transposed strided convolution. Sorted by the position of an image's pixel within a stride, it becomes a
+single convolution without strides that computes all positions of a stride at once; its results are then distributed to
+the pixels. The same products are added in another order.
 """
 
 from typing import Any
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CHANNELS = 4  # of an image at most; with more, the usual gradient is as quick
+CHANNELS = 4  # of an image at most; with more channels, the usual gradient is as fast
 
 
 class Stem(nn.Conv2d):
-    """A frozen convolution on images whose gradient to them comes from `_Stem`."""
+    """A frozen convolution on images, whose gradient with respect to them comes from `_Stem`."""
 
     backwards: Tensor  # see `_kernel_backwards`
 
     @staticmethod
     def replace(module: nn.Module) -> None:
-        """Let a module be of this class if that pays: a frozen one on the CPU, its kernel wider than two strides."""
+        """Give a module this class if this is faster: frozen, on the CPU, with a kernel wider than 2 strides."""
         if type(module) is not nn.Conv2d or module.weight.requires_grad or module.weight.device.type != "cpu":
             return
         square = all(len(set(pair)) == 1 for pair in (module.kernel_size, module.stride, module.padding))
@@ -37,7 +37,7 @@ class Stem(nn.Conv2d):
 
 
 class _Stem(torch.autograd.Function):
-    """A convolution, and its gradient to the input by one without strides."""
+    """A convolution, and its gradient to the input by a convolution without strides."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, stem: Stem) -> Tensor:
@@ -47,7 +47,7 @@ class _Stem(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         stem, stride, before = ctx.stem, ctx.stem.stride[0], _before(ctx.stem)
-        counts = [-(-length // stride) for length in ctx.size]  # of strides in the image
+        counts = [-(-length // stride) for length in ctx.size]  # strides in the image
         after = stem.backwards.shape[2] - 1 - before
         lacking = [after + count - have for count, have in zip(counts, gradient.shape[2:], strict=True)]
         padding = max(before, *lacking)
@@ -59,9 +59,9 @@ class _Stem(torch.autograd.Function):
 
 
 def _kernel_backwards(layer: nn.Conv2d) -> Tensor:
-    """Return the kernel that makes, from gradients of outputs, those of all pixels of a stride.
+    """Return the kernel that computes, from gradients of outputs, the gradients of all pixels of a stride.
 
-    The pixel at `place` of stride i is what row k of the layer's kernel gave to output
+    The pixel at `place` of stride i receives, from row k of the layer's kernel, the gradient of output
     i + (place + padding - k) / stride.
 
     Returns:
@@ -83,5 +83,5 @@ def _kernel_backwards(layer: nn.Conv2d) -> Tensor:
 
 
 def _before(layer: nn.Conv2d) -> int:
-    """Return how many outputs before i the pixels of stride i reach."""
+    """Return the number of outputs before i that the pixels of stride i affect."""
     return (layer.kernel_size[0] - 1 - int(layer.padding[0])) // layer.stride[0]

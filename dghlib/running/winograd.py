@@ -1,15 +1,16 @@
-"""3x3 convolutions of a frozen network on the CPU, by Winograd's algorithm: with a quarter to half of the products.
+"""3x3 convolutions of a frozen network on the CPU, by Winograd's algorithm: with 1/4 to 1/2 of the products.
 
-A tile of m x m outputs of a channel depends on (m + 2)^2 inputs. Taken as polynomials, all 9 m^2 products of inputs and
-weights come down to (m + 2)^2 at points where both polynomials are evaluated; between the evaluation of the inputs and
-the interpolation of the outputs, which are small sums, stands one product of matrices per point. The weights are
-evaluated once, since they never change. The gradient to the inputs is a convolution of the same kind.
+A tile of m x m outputs of a channel depends on (m + 2)^2 inputs. If these are treated as polynomials, the 9 m^2
+products of inputs and weights reduce to (m + 2)^2 products at points where both polynomials are evaluated. The
+evaluation of the inputs and the interpolation of the outputs are small sums; between them there is a matrix product for
+each point. The weights are evaluated once, because they never change. The gradient to the inputs is a convolution of
+the same kind.
 
 Source: Lavin, Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, Sections 4.1 and 4.3; m = 2 with the
-points 0, 1, -1 and infinity, m = 4 with 2 and -2 besides. Differences: tiles are summed by products of matrices of the
-whole two-dimensional transform, and a layer takes the scheme with the fewest products for its maps, or none. The result
-is that of the direct sum up to rounding, which for m = 4 comes to 1e-5 of the largest output. Evaluated weights, forth
-and back, take up to eight times the room of the weights.
+points 0, 1, -1 and infinity, m = 4 with 2 and -2 in addition. Differences: tiles are summed by products of matrices of
+the whole two-dimensional transform, and a layer uses the scheme with the fewest products for its maps, or none. The
+result is that of the direct sum up to rounding, which for m = 4 is 1e-5 of the largest output. The evaluated weights
+for both directions take up to 8 times the memory of the weights.
 """
 
 from collections.abc import Callable
@@ -19,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CHANNELS = 64  # in and out, at least: with fewer, evaluation costs what it saves
-_WORKING_SET = 2**18  # values that a thread makes of a group of images: a processor's own cache holds them
-_ROWS = 32  # of a product of matrices, at least: fewer do not fill it
+CHANNELS = 64  # minimum in and out: with fewer, the evaluation costs more than it saves
+_WORKING_SET = 2**18  # values that a thread computes for a group of images, which fit into a processor's own cache
+_ROWS = 32  # minimum rows of a matrix product: fewer do not use it fully
 
 
 class _Scheme(NamedTuple):
-    """F(m x m, 3 x 3): how tiles are evaluated, and outputs interpolated; points lie along the first dimension."""
+    """F(m x m, 3 x 3): the evaluation of tiles and the interpolation of outputs; points are the first dimension."""
 
     m: int
     inputs: Tensor  # (points, (m + 2)^2)
@@ -34,16 +35,16 @@ class _Scheme(NamedTuple):
 
     @classmethod
     def of(cls, inputs: list[list[float]], weights: list[list[float]], outputs: list[list[float]]) -> "_Scheme":
-        """Make a scheme of images from one of rows."""
+        """Make a scheme of 2D images from a scheme of rows."""
         lines = (torch.tensor(rows, dtype=torch.float32) for rows in (inputs, weights, outputs))
         return cls(len(outputs), *(torch.kron(each, each) for each in lines))
 
     def tiles(self, height: int, width: int) -> tuple[int, int]:
-        """Return how many tiles cover a map."""
+        """Return the number of tiles that cover a map."""
         return -(-height // self.m), -(-width // self.m)
 
     def products(self, height: int, width: int) -> int:
-        """Return how many products an input and an output channel of a map take."""
+        """Return the number of products for an input and an output channel of a map."""
         down, across = self.tiles(height, width)
         return down * across * (self.m + 2) ** 2
 
@@ -77,13 +78,13 @@ _SCHEMES = (
 
 
 class Winograd(nn.Conv2d):
-    """A frozen 3x3 convolution without stride, on maps as large as its outputs."""
+    """A frozen 3x3 convolution without stride, whose outputs are as large as its inputs."""
 
     _evaluated: dict[tuple[int, bool], Tensor]  # weights by scheme and direction
 
     @staticmethod
     def replace(module: nn.Module) -> None:
-        """Let a module be of this class if that pays: frozen, on the CPU, with many channels."""
+        """Give a module this class if this is faster: frozen, on the CPU, with many channels."""
         if type(module) is not nn.Conv2d or module.weight.requires_grad or module.weight.device.type != "cpu":
             return
         form = (module.kernel_size, module.stride, module.padding, module.dilation)
@@ -94,14 +95,14 @@ class Winograd(nn.Conv2d):
             module._evaluated = {}
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():  # which would tear the graph at every layer
+        if torch.compiler.is_compiling():  # it would split the graph at every layer
             return super().forward(input)
         return _Winograd.apply(input, self)
 
     def convolve(self, maps: Tensor, *, backwards: bool = False) -> Tensor:
         """Return the convolution of maps (N, C, H, W), without its bias: (N, O, H, W), channels_last.
 
-        Backwards, maps are the gradient (N, O, H, W) of outputs, and what returns is that of inputs, (N, C, H, W).
+        Backwards, maps are the gradient (N, O, H, W) of outputs, and the result is that of inputs, (N, C, H, W).
         """
         height, width = maps.shape[2:]
         scheme = min(_SCHEMES, key=lambda each: each.products(height, width))
@@ -112,7 +113,7 @@ class Winograd(nn.Conv2d):
         down, across = scheme.tiles(height, width)
         rows = maps.permute(0, 2, 3, 1)
         result = rows.new_empty(len(rows), down * scheme.m, across * scheme.m, weights.shape[2])
-        values = down * across * max(weights.shape[1:]) * len(weights)  # of an image
+        values = down * across * max(weights.shape[1:]) * len(weights)  # per image
         group = max(torch.get_num_threads() * _WORKING_SET // values, -(-_ROWS // (down * across)), 1)
         for some, places in zip(rows.split(group), result.split(group), strict=True):
             _convolve(some, weights, scheme, places)

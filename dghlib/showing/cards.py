@@ -45,6 +45,7 @@ CARDS = {
     "shapes_fcos": Card("FCOS, a pyramid on residual blocks", 566_340, _SCENES),
     "shapes_retinanet": Card("RetinaNet, a pyramid on bottlenecks", 521_387, _SCENES),
     "coco_fastestdet": Card("FastestDet on ShuffleNetV2", 244_490, (3, 352, 352), "coco_fastestdet"),
+    "coco_fastestdet_folded_head": Card("FastestDet with a folded head", 244_021, (3, 352, 352), "coco_fastestdet"),
 }
 
 

@@ -20,8 +20,10 @@ _TOP1 = "top-1 in %"
 _WIDTH, _HEIGHT = 250, 190  # pixels of a part: two side by side and a legend are as wide as a page
 
 
-def explorable(figure: Figure, chart: alt.TopLevelMixin) -> Figure:
-    """Return a figure that notebooks show as a chart, too, where they can."""
+def explorable(figure: Figure, chart: alt.TopLevelMixin | None) -> Figure:
+    """Return a figure that notebooks show as a chart, too, where they can and there is one."""
+    if chart is None:
+        return figure
     spec = chart.to_dict()
     # Of an instance, since seaborn makes some of the figures.
     figure._repr_mimebundle_ = lambda **_: {MIME: spec}  # type: ignore[attr-defined]
@@ -40,8 +42,8 @@ def embedded(chart: Mapping[str, Any]) -> str:
     return f'<div class="chart" hidden><script type="application/json">{text}</script></div>'
 
 
-def curves(means: pd.DataFrame, levels: pd.DataFrame, x: tuple[str, str], *, log: bool) -> alt.TopLevelMixin:
-    """Return mean top-1 against a setting, a part for each network; a click on the legend picks a curve.
+def curves(means: pd.DataFrame, levels: pd.DataFrame, x: tuple[str, str], *, log: bool) -> alt.TopLevelMixin | None:
+    """Return mean top-1 against a setting, a part for each network, None for none; a click on the legend picks a curve.
 
     Args:
         means: columns `model`, `row` (a curve), the setting, `mean`, `spread` (NaN for one seed) and `seeds`; `star`,
@@ -50,6 +52,8 @@ def curves(means: pd.DataFrame, levels: pd.DataFrame, x: tuple[str, str], *, log
         x: the setting's column and name.
         log: whether the setting doubles.
     """
+    if means.empty:
+        return None
     pick = _pick("row")
     curve = _curve(means, x, log).encode(opacity=alt.when(pick).then(alt.value(1)).otherwise(alt.value(0.1)))
     top1 = alt.Y("mean:Q", title=_TOP1).scale(zero=False)
@@ -63,7 +67,8 @@ def curves(means: pd.DataFrame, levels: pd.DataFrame, x: tuple[str, str], *, log
         layers.append(star.mark_point(shape=_STAR, filled=True, size=220).encode(top1, color=alt.value("#d62728")))
     layers.append(_lines(levels))
     models = dict.fromkeys(means.model)
-    return _together([alt.layer(*(_of(name, each) for each in layers), title=name) for name in models], pick)
+    first, *others = [alt.layer(*(_of(name, each) for each in layers), title=name) for name in models]
+    return _finished(alt.concat(first.add_params(pick), *others, columns=2))  # what one is told holds for all
 
 
 def _curve(means: pd.DataFrame, x: tuple[str, str], log: bool) -> alt.Chart:
@@ -132,39 +137,32 @@ def differences(settings: pd.DataFrame, images: Sequence[str], methods: Sequence
     return _finished(parts.facet(alt.Facet("weights:N", header=title), columns=2).add_params(pick, network))
 
 
-def costs(points: pd.DataFrame, images: Sequence[str]) -> alt.TopLevelMixin:
+def costs(points: pd.DataFrame, front: pd.DataFrame, images: Sequence[str]) -> alt.TopLevelMixin:
     """Return top-1 over seconds, a part for each network: zoomed by the wheel, moved by dragging, back by two clicks.
 
-    `points` has the columns `model`, `calibrated with`, `method`, `seconds` and `top1`; `images` are in the order to be
-    shown, and picked in the legend.
+    `points` has the columns `model`, `calibrated with`, `method`, `seconds` and `top1`, and `front` has those of its
+    rows that a line joins; `images` are in the order to be shown, and picked in the legend.
     """
     pick = _pick("calibrated with")
-    named = ["calibrated with", "method"]
-    dots = alt.Chart(points[["model", *named, "seconds", "top1"]], width=_WIDTH, height=_HEIGHT).mark_point(
-        filled=True, size=60
+    told = ["calibrated with", "method", alt.Tooltip("seconds:Q", format=".3~s")]
+    base = alt.Chart(width=_WIDTH, height=_HEIGHT).encode(
+        alt.X("seconds:Q").scale(type="log", padding=8), alt.Y("top1:Q", title=_TOP1).scale(zero=False, padding=8)
     )
-    dots = dots.encode(
-        alt.X("seconds:Q").scale(type="log", padding=8),
-        alt.Y("top1:Q", title=_TOP1).scale(zero=False, padding=8),
-        alt.Color("calibrated with:N", title=None, sort=list(images)).scale(range=_colours(images)),
-        alt.Shape("method:N", title=None),
+    dots = base.mark_point(filled=True, size=60).encode(
+        color=alt.Color("calibrated with:N", title=None, sort=list(images)).scale(range=_colours(images)),
+        shape=alt.Shape("method:N", title=None),
         opacity=alt.when(pick).then(alt.value(0.9)).otherwise(alt.value(0.05)),
-        tooltip=[
-            *named,
-            alt.Tooltip("seconds:Q", format=".3~s"),
-            alt.Tooltip("top1:Q", title=_TOP1, format=".2f"),
-        ],
+        tooltip=[*told, alt.Tooltip("top1:Q", title=_TOP1, format=".2f")],
     )
-    parts = [
-        _of(name, dots).properties(title=name).add_params(alt.selection_interval(bind="scales", name=f"zoom_{number}"))
-        for number, name in enumerate(sorted(set(points.model)))
-    ]
-    return _together(parts, pick)
-
-
-def _together(parts: Sequence[alt.Chart | alt.LayerChart | alt.FacetChart], pick: alt.Parameter) -> alt.TopLevelMixin:
-    """Return the parts as one chart; what one of them is told by its legend holds for all."""
-    return _finished(alt.concat(parts[0].add_params(pick), *parts[1:], columns=2))
+    line = base.mark_line(interpolate="step-after", color="grey", strokeWidth=1)
+    parts = []
+    for number, name in enumerate(sorted(set(points.model))):
+        here, joined = points[points.model == name], front[front.model == name]
+        zoom = alt.selection_interval(bind="scales", name=f"zoom_{number}")
+        dotted = dots.properties(data=here[["calibrated with", "method", "seconds", "top1"]])
+        dotted = dotted.add_params(zoom, pick) if number == 0 else dotted.add_params(zoom)
+        parts.append(alt.layer(line.properties(data=joined[["seconds", "top1"]]), dotted, title=name))
+    return _finished(alt.concat(*parts, columns=2))
 
 
 def _pick(field: str) -> alt.Parameter:
@@ -174,7 +172,9 @@ def _pick(field: str) -> alt.Parameter:
 
 def _colours(names: Sequence[str]) -> list[str]:
     """Return the colours that the printed figure has for these names, in their order."""
-    palette: list[str] = sns.color_palette(n_colors=len(set(names))).as_hex()
+    palette: list[str] = sns.color_palette(
+        "husl" if len(names) > len(sns.color_palette()) else None, len(names)
+    ).as_hex()
     return palette
 
 

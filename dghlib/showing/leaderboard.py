@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from scipy.stats import t
 
 from dghlib import models
@@ -345,9 +346,14 @@ def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str |
         aspect=1.2,
         facet_kws={"sharex": False, "sharey": False},
     )
+    in_order = points.sort_values("seconds")
+    front = in_order[
+        in_order.top1 > in_order.groupby("model").top1.transform(lambda top1: top1.cummax().shift(fill_value=-1))
+    ]
     for name, axis in grid.axes_dict.items():
-        front = points[points.model == name].sort_values("seconds")
-        front = front[front.top1 > front.top1.cummax().shift(fill_value=-1)]
-        axis.step(front.seconds, front.top1, where="post", color="grey", linewidth=0.8, zorder=0)
+        here = front[front.model == name]
+        axis.step(here.seconds, here.top1, where="post", color="grey", linewidth=0.8, zorder=0)
     grid.set(xscale="log").set_titles("{col_name}").set_axis_labels("seconds", "top-1 in %")
-    return interactive.explorable(saved(grid.figure, points, save), interactive.costs(points, hues))
+    for axis in grid.axes.flat:
+        axis.xaxis.set_minor_formatter(NullFormatter())  # which writes numbers over each other
+    return interactive.explorable(saved(grid.figure, points, save), interactive.costs(points, front, hues))

@@ -41,6 +41,7 @@ _TABLES: dict[str, Callable[..., Any]] = {
     "genq_classes": paper_tables.filtered_classes,
     "transfer": paper_tables.transfers,
     "table3": detections.by_quantizer,
+    "folded_head": detections.by_quantizer,
     "figure2": image_figures.spreads,
     "figure3": image_figures.nearer,
     "figure4": image_figures.output_ends,

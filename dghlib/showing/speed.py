@@ -105,13 +105,26 @@ def loop_table(record: dict[str, Any]) -> pd.DataFrame:
     return table[[*columns.values(), "of bare"]]
 
 
-def hptq_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Return the processor seconds of HPTQ, ours and MCT's, for each kind of weight thresholds."""
+def fine_tuning_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor seconds of 1 000 steps of fine-tuning, beside the bare passes of student and teacher."""
     rows = pd.DataFrame(record["outputs"])
-    columns = {"ours_processor": "ours, s", "mct_processor": "MCT, s", "faster_processor": "times MCT"}
+    cells = {title: rows[name].map("{:.0f}".format) for name, title in {"bare": "bare, s", "step": "step, s"}.items()}
+    return pd.DataFrame(cells | {"of bare": rows.ratio.map(_range)}).set_index(rows.method.map(QUANTIZER_TITLES))
+
+
+def hptq_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor seconds of HPTQ, ours and MCT's, for each network and kind of weight thresholds."""
+    rows = pd.DataFrame(record["outputs"])
+    columns = {
+        "bare_processor": "bare passes, s",
+        "ours_processor": "ours, s",
+        "of_bare": "of bare passes",
+        "mct_processor": "MCT, s",
+        "faster_processor": "times MCT",
+    }
     table = pd.DataFrame({title: rows[name].map(_range) for name, title in columns.items()})
     table.insert(0, "thresholds of weights", rows.weight_thresholds.str.replace("_", " "))
-    return table.set_index("thresholds of weights")
+    return table.set_index([rows.network, "thresholds of weights"])
 
 
 def files_table(record: dict[str, Any]) -> pd.DataFrame:
@@ -124,6 +137,13 @@ def files_table(record: dict[str, Any]) -> pd.DataFrame:
         f"{whole} of {whole + left}" for whole, left in zip(kinds.QLinearConv, rows.floats, strict=True)
     ]
     return table.set_index([rows.network, rows.weights])
+
+
+def transformers_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Return the processor minutes that methods take on transformers of full size, beside forward passes."""
+    rows = pd.DataFrame(record["outputs"])
+    cells = {"minutes": (rows.seconds / 60).map("{:.1f}".format), "times forward passes": rows.of_forward.map(_range)}
+    return pd.DataFrame(cells).set_index([rows.network, rows.method.map(QUANTIZER_TITLES)])
 
 
 def scale_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:

@@ -49,6 +49,7 @@ QUANTIZER_TITLES = {
     "synq": "SynQ",
     "squant": "SQuant",
     "dfq": "DFQ",
+    "ocs": "OCS",
     "compensated": "Compensated",
     "ptq4vit": "PTQ4ViT",
     "repq_vit": "RepQ-ViT",

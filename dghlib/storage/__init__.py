@@ -1,1 +1,1 @@
-"""Files: public ones and their sums, records, checkpoints, sets of images too large for memory."""
+"""Files: public files and their checksums, records, checkpoints, sets of images that do not fit into memory."""

@@ -1,7 +1,7 @@
-"""Zip archives that a public repository packs anew for whoever asks: the same files, not always the same bytes.
+"""Zip archives that a public repository creates anew for every request: the same files, but not always the same bytes.
 
-What is known of such an archive is a sum over the files in it, by their names and their own sums. The folder that holds
-all of them is named after a commit, or otherwise, so members are found by the end of their path.
+Such an archive is identified by a checksum over the files in it, from their names and their own checksums. The
+archive's top folder may have any name (it contains a commit), so members are found by the end of their path.
 """
 
 import hashlib
@@ -14,35 +14,35 @@ from pathlib import Path, PurePosixPath
 
 
 class DamagedArchive(ValueError):
-    """A zip archive that cannot be read, wholly or in part; the message names it and says what to do."""
+    """A zip archive that cannot be read, completely or in part; the message names it and the remedy."""
 
 
 def matching(archive: zipfile.ZipFile, pattern: str) -> list[str]:
-    """Return the members whose path ends as the pattern says, such as "images/*.png", sorted."""
+    """Return the members whose path ends with a match of the pattern, such as "images/*.png", sorted."""
     return sorted(name for name in archive.namelist() if PurePosixPath(name).match(pattern))
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an archive to read from it.
+    """Open an archive for reading.
 
     Raises:
-        DamagedArchive: it is no zip archive, or, inside of the block, a member's bytes are not those that were packed.
+        DamagedArchive: it is not a zip archive, or, inside the block, a member's bytes are not those that were packed.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise DamagedArchive(
-            f"{path} is damaged or no zip archive: {error}. Delete it and get it again, with `dgh data`"
+            f"{path} is damaged or not a zip archive: {error}. Delete it and get it again, with `dgh data`"
         ) from error
 
 
 def contents_sha256(path: Path, patterns: Sequence[str]) -> str:
-    """Return a sha256 over those files in an archive that a pattern matches, computed once while it stays the same.
+    """Return a sha256 over the files in an archive that match a pattern, computed once while the archive is unchanged.
 
-    It is the sum of the lines "name sum", sorted, where the name is without its folders and the sum is the file's
-    sha256 as hex digits.
+    It is the checksum of the sorted lines "name checksum", where the name has no folders and the checksum is the file's
+    sha256 in hex digits.
 
     Raises:
         DamagedArchive: as `opened`.

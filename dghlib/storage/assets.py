@@ -1,8 +1,8 @@
-"""Files that are not ours to ship: where they lie, whether they are the right ones, how to get them.
+"""Public files that the package does not contain: their location, their verification, their download.
 
 Every data set and weights file has a manifest, `data_manifests/<name>.json`: its public address, origin,
-licence, size and sha256. The files live in one data directory, the environment variable DGHLIB_DATA or
-`~/.cache/dghlib`. Only `fetch` downloads; `locate` finds what is there and checks it against the manifest.
+licence, size and sha256. The files are in a single data directory, the environment variable DGHLIB_DATA or
+`~/.cache/dghlib`. Only `fetch` downloads; `locate` finds an existing file and checks it against the manifest.
 """
 
 import errno
@@ -39,11 +39,11 @@ logger = logging.getLogger(__name__)
 
 
 class MissingAsset(FileNotFoundError):
-    """A file of a manifest is not in the data directory; the message says which command gets it."""
+    """A file of a manifest is not in the data directory; the message names the command that downloads it."""
 
 
 class WrongChecksum(ValueError):
-    """A file is not the one its manifest describes; the message names both sums."""
+    """A file is not the one that its manifest describes; the message names both checksums."""
 
 
 class DownloadFailed(OSError):
@@ -52,10 +52,10 @@ class DownloadFailed(OSError):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is known of one file: `path` is relative to the data directory, the rest is for people.
+    """The description of a file: `path` is relative to the data directory, the other fields are for people.
 
-    Where the publisher tells no size, `bytes` is None; of `sha256` there may be only the first digits, or none. With
-    `members`, patterns of files in an archive whose own bytes may change, it is their sum (`contents_sha256`).
+    If the publisher states no size, `bytes` is None. `sha256` may have only the first digits, or be empty. With
+    `members`, patterns of files in an archive whose own bytes may change, it is their checksum (`contents_sha256`).
     """
 
     path: str
@@ -70,13 +70,13 @@ class Manifest:
     def __post_init__(self) -> None:
         place, scheme = PurePosixPath(self.path), urlsplit(self.url).scheme
         if place.is_absolute() or ".." in place.parts or not place.parts:
-            raise ValueError(f"a manifest's path is one inside of the data directory, got {self.path!r}")
+            raise ValueError(f"a manifest's path must be inside the data directory, got {self.path!r}")
         if scheme not in ("http", "https"):
-            raise ValueError(f"a manifest's url begins with https:// or http://, got {self.url!r}")
+            raise ValueError(f"a manifest's url must begin with https:// or http://, got {self.url!r}")
 
     @property
     def size(self) -> str:
-        """Say how large the file is."""
+        """Return the size of the file in words."""
         return "size unknown" if self.bytes is None else f"{self.bytes / 1e6:.1f} MB"
 
 
@@ -88,13 +88,13 @@ def data_dir() -> Path:
 
 
 def use_data_dir(path: str | Path) -> None:
-    """Make `path` the data directory of this process and of those it starts, such as notebook kernels."""
+    """Make `path` the data directory of this process and of the processes that it starts, such as notebook kernels."""
     os.environ[DATA_DIR_VARIABLE] = str(Path(path).expanduser().absolute())
 
 
 @lru_cache
 def manifests() -> dict[str, Manifest]:
-    """Return the manifests by name; weights bear the name of their model, archives that of their data set."""
+    """Return the manifests by name; weights have the name of their model, archives the name of their data set."""
     return {path.stem: Manifest(**json.loads(path.read_text())) for path in sorted(MANIFESTS.glob("*.json"))}
 
 
@@ -111,24 +111,24 @@ def of_profile(profile: str) -> list[Manifest]:
 
 
 def locate(name: str, *, strict: bool = True) -> Path:
-    """Return the path of a file in the data directory, once its sum is that of its manifest.
+    """Return the path of a file in the data directory after its checksum was compared with its manifest.
 
     Args:
         name: the manifest's name.
-        strict: False lets another sum pass with a warning, for archives of which people keep a part.
+        strict: False accepts another checksum with a warning, for archives of which people keep a part.
 
     Raises:
         UnknownName: there is no such manifest.
         MissingAsset: the file is not there.
-        WrongChecksum: it is another file (`strict` only). It stays where it is.
-        DamagedArchive: its manifest has a sum of what is in it, and it cannot be read.
+        WrongChecksum: it is another file (`strict` only). It stays in its place.
+        DamagedArchive: the manifest has a checksum of the archive's contents, and the archive cannot be read.
     """
     manifest = look_up(manifests(), name, "file")
     path = data_dir() / manifest.path
     if not path.is_file():
         raise MissingAsset(
             f"{path} is missing. `dgh data {manifest.profile}` (or `make data PROFILE={manifest.profile}`) "
-            f"downloads it, {manifest.size}; or let {DATA_DIR_VARIABLE} (or --data-dir) name "
+            f"downloads it, {manifest.size}; or set {DATA_DIR_VARIABLE} (or --data-dir) to "
             "the directory that has it."
         )
     try:
@@ -141,7 +141,7 @@ def locate(name: str, *, strict: bool = True) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file as hex digits, computed once for as long as size and time stay the same."""
+    """Return the sha256 of a file in hex digits, computed once while its size and its time are unchanged."""
     stat = path.stat()
     return _file_sha256(path.absolute(), stat.st_size, stat.st_mtime_ns)
 
@@ -158,7 +158,7 @@ def _verify(path: Path, manifest: Manifest) -> None:
         return
     found = contents_sha256(path, manifest.members) if manifest.members else file_sha256(path)
     if not found.startswith(manifest.sha256):
-        what = "holds files whose sum is" if manifest.members else "has sha256"
+        what = "holds files whose checksum is" if manifest.members else "has sha256"
         raise WrongChecksum(
             f"{path} {what} {found}, but its manifest says {manifest.sha256}: not the file published at {manifest.url}."
         )
@@ -167,16 +167,18 @@ def _verify(path: Path, manifest: Manifest) -> None:
 def fetch(manifest: Manifest, *, progress: bool = True, verify: bool = True) -> Path:
     """Download a file into the data directory, verify it, and return its path.
 
-    What is there and right is left alone. A download that was cut is taken up where it ended: its bytes wait
-    in `<name>.part`, and only a whole file with the right sum gets its name. Without `verify`, whoever asks checks it.
+    An existing correct file stays as it is. An interrupted download continues where it ended: its bytes are kept in
+    `<name>.part`, and only a complete file with the right checksum gets its name. Without `verify`, the caller checks
+    it.
 
-    Another process that downloads the same file is waited for. Weights of which no sum is published have to be some.
+    If another process downloads the same file, this one waits. Weights without a published checksum must at least be
+    readable as weights.
 
     Raises:
-        WrongChecksum, DamagedArchive, Unreadable: the server sent another file, of which nothing is kept; or another
-            file lies in its place already, and is left there.
-        DownloadFailed: no answer, a refusal, connections that keep dropping, or a full disk. What has been
-            received is kept.
+        WrongChecksum, DamagedArchive, Unreadable: the server sent another file, which is deleted; or another file is
+            already in its place, and stays there.
+        DownloadFailed: there was no answer, a refusal, repeatedly a lost connection, or a full disk. The received
+            part is kept.
     """
     target = data_dir() / manifest.path
     with claim(target, wait=True):
@@ -199,7 +201,7 @@ def fetch(manifest: Manifest, *, progress: bool = True, verify: bool = True) -> 
 
 
 def _look(part: Path, manifest: Manifest) -> None:
-    """Raise Unreadable if a file that no sum tells from others is not what torch reads weights from."""
+    """Raise Unreadable if torch cannot read weights from a file that has no checksum."""
     import torch
 
     remedy = f"{manifest.url} sent it: try again later, or put the right file in its place"
@@ -208,7 +210,7 @@ def _look(part: Path, manifest: Manifest) -> None:
 
 
 def _receive_all(manifest: Manifest, part: Path, progress: bool) -> None:
-    """Fill `part`, trying again after each of RETRY_DELAYS when the connection drops."""
+    """Fill `part`; if the connection drops, try again after each of RETRY_DELAYS."""
     delays = iter(RETRY_DELAYS)
     problem: Exception | str = "the connection was closed early"
     expected = manifest.bytes
@@ -248,9 +250,9 @@ def _size(path: Path) -> int:
 
 
 def _receive(manifest: Manifest, part: Path, progress: bool) -> int:
-    """Append to `part` what one connection yields, from its end if the server can, else from the start.
+    """Append to `part` the bytes of a connection, from its end if the server supports this, otherwise from the start.
 
-    Returns the size of the whole file: by its manifest, or by what the server says.
+    Returns the size of the whole file, from its manifest or from the server.
     """
     start = _size(part)
     headers = {"Range": f"bytes={start}-"} if start else {}
@@ -277,12 +279,12 @@ def _receive(manifest: Manifest, part: Path, progress: bool) -> int:
 
 
 def _without_links(name: str, flags: int) -> int:
-    """Open a file as `open` does, unless it is a link, with which others could have us write elsewhere."""
+    """Open a file as `open` does, unless it is a link, by which others could make us write elsewhere."""
     return os.open(name, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _check_answer(response: http.client.HTTPResponse, start: int) -> None:
-    """Raise HTTPException unless an answer brings the file's own bytes, from `start` on."""
+    """Raise HTTPException unless an answer contains the file's own bytes, from `start` on."""
     told = response.headers.get("Content-Range", "")
     if start and not told.startswith(f"bytes {start}-"):
         raise http.client.HTTPException(f"asked for the bytes from {start} on, it sent {told or 'others'}")
@@ -291,7 +293,7 @@ def _check_answer(response: http.client.HTTPResponse, start: int) -> None:
 
 
 def _copy(response: http.client.HTTPResponse, file: BinaryIO, bar: tqdm, limit: int) -> None:
-    """Copy until the answer ends, or has grown past `limit` bytes and so cannot be the file."""
+    """Copy until the answer ends, or is longer than `limit` bytes and therefore not the file."""
     while file.tell() <= limit and (chunk := response.read(CHUNK)):
         file.write(chunk)
         bar.update(len(chunk))

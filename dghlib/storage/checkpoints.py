@@ -1,9 +1,9 @@
-"""Checkpoints: a file from which a killed run continues to the same result.
+"""Checkpoints: files from which a killed run continues to the same result.
 
-Whoever asked for one deletes it, once the result is on the disk: until then the state is all there is.
+The caller deletes a checkpoint when the result is on the disk; until then the run's state exists nowhere else.
 
-What is too large to be written again and again lies in a folder beside the file, see `dghlib.storage.large_sets`.
-In a job of several processes one file holds the states of all, so that they are of the same step.
+Values that are too large to be written repeatedly are in a folder beside the file, see `dghlib.storage.large_sets`.
+In a job of several processes a single file holds the states of all, so that they belong to the same step.
 """
 
 import glob
@@ -25,22 +25,22 @@ _STAGE = ".stage."
 
 
 def folder_beside(path: Path) -> Path:
-    """Return the folder of what belongs to a checkpoint and is too large for it."""
+    """Return the folder of the values that belong to a checkpoint and are too large for it."""
     return path.with_name(path.name + ".values")
 
 
 def stage(path: Path, name: str) -> Path:
-    """Return the checkpoint of a part of a run that is done before the rest, and lasts as long as the run's own."""
+    """Return the checkpoint of a part of a run that finishes first; it is kept as long as the run's own checkpoint."""
     return path.with_name(f"{path.name}{_STAGE}{name}")
 
 
 def _of_run(path: Path) -> list[Path]:
-    """Return the checkpoints of a run: its own, and those of its stages that are there."""
+    """Return the checkpoints of a run: its own, and the existing ones of its stages."""
     return [path, *path.parent.glob(f"{glob.escape(path.name)}{_STAGE}*")]
 
 
 def elapsed(path: Path) -> float:
-    """Return the seconds that a run had taken, over all times it was started, when it saved; 0 without a checkpoint."""
+    """Return the seconds that a run had taken when it last saved, over all of its starts; 0 without a checkpoint."""
     return sum(_elapsed(each) for each in _of_run(path))
 
 
@@ -54,7 +54,7 @@ def _elapsed(path: Path) -> float:
 def remove(path: Path) -> None:
     """Delete a checkpoint: the run is finished and its result is kept elsewhere.
 
-    What processes that were killed while they saved have left of it goes, too.
+    Temporary files of processes that were killed while they saved are deleted, too.
     """
     of_stages = path.parent.glob(f".{glob.escape(path.name)}{_STAGE}*.????????.tmp")
     for leftover in (*temporaries(path), *of_stages):
@@ -65,7 +65,7 @@ def remove(path: Path) -> None:
 
 
 def _move(path: Path, target: Path) -> None:
-    """Move a checkpoint and its folder, or a folder alone, as far as they are there, in the place of what is there."""
+    """Move a checkpoint and its folder, or the folder alone, if they exist, and replace existing ones."""
     for source, goal in ((path, target), (folder_beside(path), folder_beside(target))):
         if source.exists() and source != goal:
             if goal.is_dir():
@@ -74,12 +74,12 @@ def _move(path: Path, target: Path) -> None:
 
 
 class Checkpoint:
-    """One run's checkpoint file, or no file at all.
+    """The checkpoint file of a run, or no file at all.
 
     Args:
         path: the file; None saves nothing.
         key: fingerprint of the run. A checkpoint of another run is never continued.
-        seconds: shortest time between two saves; a save costs a copy of the images, so it should be rare.
+        seconds: shortest time between 2 saves; a save costs a copy of the images, so saves should be rare.
     """
 
     def __init__(self, path: Path | None, key: str, seconds: float = 20.0):
@@ -91,8 +91,8 @@ class Checkpoint:
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, or None.
 
-        A corrupt file is set aside, one of another run under a name by which that run finds it again; a warning says
-        so. What lies in their folders goes with them.
+        A corrupt file is set aside. A checkpoint of another run gets a name under which that run finds it again. A
+        warning reports this. Their folders move with them.
         """
         return processes.scattered(self._read() if processes.rank() == 0 else None)
 
@@ -115,7 +115,7 @@ class Checkpoint:
         return content["states"]
 
     def _content(self, path: Path) -> dict[str, Any] | None:
-        """Return what a checkpoint's file holds, or None where there is none, or a corrupt one."""
+        """Return the content of a checkpoint file, or None if there is none or it is corrupt."""
         if not path.exists():
             return None
         try:
@@ -128,7 +128,7 @@ class Checkpoint:
 
     @staticmethod
     def _parked(path: Path, key: str) -> Path:
-        """Return where the state of a run lies while another uses the name."""
+        """Return the path of a run's state while another run uses the name."""
         return path.with_name(f"{path.name}.{fingerprint(key)[:8]}")
 
     def save(self, state: dict[str, Any]) -> None:
@@ -140,6 +140,6 @@ class Checkpoint:
         self._saved_at = time.monotonic()
 
     def save_when_due(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Save if the last save is long enough ago, by the clock of the first process; `state` is called only then."""
+        """Save if the last save is long enough ago by the clock of the first process; only then call `state`."""
         if self.path is not None and processes.agreed(time.monotonic() - self._saved_at >= self.seconds):
             self.save(state())

@@ -1,4 +1,4 @@
-"""Values of sets of images, batch by batch: in memory, or, when they are many, in files of which a batch is mapped."""
+"""Values of sets of images, batch by batch: in memory, or, if they are large, in files that are mapped by batches."""
 
 import errno
 import os
@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGEST_IN_MEMORY = 2**30  # bytes of one set of values; while images move there are three
+LARGEST_IN_MEMORY = 2**30  # bytes of a set of values; 3 such sets exist while images are optimized
 _ITEM = 4  # bytes of a float32
 
 
 def reserve(file: Path, size: int) -> None:
-    """Give a file `size` bytes of the disk: what it holds stays, the rest is zeros.
+    """Reserve `size` bytes on the disk for a file: its content stays, and the rest is filled with zeros.
 
-    Without, it would be sparse, and whoever writes to its map when the disk is full would be killed (SIGBUS).
+    Otherwise the file would be sparse, and a process that writes to its map on a full disk would be killed (SIGBUS).
 
     Raises:
-        OSError: the disk has no room for it; the message says how much is wanted.
+        OSError: the disk does not have enough space; the message names the size.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab") as handle:
@@ -38,18 +38,18 @@ def reserve(file: Path, size: int) -> None:
 def _allocate(handle: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(handle, 0, size)
-    elif size > (found := os.fstatvfs(handle)).f_bavail * found.f_frsize:  # macOS has no such call
+    elif size > (found := os.fstatvfs(handle)).f_bavail * found.f_frsize:  # macOS has no such function
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class BatchedValues:
-    """Float32 values of every image of a set, which are read and changed a batch at a time.
+    """Float32 values of every image of a set, which are read and changed 1 batch at a time.
 
     Args:
         sizes: images in each batch.
-        shape: of the values of one image.
-        file: where they lie, or None for memory. What an earlier run left there is kept; a new file holds zeros.
-        device: of values in memory; those in a file are on the CPU.
+        shape: shape of the values of an image.
+        file: the file for the values, or None for memory. Values of an earlier run are kept; a new file holds zeros.
+        device: the device of values in memory; values in a file are on the CPU.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class BatchedValues:
             reserve(file, _ITEM * sum(sizes) * prod(shape))
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return batch `index`; what is written into it stays. One in a file is mapped until nobody holds it."""
+        """Return batch `index`; changes to it are kept. A batch in a file is mapped while references to it exist."""
         if self.file is None:
             return self.batches[index]
         return self._mapped(sum(self.sizes[:index]), self.sizes[index])

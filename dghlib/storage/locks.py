@@ -1,7 +1,7 @@
-"""Locks: of all processes one writes a file, and what a killed one left beside it is removed.
+"""Locks: only one process writes a file, and temporary files of killed processes are removed.
 
-A claim is a lock on a file beside the one that is to be written. The system gives it up with the process, however that
-ends. Under a claim nobody else writes, so temporary files of that name are of processes that are no more.
+A claim is a lock on a file beside the file that will be written. The system releases it when the process ends, for any
+reason. Under a claim nobody else writes, so temporary files of that name belong to processes that have ended.
 """
 
 import fcntl
@@ -19,12 +19,12 @@ class Busy(OSError):
 
 @contextmanager
 def claim(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold, for a block, the right to write `path`, a file or folder that need not be there yet.
+    """Hold, for a block, the right to write `path`, a file or folder that need not exist yet.
 
-    Made before the computing, it also shows that `path` can be written.
+    A claim before the computation also checks that `path` can be written.
 
     Raises:
-        Busy: another process holds it, and `wait` is False.
+        Busy: another process holds the claim, and `wait` is False.
         OSError: the folder of `path` cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,12 +32,12 @@ def claim(path: Path, *, wait: bool = False) -> Iterator[None]:
     handle = _locked(lock, path, wait)
     try:
         with _naming(path):
-            temporary_beside(path).touch()  # its name is longer than that of the lock
+            temporary_beside(path).touch()  # this name is longer than that of the lock
         for leftover in temporaries(path):
             remove(leftover)
         yield
     finally:
-        lock.unlink(missing_ok=True)  # while it is locked: who waits for it notices, and takes the next one
+        lock.unlink(missing_ok=True)  # while it is locked: a waiting process notices this, and locks the next file
         os.close(handle)
 
 
@@ -69,7 +69,7 @@ def _same(lock: Path, handle: int) -> bool:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Raise OSErrors of what is beside `path` anew, so that they name `path`."""
+    """Raise OSErrors about files beside `path` again, with a message that names `path`."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Records: what went into a run, as JSON with a fingerprint; what came out, written so that nothing is ever half there.
+"""Records: the inputs of a run, as JSON with a fingerprint, and its outputs; written such that no file is ever partial.
 
-A *fingerprint* is a hash of a run's inputs. A record's file name is the fingerprint of its inputs, so a run that was
-done is found by asking for it, on any machine, and a changed setting is another file.
+A *fingerprint* is a hash of a run's inputs. The file name of a record is the fingerprint of its inputs. So a run that
+was computed is found by its inputs, on any machine, and a changed setting gives another file.
 """
 
 import errno
@@ -34,21 +34,21 @@ _PARTS = ("inputs", "outputs", "provenance")  # of a record
 
 
 def added_later(default: Any, *, before: Any = MISSING) -> Any:
-    """Return the field of a dataclass of settings that came after records had been written.
+    """Return a field, for a dataclass of settings, that was added after records had been written.
 
-    It is in no record in which it is what it was before it was there: the records from then are still found. That is
-    its default, or `before`, where what is computed unless asked otherwise has changed.
+    A record does not contain the field if its value is the one before the addition, so earlier records are still
+    found. This value is the default, or `before` if the default changes the result.
     """
     return field(default=default, metadata={_BEFORE: default if before is MISSING else before})
 
 
 def plain(value: Any) -> Any:
-    """Return `value` as JSON has it: dataclasses and mappings as dicts, tuples as lists, paths as strings.
+    """Return `value` in JSON form: dataclasses and mappings as dicts, tuples as lists, paths as strings.
 
-    Settings that were added later (`added_later`) are left out where they are what they were before.
+    Settings that were added later (`added_later`) are omitted if they have their value from before the addition.
 
     Raises:
-        TypeError: a value that JSON cannot hold (its type is named), NaN and infinities included.
+        TypeError: JSON cannot hold a value (the message names its type), including NaN and infinities.
     """
     if is_dataclass(value) and not isinstance(value, type):
         settings = {each.name: getattr(value, each.name) for each in fields(value) if not _as_before(each, value)}
@@ -65,12 +65,12 @@ def plain(value: Any) -> Any:
 
 
 def always_recorded(settings: type[Any]) -> set[str]:
-    """Return the names of the fields of a dataclass of settings that are in every record: those not added later."""
+    """Return the names of the fields of a dataclass of settings that every record contains: those not added later."""
     return {each.name for each in fields(settings) if _BEFORE not in each.metadata}
 
 
 def completed(settings: type[Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return recorded settings with those that were added later as they were before, where the record lacks them."""
+    """Return recorded settings; those that were added later and are missing get their value from before."""
     before = {each.name: plain(each.metadata[_BEFORE]) for each in fields(settings) if _BEFORE in each.metadata}
     return before | dict(recorded)
 
@@ -86,21 +86,21 @@ def fingerprint(inputs: Any) -> str:
 
 
 def write_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old or the new one.
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old or the new file.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written, whatever `write` calls that; the message names
-            `path`, nothing is left behind.
+        OSError: the disk is full or the folder cannot be written, whichever error `write` raises; the message names
+            `path`, and no temporary file remains.
     """
     with _to_be_named(Path(path)) as temporary:
         temporary.touch()
         usual = temporary.stat().st_mode
         write(temporary)
-        temporary.chmod(usual)  # safetensors lets nobody but the owner read its files
+        temporary.chmod(usual)  # safetensors makes its files readable only for their owner
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make and fill a temporary folder, then rename it to `path`, where nothing is or an empty folder.
+    """Let `write` fill a temporary folder, then rename it to `path`, which must not exist or be an empty folder.
 
     Raises: as `write_atomically`.
     """
@@ -110,7 +110,7 @@ def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None
 
 @contextmanager
 def _to_be_named(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; what has it by the end of the block gets the right one."""
+    """Yield a temporary name beside `path`; at the end of the block the file with this name is renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
@@ -125,7 +125,7 @@ def _to_be_named(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder with all that is in it, if it is there."""
+    """Delete a file, or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -133,18 +133,18 @@ def remove(path: Path) -> None:
 
 
 def _room(path: Path) -> str:
-    """Say how much room there is for `path`, and what to do if it is too little."""
+    """Return a note on the free space for `path` and the remedy if it is too small."""
     free = shutil.disk_usage(path.parent).free
     return f"{free / 1e6:.0f} MB are free there: make room, or name another place"
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a new name beside `path`, on the same disk, for what is to get its name once it is complete."""
+    """Return a new name beside `path`, on the same disk, for a file that gets its name when it is complete."""
     return path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
 
 
 def temporaries(path: Path) -> list[Path]:
-    """Return what `temporary_beside` named, and what is still there."""
+    """Return the existing files with names from `temporary_beside`."""
     return list(path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"))
 
 
@@ -155,9 +155,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def set_aside(path: Path, reason: str) -> Path:
-    """Rename a file that cannot be used to a new name `NAME.corrupt` and say so; nothing that was kept is lost.
+    """Rename a file that cannot be used to a new name `NAME.corrupt`, with a warning; existing files are never lost.
 
-    Returns the new name; the old one where the folder cannot be written.
+    Return the new name, or the old one if the folder cannot be written.
     """
     names = (path.with_name(f"{path.name}.corrupt{number or ''}") for number in itertools.count())
     kept = next(name for name in names if not name.exists())
@@ -171,16 +171,16 @@ def set_aside(path: Path, reason: str) -> Path:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return the record at `path`, or None when there is none, or a corrupt one, which is set aside.
+    """Return the record at `path`, or None if there is none or it is corrupt; a corrupt record is set aside.
 
-    A record is sound when it parses, its parts are there, its numbers are finite, and its file name is the fingerprint
+    A record is sound if it parses, its parts are there, its numbers are finite, and its file name is the fingerprint
     of its inputs.
     """
     try:
         return _checked_record(path.read_text(encoding="utf-8"), path.stem)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, RecursionError) as error:  # nested ever deeper, JSON ends in the last
+    except (ValueError, TypeError, RecursionError) as error:  # deeply nested JSON raises a RecursionError
         set_aside(path, f"not a record ({error})")
         return None
 
@@ -197,10 +197,10 @@ def _checked_record(text: str, name: str) -> dict[str, Any]:
 
 
 def provenance(seconds: float) -> dict[str, Any]:
-    """Return where and how a result came to be: commit, versions, processor and threads, seconds."""
+    """Return the origin of a result: commit, versions, processor and threads, seconds."""
     import torch
 
-    # What sums are added up by, and in which order: what learns for long may end elsewhere on another machine.
+    # The kernels that add up sums, and their order: methods that learn may end elsewhere on another machine.
     computed_by = [_processor(), torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
     devices = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     return {
@@ -218,12 +218,12 @@ def _processor() -> str:
     """Return the model of the processor."""
     try:
         return processor_in(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:  # where there is no Linux
+    except OSError:  # not on Linux
         return processor_in("")
 
 
 def processor_in(cpuinfo: str) -> str:
-    """Return the model that Linux tells in /proc/cpuinfo, with its numbers: virtual machines may hide its name."""
+    """Return the model from Linux's /proc/cpuinfo with its numbers, since virtual machines may hide its name."""
     lines = cpuinfo.partition("\n\n")[0].splitlines()
     told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     numbers = [f"{name} {told[name]}" for name in ("cpu family", "model") if name in told]
@@ -233,9 +233,9 @@ def processor_in(cpuinfo: str) -> str:
 
 @cache
 def code_version() -> dict[str, Any]:
-    """Return the commit of the code, and whether its files differ from it, as they were when this was first asked.
+    """Return the commit of the code, and whether its files differ from the commit, at the time of the first call.
 
-    Ask before a long run: what changes in the checkout meanwhile is not what has run.
+    Call this before a long run: later changes in the checkout are not part of the code that runs.
     """
     return {
         "commit": _git("rev-parse", "HEAD") or "unknown",
@@ -244,7 +244,7 @@ def code_version() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
-    """Return what git prints about the folder of this file, or an empty string outside of a checkout."""
+    """Return the output of git for the folder of this file, or an empty string outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,1 +1,1 @@
-"""Training of what ships with the package: classifiers, detectors and the diffusion model."""
+"""Training of the networks that ship with the package: classifiers, detectors and the diffusion model."""

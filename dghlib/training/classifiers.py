@@ -1,8 +1,8 @@
 """Train the networks that ship with the package: `python -m dghlib.training.classifiers`.
 
-Every image is flipped and cropped on its own, in training and when the batch-norm statistics are measured at
-the end: DGH takes these statistics for those of flipped and cropped images. The same seed, number of threads
-and version of torch give the same weights. A killed run continues from its last epoch.
+Every image is flipped and cropped individually, in training and when the batch-norm statistics are measured at the end,
+because DGH assumes that these statistics are those of flipped and cropped images. The same seed, number of threads and
+version of torch give the same weights. A killed run continues from its last epoch.
 """
 
 import argparse
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of one training run: the learning rate goes up a line and down a cosine.
+    """Settings of a training run: the learning rate rises linearly and falls along a cosine.
 
     `optimizer` is "sgd", with Nesterov momentum, or "adamw", which transformers need.
     """
@@ -46,12 +46,12 @@ class Config:
     batch_size: int = 128
     optimizer: str = "sgd"
     peak_learning_rate: float = 0.2
-    warm_up: float = 0.2  # fraction of all steps
+    warm_up: float = 0.2  # share of all steps
     momentum: float = 0.9
     weight_decay: float = 5e-4
     crop_margin: int = 3  # pixels on each side
     seed: int = 0
-    threads: int = 1  # two runs side by side use two cores better than one run with two threads
+    threads: int = 1  # 2 runs with 1 thread each use 2 cores better than 1 run with 2 threads
     test_images: int = 4_096
 
 
@@ -68,12 +68,12 @@ CONFIGS = {name: Config(model=name) for name in embedded.NETS} | {
 
 
 def train(config: Config, data: LabelledImages, checkpoint: Path | None = None) -> tuple[FloatModel, float]:
-    """Return a trained network and the seconds that took, those before an interruption included.
+    """Return a trained network and the seconds of its training, including those before an interruption.
 
     Args:
-        config: what to train, and how.
+        config: the network and its settings.
         data: the training images; all full batches of them are used.
-        checkpoint: file to continue from and to save to after every epoch.
+        checkpoint: file from which to continue, and to which every epoch is saved.
     """
     net = _untrained(config)
     optimizer = _optimizer(config, net)
@@ -107,7 +107,7 @@ def train_epochs(
     epochs: int,
     saved: Checkpoint,
 ) -> float:
-    """Train a network epoch by epoch, from the one that a killed run had finished; return the seconds of all."""
+    """Train a network epoch by epoch, from the last epoch of a killed run; return the seconds of all epochs."""
     state = saved.load() or {"epoch": 0, "seconds": 0.0}
     if state["epoch"]:
         net.load_state_dict(state["net"])
@@ -143,14 +143,14 @@ def _train_epoch(
 
 
 def learning_rate(progress: float, peak: float, warm_up: float) -> float:
-    """Return the learning rate after a fraction of all steps: 0 at both ends, the peak after that of the warm-up."""
+    """Return the learning rate after a share of all steps: 0 at both ends, the peak after the warm-up."""
     if progress < warm_up:
         return peak * progress / warm_up
     return peak * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
 
 
 def augmented(model: FloatModel, data: LabelledImages, config: Config, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the full batches of one epoch, shuffled, each image flipped and cropped on its own."""
+    """Yield the full batches of an epoch, shuffled, each image flipped and cropped individually."""
     rng = stream(config.seed, "epoch", epoch)
     margin = config.crop_margin
     for chosen in torch.randperm(len(data), generator=rng).split(config.batch_size):
@@ -166,9 +166,9 @@ def augmented(model: FloatModel, data: LabelledImages, config: Config, epoch: in
 
 @torch.no_grad()
 def measure_batch_norm(model: FloatModel, batches: Iterable[Tensor]) -> None:
-    """Set the batch-norm statistics to the average over normalised images (n, C, H, W), weights at rest.
+    """Set the batch-norm statistics to the average over normalised images (n, C, H, W), with fixed weights.
 
-    Those that training leaves behind lag: they are a moving average while the weights still move.
+    The statistics after training lag behind: they are a moving average while the weights still change.
     """
     layers = [module for module in model.net.modules() if isinstance(module, nn.BatchNorm2d)]
     for layer in layers:
@@ -181,7 +181,7 @@ def measure_batch_norm(model: FloatModel, batches: Iterable[Tensor]) -> None:
 
 
 def make(config: Config, out: Path) -> dict[str, Any]:
-    """Train one network, write its weights and a JSON that says what was run, and return the latter."""
+    """Train a network, write its weights and a JSON file with the facts of the run, and return the facts."""
     torch.set_num_threads(config.threads)
     data = shapes.classification("train", config.num_images)
     model, seconds = train(config, data, unfinished(out, config.model))
@@ -191,12 +191,12 @@ def make(config: Config, out: Path) -> dict[str, Any]:
 
 
 def unfinished(out: Path, name: str) -> Path:
-    """Return the file from which a killed training of a network continues."""
+    """Return the file from which a killed training run of a network continues."""
     return out / f".{name}.pt"
 
 
 def write(model: FloatModel, facts: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Write a trained network's weights and, as JSON, facts on its training; return these, with torch's version."""
+    """Write a trained network's weights and, as JSON, the facts of its training; return these, with torch's version."""
     weights = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()}
     write_atomically(out / f"{model.name}.safetensors", lambda temporary: save_file(weights, temporary))
     facts = {**facts, "torch": torch.__version__}
@@ -212,14 +212,14 @@ def train_from_command_line(
     names: Iterable[str],
     train_one: Callable[[str, Path], str],
 ) -> None:
-    """Parse a command line, and train the networks `names`, or the one that it asks for; log what each yields.
+    """Parse a command line, and train the networks `names`, or the requested one; log the result of each.
 
     Args:
-        arguments: the words of the command line, None for those of this process.
-        program: what to type, for `--help`.
-        about: what it trains and how long that takes, for `--help`.
-        names: those of the networks.
-        train_one: trains the network of a name into a folder, and says in a few words how good it is.
+        arguments: the words of the command line; None for those of this process.
+        program: the command, for `--help`.
+        about: the description and the duration, for `--help`.
+        names: names of the networks.
+        train_one: trains the network of a name into a folder, and returns its quality in a few words.
     """
     parser = argparse.ArgumentParser(prog=program, description=f"{about} A killed run continues from its last epoch.")
     parser.add_argument("--only", metavar="NAME", choices=list(names), help="one of: %(choices)s")
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train_from_command_line(
         arguments,
         "python -m dghlib.training.classifiers",
-        "Train the networks for the benchmark shapes; five to fifteen minutes each on two cores.",
+        "Train the networks for the benchmark shapes; each takes 5 to 15 minutes on 2 cores.",
         embedded.NETS,
         train_one,
     )

@@ -1,8 +1,8 @@
 """Train the detectors that ship with the package: `python -m dghlib.training.detectors`.
 
-The backbones begin as the trained classifiers, of which the stem and the first stage stay as they are (as torchvision's
-detectors begin with ImageNet's). Scenes are flipped. The same seed, number of threads and version of torch give the
-same weights. A killed run continues from its last epoch.
+The backbones start from the trained classifiers, whose stem and first stage stay fixed (as torchvision's detectors
+start from ImageNet's). Scenes are flipped. The same seed, number of threads and version of torch give the same weights.
+A killed run continues from its last epoch.
 """
 
 import time
@@ -29,14 +29,14 @@ from dghlib.training import classifiers
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of one training run: AdamW, learning rate up a line and down a cosine."""
+    """Settings of a training run: AdamW, with a learning rate that rises linearly and falls along a cosine."""
 
     model: str
     num_images: int = 3_072
     epochs: int = 8
     batch_size: int = 16
     peak_learning_rate: float = 2e-3
-    warm_up: float = 0.1  # fraction of all steps
+    warm_up: float = 0.1  # share of all steps
     weight_decay: float = 1e-3
     seed: int = 0
     threads: int = 1
@@ -44,7 +44,7 @@ class Config:
 
 
 def train(config: Config, data: AnnotatedImages, checkpoint: Path | None = None) -> tuple[FloatModel, float]:
-    """Return a trained detector and the seconds that took; arguments as for `classifiers.train`."""
+    """Return a trained detector and the seconds of its training; arguments as for `classifiers.train`."""
     detector = _untrained(config)
     learned = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=0.0, weight_decay=config.weight_decay)
@@ -59,7 +59,7 @@ def train(config: Config, data: AnnotatedImages, checkpoint: Path | None = None)
 
 
 def _untrained(config: Config) -> nn.Module:
-    """Return a detector on the body of a trained classifier, whose stem and first stage do not learn."""
+    """Return a detector on the body of a trained classifier, whose stem and first stage are fixed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.seed, "initial weights", config.model))
         classifier = embedded.load(detectors.CLASSIFIERS[config.model]).net
@@ -91,7 +91,7 @@ def _train_epoch(
 
 
 def flipped_scenes(data: AnnotatedImages, config: Config, epoch: int) -> Iterator[tuple[Tensor, list[dict]]]:
-    """Yield the full batches of one epoch, shuffled, every other image flipped: uint8 (n, 3, H, W), and targets."""
+    """Yield the full batches of an epoch, shuffled, every other image flipped: uint8 (n, 3, H, W), and targets."""
     rng = stream(config.seed, "epoch", epoch)
     width = detectors.SIZE
     for chosen in torch.randperm(len(data), generator=rng).split(config.batch_size):
@@ -109,7 +109,7 @@ def flipped_scenes(data: AnnotatedImages, config: Config, epoch: int) -> Iterato
 
 
 def make(config: Config, out: Path) -> dict[str, Any]:
-    """Train one detector, write its weights and a JSON that says what was run, and return the latter."""
+    """Train a detector, write its weights and a JSON file with the facts of the run, and return the facts."""
     torch.set_num_threads(config.threads)
     data = scenes.detection("train", config.num_images)
     model, seconds = train(config, data, classifiers.unfinished(out, config.model))
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     classifiers.train_from_command_line(
         arguments,
         "python -m dghlib.training.detectors",
-        "Train the detectors for the benchmark shapes; about five minutes each on one core.",
+        "Train the detectors for the benchmark shapes; each takes about 5 minutes on 1 core.",
         detectors.NETS,
         train_one,
     )

@@ -1,22 +1,23 @@
 """Train the diffusion model that ships with the package: `python -m dghlib.training.diffusion`.
 
-It draws images of a given class of the benchmark `shapes`, which is what GenQ needs. A network learns, for an image x
-of class y and Gaussian noise e mixed as
+It draws images of a given class of the benchmark `shapes`, as GenQ needs. For an image x of class y and Gaussian noise
+e, mixed as
 
     x_t = a_t x + s_t e,    a_t^2 + s_t^2 = 1,    t = 0 (image) ... 999 (noise),
 
-to tell v = a_t e - s_t x from x_t, t and y, by least squares. A sampler walks from noise to an image along v. Classes
-are withheld now and then in training, so that sampling can compare with and without, and go further that way
-(guidance). The images learned from are plain drawings, as those of large models are tidier than photographs.
+a network learns to predict v = a_t e - s_t x from x_t, t and y, by least squares. A sampler moves from noise to an
+image along v. In training, classes are sometimes withheld, so that sampling can compare the predictions with and
+without the class, and extrapolate (guidance). The training images are plain drawings, as the training images of large
+models are tidier than photographs.
 
 The result is a folder of the library diffusers, loaded by `DiffusionPipeline.from_pretrained`: a DiTPipeline, which
-takes class numbers, with a U-Net in the place of its transformer, whose interface is the same: convolutions learn
-drawings from far fewer images. The autoencoder, which a pipeline must have, hands pixels through. Weights are kept in
-half precision.
+takes class indices, with a U-Net instead of its transformer. The interface is the same, and convolutions learn drawings
+from far fewer images. The autoencoder, which a pipeline must have, passes pixels unchanged. Weights are kept in half
+precision.
 
-The learning rate is constant after a warm-up, and the network is the running average of the weights: training may be
-ended anywhere, and prolonged by raising `steps`. All random numbers come from the seed and the number of the step: a
-killed run continues to the same weights.
+The learning rate is constant after a warm-up, and the network is the running average of the weights: training can end
+at any step, and can be prolonged by raising `steps`. All random numbers come from the seed and the number of the step:
+a killed run continues to the same weights.
 """
 
 import argparse
@@ -46,22 +47,22 @@ from dghlib.storage.records import fingerprint, provenance, write_json
 log = logging.getLogger(__name__)
 
 NAME = "shapes"  # of the folder
-NO_CLASS = 1000  # stands for "any class" in a DiTPipeline, however many classes there are
+NO_CLASS = 1000  # means "any class" in a DiTPipeline, whatever its number of classes
 TIMES = 1000
-GAIN = 16.0  # pixels are handed through at a fraction of their size, where the autoencoder's bounds bend nothing
+GAIN = 16.0  # pixels pass at a fraction of their size, where the autoencoder's bounds are linear
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of one training run, and of the sampling that it is judged by."""
+    """Settings of a training run, and of the sampling by which it is judged."""
 
     num_images: int = 24_576  # a multiple of the 48 classes
     steps: int = 4000
     batch_size: int = 32
     learning_rate: float = 1e-3
     warm_up: int = 100  # steps
-    withheld: float = 0.1  # share of the images whose class the network is not told
-    average: float = 0.995  # share of the running average of the weights that a step leaves
+    withheld: float = 0.1  # share of the images whose class is withheld from the network
+    average: float = 0.995  # share of the running average of the weights that remains after a step
     seed: int = 0
     threads: int = 1
     test_images: int = 480
@@ -70,7 +71,7 @@ class Config:
 
 
 def untrained() -> Any:
-    """Return the network that tells v from noisy images, the time, and the class."""
+    """Return the network that predicts v from noisy images, the time, and the class."""
     return UNet2DModel(
         sample_size=shapes.SIZE,
         block_out_channels=(16, 32, 64, 96),
@@ -95,7 +96,7 @@ def hand_through() -> AutoencoderTiny:
         scaling_factor=GAIN,
     )
     layers: Any = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
-    # Both halves see pixels from 0 to 1. The decoder has a ReLU in the middle, which numbers raised by 1 pass.
+    # Both halves see pixels from 0 to 1. The decoder has a ReLU in the middle, which values raised by 1 pass.
     scales = [(2.0, -1.0), (1 / GAIN, 0.0), (1.0, 1.0), (GAIN / 2, (1 - GAIN) / 2)]
     for layer, (factor, offset) in zip(layers, scales, strict=True):
         nn.init.dirac_(layer.weight).mul_(factor)
@@ -104,7 +105,7 @@ def hand_through() -> AutoencoderTiny:
 
 
 def sampler() -> DDIMScheduler:
-    """Return the walk from noise to images, which adds no noise on its way; the mixture follows a squared cosine."""
+    """Return the path from noise to images, which adds no noise on its way; the mixture follows a squared cosine."""
     return DDIMScheduler(
         num_train_timesteps=TIMES,
         beta_schedule="squaredcos_cap_v2",
@@ -115,16 +116,16 @@ def sampler() -> DDIMScheduler:
 
 
 def train(data: LabelledImages, config: Config, saved: Checkpoint) -> tuple[Any, dict[str, float]]:
-    """Return a trained network, and facts: steps and seconds done, and the loss, averaged over the last hundred steps.
+    """Return a trained network, and facts: completed steps and seconds, and the loss, averaged over the last 100 steps.
 
     Args:
-        data: the images to learn from.
-        config: how to train.
-        saved: from which a killed or prolonged run continues.
+        data: the training images.
+        config: the settings of the training.
+        saved: the checkpoint from which a killed or prolonged run continues.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.seed, "diffusion", "initial weights"))
-        net = untrained().to(memory_format=torch.channels_last).eval()  # no layer behaves otherwise in training
+        net = untrained().to(memory_format=torch.channels_last).eval()  # no layer behaves differently in training
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.average))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.0)
     parts = {"net": net, "average": average, "optimizer": optimizer}
@@ -149,7 +150,7 @@ def train(data: LabelledImages, config: Config, saved: Checkpoint) -> tuple[Any,
 
 
 def _restore(saved: Checkpoint, parts: dict[str, Any]) -> dict[str, Any]:
-    """Load the last saved state, if there is one, and return the number of steps and seconds done, and the loss."""
+    """Load the last saved state, if there is one, and return the completed steps and seconds, and the loss."""
     state = saved.load()
     if state is None:
         return {"step": 0, "seconds": 0.0, "loss": 0.0}
@@ -160,7 +161,7 @@ def _restore(saved: Checkpoint, parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def loss_of_batch(net: Any, data: LabelledImages, config: Config, draws: torch.Generator) -> Tensor:
-    """Return the squared error of v, averaged over a batch of random images at random times; some are not told."""
+    """Return the squared error of v, averaged over random images at random times; some classes are withheld."""
     chosen = torch.randint(len(data), (config.batch_size,), generator=draws)
     images = (data.images[chosen].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
     times = torch.randint(TIMES, (config.batch_size,), generator=draws)
@@ -176,7 +177,7 @@ def loss_of_batch(net: Any, data: LabelledImages, config: Config, draws: torch.G
 def make(config: Config, out: Path) -> dict[str, Any]:
     """Train, write the folder `out`/shapes and the facts `out`/shapes.json, and return the latter.
 
-    The checkpoint stays, so that training can be prolonged.
+    The checkpoint is kept, so that training can be prolonged.
     """
     torch.set_num_threads(config.threads)
     key = fingerprint(replace(config, steps=1))  # a prolonged run is the same run
@@ -202,7 +203,7 @@ def save(net: UNet2DModel, classes: Sequence[str], folder: Path) -> None:
 
 
 def sample(pipeline: Any, labels: Tensor, config: Config) -> Tensor:
-    """Return one image (3, 32, 32) uint8 for each of the labels (N,)."""
+    """Return an image (3, 32, 32) uint8 for each of the labels (N,)."""
     pipeline.set_progress_bar_config(disable=True)
     images = []
     for number, chunk in enumerate(tqdm(labels.split(96), desc="samples", unit="batch")):
@@ -219,7 +220,7 @@ def sample(pipeline: Any, labels: Tensor, config: Config) -> Tensor:
 
 
 def judge(folder: Path, config: Config) -> float:
-    """Return the share, in percent, of sampled images that a trained network takes for their class."""
+    """Return the share, in percent, of sampled images to which a trained network assigns their class."""
     labels = torch.arange(config.test_images) % len(shapes.CLASSES)
     images = sample(DiffusionPipeline.from_pretrained(folder), labels, config)
     network = models.load("shapes_residual")
@@ -231,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(
         prog="python -m dghlib.training.diffusion",
-        description="Train the diffusion model for the benchmark shapes; half an hour on one core. "
+        description="Train the diffusion model for the benchmark shapes; half an hour on 1 core. "
         "A killed run continues where it was.",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, default=embedded.PIPELINES, help="default: the package")

@@ -1,0 +1,295 @@
+"""What other people's tools make of the same networks, images and widths, beside what ours makes of them.
+
+Each tool copies a network as its own documentation has it, in a process and an environment of its own, with as many
+steps where it learns as ours. A copy's accuracy is that of the tool's simulation; its file, where the tool exports one,
+runs under onnxruntime, and is looked at for numbers of 4 bits. Lines of code are those that the workers mark as what a
+user writes. MCT also makes DGH images of its own.
+
+A network has a record of its own, so that what was measured stays when the rest is stopped. From the repository's
+root, once `make bench` has made the environments: python -m benchmarks.peers --networks shapes_residual
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, fx
+from tqdm import tqdm
+
+from benchmarks import measuring
+from benchmarks.measuring import Seconds, timed
+from benchmarks.tools import WORKERS, Tool, ToolFailed, python_of, tool
+from dghlib import datasets, models
+from dghlib.evaluation import top1
+from dghlib.experiments import run
+from dghlib.experiments.experiment import REAL, ImageSet
+from dghlib.experiments.profiles import Budget, budget_of
+from dghlib.experiments.scoring import TEST_BATCH, data_of
+from dghlib.export import export_onnx, open_session
+from dghlib.images import normalise
+from dghlib.models import FloatModel
+from dghlib.plans.parts import source_config
+from dghlib.quantizers import QuantizedModel, brecq, hptq, squant
+from dghlib.quantizers.reconstruction import shortened
+
+NETWORKS = {
+    "shapes_residual": "shapes",
+    "shapes_bottleneck": "shapes",
+    "shapes_inverted": "shapes",
+    "cifar10_resnet20": "cifar10",
+    "cifar10_mobilenetv2": "cifar10",
+    "imagenet_efficientnet_lite0_128": "imagenet_lite",
+}
+WIDTHS = ((8, 8), (4, 8), (4, 4))  # bits of weights and of tensors
+METHODS = {
+    "mct": ("ptq", "gptq"),
+    "aimet": ("adaround",),
+    "onnxruntime": ("static",),
+    "nncf": ("ptq",),
+    "brevitas": ("gptq",),
+    "quark": ("ptq",),
+}
+EIGHT_BITS_ALONE = ("nncf",)
+OURS, OUR_METHODS = "dghlib", ("hptq", "squant", "brecq")
+DGH, THEIR_DGH = "dgh", "dgh by MCT"
+LIMIT = 900  # seconds of a tool's process
+_INT4 = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+_BEGIN, _END = "# what a user writes", "# until here"
+
+
+@dataclass(frozen=True)
+class File:
+    """What a tool exported.
+
+    Attributes:
+        kilobytes: of the file.
+        four_bits: how many constants it holds in 4 bits; those are true 4-bit numbers, two a byte.
+        top1: under onnxruntime, in percent; None if that does not run it, or to other shapes.
+    """
+
+    kilobytes: int
+    four_bits: int
+    top1: float | None
+    failure: str
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A quantized network: who made it, of what, and what that took and came to.
+
+    Attributes:
+        top1: of the tool's simulation, in percent; None if there is none, and `failure` says why.
+        file: None if the tool exported none.
+    """
+
+    source: str
+    tool: str
+    method: str
+    weight_bits: int
+    activation_bits: int
+    top1: float | None
+    seconds: Seconds | None
+    file: File | None
+    failure: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with its images to calibrate with, by source, and its labelled test images."""
+
+    model: FloatModel
+    images: dict[str, Tensor]
+    test: Tensor
+    labels: Tensor
+
+
+def subject(name: str, budget: Budget, toolkit_steps: int) -> Subject:
+    """Return a network with its images: real ones, by DGH, and by MCT's DGH if that is there."""
+    model, profile = models.load(name), NETWORKS[name]
+    workshop = run.Workshop(run.results_dir(), progress=True)
+    images = {
+        source: workshop.image_set(
+            profile, name, ImageSet(source=source, config=source_config(source, budget, 0, name))
+        )[0]
+        for source in (REAL, DGH)
+    }
+    if python_of("mct").exists():
+        images[THEIR_DGH] = images_by_mct(model, budget, toolkit_steps)
+    data = datasets.load(data_of(profile), "test", budget.test_images, model.image_shape)
+    return Subject(model, images, normalise(data.images, model.mean, model.std), data.labels)
+
+
+def images_by_mct(model: FloatModel, budget: Budget, steps: int) -> Tensor:
+    """Return images that the toolkit makes as it does by default, in so many steps."""
+    settings = {"num_images": budget.num_images, "data_gen_batch_size": budget.batch_size, "n_iter": steps}
+    with tool("mct", traced(model)) as theirs:
+        theirs.ask(do="generate", image_size=model.image_shape[1], file="made.pt", **settings)
+        return torch.load(theirs.folder / "made.pt")
+
+
+def traced(model: FloatModel) -> fx.GraphModule:
+    """Return a network as a graph, which is of no class of ours."""
+    return fx.symbolic_trace(model.net)
+
+
+# Ours
+
+
+def our_config(method: str, weight_bits: int, activation_bits: int, iterations: int) -> Any:
+    """Return the settings of one of our methods with every tensor quantized, learning for so many iterations."""
+    bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+    if method == "brecq":
+        return shortened(brecq.Config(placement="every_tensor", **bits), iterations)
+    return {"hptq": hptq, "squant": squant}[method].Config(**bits)
+
+
+def our_copy(of: Subject, source: str, method: str, widths: tuple[int, int], iterations: int) -> Copy:
+    """Return what one of our methods comes to."""
+    model, config = of.model, our_config(method, *widths, iterations)
+    images, made = of.images[source], list[QuantizedModel]()
+    quantize = {"hptq": hptq, "squant": squant, "brecq": brecq}[method].quantize
+    seconds = timed(lambda: made.append(quantize(model, images, config)))
+    with TemporaryDirectory() as folder:
+        export_onnx(Path(folder) / "copy.onnx", model, made[0])
+        file = file_of(Path(folder) / "copy.onnx", of)
+    reached = top1(made[0], zip(of.test.split(TEST_BATCH), of.labels.split(TEST_BATCH), strict=True))
+    return Copy(source, OURS, method, *widths, reached, seconds, file, "")
+
+
+def as_a_user_writes(model: FloatModel, images: Tensor, path: Path) -> None:
+    """Copy a network as our documentation has it: counted as the tools' lines are."""
+    # what a user writes
+    from dghlib.export import export_onnx
+    from dghlib.quantizers import brecq
+
+    quantized = brecq.quantize(model, images, brecq.Config(weight_bits=4, activation_bits=8))
+    export_onnx(path, model, quantized)
+    # until here
+
+
+# Theirs
+
+
+def their_copies(of: Subject, source: str, name: str, iterations: int) -> Iterator[tuple[Copy, dict[str, str]]]:
+    """Yield what a tool comes to, by each of its methods and at each width, and its versions."""
+    for method in METHODS[name]:
+        for widths in WIDTHS[:1] if name in EIGHT_BITS_ALONE else WIDTHS:
+            try:
+                with tool(name, traced(of.model), of.images[source], test=of.test, limit=LIMIT) as theirs:
+                    export_onnx(theirs.folder / "net.onnx", of.model)
+                    yield their_copy(of, source, theirs, name, method, widths, iterations), theirs.versions
+            except ToolFailed as error:
+                yield Copy(source, name, method, *widths, None, None, None, str(error)), {}
+
+
+def their_copy(
+    of: Subject, source: str, theirs: Tool, name: str, method: str, widths: tuple[int, int], iterations: int
+) -> Copy:
+    """Return what a tool comes to.
+
+    Raises:
+        ToolFailed: it cannot make the copy.
+    """
+    bits = dict(zip(("weight_bits", "activation_bits"), widths, strict=True))
+    seconds, told = theirs.ask(do="copy", method=method, iterations=iterations, **bits)
+    logits, path = torch.load(theirs.folder / "logits.pt"), theirs.folder / "copy.onnx"
+    file = file_of(path, of) if path.exists() else None
+    reached = 100 * float((logits.argmax(1) == of.labels).float().mean())
+    return Copy(source, name, method, *widths, reached, seconds, file, told["export_error"])
+
+
+def file_of(path: Path, of: Subject) -> File:
+    """Return what a file holds, and what it reaches."""
+    held = onnx.load(path)
+    constants = [*held.graph.initializer, *(each.t for node in held.graph.node for each in node.attribute)]
+    four_bits = sum(each.data_type in _INT4 for each in constants)
+    reached, failure = None, ""
+    try:
+        reached = accuracy(path, of)
+    except Exception as error:  # whatever the runtime raises is its answer
+        failure = f"{type(error).__name__}: {error}"[:300]
+    return File(path.stat().st_size // 1024, four_bits, reached, failure)
+
+
+def accuracy(path: Path, of: Subject) -> float:
+    """Return what a file reaches under onnxruntime as it is by default, in percent."""
+    session = open_session(path, threads=1)
+    (asked,) = session.get_inputs()
+    size = asked.shape[0] if isinstance(asked.shape[0], int) else TEST_BATCH
+    right = 0
+    for images, labels in zip(of.test.split(size), of.labels.split(size), strict=True):
+        full = torch.cat([images, images.new_zeros(size - len(images), *images.shape[1:])])
+        logits = session.run(None, {asked.name: full.numpy()})[0]
+        right += int((np.argmax(logits, axis=1)[: len(labels)] == labels.numpy()).sum())
+    return 100 * right / len(of.labels)
+
+
+def lines_of(path: Path) -> int:
+    """Return how many lines a file marks as what a user writes; empty ones and comments do not count."""
+    inside, count = False, 0
+    for line in path.read_text().splitlines():
+        text = line.strip()
+        inside = text == _BEGIN or (inside and text != _END)
+        count += inside and bool(text) and not text.startswith("#")
+    return count
+
+
+def lines() -> dict[str, int]:
+    """Return what a user writes with each tool, in lines."""
+    paths = {name: WORKERS / f"{name}_worker.py" for name in METHODS} | {OURS: Path(__file__)}
+    return {name: lines_of(path) for name, path in paths.items()}
+
+
+def copies(of: Subject, tools: list[str], iterations: int) -> Iterator[tuple[Copy, dict[str, str]]]:
+    """Yield all copies of a network: ours, then those of every tool, with its versions."""
+    for source in of.images:
+        for method in OUR_METHODS if source != THEIR_DGH else ("hptq",):
+            for widths in WIDTHS:
+                yield our_copy(of, source, method, widths, iterations), {}
+        for name in tools if source != THEIR_DGH else ["mct"]:
+            yield from their_copies(of, source, name, iterations)
+
+
+def show(model: str, made: Copy) -> None:
+    width = f"W{made.weight_bits}A{made.activation_bits}"
+    reached = f"{made.top1:.2f}" if made.top1 is not None else "none"
+    seconds = f"{made.seconds.processor:.1f} s" if made.seconds else ""
+    file = f"file {made.file.top1} {made.file.failure}, {made.file.four_bits} of 4 bits" if made.file else "no file"
+    name = f"{made.tool} {made.method}"
+    print(f"{model:32}{made.source:12}{name:22}{width:6}{reached:>8}{seconds:>10}  {file}  {made.failure}", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--tools", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--budget", default="quick", help="images, steps and iterations")
+    options = parser.parse_args(arguments)
+    measuring.prepare(options)
+    networks, name = (["shapes_residual"], "smoke") if options.smoke else (options.networks, options.budget)
+    for network in tqdm(networks, desc="networks"):
+        start = time.perf_counter()
+        model, budget = network, budget_of(NETWORKS[network], name)
+        of = subject(network, budget, budget.steps)
+        float_top1 = top1(of.model.net, zip(of.test.split(TEST_BATCH), of.labels.split(TEST_BATCH), strict=True))
+        found, versions = [], dict[str, dict[str, str]]()
+        for made, told in copies(of, options.tools, budget.iterations):
+            show(model, made)
+            found.append(made)
+            if told:
+                versions[made.tool] = told
+        inputs = {"model": network, "profile": NETWORKS[network], "budget": dataclasses.asdict(budget)}
+        inputs |= {"limit": LIMIT, "tools": versions, "not_run": sorted(METHODS.keys() - versions.keys())}
+        outputs = {"float": float_top1, "lines": lines(), "copies": found}
+        measuring.save(options, f"peers_{network}", inputs, outputs, time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Files on x86 processors without VNNI, which an emulator stands in for: what is right there, and what is not."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dghlib import models
+from dghlib.export import export_onnx
+from dghlib.quantizers import hptq
+
+EMULATOR = next(filter(None, map(shutil.which, ("qemu-x86_64-static", "qemu-x86_64"))), "")
+PROCESSOR = "Haswell"  # has AVX2, and adds products of bytes in 16 bits
+PROGRAM = """
+import json, sys
+import numpy, onnxruntime
+images, found = numpy.load("images.npy"), {}
+for name in sys.argv[1:]:
+    path, _, careful = name.partition(":")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    if careful:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    found[name] = session.run(None, {"images": images})[0].tolist()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EMULATOR or platform.machine() != "x86_64", reason="needs qemu-x86_64, and an x86 processor")
+def test_what_is_right_without_vnni(tmp_path: Path) -> None:
+    """Signed bytes overflow; not so with the session option, as unsigned bytes, or with 7 bits of weights."""
+    model = models.load("shapes_residual")
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
+    np.save(tmp_path / "images.npy", images.numpy())
+    expected = {}
+    for name, bits, signed in (("signed", 8, True), ("unsigned", 8, False), ("seven", 7, True)):
+        quantized = hptq.quantize(model, images, hptq.Config(weight_bits=bits))
+        export_onnx(tmp_path / name, model, quantized, signed_weights=signed)
+        with torch.no_grad():
+            expected[name] = quantized(images).numpy()
+    ways = ["signed", "signed:careful", "unsigned", "seven"]
+    command = [EMULATOR, "-cpu", PROCESSOR, sys.executable, "-c", PROGRAM, *ways]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=600)
+    found = {way: np.array(values, np.float32) for way, values in json.loads(ran.stdout.splitlines()[-1]).items()}
+    equal = {way: np.array_equal(values, expected[way.partition(":")[0]]) for way, values in found.items()}
+    assert equal == {"signed": False, "signed:careful": True, "unsigned": True, "seven": True}
+
+
+def test_products_of_seven_bit_weights_fit_in_sixteen_bits(tmp_path: Path) -> None:
+    """Pairs of them: what such a processor adds in 16 bits before it adds in 32."""
+    model = models.load("shapes_residual")
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    largest = {}
+    for bits in (7, 8):
+        quantized = hptq.quantize(model, images, hptq.Config(weight_bits=bits))
+        file = export_onnx(tmp_path / "net.onnx", model, quantized)
+        weights = [
+            np.frombuffer(each.raw_data, np.int8) for each in file.graph.initializer if "weight.codes" in each.name
+        ]
+        largest[bits] = max(int(np.abs(codes.astype(int)).max()) for codes in weights)
+    assert 2 * 255 * largest[7] < 2**15 <= 2 * 255 * largest[8]
