@@ -22,7 +22,7 @@ from dghlib import cli, models
 from dghlib.commands import networks, runs, settings
 from dghlib.experiments import run, scoring
 from dghlib.experiments.recorded import ANEW_VARIABLE
-from dghlib.generators import dgh, genq
+from dghlib.generators import dgh, genq, noise
 from dghlib.images import load_images
 from dghlib.plans.methods import table2
 from dghlib.quantizers import QuantizedModel, reconstruction
@@ -217,6 +217,14 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):
     assert "cannot get a network from 'own_network:nothing'" in capsys.readouterr().err
     assert _dgh("generate", "own_network:broken", "--out", "x.npz") == 1
     assert "cannot get a network from 'own_network:broken': KeyError: 'weights'" in capsys.readouterr().err
+
+
+def test_channels_that_no_png_file_has_are_refused_before_images_are_made(tmp_path, monkeypatch, capsys):
+    four = dataclasses.replace(make_tiny_model(), image_shape=(4, 8, 8), mean=(0.5,) * 4, std=(0.5,) * 4)
+    monkeypatch.setattr(models, "load", lambda name: four)
+    monkeypatch.setattr(noise, "generate", lambda *arguments, **settings: pytest.fail("began"))
+    assert _dgh("generate", "shapes_residual", "--method", "noise", "--out", str(tmp_path / "folder")) == 1
+    assert "PNG files have 1 or 3 channels, the network's images have 4: name an .npz file" in capsys.readouterr().err
 
 
 def test_gray_images_go_all_the_way(tmp_path, monkeypatch, capsys):

@@ -65,7 +65,7 @@ def generate(
     config = dataclasses.replace(config, **parse_settings(config, settings))
     if compiled and method != "dgh":
         raise ValueError(f"--compile works only with dgh, not with {method}")
-    check_set(out, force)
+    check_set(out, force, network.image_shape[0])
     checkpoint = checkpoint_of(out)
     with processes.joined(device) as own_device, contextlib.ExitStack() as held:
         first = processes.rank() == 0
