@@ -105,13 +105,15 @@ def files(found: Sequence[dict[str, Any]]) -> pd.DataFrame:
     rows, lines = frame(found), found[-1]["outputs"]["lines"]
     table = {}
     for name, title in TOOLS.items():
-        of_tool = rows[rows.tool == title]
-        cells = {bits: _fare(group) for bits, group in of_tool.groupby("bits", sort=False)}
+        made = rows[rows.tool == title]
+        cells = {bits: _fare(made[made.bits == bits]) for bits in dict.fromkeys(rows.bits)}
         table[title] = {"lines": lines.get(name, ""), **{f"files {bits}": cell for bits, cell in cells.items()}}
-    return pd.DataFrame(table).T.fillna("")
+    return pd.DataFrame(table, dtype=object).T
 
 
 def _fare(group: pd.DataFrame) -> str:
+    if group.empty:
+        return "not run"
     made, runs = int(group.file.sum()), int(group.file_top1.notna().sum())
     if not made:
         return "none" if group.top1.notna().any() else "cannot"
