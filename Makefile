@@ -1,5 +1,5 @@
-# Everything starts here. Each target makes what it needs, so any one of them can be the first.
-# `make` alone lists them.
+# The entry point of all commands. Each target makes its own prerequisites, so any target can be the first.
+# `make` alone lists the targets.
 
 PYTHON  ?= python3
 PROFILE ?= shapes
@@ -8,7 +8,7 @@ NB      ?=
 P       ?=
 PORT    ?= 8000
 
-# What users give reaches recipes through the environment, as text: "$$P" is one word, whatever is in it.
+# Users' values are passed to recipes through the environment, as text: "$$P" is a single word, whatever it contains.
 override PROFILE := $(value PROFILE)
 override BUDGET  := $(value BUDGET)
 override NB      := $(value NB)
@@ -18,7 +18,7 @@ export PROFILE BUDGET NB P PORT
 
 VENV  := .venv
 BIN   := $(VENV)/bin
-# exists, and is newer than what it was made from, when the environment is complete
+# exists, and is newer than its prerequisites, when the environment is complete
 READY := $(VENV)/.ready
 # other people's tools, pinned, each in an environment of its own with the same torch and onnxruntime
 TOOLS := _build/tools
@@ -43,16 +43,16 @@ help: ## list the targets
 
 setup: $(READY) ## install the locked packages into .venv (6 GB on disk)
 
-book: $(READY) ## run what has no record yet and build the book: PROFILE=shapes BUDGET=quick
+book: $(READY) ## compute the runs without a record and build the book: PROFILE=shapes BUDGET=quick
 	@$(BIN)/dgh book --profile "$$PROFILE" --budget "$$BUDGET"
 
-render: $(READY) ## build the book from the records of results/ alone, computing nothing
+render: $(READY) ## build the book from the records of results/ alone, without computing anything
 	@$(BIN)/dgh book --recorded --profile "$$PROFILE" --budget "$$BUDGET"
 
-results: $(READY) ## compute what results/ lacks of the runs that the book shows (hours, may be stopped): PROFILE=shapes
+results: $(READY) ## compute the records that the book shows and results/ lacks (hours, can be stopped): PROFILE=shapes
 	@$(BIN)/dgh results --profile "$$PROFILE"
 
-notebook: $(READY) ## run one notebook with your parameters: NB=table2 P="seeds=5"
+notebook: $(READY) ## run a notebook with your parameters: NB=table2 P="seeds=5"
 	@test -n "$$NB" || \
 		{ echo "which one? make notebook NB=... out of: $(basename $(notdir $(wildcard notebooks/*.ipynb)))" >&2; exit 1; }
 	@$(BIN)/dgh notebook "$$NB" --words="$$P"
@@ -73,7 +73,7 @@ checkpoints: $(READY) ## train the embedded networks again
 	@$(BIN)/python -m dghlib.training.detectors
 	@$(BIN)/python -m dghlib.training.diffusion
 
-bench: $(READY) $(foreach tool,mct aimet onnxruntime nncf brevitas quark,$(TOOLS)/$(tool)/.ready) ## measure how fast the methods are, an hour or so; records go to results/benchmarks
+bench: $(READY) $(foreach tool,mct aimet onnxruntime nncf brevitas quark,$(TOOLS)/$(tool)/.ready) ## measure the speed of the methods (hours); records go to results/benchmarks
 	@$(BIN)/python -m benchmarks.generators --save
 	@$(BIN)/python -m benchmarks.reconstruction --save
 	@$(BIN)/python -m benchmarks.fine_tuning --save
@@ -88,7 +88,7 @@ bench: $(READY) $(foreach tool,mct aimet onnxruntime nncf brevitas quark,$(TOOLS
 	@$(BIN)/dgh data imagenet_lite
 	@$(BIN)/python -m benchmarks.peers --save
 
-package: ## build the wheel and the source archive into _build/package, and try the wheel alone
+package: ## build the wheel and the source archive into _build/package, and test the wheel in an environment of its own
 	@rm -rf _build/package _build/alone
 	@$(PYTHON) -m venv _build/alone
 	@_build/alone/bin/pip install --quiet --disable-pip-version-check uv
@@ -100,7 +100,7 @@ package: ## build the wheel and the source archive into _build/package, and try 
 		bin/dgh evaluate shapes_residual --quantized quantized.safetensors --num-images 96
 	@ls -l _build/package
 
-serve: _build/html/index.html ## show the book on this machine: PORT=8000
+serve: _build/html/index.html ## serve the book at a local address: PORT=8000
 	@echo "http://localhost:$$PORT until Ctrl-C"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html "$$PORT"
 

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from benchmarks import measuring
 from dghlib.export import export_onnx, open_session
 from dghlib.models import FloatModel
-from dghlib.quantizers import hptq
+from dghlib.quantizers import QuantizedModel, hptq
 from dghlib.quantizers.graph import folded_graph, left_in_float
 from dghlib.storage.records import code_version, write_atomically
 
@@ -151,10 +151,8 @@ def outcome(name: str) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.onnx"
         try:
-            in_float = len(left_in_float(folded_graph(model)))
-            passed.append("traced")
-            quantized = hptq.quantize(model, images, hptq.Config())
-            passed.append("quantized")
+            quantized = _quantized(model, images, passed)
+            in_float = len(left_in_float(quantized.graph))
             export_onnx(path, model, quantized)
             passed.append("exported")
             found = open_session(path, threads=1).run(None, {"images": images.numpy()})
@@ -164,6 +162,18 @@ def outcome(name: str) -> Outcome:
         except Exception as error:
             return Outcome(name, size, tuple(passed), f"{type(error).__name__}: {error}"[:300], in_float)
     return Outcome(name, size, tuple(passed), "", in_float)
+
+
+def _quantized(model: FloatModel, images: Tensor, passed: list[str]) -> QuantizedModel:
+    """Return a network in integers; write into `passed` whether it was traced and quantized."""
+    try:
+        quantized = hptq.quantize(model, images, hptq.Config())
+    except Exception:
+        folded_graph(model)  # raises if it was tracing that failed
+        passed.append("traced")
+        raise
+    passed += ["traced", "quantized"]
+    return quantized
 
 
 def _check_equal(quantized: nn.Module, images: Tensor, found: list[Tensor]) -> None:
@@ -177,7 +187,7 @@ def _check_equal(quantized: nn.Module, images: Tensor, found: list[Tensor]) -> N
 def _in_a_process(name: str) -> Outcome:
     """Return how far an architecture comes, in a process forked from one that has imported all that it needs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.architectures", "timm"])
+    context.set_forkserver_preload(["timm", "torchvision", "benchmarks.measuring", "dghlib.export"])
     heard, told = context.Pipe(duplex=False)
     process = context.Process(target=_tell, args=(name, told))
     process.start()

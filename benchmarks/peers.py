@@ -5,11 +5,14 @@ steps where it learns as ours. A copy's accuracy is that of the tool's simulatio
 runs under onnxruntime, and is looked at for numbers of 4 bits. Lines of code are those that the workers mark as what a
 user writes. MCT also makes DGH images of its own.
 
-A network has a record of its own, so that what was measured stays when the rest is stopped. From the repository's
-root, once `make bench` has made the environments: python -m benchmarks.peers --networks shapes_residual
+A network with images of a source has a record of its own, which is written after every copy. From the repository's
+root, once `make bench` has made the environments:
+python -m benchmarks.peers --networks shapes_residual --sources real
 """
 
+import argparse
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ from tqdm import tqdm
 
 from benchmarks import measuring
 from benchmarks.measuring import Seconds, timed
-from benchmarks.tools import WORKERS, Tool, ToolFailed, python_of, tool
+from benchmarks.tools import WORKERS, Tool, ToolFailed, tool
 from dghlib import datasets, models
 from dghlib.evaluation import top1
 from dghlib.experiments import run
@@ -58,8 +61,9 @@ METHODS = {
 }
 EIGHT_BITS_ALONE = ("nncf",)
 OURS, OUR_METHODS = "dghlib", ("hptq", "squant", "brecq")
-DGH, THEIR_DGH = "dgh", "dgh by MCT"
-LIMIT = 900  # seconds of a tool's process
+DGH, THEIR_DGH = "dgh", "mct_dgh"
+SOURCES = (REAL, DGH, THEIR_DGH)
+LIMIT = 1800  # seconds of a tool's process
 _INT4 = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 _BEGIN, _END = "# what a user writes", "# until here"
 
@@ -110,25 +114,21 @@ class Subject:
     labels: Tensor
 
 
-def subject(name: str, budget: Budget, toolkit_steps: int) -> Subject:
-    """Return a network with its images: real ones, by DGH, and by MCT's DGH if that is there."""
+def subject(name: str, source: str, budget: Budget) -> Subject:
+    """Return a network with its images of a source."""
     model, profile = models.load(name), NETWORKS[name]
-    workshop = run.Workshop(run.results_dir(), progress=True)
-    images = {
-        source: workshop.image_set(
-            profile, name, ImageSet(source=source, config=source_config(source, budget, 0, name))
-        )[0]
-        for source in (REAL, DGH)
-    }
-    if python_of("mct").exists():
-        images[THEIR_DGH] = images_by_mct(model, budget, toolkit_steps)
+    if source == THEIR_DGH:
+        images = images_by_mct(model, budget)
+    else:
+        wanted = ImageSet(source=source, config=source_config(source, budget, 0, name))
+        images = run.Workshop(run.results_dir(), progress=True).image_set(profile, name, wanted)[0]
     data = datasets.load(data_of(profile), "test", budget.test_images, model.image_shape)
-    return Subject(model, images, normalise(data.images, model.mean, model.std), data.labels)
+    return Subject(model, {source: images}, normalise(data.images, model.mean, model.std), data.labels)
 
 
-def images_by_mct(model: FloatModel, budget: Budget, steps: int) -> Tensor:
-    """Return images that the toolkit makes as it does by default, in so many steps."""
-    settings = {"num_images": budget.num_images, "data_gen_batch_size": budget.batch_size, "n_iter": steps}
+def images_by_mct(model: FloatModel, budget: Budget) -> Tensor:
+    """Return images that the toolkit makes as it does by default, in as many steps as ours."""
+    settings = {"num_images": budget.num_images, "data_gen_batch_size": budget.batch_size, "n_iter": budget.steps}
     with tool("mct", traced(model)) as theirs:
         theirs.ask(do="generate", image_size=model.image_shape[1], file="made.pt", **settings)
         return torch.load(theirs.folder / "made.pt")
@@ -178,27 +178,36 @@ def as_a_user_writes(model: FloatModel, images: Tensor, path: Path) -> None:
 
 
 def their_copies(of: Subject, source: str, name: str, iterations: int) -> Iterator[tuple[Copy, dict[str, str]]]:
-    """Yield what a tool comes to, by each of its methods and at each width, and its versions."""
+    """Yield what a tool comes to, by each of its methods and at each width, and its versions.
+
+    Each method has a process of its own.
+    """
     for method in METHODS[name]:
-        for widths in WIDTHS[:1] if name in EIGHT_BITS_ALONE else WIDTHS:
-            try:
-                with tool(name, traced(of.model), of.images[source], test=of.test, limit=LIMIT) as theirs:
-                    export_onnx(theirs.folder / "net.onnx", of.model)
-                    yield their_copy(of, source, theirs, name, method, widths, iterations), theirs.versions
-            except ToolFailed as error:
-                yield Copy(source, name, method, *widths, None, None, None, str(error)), {}
+        widths = list(WIDTHS[:1] if name in EIGHT_BITS_ALONE else WIDTHS)
+        try:
+            with tool(name, traced(of.model), of.images[source], test=of.test, limit=LIMIT) as theirs:
+                export_onnx(theirs.folder / "net.onnx", of.model)
+                while widths:
+                    yield their_copy(of, source, theirs, name, method, widths.pop(0), iterations), theirs.versions
+        except ToolFailed as error:  # its process has ended
+            for each in widths:
+                yield failed(source, name, method, each, error), {}
+
+
+def failed(source: str, name: str, method: str, widths: tuple[int, int], error: ToolFailed) -> Copy:
+    """Return what a tool comes to that cannot make a copy."""
+    return Copy(source, name, method, *widths, None, None, None, str(error))
 
 
 def their_copy(
     of: Subject, source: str, theirs: Tool, name: str, method: str, widths: tuple[int, int], iterations: int
 ) -> Copy:
-    """Return what a tool comes to.
-
-    Raises:
-        ToolFailed: it cannot make the copy.
-    """
+    """Return what a tool comes to."""
     bits = dict(zip(("weight_bits", "activation_bits"), widths, strict=True))
-    seconds, told = theirs.ask(do="copy", method=method, iterations=iterations, **bits)
+    try:
+        seconds, told = theirs.ask(do="copy", method=method, iterations=iterations, **bits)
+    except ToolFailed as error:
+        return failed(source, name, method, widths, error)
     logits, path = torch.load(theirs.folder / "logits.pt"), theirs.folder / "copy.onnx"
     file = file_of(path, of) if path.exists() else None
     reached = 100 * float((logits.argmax(1) == of.labels).float().mean())
@@ -247,14 +256,13 @@ def lines() -> dict[str, int]:
     return {name: lines_of(path) for name, path in paths.items()}
 
 
-def copies(of: Subject, tools: list[str], iterations: int) -> Iterator[tuple[Copy, dict[str, str]]]:
+def copies(of: Subject, source: str, tools: list[str], iterations: int) -> Iterator[tuple[Copy, dict[str, str]]]:
     """Yield all copies of a network: ours, then those of every tool, with its versions."""
-    for source in of.images:
-        for method in OUR_METHODS if source != THEIR_DGH else ("hptq",):
-            for widths in WIDTHS:
-                yield our_copy(of, source, method, widths, iterations), {}
-        for name in tools if source != THEIR_DGH else ["mct"]:
-            yield from their_copies(of, source, name, iterations)
+    for method in OUR_METHODS:
+        for widths in WIDTHS:
+            yield our_copy(of, source, method, widths, iterations), {}
+    for name in tools if source != THEIR_DGH else ["mct"]:
+        yield from their_copies(of, source, name, iterations)
 
 
 def show(model: str, made: Copy) -> None:
@@ -271,24 +279,32 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--tools", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--budget", default="quick", help="images, steps and iterations")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
     options = parser.parse_args(arguments)
     measuring.prepare(options)
-    networks, name = (["shapes_residual"], "smoke") if options.smoke else (options.networks, options.budget)
-    for network in tqdm(networks, desc="networks"):
-        start = time.perf_counter()
-        model, budget = network, budget_of(NETWORKS[network], name)
-        of = subject(network, budget, budget.steps)
-        float_top1 = top1(of.model.net, zip(of.test.split(TEST_BATCH), of.labels.split(TEST_BATCH), strict=True))
-        found, versions = [], dict[str, dict[str, str]]()
-        for made, told in copies(of, options.tools, budget.iterations):
-            show(model, made)
-            found.append(made)
-            if told:
-                versions[made.tool] = told
-        inputs = {"model": network, "profile": NETWORKS[network], "budget": dataclasses.asdict(budget)}
-        inputs |= {"limit": LIMIT, "tools": versions, "not_run": sorted(METHODS.keys() - versions.keys())}
+    networks, sources, name = options.networks, options.sources, options.budget
+    if options.smoke:
+        networks, sources, name = ["shapes_residual"], [REAL], "smoke"
+    for network, source in tqdm(list(itertools.product(networks, sources)), desc="networks and sources"):
+        measure(network, source, budget_of(NETWORKS[network], name), options)
+
+
+def measure(network: str, source: str, budget: Budget, options: argparse.Namespace) -> None:
+    """Measure and record all copies of a network with images of a source."""
+    start = time.perf_counter()
+    of = subject(network, source, budget)
+    float_top1 = top1(of.model.net, zip(of.test.split(TEST_BATCH), of.labels.split(TEST_BATCH), strict=True))
+    found, versions = [], dict[str, dict[str, str]]()
+    inputs = {"model": network, "profile": NETWORKS[network], "source": source, "budget": dataclasses.asdict(budget)}
+    for made, told in copies(of, source, options.tools, budget.iterations):
+        show(network, made)
+        found.append(made)
+        if told:
+            versions[made.tool] = told
+        # after every copy: what was measured stays when the rest is stopped
         outputs = {"float": float_top1, "lines": lines(), "copies": found}
-        measuring.save(options, f"peers_{network}", inputs, outputs, time.perf_counter() - start)
+        facts = {**inputs, "limit": LIMIT, "tools": versions}
+        measuring.save(options, f"peers_{network}_{source}", facts, outputs, time.perf_counter() - start)
 
 
 if __name__ == "__main__":

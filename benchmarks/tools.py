@@ -5,6 +5,7 @@ what it needs, asked by lines of JSON on its standard input, and answers by line
 `workers/working.py`).
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -46,7 +47,8 @@ class Tool:
         Raises:
             ToolFailed: it said that it cannot, or ended.
         """
-        print(json.dumps(question), file=self.questions, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # an ended process answers nothing, which is told below
+            print(json.dumps(question), file=self.questions, flush=True)
         answer = self._answer()
         if "error" in answer:
             raise ToolFailed(answer["error"])
@@ -93,3 +95,5 @@ def tool(
                 yield Tool(Path(folder), process.stdin, process.stdout)
             finally:
                 end.cancel()
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()

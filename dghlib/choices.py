@@ -1,13 +1,14 @@
 """Checks of a user's choices: a name in a table, one of several values, a number in a range; errors that help."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Value = TypeVar("Value")
+LARGEST = 2**31 - 1  # of what is counted: images, steps
 
 
 class UnknownName(ValueError):
@@ -38,16 +39,31 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
 
 
 def check_at_least(minimum: int, name: str, value: object) -> None:
-    """Raise unless `value`, of the setting `name`, is a whole number of at least `minimum`.
+    """Raise unless `value`, of the setting `name`, is a whole number of at least `minimum`, and of 31 bits at most.
 
     Raises:
         TypeError: `value` is not an int.
-        ValueError: `value` is smaller.
+        ValueError: `value` is smaller, or larger than what torch counts by everywhere.
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if value > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST}, got {value}")
+
+
+def whole(kind: Any, tokens: Sequence[Any]) -> int:
+    """Return the whole number that a word of the command line says: 1.9 is none.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no whole number") from None
 
 
 def check_between(low: float, high: float, name: str, value: object) -> None:

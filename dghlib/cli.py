@@ -14,6 +14,8 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from dghlib.choices import check_between, whole
+
 ABOUT = """Calibration images from a network, a quantized network from images, and the runs of the book.
 
 dgh generate shapes_residual --out images.safetensors
@@ -122,7 +124,9 @@ def _with_common_options(
     data_dir: Annotated[
         Path | None, Parameter(help="folder of data and public weights (default: DGHLIB_DATA or ~/.cache/dghlib)")
     ] = None,
-    threads: Annotated[int | None, Parameter(help="CPU threads of each process (default: all cores)")] = None,
+    threads: Annotated[
+        int | None, Parameter(converter=whole, help="CPU threads of each process (default: all cores)")
+    ] = None,
     traceback: Annotated[bool, Parameter(show_default=False, help="show where in the code an error occurred")] = False,
 ) -> None:
     command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
@@ -135,7 +139,6 @@ def _prepare(data_dir: Path | None, threads: int | None) -> None:
     """Set the options that all commands share; torch is imported by now."""
     import torch
 
-    from dghlib.choices import check_between
     from dghlib.running import processes
     from dghlib.running.allocator import keep_freed_memory
     from dghlib.storage import assets
@@ -151,6 +154,8 @@ def _prepare(data_dir: Path | None, threads: int | None) -> None:
 
 def _told(error: Exception) -> str:
     """Return the text that reports an error: its message, and more if the message was not written for users."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return f"there is not enough memory for this; ask for fewer images or for smaller batches ({error})"
     if isinstance(error, ValueError | TypeError | OSError | ImportError | RuntimeError | FloatingPointError):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error} (--traceback shows where)"

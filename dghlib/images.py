@@ -238,8 +238,9 @@ def load_images(path: Path | str, space: Space | None = None) -> tuple[Tensor, d
 
 def _check_set(images: Tensor) -> None:
     """Raise ValueError unless these are images as `save_images` writes them: float32 and finite, or uint8."""
-    if images.ndim != 4 or images.dtype not in (torch.float32, torch.uint8):
-        raise ValueError(f"it holds {images.dtype} of shape {tuple(images.shape)}, not images (N, C, H, W)")
+    if images.ndim != 4 or 0 in images.shape or images.dtype not in (torch.float32, torch.uint8):
+        found = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise ValueError(f"it holds {found}, not images (N, C, H, W), float32 or uint8")
     if broken := sum(not image.isfinite().all() for image in images):
         raise ValueError(f"{broken} of its {len(images)} images hold NaN or infinity")
 

@@ -31,7 +31,7 @@ def forbidden_imports(room: str, source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "__init__.py"])
-def test_imports_go_down(module: str) -> None:
+def test_imports_are_of_lower_floors(module: str) -> None:
     room = Path(module).with_suffix("").parts[0]
     assert room in FLOOR_OF, "a new room needs a floor in FLOORS"
     assert forbidden_imports(room, (PACKAGE / module).read_text()) == []
@@ -61,7 +61,7 @@ def test_the_package_itself_imports_only_what_is_for_all() -> None:
         ("models", "from .float_model import FloatModel"),
     ],
 )
-def test_an_import_that_leans_is_noticed(room: str, source: str) -> None:
+def test_an_import_of_a_higher_floor_is_noticed(room: str, source: str) -> None:
     assert len(forbidden_imports(room, source)) == 1
 
 
@@ -120,7 +120,7 @@ def lines_that_count(path: Path) -> list[tuple[str, int]]:
     ]
 
 
-def test_nothing_long_stands_twice() -> None:
+def test_no_long_run_of_lines_occurs_twice() -> None:
     places: dict[tuple[str, ...], str] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         lines = lines_that_count(path)

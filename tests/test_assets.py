@@ -273,6 +273,31 @@ def test_a_manifest_stays_in_the_data_directory_and_on_the_web(manifest: Manifes
         replace(manifest, **changed)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"path": 3}, "path is text, got 3"),
+        ({"bytes": "many"}, "bytes must be a number, got 'many'"),
+        ({"bytes": 0}, "bytes must be from 1 to inf, got 0"),
+        ({"sha256": "none"}, "hexadecimal digits, got 'none'"),
+        ({"members": 3}, "patterns of file names, got 3"),
+    ],
+)
+def test_what_a_manifest_says_is_of_its_kind(manifest: Manifest, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        replace(manifest, **changed)
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", '{"path": "x"}', "[" * 100_000])
+def test_a_manifest_that_cannot_be_read_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.json").write_text(text)
+    monkeypatch.setattr(assets, "MANIFESTS", tmp_path)
+    assets.manifests.cache_clear()
+    with pytest.raises(Unreadable, match=r"own\.json is not a manifest"):
+        assets.manifests()
+    assets.manifests.cache_clear()
+
+
 def test_after_too_many_cuts_the_bytes_are_kept_for_the_next_run(
     folder: Path, manifest: Manifest, server: Server
 ) -> None:
@@ -344,7 +369,7 @@ def test_a_busy_server_is_tried_again(folder: Path, manifest: Manifest, server: 
     assert files_in(folder) == {"file.bin": CONTENT}
 
 
-def test_nobody_there(folder: Path, manifest: Manifest) -> None:
+def test_a_host_that_does_not_answer_is_reported(folder: Path, manifest: Manifest) -> None:
     nowhere = replace(manifest, url="http://127.0.0.1:1/file.bin")
     with pytest.raises(DownloadFailed, match=r"127\.0\.0\.1:1/file\.bin: .*refused.*the same command"):
         assets.fetch(nowhere, progress=False)

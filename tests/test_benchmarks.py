@@ -92,7 +92,7 @@ def test_reconstruction(
 
 
 @pytest.mark.skipif(
-    not (ROOT / "_build/mct/bin/python").exists(), reason="needs the environment that `make bench` makes"
+    not (ROOT / "_build/tools/mct/bin/python").exists(), reason="needs the environment that `make bench` makes"
 )
 def test_hptq(
     benchmark: Callable[[str], ModuleType],

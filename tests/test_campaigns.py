@@ -4,8 +4,12 @@ import json
 import random
 from pathlib import Path
 
+import campaign_commands
 import campaigns
+import planted_disks
 import planted_faults
+import planted_inputs
+import planted_kills
 import planted_servers
 import pytest
 
@@ -44,16 +48,18 @@ def test_a_hostile_server_is_survived(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("status", "said", "problem"),
     [
-        (1, "a bar 50%\ndgh: x.npz is not an .npz file; write one", ""),
-        (1, "dgh: it is damaged", "names none of x.npz"),
+        (1, "a bar:  50%|## | 1/2\ndgh: x.npz is not an .npz file; write one", ""),
+        (1, "dgh: it is damaged", "does not name x.npz"),
         (0, "", "exit status 0"),
         (-7, "", "killed by signal 7"),
         (1, "dgh: KeyError: 'x.npz' (--traceback shows where)", "not for users"),
         (1, "Traceback (most recent call last)\nKeyError: 'x.npz'", "not told in one line"),
+        (1, "[enforce fail at alloc_cpu.cpp]\ndgh: x.npz is damaged", "beside the error"),
+        (1, f"dgh: x.npz is damaged\n{campaign_commands.CHANGED}", "CHANGED"),
     ],
 )
 def test_an_error_is_one_line_that_names_the_file(status: int, said: str, problem: str) -> None:
-    found = campaigns.told(campaigns.Ended(status, said, 0.0), "x.npz")
+    found = campaign_commands.told(campaign_commands.Ended(status, said, 0.0), "x.npz")
     assert problem in found
     assert bool(problem) == bool(found)
 
@@ -61,14 +67,27 @@ def test_an_error_is_one_line_that_names_the_file(status: int, said: str, proble
 def test_what_a_killed_command_leaves_behind_counts(tmp_path: Path) -> None:
     (tmp_path / "OUT.safetensors").write_bytes(b"whole")
     (tmp_path / ".OUT.safetensors.lock").touch()
-    left = campaigns.content_of(tmp_path)
-    assert campaigns.differing(left, {"OUT.safetensors": b"whole"}).endswith(": .OUT.safetensors.lock")
-    assert campaigns.differing({"OUT.safetensors": b"half"}, {"OUT.safetensors": b"whole"})
-    assert not campaigns.differing({"OUT.safetensors": b"whole"}, {"OUT.safetensors": b"whole"})
+    left = campaign_commands.content_of(tmp_path)
+    assert campaign_commands.differing(left, {"OUT.safetensors": b"whole"}).endswith(": .OUT.safetensors.lock")
+    assert campaign_commands.differing({"OUT.safetensors": b"half"}, {"OUT.safetensors": b"whole"})
+    assert not campaign_commands.differing({"OUT.safetensors": b"whole"}, {"OUT.safetensors": b"whole"})
 
 
 def test_the_table_in_contributing_is_that_of_the_record() -> None:
-    found = json.loads(campaigns.RECORD.read_text(encoding="utf-8"))["outputs"]["kinds"]
-    lines = [f"| {kind} | {each['tried']} | {each['survived']} |" for kind, each in found.items()]
-    assert "\n".join(lines) in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    assert found["faults"]["survived"] >= 0.95 * found["faults"]["tried"]
+    found = json.loads(campaigns.RECORD.read_text(encoding="utf-8"))["outputs"]
+    assert campaigns.table_of(found) in campaigns.PAGE.read_text(encoding="utf-8")
+    assert found["faults"]["noticed"] >= 0.95 * found["faults"]["planted"]
+
+
+def test_what_survived_at_first_is_told_from_what_survives_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaigns, "KEPT", tmp_path)
+    lines = [{"case": 1, "problem": "a traceback"}, {"case": 2, "problem": ""}, {"case": 1, "problem": ""}]
+    (tmp_path / "inputs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert campaigns.summed_up()["inputs"] == {"tried": 2, "survived at first": 1, "survived now": 2}
+
+
+def test_cases_are_as_many_as_they_are_to_be_and_have_names_of_their_own() -> None:
+    names = [case.name for case in planted_inputs.CASES]
+    assert len(set(names)) == len(names) >= 250
+    assert len(planted_kills.CASES) >= 100
+    assert len(planted_disks.CASES) >= 40

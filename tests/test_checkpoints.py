@@ -6,7 +6,7 @@ import torch
 from dghlib.storage.checkpoints import Checkpoint, elapsed, folder_beside, remove
 
 
-def test_state_survives(tmp_path):
+def test_the_saved_state_is_loaded_unchanged(tmp_path):
     images = torch.arange(3.0)
     state = {"step": 3, "images": images, "nested": [{"lr": 0.5}]}
     Checkpoint(tmp_path / "c", "key").save(state)
@@ -16,7 +16,7 @@ def test_state_survives(tmp_path):
     assert torch.equal(loaded["images"], images)
 
 
-def test_of_another_run_waits_for_that_run(tmp_path, caplog):
+def test_a_checkpoint_of_another_run_is_kept_for_that_run(tmp_path, caplog):
     Checkpoint(tmp_path / "c", "one run").save({"step": 3})
     assert Checkpoint(tmp_path / "c", "another run").load() is None
     assert "another run" in caplog.text
@@ -27,7 +27,7 @@ def test_of_another_run_waits_for_that_run(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("size", [20, 500, None])
-def test_a_damaged_one_is_set_aside(size, tmp_path, caplog):
+def test_a_damaged_checkpoint_is_set_aside(size, tmp_path, caplog):
     """Of a file that was cut off, torch says this or that."""
     if size is None:
         (tmp_path / "c").write_bytes(b"PK\x03\x04 torn")
@@ -39,7 +39,7 @@ def test_a_damaged_one_is_set_aside(size, tmp_path, caplog):
     assert "not a checkpoint" in caplog.text
 
 
-def test_what_was_set_aside_before_stays_and_large_sets_go_along(tmp_path):
+def test_earlier_files_that_were_set_aside_stay_and_large_sets_move_along(tmp_path):
     for number in range(3):
         (tmp_path / "c").write_text(f"damaged {number}")
         folder_beside(tmp_path / "c").mkdir()
@@ -62,7 +62,7 @@ def test_a_large_set_waits_with_the_checkpoint_of_its_run(tmp_path):
     assert (folder_beside(path) / "images").read_text() == "of one run"
 
 
-def test_is_saved_when_due_only(tmp_path):
+def test_a_checkpoint_is_saved_only_when_due(tmp_path):
     rare = Checkpoint(tmp_path / "c", "key", seconds=3600)
     rare.save_when_due(lambda: {"step": 1})
     assert not (tmp_path / "c").exists()
@@ -93,7 +93,7 @@ def test_seconds_of_earlier_starts_count(tmp_path):
     assert 130 <= elapsed(path) < 140
 
 
-def test_what_a_killed_process_left_of_it_goes_with_it(tmp_path):
+def test_temporary_files_of_killed_processes_are_deleted_with_the_checkpoint(tmp_path):
     left = [tmp_path / f".run.checkpoint{stage}.0123abcd.tmp" for stage in ("", ".stage.first")]
     others = [tmp_path / ".run.checkpoint2.0123abcd.tmp", tmp_path / ".run.0123abcd.tmp"]
     for file in (*left, *others):

@@ -8,7 +8,7 @@ import torch
 from conftest import make_tiny_model
 from torch import nn
 
-from dghlib.choices import check_types
+from dghlib.choices import check_at_least, check_types
 from dghlib.generators import GENERATORS
 from dghlib.quantizers import QUANTIZERS
 from dghlib.quantizers.calibration import check_images
@@ -46,6 +46,11 @@ def test_wrong_types_are_told(setting: dict[str, Any], error: type[Exception], m
     check_types(Settings(rate=2, limit=None))
 
 
+def test_numbers_that_nobody_means_are_told() -> None:
+    with pytest.raises(ValueError, match="steps must be at most 2147483647, got 2147483648"):
+        check_at_least(1, "steps", 2**31)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_checks_its_types(name: str) -> None:
     for field in dataclasses.fields(CONFIGS[name]):
@@ -73,6 +78,7 @@ class _Fails(nn.Module):
             ValueError,
             r"_Fails fails on images of the shape \(3, 8, 8\): a hook of mine",
         ),
+        (KeyError("a key of mine"), ValueError, r"_Fails fails on .*: KeyError: 'a key of mine'"),
     ],
 )
 def test_a_network_that_fails_is_not_said_to_take_other_shapes(

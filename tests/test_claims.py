@@ -49,7 +49,13 @@ def test_the_best_rival_counts_and_all_must_be_there() -> None:
 
 @pytest.mark.parametrize(
     ("here", "there", "expected"),
-    [(80.0, 70.0, "holds"), (80.0, 68.0, "holds in part"), (78.0, 68.0, "does not hold"), (None, None, "not tried")],
+    [
+        (80.0, 70.0, "holds"),
+        (79.5, 69.5, "holds"),
+        (80.0, 68.0, "holds in part"),
+        (78.0, 68.0, "does not hold"),
+        (None, None, "not tried"),
+    ],
 )
 def test_a_verdict_is_of_all_networks_some_or_none(here: float | None, there: float | None, expected: str) -> None:
     records = [record("real", 80.5), record("real", 70.5, model="shapes_inverted")]

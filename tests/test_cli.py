@@ -1,5 +1,6 @@
 """The command line: the three steps of an engineer, settings in their types, errors in one line."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import torch
 from conftest import make_tiny_model
@@ -20,7 +22,7 @@ from dghlib import cli, models
 from dghlib.commands import networks, runs, settings
 from dghlib.experiments import run, scoring
 from dghlib.experiments.recorded import ANEW_VARIABLE
-from dghlib.generators import dgh, genq
+from dghlib.generators import dgh, genq, noise
 from dghlib.images import load_images
 from dghlib.plans.methods import table2
 from dghlib.quantizers import QuantizedModel, reconstruction
@@ -67,7 +69,7 @@ def test_generate_says_what_to_do_about_classes_that_are_missing(tmp_path, capsy
     assert "may restore them" not in capsys.readouterr().out
 
 
-def test_export_report_and_a_file_that_is_there(tmp_path, capsys):
+def test_export_report_and_a_file_that_is_there(tmp_path, capsys, monkeypatch):
     quantized, exported = tmp_path / "model.safetensors", tmp_path / "model.onnx"
     quantize = ["quantize", "shapes_bottleneck", "--real", "shapes", "--num-images", "16", "--bits", "W4A4"]
     short = ["--method", "brecq", "--set", "iterations=1", "--set", "step_iterations=1"]
@@ -76,6 +78,10 @@ def test_export_report_and_a_file_that_is_there(tmp_path, capsys):
     assert _dgh("evaluate", "shapes_bottleneck", "--quantized", str(exported), "--num-images", "96") == 0
     assert "of 96 images" in capsys.readouterr().out
     report = ["report", "shapes_bottleneck", "--quantized", str(quantized), "--real", "shapes", "--num-images", "4"]
+    with monkeypatch.context() as full:
+        full.setattr(pd.DataFrame, "to_csv", lambda *_, **__: exec('raise OSError(28, "No space left on device")'))
+        assert _dgh(*report, "--out", str(tmp_path / "report")) == 1
+    assert not list(tmp_path.glob("*report*"))
     assert _dgh(*report, "--worst", "3", "--out", str(tmp_path / "report")) == 0
     printed = capsys.readouterr().out
     assert "accumulated" in printed
@@ -189,6 +195,9 @@ def make():
 
 def number():
     return 3
+
+def broken():
+    raise KeyError("weights")
 """
 
 
@@ -206,6 +215,16 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):
     assert "must return a dghlib.FloatModel, it returned int" in capsys.readouterr().err
     assert _dgh("generate", "own_network:nothing", "--out", "x.npz") == 1
     assert "cannot get a network from 'own_network:nothing'" in capsys.readouterr().err
+    assert _dgh("generate", "own_network:broken", "--out", "x.npz") == 1
+    assert "cannot get a network from 'own_network:broken': KeyError: 'weights'" in capsys.readouterr().err
+
+
+def test_channels_that_no_png_file_has_are_refused_before_images_are_made(tmp_path, monkeypatch, capsys):
+    four = dataclasses.replace(make_tiny_model(), image_shape=(4, 8, 8), mean=(0.5,) * 4, std=(0.5,) * 4)
+    monkeypatch.setattr(models, "load", lambda name: four)
+    monkeypatch.setattr(noise, "generate", lambda *arguments, **settings: pytest.fail("began"))
+    assert _dgh("generate", "shapes_residual", "--method", "noise", "--out", str(tmp_path / "folder")) == 1
+    assert "PNG files have 1 or 3 channels, the network's images have 4: name an .npz file" in capsys.readouterr().err
 
 
 def test_gray_images_go_all_the_way(tmp_path, monkeypatch, capsys):
@@ -302,6 +321,16 @@ def test_errors_that_were_not_written_for_users_are_one_line_too(monkeypatch, ca
     assert capsys.readouterr().err == "dgh: KeyError: 'x' (--traceback shows where)\n"
 
 
+@pytest.mark.parametrize("error", [MemoryError("of 9 GB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_told_with_a_remedy(error, monkeypatch, capsys):
+    def broken(profile):
+        raise error
+
+    monkeypatch.setattr(runs.assets, "of_profile", broken)
+    assert _dgh("data", "cifar10") == 1
+    assert "not enough memory for this; ask for fewer images or for smaller batches" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -318,6 +347,10 @@ def test_errors_that_were_not_written_for_users_are_one_line_too(monkeypatch, ca
         (["evaluate", "shapes_residual", "--quantized", "absent"], "absent"),
         (["evaluate", "shapes_residual", "--boxes", "x"], "only a detector finds boxes"),
         (["data", "cifar"], "did you mean 'cifar10'"),
+        (["generate", "shapes_residual", "--out", "x", "--device", "toaster"], "--device toaster cannot be used here"),
+        (["quantize", "shapes_residual", "--out", "x", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
+        (["evaluate", "shapes_residual", "--device", "meta"], "--device meta cannot be used here"),
+        (["run", "table2", "--device", "toaster"], "--device toaster cannot be used here"),
         (["run", "table22"], "did you mean 'table2'"),
         (["run", "table2", "--models", "resnet"], "model must be one of"),
     ],
@@ -457,6 +490,10 @@ print(status, sorted({"torch", "pandas", "numpy"} & set(sys.modules)))
         (["genrate", "x"], 'Did you mean "generate"'),
         (["generate"], "MODEL requires an argument"),
         (["run", "table2", "--seeds", "two"], "--seeds"),
+        (["run", "table2", "--seeds", "1.9"], "'1.9' is no whole number"),
+        (["quantize", "shapes_residual", "--out", "x", "--seed", "1.9"], "'1.9' is no whole number"),
+        (["evaluate", "shapes_residual", "--num-images", "1.9"], "'1.9' is no whole number"),
+        (["data", "shapes", "--threads", "0.5"], "'0.5' is no whole number"),
         (["data", "shapes", "--profle", "x"], "--profle"),
     ],
 )
@@ -466,12 +503,21 @@ def test_words_that_cannot_be_read_are_told_in_one_line(words, message, capsys):
     assert message in line
 
 
+@pytest.mark.parametrize("method", settings.METHODS)
+def test_every_setting_has_a_meaning(method):
+    config = settings.METHODS[method].Config
+    assert {field.name for field in dataclasses.fields(config) if field.init} <= settings._meanings(config).keys()
+
+
 def test_settings_are_listed_with_what_they_mean(capsys):
     assert _dgh("settings", "brecq") == 0
     shown = capsys.readouterr().out
     assert "  iterations = 20000\n      steps per unit" in shown
     assert "  activation_bits = 4\n      2 to 8" in shown  # of a base class, which says it of two fields at once
     assert _dgh("settings", "dgh") == 0
-    assert "preset fixed_weight: relative = False, output_share = None" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "preset fixed_weight: relative = False, output_share = None" in shown
+    assert "  steps = 1000\n      sweeps over all batches\n" in shown
+    assert "  output_share = 0.4\n      norm of the reward's gradient" in shown  # its comment stands above
     assert _dgh("settings", "brec") == 1
     assert "did you mean 'brecq'" in capsys.readouterr().err

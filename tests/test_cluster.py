@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,35 @@ def test_a_killed_worker_loses_nothing_and_records_are_the_same(workers, tmp_pat
     alone = run.run(experiments, results=tmp_path / "alone" / "results", progress=False)
     assert _comparable(found) == _comparable(alone)
     assert len(list((tmp_path / "ours").rglob("*.json"))) == len(experiments)
+
+
+class Lost:
+    """A future, and the client that waits for it, after the scheduler was killed."""
+
+    def __init__(self, status: str, workers: dict[str, int]):
+        self.status, self.workers = status, workers
+
+    def exception(self) -> None:
+        return None
+
+    def result(self) -> run.Record:
+        if not self.workers:
+            return {"outputs": {"top1": 1.0}}
+        raise CancelledError
+
+    def scheduler_info(self, n_workers: int) -> dict[str, int]:
+        return self.workers
+
+
+@pytest.mark.parametrize(
+    ("status", "workers"), [("cancelled", {"n_workers": 1}), ("finished", {"n_workers": 1}), ("finished", {})]
+)
+def test_a_lost_scheduler_is_one_error_with_a_remedy(status, workers, tmp_path, monkeypatch):
+    lost, experiments = Lost(status, workers), methods.table2(**SMOKE, sources=[])[:1]
+    monkeypatch.setattr(cluster, "_submit", lambda *arguments: {lost: experiments[0]})
+    monkeypatch.setattr("distributed.as_completed", lambda futures: futures)
+    with pytest.raises(cluster.ClusterError, match="scheduler is lost, with 1 of 1 experiments: start it again and"):
+        cluster._compute_all(lost, list(experiments), run.Workshop(tmp_path), "cpu", progress=False)
 
 
 def test_what_is_found_asks_no_cluster(tmp_path):

@@ -1,6 +1,7 @@
 """DGH: the loss falls, the parts do what they are for, scopes are what they say, long runs stay small."""
 
 import copy
+import errno
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from dghlib.generators import dgh, noise
 from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, output_range
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics
+from dghlib.storage import large_sets
 
 SMALL = dgh.Config(num_images=24, batch_size=8, steps=120)
 
@@ -52,7 +54,7 @@ def _scaled(model: FloatModel, factor: float) -> FloatModel:
 
 
 @pytest.mark.parametrize("relative", [True, False])
-def test_the_scale_of_a_layer_has_no_say_where_statistics_are_relative(relative, tiny_model):
+def test_the_scale_of_a_layer_does_not_matter_where_statistics_are_relative(relative, tiny_model):
     config = replace(SMALL, steps=5, relative=relative)
     # A power of two, so that all values are scaled without rounding.
     made, other = (dgh.generate(model, config, progress=False) for model in (tiny_model, _scaled(tiny_model, 16)))
@@ -108,9 +110,10 @@ def test_images_do_not_depend_on_the_unit_of_the_logits(unit, tiny_model):
 
 
 @pytest.mark.parametrize("step", [0, 8, 15])
-def test_a_reward_of_any_share_leaves_the_way_down(step, tiny_model):
+def test_with_a_reward_of_any_share_the_matching_loss_still_falls(step, tiny_model):
     """Along matching and reward together, the matching loss still falls: their gradients' product is above zero."""
     run = dgh._Run(tiny_model, replace(SMALL, steps=16, output_share=1.0), "cpu")
+    run.make_room()
     run.step = run.weighed_every * (step // run.weighed_every)
     batch = torch.randn(8, 3, 8, 8, requires_grad=True)
     bns, odsl = batch.square().mean(), -1e6 * batch.square().sum().sqrt()  # the reward pulls straight back
@@ -144,6 +147,7 @@ def test_a_joint_set_lets_single_images_differ(tiny_model):
 def test_scope_decides_how_many_batches_share_a_bank(scope, num_banks, tiny_model):
     config = dgh.Config(num_images=24 if scope != 16 else 32, batch_size=8, steps=1, scope=scope)
     run = dgh._Run(tiny_model, config, "cpu")
+    run.make_room()
     run.begin()
     assert len({id(bank) for bank, _ in run.banks}) == num_banks
 
@@ -170,6 +174,7 @@ def test_settings_out_of_range_are_refused(setting, message):
 
 def test_weights_never_get_gradients(tiny_model):
     run = dgh._Run(tiny_model, SMALL, "cpu")
+    run.make_room()
     run.begin()
     run.move(0)
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in run.net.parameters())
@@ -179,6 +184,7 @@ def test_augmentation_draws_for_every_image_or_for_the_batch(tiny_model):
     def distinct(augmentation: Literal["image", "batch"]) -> int:
         config = replace(SMALL, augmentation=augmentation, extra_pixels=4)
         run = dgh._Run(tiny_model, config, "cpu")
+        run.make_room()
         run.begin()
         same = run.images[0][:1].detach().expand(8, -1, -1, -1)
         return len(run._prepared(same).unique(dim=0))
@@ -224,3 +230,27 @@ def test_memory_grows_by_the_images_and_their_optimizer_alone():
     kilobytes_per_image = 3 * (4 * 36**2 + 32**2) * 4 / 1024
     allowed = (many - few) * kilobytes_per_image
     assert peaks[1] - peaks[0] < 1.3 * allowed + 30_000
+
+
+def test_a_disk_without_room_for_all_values_keeps_none(tiny_model, tmp_path, monkeypatch):
+    allocate, calls = large_sets._allocate, []
+
+    def full(handle, size):
+        calls.append(size)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(handle, size)
+
+    monkeypatch.setattr(dgh, "LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr(large_sets, "_allocate", full)
+    with pytest.raises(OSError, match=r"no room for .*gradients"):
+        dgh.generate(tiny_model, SMALL, progress=False, checkpoint=tmp_path / "checkpoint")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_too_large_for_memory_takes_no_room_on_the_disk(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(dgh, "LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr(dgh.memory, "available", lambda device: 1)
+    with pytest.raises(torch.OutOfMemoryError, match="not even one image fits"):
+        dgh.generate(tiny_model, SMALL, progress=False, checkpoint=tmp_path / "checkpoint")
+    assert not list(tmp_path.iterdir())

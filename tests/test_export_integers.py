@@ -17,6 +17,7 @@ from dghlib import models
 from dghlib.export import export_onnx
 from dghlib.models import FloatModel
 from dghlib.quantizers import brecq, hptq
+from dghlib.quantizers.grid import UniformQuantizer
 
 
 def as_model(net: nn.Module, size: int = 16) -> FloatModel:
@@ -301,3 +302,32 @@ def test_what_others_are_divided_by_is_not_rounded_to_zero(tmp_path: Path) -> No
     with torch.no_grad():
         assert quantized(images).isfinite().all()
         assert np.array_equal(by_default(path, images)[0], quantized(images).numpy())
+
+
+class Attending(nn.Module):
+    """A softmax whose largest values the grid cuts off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.first(x).flatten(2).transpose(1, 2) @ self.second(x).flatten(2)).softmax(-1)
+
+
+@pytest.mark.parametrize("power", [8, 10, 13])
+def test_a_softmax_beyond_its_grid_is_cut_off(power: int, tmp_path: Path) -> None:
+    """The integer softmax of onnxruntime would begin at 0 again."""
+    torch.manual_seed(0)
+    model, images, path = as_model(Attending(), 8), noise(8, 8), tmp_path / "net.onnx"
+    quantized = hptq.quantize(model, images, hptq.Config())
+    step = torch.tensor(2.0**-power)
+    grid = UniformQuantizer(step, torch.zeros_like(step), bits=8, signed=False)
+    quantized.set_activation_quantizers({"softmax": grid})
+    export_onnx(path, model, quantized)
+    found, _ = by_default(path, images)
+    with torch.no_grad():
+        expected = quantized(images).numpy()
+    assert expected.max() == 255 * step or power == 8
+    assert np.abs(found - expected).max() <= step
+    assert (found != expected).mean() < 1e-3

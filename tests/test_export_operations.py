@@ -62,6 +62,10 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "group norm without weights": nn.GroupNorm(2, 8, affine=False),
     "group norm as a function": lambda x: F.group_norm(x, 4, ROWS, ROWS),
     "attention": lambda x: F.scaled_dot_product_attention(x.flatten(2), x.flatten(2)[:, 2:], x.flatten(2)[:, 2:]),
+    "patches": lambda x: F.unfold(x, (3, 2), dilation=2, padding=1, stride=(2, 3)),
+    "overlapping patches added up": lambda x: F.fold(F.unfold(x, 3, padding=1, stride=2), 8, 3, padding=1, stride=2),
+    "average of vectors": lambda x: F.avg_pool1d(x.flatten(2), 3, 2, 1, True)[..., 1:] + F.max_pool1d(x.flatten(2), 2),
+    "swapped axes": lambda x: x.swapaxes(1, 2) + torch.swapdims(x, 3, 1),
     "rows before images": lambda x: x.flatten(2).permute(2, 0, 1).reshape(64, -1, 2, 4).mean((0, 3)),
 }
 

@@ -1,9 +1,13 @@
 """Figures say in words what they show, are as wide as a page, and have one legend; their numbers are below them."""
 
+import errno
+import os
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pytest
 
 from dghlib.showing import figures
 
@@ -44,3 +48,26 @@ def test_numbers_are_shown_unless_they_are_too_many(tmp_path: Path) -> None:
     for count, shown in ((figures.MOST_NUMBERS, True), (figures.MOST_NUMBERS + 1, False)):
         pd.DataFrame({"mean": range(count)}).to_csv(path, index=False)
         assert ("The numbers of this figure" in figures.numbers_below(path)) is shown
+
+
+def test_a_figure_is_written_alike_every_time(tmp_path: Path) -> None:
+    for name in ("first", "again"):
+        figure, axes = figures.panels(["one"])
+        axes["one"].plot([1, 2], [3, 4], "o")
+        figures.saved(figure, pd.DataFrame(), str(tmp_path / name))
+    assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()
+
+
+@pytest.mark.parametrize(("kind", "name"), [(figures.Figure, "savefig"), (pd.DataFrame, "to_csv")])
+def test_a_full_disk_leaves_nothing_half_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type, name: str
+) -> None:
+    def full(written: Any, path: Path, **settings: Any) -> None:
+        Path(path).write_text("<svg>" if name == "savefig" else "a,")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    figure, _ = figures.panels(["one"])
+    monkeypatch.setattr(kind, name, full)
+    with pytest.raises(OSError, match=r"could not write .*/drawn\.(svg|csv): No space left on device"):
+        figures.saved(figure, pd.DataFrame({"mean": [1]}), str(tmp_path / "drawn"))
+    assert [path.name for path in tmp_path.iterdir()] == (["drawn.svg"] if name == "to_csv" else [])

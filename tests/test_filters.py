@@ -141,7 +141,7 @@ def test_sensitivity_takes_one_forward_pass(tiny_model):
     assert shown == 50 + 2 + 2, "two blank images find the layout and the layers"
 
 
-def test_strangers_are_left_out(tiny_model):
+def test_images_unlike_the_training_data_are_left_out(tiny_model):
     """Of 40 images, 5 are much brighter than what the batch norms have seen."""
     coarse = torch.randn(40, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     images = nn.functional.interpolate(coarse * torch.tensor([1.2, 0.8, 0.5]).view(3, 1, 1), 8, mode="bilinear")
@@ -250,7 +250,7 @@ def test_a_network_without_batch_norm_or_patches_is_told_of():
     assert filters.select(READOUT, images, 2, second_stage="none").tolist() == [0, 1]
 
 
-def test_what_tells_no_classes_apart_has_no_energy(tiny_model):
+def test_a_network_without_classes_has_no_energy(tiny_model):
     model = FloatModel(name="maps", net=nn.Conv2d(3, 2, 1), image_shape=(3, 8, 8), mean=(0,) * 3, std=(1,) * 3)
     with pytest.raises(NotAClassifier, match="the energy needs a network that returns logits"):
         filters.energy_scores(model, noise(4, model))

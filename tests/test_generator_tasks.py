@@ -48,6 +48,13 @@ def test_a_schedule_that_watches_the_loss_is_shown_it():
     assert task.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
+def test_a_step_that_overflows_is_one_that_was_too_long():
+    task = _task(lambda images: {"line": images.sum()})
+    task.optimizer = torch.optim.Adam([task.leaf], 1e38)
+    with pytest.raises(FloatingPointError, match=r"test overflows after 0 steps; lower the learning rate"):
+        run_tasks(lambda *_: task, count=1, steps=1, saved=NOWHERE, title="test", progress=False)
+
+
 def test_images_are_kept_valid_after_each_step():
     task = _task(lambda images: {"line": images.sum()}, keep_valid=lambda images: images.clamp(0, 1))
     task.step()

@@ -65,7 +65,7 @@ def test_records_are_published_once_and_only_from_code_as_it_is_committed(
     clean, modified, *others = holdings.lacking()
     for experiment, changed in ((clean, False), (modified, True)):
         inputs = run.inputs_of(experiment)
-        made.keep(experiment, {"inputs": inputs, "outputs": {}, "provenance": {"modified": changed}})
+        made.keep(experiment, {"inputs": inputs, "outputs": {"top1": 1.0}, "provenance": {"modified": changed}})
     assert holdings.publish() == 1
     assert published.find(clean) == made.find(clean)
     assert holdings.lacking() == [modified, *others]

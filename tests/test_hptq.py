@@ -291,10 +291,13 @@ def test_files_of_other_networks_and_other_files_are_refused(tiny_model: FloatMo
         ("header", lambda text: text.replace("[4, true]", "[9, true]")),
         ("header", lambda text: text.replace("[4, true]", "4")),
         ("header", lambda text: "[" * 100_000),
+        ("header", lambda text: text.replace('"about": {', '"about": {"preparation": {"no": {}}, ')),
+        ("header", lambda text: text.replace('"about": {', '"about": {"preparation": ["equalize"], ')),
+        ("header", lambda text: text.replace('"about": {', '"about": {"preparation": {"equalize": {"no": 1}}, ')),
         ("header", lambda text: '{"format": 1, "about": [], "weights": {}, "activations": {}}'),
     ],
 )
-def test_grids_of_a_file_that_cannot_be_are_refused(
+def test_impossible_grids_of_a_file_are_refused(
     tiny_model: FloatModel, tmp_path: Path, name: str, change: Callable[[Any], Any]
 ) -> None:
     path = tmp_path / "model.safetensors"
@@ -347,7 +350,7 @@ def broken(images: Tensor) -> Tensor:
         ((255 * noise(4).abs()).byte(), TypeError, "normalised with the network's mean and std; got torch.uint8"),
         (broken(noise(4)), ValueError, "1 of 4 calibration images hold NaN or Inf"),
         (255 * noise(4).sigmoid(), ValueError, r"reach 2\d\d.*, but normalised pixels end at 2"),
-        ([noise(1)], TypeError, "one tensor .* got list"),
+        ([noise(1)], TypeError, "single tensor .* got list"),
     ],
 )
 def test_bad_images(tiny_model: FloatModel, images: Any, error: type[Exception], message: str) -> None:

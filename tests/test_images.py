@@ -148,6 +148,7 @@ def test_image_sets_are_brought_into_the_space_that_they_are_wanted_in(tmp_path,
         (torch.zeros(2, 3, 4, 4).index_fill(0, torch.tensor(1), torch.nan), "1 of its 2 images hold NaN"),
         (torch.zeros(2, 3, 4, 4).half(), r"it holds torch\.float16 of shape \(2, 3, 4, 4\)"),
         (torch.zeros(24), r"it holds torch\.float32 of shape \(24,\), not images"),
+        (torch.zeros(0, 3, 4, 4), r"of shape \(0, 3, 4, 4\), not images \(N, C, H, W\), float32 or uint8"),
     ],
 )
 def test_a_file_of_other_tensors_is_no_image_set(held, problem, tmp_path):

@@ -27,6 +27,17 @@ def test_a_full_disk_is_told_before_anything_is_mapped(tmp_path: Path, monkeypat
     monkeypatch.setattr(large_sets, "_allocate", full)
     with pytest.raises(OSError, match=r"no room for .*values of 4 MB: No space left on device; make room"):
         reserve(tmp_path / "values", 4_000_000)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "values").write_bytes(b"of an earlier run")
+    with pytest.raises(OSError, match="No space left"):
+        reserve(tmp_path / "values", 4_000_000)
+    assert (tmp_path / "values").read_bytes() == b"of an earlier run"
+
+
+def test_nothing_is_taken_of_a_disk_that_has_too_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", lambda *arguments: pytest.fail("it was filled"), raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        reserve(tmp_path / "values", 2**60)
 
 
 def test_batches_lie_behind_each_other(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_images_are_alike_if_the_whole_interval_is_within_the_margin() -> None:
     assert _verdicts(60.0, 61.0, 62.0)["alike"] == 1
 
 
-def test_settings_of_two_seeds_and_of_three_stand_apart() -> None:
+def test_settings_with_different_numbers_of_seeds_are_separate() -> None:
     real = [_record("real", value, seed) for seed, value in enumerate([61.0, 62.0])]
     zeroq = copy.deepcopy(RECORDS[:3])
     for record in zeroq:
@@ -127,7 +127,7 @@ def test_only_sets_of_the_usual_size_count() -> None:
     assert leaderboard.lost([*RECORDS, *small, _float("shapes_residual")])["HPTQ"].item() == "3.0 (0 min, 1)"
 
 
-def test_what_is_lost_is_lost_from_float() -> None:
+def test_losses_are_measured_from_the_float_network() -> None:
     table = leaderboard.lost([*RECORDS, _float("shapes_residual")])
     assert table["HPTQ"].item() == "3.0 (0 min, 1)"  # 64 less the mean of 60, 61 and 62, in three seconds
 
@@ -190,7 +190,7 @@ def test_losses_are_compared_on_the_same_networks() -> None:
     assert table["HPTQ"].item() == table["BRECQ"].item() == "3.0 (0 min, 1)"
 
 
-def test_what_is_committed_is_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_committed_records_are_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(run.RESULTS_VARIABLE, str(tmp_path))
     records = leaderboard.all_records()
     stale = leaderboard.overview(records).query("state == 'stale'")

@@ -32,7 +32,7 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_of_two_processes_one_is_told_and_a_killed_one_leaves_nothing(tmp_path: Path) -> None:
+def test_the_second_of_two_processes_gets_an_error_and_a_killed_one_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "images.safetensors"
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -48,7 +48,7 @@ def test_of_two_processes_one_is_told_and_a_killed_one_leaves_nothing(tmp_path: 
     assert not _names(tmp_path)
 
 
-def test_who_waits_comes_next_and_never_two_at_once(tmp_path: Path) -> None:
+def test_a_waiting_process_comes_next_and_never_two_at_once(tmp_path: Path) -> None:
     path, holders, most = tmp_path / "x", [0], [0]
     lock = threading.Lock()
 

@@ -119,7 +119,7 @@ def test_augmented_images_are_moved_by_the_margin_at_most() -> None:
     assert (moved == images).flatten(1).all(1).sum() < 32
 
 
-def test_what_comes_into_sight_is_the_border() -> None:
+def test_pixels_from_outside_have_the_colour_of_the_border() -> None:
     images = torch.full((64, 2, 5, 5), 3.0)
     assert (looks.augmented(images, 2, torch.Generator().manual_seed(0)) == 3).all()
     border = torch.tensor([-1.0, -2.0]).reshape(1, 2, 1, 1)

@@ -87,6 +87,7 @@ def test_output_range_of_any_shape():
 def test_output_range_of_what_is_beside_logits():
     logits = torch.tensor([[1.0, -2.0, 4.0], [0.0, 0.0, 0.0]])
     assert output_range({"logits": logits, "loss": None, "classes": logits.argmax(1)}).tolist() == [6, 0]
+    assert output_range([logits, torch.tensor([0.5, 0.25])]).tolist() == [6, 0]  # a score for each image
     with pytest.raises(ValueError, match=r"it returned torch\.int64"):
         output_range(logits.argmax(1))
 
@@ -100,6 +101,9 @@ def test_measured_moments_are_those_at_the_batch_norms(tiny_model):
     torch.testing.assert_close(pixels, moments(images, 2))
     torch.testing.assert_close(first, moments(net.conv1(images), 2))
     torch.testing.assert_close(last.mean(0), measured.last_moments.mean(0))
+    for group, part in enumerate(images.split(3)):
+        alone = measure(net, part, layers).moments
+        torch.testing.assert_close(measured.moments[group], alone[0])
     torch.testing.assert_close(measured.output, net(images))
 
 

@@ -48,6 +48,14 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         models.load("cifar_resnet20")
 
 
+def test_a_checkpoint_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"state_dict": {"conv1.weight": torch.tensor([0.0, torch.nan])}}, path)
+    monkeypatch.setattr(assets, "locate", lambda name: path)
+    with pytest.raises(ValueError, match=r"weights\.pt is not the checkpoint .*NaN or infinity.*`dgh data cifar10`"):
+        public.cifar10_resnet(20)
+
+
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_an_embedded_network_loads_in_eval_mode(name: str) -> None:
     model = models.load(name)
@@ -168,11 +176,16 @@ def test_normalisation_needs_a_number_for_every_channel(tiny_model: FloatModel) 
         replace(tiny_model, mean=(0.5,))
 
 
-def test_spaces_that_cannot_be_are_refused(tiny_model: FloatModel) -> None:
+def test_impossible_spaces_are_refused(tiny_model: FloatModel) -> None:
     with pytest.raises(ValueError, match=r"image_shape must be \(C, H, W\), three positive numbers, got \(1, 64\)"):
         replace(tiny_model, image_shape=(1, 64))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="std, of pixels from 0 to 1, must be above 0"):
         replace(tiny_model, std=(0.25, 0.0, 0.25))
+
+
+def test_what_is_no_network_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"a: net must be a torch\.nn\.Module, got <function"):
+        FloatModel(name="a", net=lambda images: images, image_shape=(1, 8, 8), mean=(0.5,), std=(0.5,))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def statistics(histogram: Histogram) -> tuple[float, float]:
     return mean, float((histogram.centres() - mean).square() @ share) ** 0.5
 
 
-def test_what_batch_norms_tell_is_what_their_training_images_show(tiny_model: FloatModel) -> None:
+def test_predictions_from_batch_norms_are_those_of_training_images(tiny_model: FloatModel) -> None:
     """Layers with a batch norm, the activation function behind one, a sum and an average, of smooth noise."""
     graph = folded_graph(tiny_model)
     coarse = torch.randn(512, 3, 2, 2, generator=torch.Generator().manual_seed(1))
@@ -146,7 +146,7 @@ class Gates(nn.Module):
         return F.max_pool2d(first * torch.sigmoid(second), 2)
 
 
-def test_a_layer_without_batch_norm_reaches_as_far_as_features_that_lean_its_way() -> None:
+def test_a_layer_without_batch_norm_has_the_range_of_features_that_vary_together() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     last = net[2]
     assert isinstance(last, nn.Conv2d)
@@ -318,7 +318,7 @@ def test_scales_save_a_network_whose_layers_have_one_grid_each() -> None:
     assert error(True) < 0.1 * error(False)
 
 
-def test_biases_take_back_the_mean_error_that_batch_norms_tell_of() -> None:
+def test_biases_correct_the_mean_error_that_batch_norms_predict() -> None:
     """Of inputs that are as the batch norm says, the mean output stays what it was."""
     net = nn.Sequential(nn.Conv2d(3, 8, 1), normalised(8, 0.5, 0.8), nn.ReLU(), nn.Conv2d(8, 6, 1))
     model = as_model(net)
@@ -459,7 +459,7 @@ def test_what_starts_from_a_prepared_copy_is_read_as_that_was_prepared(tmp_path:
 # Compensation
 
 
-def test_a_line_for_each_channel_brings_back_what_a_wrong_scale_and_shift_took(tiny_model: FloatModel) -> None:
+def test_a_correction_for_each_channel_undoes_a_wrong_scale_and_shift(tiny_model: FloatModel) -> None:
     images, others = noise(64), noise(64, seed=1)
     quantized = squant.quantize(tiny_model, None, squant.Config(weight_bits=16, activation_bits=32))
     layer: Any = quantized.graph.get_submodule("conv1")
@@ -475,7 +475,7 @@ def test_a_line_for_each_channel_brings_back_what_a_wrong_scale_and_shift_took(t
     assert torch.equal(layer.weight_quantizer.to_codes(layer.layer.weight), codes)
 
 
-def test_a_line_by_hand() -> None:
+def test_a_correction_by_hand() -> None:
     x = torch.tensor([1.0, 1.0, 3.0, 3.0]).view(4, 1, 1, 1)  # images 0 and 2 fit, with a mean of 2 and a variance of 1
     y = 1.5 * x + 1
     scale, shift = _line(x, y, ridge=0.25, with_scale=True, last=False)

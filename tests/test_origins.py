@@ -55,7 +55,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
     return Clone(tmp_path, monkeypatch)
 
 
-def test_nothing_is_executed_twice(clone: Clone) -> None:
+def test_unchanged_notebooks_are_not_executed_again(clone: Clone) -> None:
     assert clone.build() == ["a", "b"]
     assert clone.build() == []
 

@@ -1,5 +1,6 @@
 """Patch similarity: cosines, densities and entropies, by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -15,7 +16,7 @@ def test_cosines_of_all_pairs_by_hand():
     torch.testing.assert_close(cosine_similarities(patches), expected)
 
 
-def test_a_patch_of_zeros_is_like_nothing():
+def test_a_patch_of_zeros_has_no_similarity():
     assert cosine_similarities(torch.zeros(1, 2, 3)).tolist() == [[[0, 0], [0, 0]]]
 
 
@@ -40,6 +41,21 @@ def test_entropy_is_that_of_a_gaussian():
     entropy = patch_similarity_entropy(torch.ones(2, 4, 3), points, bandwidth=0.02)
     known = 0.5 * math.log(2 * math.pi * math.e * 0.02**2)
     torch.testing.assert_close(entropy, torch.full((2,), known), atol=2e-3, rtol=0)
+
+
+def test_entropy_with_the_authors_constants_by_a_plain_loop():
+    patches = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    similarities = cosine_similarities(patches).flatten(1).tolist()
+    low, high = min(map(min, similarities)), max(map(max, similarities))
+    points = [low + (high - low) * k / 9 for k in range(10)]
+    for values, entropy in zip(similarities, patch_similarity_entropy(patches).tolist(), strict=True):
+        terms = []
+        for point in points:
+            kernels = [math.exp(-0.5 * ((value - point) / 0.01) ** 2) for value in values]
+            density = sum(kernels) / len(kernels) / (0.01 * math.sqrt(2 * math.pi)) + 1e-4
+            terms.append(-density * math.log(density))
+        steps = [(before + after) / 2 * (high - low) / 9 for before, after in itertools.pairwise(terms)]
+        assert entropy == pytest.approx(sum(steps), rel=1e-5)
 
 
 def test_patches_of_several_kinds_have_more_entropy_than_patches_that_are_alike():

@@ -91,7 +91,7 @@ def test_two_processes_and_one_that_is_killed(tmp_path, tiny_model):
     assert both[0] < noise / 2
 
 
-def test_alone_nothing_is_waited_for():
+def test_a_single_process_waits_for_nothing():
     values = torch.ones(3)
     processes.add_up(values)
     assert values.tolist() == [1, 1, 1]

@@ -49,7 +49,7 @@ def test_an_opened_attention_computes_the_same_and_shows_it(batch_first: bool) -
     assert [mixture.shape for mixture in seen.mixtures] == [(3, 2, 5, 4)]
 
 
-def test_an_attention_that_looks_elsewhere_is_left_as_it_is() -> None:
+def test_cross_attention_and_masked_attention_are_not_changed() -> None:
     layer = nn.MultiheadAttention(8, 2, batch_first=True).eval()
     tokens, others, mask = torch.randn(3, 5, 8), torch.randn(3, 7, 8), torch.eye(5, dtype=torch.bool)
     torch.testing.assert_close(_opened(layer)(tokens, others, others)[0], layer(tokens, others, others)[0])

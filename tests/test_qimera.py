@@ -51,7 +51,7 @@ def test_noise_is_added_to_each_embedding_and_mixed_with_it():
     torch.testing.assert_close(seen[0][0], 0.25 * first + 0.75 * second, atol=1e-3, rtol=0)
 
 
-def test_many_classes_leave_a_mixture_what_it_is_whatever_the_noise():
+def test_a_mixture_of_many_classes_hardly_depends_on_the_noise():
     embeddings = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
     network = QimeraNetwork((3, 8, 8), embeddings)
     seen: list[torch.Tensor] = []

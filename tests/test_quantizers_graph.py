@@ -160,7 +160,7 @@ def batch_norm_first(net: Any, x: Tensor) -> Tensor:
         (batch_norm_first, 1),
     ],
 )
-def test_only_what_is_alone_folds(forward: Callable, left: int) -> None:
+def test_only_layers_with_a_single_reader_fold(forward: Callable, left: int) -> None:
     net = Written(forward, first=nn.BatchNorm2d(3))
     assert len(batch_norms(check_equal(net))) == left
 
@@ -412,7 +412,7 @@ def test_broken_tensors_are_named(tensor: str) -> None:
         folded_graph(as_model(net))
 
 
-def test_what_is_known_of_a_channel_follows_its_scale_and_shift() -> None:
+def test_moments_of_a_channel_follow_its_scale_and_shift() -> None:
     class Scaled(nn.Module):
         factor: Tensor
 

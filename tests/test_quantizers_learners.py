@@ -134,7 +134,7 @@ def test_coins_are_fair_repeatable_and_fresh() -> None:
     assert coins(torch.empty(3, 5), 0.5, generator()).shape == (3, 5)
 
 
-def test_what_chance_keeps_passes_in_float() -> None:
+def test_values_kept_by_chance_pass_in_float() -> None:
     x = torch.randn(1, 4, 8, 8, generator=generator())
     grid = UniformQuantizer(torch.tensor(1.0), torch.tensor(0), bits=2, signed=True)
     step = LearnedStep(grid, keep_float=0.5, generator=generator())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dghlib.quantizers import ranges
+from dghlib.quantizers import calibration, ranges
 from dghlib.quantizers.calibration import HALF_BINS, Histogram, power_of_two_above
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.ranges import SMALLEST_THRESHOLD, activation_threshold, weight_thresholds
@@ -146,3 +146,18 @@ def test_searches_that_stop_early_find_what_whole_ones_find(
     monkeypatch.setattr(ranges, "_HOPELESS", float("inf"))
     assert torch.equal(found, weight_thresholds(weight, bits, search))
     assert early < len(tried) - early or bits == 2  # of which the best grids clip much, so that none can be left out
+
+
+@pytest.mark.parametrize("kind", ["normal", "sparse"])
+def test_counts_do_not_depend_on_how_many_rows_count(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = randn(3, 7, 50, 131) if kind == "normal" else (randn(3, 7, 50, 131) - 1.5).relu()
+    found = histogram_of(x)
+    monkeypatch.setattr(calibration, "_ROWS", 1)
+    calibration._rows.cache_clear()
+    assert torch.equal(found.counts, histogram_of(x).counts)
+    calibration._rows.cache_clear()
+    assert found.counts.sum() == x.numel()
+    expected = torch.histogram(
+        x.double().clamp(-found.reach, found.reach), 2 * HALF_BINS, range=(-found.reach, found.reach)
+    )
+    assert (found.counts - expected.hist).abs().max() <= 2

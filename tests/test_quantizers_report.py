@@ -15,7 +15,7 @@ def images(count: int = 20) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_tensor_that_was_spoilt_is_found(tiny_model: FloatModel) -> None:
+def test_the_tensor_with_a_coarse_grid_is_the_worst(tiny_model: FloatModel) -> None:
     quantized = hptq.quantize(tiny_model, images(), hptq.Config())
     coarse = UniformQuantizer(torch.tensor(4.0), torch.tensor(0), bits=2, signed=False)
     quantized.set_activation_quantizers({"relu": coarse})
@@ -30,7 +30,7 @@ def test_the_tensor_that_was_spoilt_is_found(tiny_model: FloatModel) -> None:
     assert len(report) == len(quantized.weight_quantizers()) + len(quantized.activation_quantizers())
 
 
-def test_numbers_by_hand_and_batches_that_do_not_matter(tiny_model: FloatModel) -> None:
+def test_ratios_by_hand_for_any_batch_size(tiny_model: FloatModel) -> None:
     quantized = hptq.quantize(tiny_model, images(), hptq.Config(activation_bits=3))
     one, many = (noise_report(tiny_model, quantized, images(), batch_size=size) for size in (20, 3))
     for left, right in zip(one, many, strict=True):

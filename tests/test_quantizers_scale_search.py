@@ -1,5 +1,7 @@
 """Searches for grids: against a plain loop, and on rows that are hard."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,21 @@ def rows(count: int = 5, width: int = 40) -> Tensor:
 def error(row: Tensor, scale: float, zero_point: float, limits: tuple[int, int], power: float = 2.4) -> float:
     codes = ((row / scale).round() + zero_point).clamp(*limits)
     return ((codes - zero_point) * scale - row).abs().pow(power).sum().item()
+
+
+def test_brecq_tries_80_ranges() -> None:
+    tried = list(ACTIVATION_SEARCHES["shrink_80"](torch.zeros(1, 1), torch.ones(1, 1), 2))
+    assert [scale.item() for scale, _ in tried] == pytest.approx([percent / 300 for percent in range(100, 20, -1)])
+
+
+def test_of_grids_that_are_as_good_the_first_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def both_exact(low: Tensor, high: Tensor, bits: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for scale in (0.5, 1.0):
+            yield torch.full_like(low, scale), torch.zeros_like(low)
+
+    monkeypatch.setitem(ACTIVATION_SEARCHES, "shrink_80", both_exact)
+    grid = weight_grid(layer_with(torch.tensor([[0.0, 1.0]])), 2, "shrink_80")
+    assert grid.scale.flatten().tolist() == [0.5]
 
 
 @pytest.mark.parametrize(("search", "last", "power"), [("shrink_80", 20, 2.4), ("l2", 0, 2.0), ("l4", 0, 4.0)])

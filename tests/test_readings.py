@@ -95,7 +95,7 @@ def test_a_range_is_over_settings_of_means_over_common_seeds() -> None:
     assert sorted(readings.spreads(RECORDS)) == pytest.approx([0.5**0.5, 1.0])
 
 
-def test_what_differs_otherwise_is_no_pair() -> None:
+def test_runs_with_other_differences_are_no_pair() -> None:
     other = record("real", 20.0, model="c", bits=8), record("dgh", 20.0, model="c")
     assert len(readings.gaps([*RECORDS, *other], "dgh", "real")) == 2
     spared = [record("dgh", 30.0, model="d"), record("real", 10.0, model="d", placement="brecq")]

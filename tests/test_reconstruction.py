@@ -55,7 +55,7 @@ def test_eight_bits_are_close_to_float(name: str, tiny_model: FloatModel) -> Non
     assert (logits(quantized, images()) - expected).square().mean() < 1e-3 * expected.square().mean()
 
 
-def test_steps_of_eight_bit_weights_are_not_thrown_about(tiny_model: FloatModel) -> None:
+def test_step_sizes_of_eight_bit_weights_change_slowly(tiny_model: FloatModel) -> None:
     """Their rate is absolute, and may be ten times such a step."""
     config = short(genie_m, weight_bits=8, activation_bits=8, scale_rate=0.05)
     quantized = genie_m.quantize(tiny_model, images(), config)

@@ -34,7 +34,7 @@ def test_records_are_found_and_the_others_named(shown: list[Any], tmp_path: Path
     assert f"<li>{experiments[2].title}</li>" in shown[0].data
 
 
-def test_networks_as_they_are_are_no_results(shown: list[Any], tmp_path: Path) -> None:
+def test_float_networks_alone_are_no_results(shown: list[Any], tmp_path: Path) -> None:
     experiments = methods.table2("shapes", "smoke", models=["shapes_residual"], sources=["noise"], seeds=1)
     record = {"inputs": run.inputs_of(experiments[0]), "outputs": {"top1": 12.0}, "provenance": {}}
     write_json(tmp_path / "shapes" / f"{fingerprint(record['inputs'])}.json", record)

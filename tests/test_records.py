@@ -85,6 +85,18 @@ def test_whatever_a_library_calls_a_full_disk_it_is_one_line_with_path_and_remed
     assert not list(tmp_path.iterdir())
 
 
+def test_of_a_file_in_a_folder_the_folder_is_named_once(tmp_path):
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        records.write_atomically(folder / "file", lambda path: exec('raise OSError(28, "No space left on device")'))
+
+    with pytest.raises(
+        OSError, match=r"^\[Errno 28\] could not write \S*/set: No space left on device; \d+ MB are free"
+    ):
+        records.write_folder_atomically(tmp_path / "set", write)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_has_its_name_once_it_is_complete(tmp_path):
     def write(folder: Path) -> None:
         folder.mkdir()
@@ -135,6 +147,9 @@ def test_provenance_names_the_processor_and_the_threads():
         lambda text: text.replace("1.0", "NaN"),
         lambda text: text.replace("1.0", "1e999"),
         lambda text: text.replace('{\n  "top1": 1.0\n }', "[1.0]"),
+        lambda text: text.replace('{\n  "top1": 1.0\n }', "{}"),
+        lambda text: text.replace("1.0", '"high"'),
+        lambda text: text.replace("1.0", "null"),
     ],
 )
 def test_a_corrupt_record_is_kept_aside_and_told(tmp_path, damage, caplog):
@@ -151,13 +166,13 @@ def test_a_corrupt_record_is_kept_aside_and_told(tmp_path, damage, caplog):
 
 
 def test_a_record_says_of_which_code_it_is_and_whether_that_was_modified(tmp_path, monkeypatch):
-    code = tmp_path / "package" / "records.py"
-    code.parent.mkdir()
+    code = tmp_path / "package" / "another_room" / "code.py"
+    code.parent.mkdir(parents=True)
     code.write_text("x = 1\n")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *arguments], check=True)
-    monkeypatch.setattr(records, "__file__", str(code))
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "package" / "storage" / "records.py"))
     records.code_version.cache_clear()
     assert not records.provenance(0)["modified"]
     code.write_text("x = 2\n")
@@ -167,7 +182,7 @@ def test_a_record_says_of_which_code_it_is_and_whether_that_was_modified(tmp_pat
     records.code_version.cache_clear()
 
 
-def test_no_record_is_none(tmp_path):
+def test_a_missing_record_is_none(tmp_path):
     assert records.read_record(tmp_path / "0123456789abcdef.json") is None
 
 

@@ -34,7 +34,7 @@ def test_negative_losses_get_better_as_they_fall_and_the_rate_has_an_end() -> No
     assert schedule.learning_rate == 0.3
 
 
-def test_a_state_goes_on_where_it_was() -> None:
+def test_a_restored_schedule_continues_where_it_was() -> None:
     first, second = PlateauWithReset(8.0, patience=2), PlateauWithReset(1.0, patience=2)
     for loss in (1.0, 1.0, 1.0):
         first.step(loss)

@@ -5,7 +5,7 @@ import torch
 from dghlib.seeds import derived_seed, stream
 
 
-def test_every_part_of_a_purpose_has_a_say() -> None:
+def test_every_part_of_a_purpose_changes_the_seed() -> None:
     seeds = {
         derived_seed(0, "a", "b", 0),
         derived_seed(1, "a", "b", 0),

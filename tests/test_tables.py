@@ -126,7 +126,7 @@ def test_the_leaderboard_agrees_with_the_tables() -> None:
     assert leaderboard.standings(leaderboard.runs(DGH))["DGH"].tolist() == [f"62.0 ± {half:.1f} (3)"]
 
 
-def test_what_quantization_loses_is_lost_from_the_float_network() -> None:
+def test_losses_of_quantization_are_from_the_float_network() -> None:
     assert leaderboard.lost(RECORDS).to_numpy().tolist() == [["8.0 (1 min, 1)"]]
 
 
@@ -146,3 +146,10 @@ def test_numbers_behind_a_cell_are_rounded_to_two_digits() -> None:
     assert tables.cell(62.345, 1.005, 1) == "62.3 ± 1.0"
     assert tables.cell(62.0, math.nan) == "62.00"
     assert tables.cell(62.0, None) == "62.00"
+
+
+@pytest.mark.parametrize("show", [tables.unmerged, tables.stacked, lambda table: tables.captioned(table, "a table")])
+def test_what_records_say_is_text(show: Callable[[pd.DataFrame], Any]) -> None:
+    shown = show(pd.DataFrame({"<script>": ["<script>"]}, index=["<script>"])).data
+    assert "<script>" not in shown
+    assert shown.count("&lt;script&gt;") == 3

@@ -148,7 +148,7 @@ def test_decisions_on_values_are_refused() -> None:
         folded_graph(as_model(Written(forward)))
 
 
-def test_networks_that_rounding_upsets_are_checked_in_double() -> None:
+def test_networks_that_amplify_rounding_are_checked_in_double() -> None:
     """Weights that are large without a norm make of the last digit another output."""
     torch.manual_seed(0)
     layers = [layer for _ in range(40) for layer in (nn.Conv2d(8, 8, 1, bias=False), nn.Hardtanh(-5, 5))]
@@ -270,8 +270,14 @@ def test_layers_that_cannot_be_quantized_are_refused_by_name() -> None:
 
 
 def test_matrices_that_no_layer_holds_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    net = Written(lambda net, x: features(net, x).mean((2, 3)) @ (net.matrix * 2).T + net.f.bias)
-    net.matrix = nn.Parameter(torch.ones(4, 8))
+    """A scale of channels is no matrix."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = features(net, x)
+        return (x + net.scale * (x - 1)).mean((2, 3)) @ (net.matrix * 2).T + net.f.bias
+
+    net = Written(forward)
+    net.matrix, net.scale = nn.Parameter(torch.ones(4, 8)), nn.Parameter(torch.rand(8, 1, 1))
     assert left_in_float(check_same(net)) == ["matrix"]
     assert "the weights of matrix stay in float" in caplog.text
 

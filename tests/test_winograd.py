@@ -39,7 +39,7 @@ def test_images_are_taken_in_groups() -> None:
     assert (convolution(maps) - wanted).abs().max() < 2e-5 * wanted.abs().max()
 
 
-def test_it_is_not_torch_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_convolution_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     convolution = layer()
     Winograd.replace(convolution)
     monkeypatch.setattr(torch.nn.functional, "conv2d", None)
@@ -47,7 +47,7 @@ def test_it_is_not_torch_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own code ignores it
-def test_what_is_compiled_is_one_graph() -> None:
+def test_a_compiled_network_is_one_graph() -> None:
     convolution, maps = layer(), torch.randn(2, CHANNELS, 8, 8)
     wanted = output_and_gradient(convolution, maps)
     Winograd.replace(convolution)

@@ -35,7 +35,7 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not EMULATOR or platform.machine() != "x86_64", reason="needs qemu-x86_64, and an x86 processor")
-def test_what_is_right_without_vnni(tmp_path: Path) -> None:
+def test_three_settings_are_correct_without_vnni(tmp_path: Path) -> None:
     """Signed bytes overflow; not so with the session option, as unsigned bytes, or with 7 bits of weights."""
     model = models.load("shapes_residual")
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)

@@ -28,7 +28,7 @@ def copied(net: nn.Module, method: str, weight_bits: int, activation_bits: int, 
     of_weights = {4: Int4PerChannelSpec, 8: Int8PerChannelSpec}[weight_bits]
     of_tensors = {4: Uint4PerTensorSpec, 8: Uint8PerTensorSpec}[activation_bits]
     weights = of_weights(ch_axis=0).to_quantization_spec()
-    tensors = of_tensors(observer_method="histogram", symmetric=False, is_dynamic=False).to_quantization_spec()
+    tensors = of_tensors().to_quantization_spec()
     quantizer = ModelQuantizer(QConfig(global_quant_config=QLayerConfig(input_tensors=tensors, weight=weights)))
     quantized = quantizer.freeze(quantizer.quantize_model(net, images))
     # until here

@@ -71,16 +71,15 @@ def work(tasks: dict[str, Task], packages: Sequence[str], modules: Sequence[str]
         net: nn.Module = torch.load(FOLDER / "net.pt", weights_only=False)
     print(json.dumps({name: version(name) for name in packages}), flush=True)
     for line in sys.stdin:
-        question = json.loads(line)
         with contextlib.redirect_stdout(sys.stderr):
-            answer = _answer(tasks[question.pop("do")], net, question)
+            answer = _answer(tasks, net, **json.loads(line))
         print(json.dumps(answer), flush=True)
 
 
-def _answer(task: Task, net: nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
+def _answer(tasks: dict[str, Task], net: nn.Module, do: str, **settings: Any) -> dict[str, Any]:
     wall, processor = time.perf_counter(), time.process_time()
     try:
-        result = task(net, **settings)
+        result = tasks[do](net, **settings)
         took = {"processor": time.process_time() - processor, "wall": time.perf_counter() - wall}
         return {"seconds": took, "result": result()}
     except Exception as error:  # whatever a tool raises is its answer

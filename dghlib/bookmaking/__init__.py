@@ -1,1 +1,1 @@
-"""The book: executes notebooks, renders pages, says what records it holds and how long it will take."""
+"""The making of the book: executes notebooks, renders pages, lists required records, predicts the remaining time."""

@@ -1,6 +1,6 @@
-"""Tables of the book's pages for everybody: names, heads that say what they head, and room to scroll by keyboard.
+"""Accessible tables in the book's pages: names, headings with scopes, and frames that scroll by keyboard.
 
-pandas writes tables without any of that. Here the finished pages get it, whatever wrote the tables.
+pandas writes tables without any of these. Here the finished pages get them, whatever wrote the tables.
 """
 
 import html
@@ -17,7 +17,7 @@ _OPENING = re.compile(r"^<table\b[^>]*>")
 def accessible(page: str) -> str:
     """Return a page in which every table of results has a caption, scopes, and a frame that the keyboard scrolls.
 
-    A table without a caption is called as the heading above it, for those who do not see the page.
+    A table without a caption gets the name of the heading above it, for readers who do not see the page.
     """
     heading = ""
 
@@ -26,7 +26,7 @@ def accessible(page: str) -> str:
         if found["heading"] is not None:
             heading = _TAG.sub("", found["heading"]).strip()
             return found[0]
-        # Where there are many columns, spreads go below their means; else a narrow screen may break before them.
+        # In tables with many columns, spreads go below their means; otherwise a narrow screen may break before them.
         many = found[0].rpartition("<tr")[2].count("<td") > MANY_COLUMNS
         table = _PART.sub(_with_scopes, found[0]).replace("± ", "<br>±&nbsp;" if many else "±&nbsp;")
         return _framed(table, heading) if "dataframe" in table.partition(">")[0] else table
@@ -35,7 +35,7 @@ def accessible(page: str) -> str:
 
 
 def _with_scopes(part: re.Match[str]) -> str:
-    """Return the head or the body of a table in which every heading cell says what it heads."""
+    """Return the head or the body of a table in which every heading cell has a scope."""
     scope, span = ("col", "colspan") if part["part"] == "thead" else ("row", "rowspan")
 
     def scoped(cell: re.Match[str]) -> str:

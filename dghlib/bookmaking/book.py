@@ -1,8 +1,7 @@
-"""Build the book: execute its notebooks one after the other, gather the sources, make the pages.
+"""Build the book: execute its notebooks in sequence, collect the sources, make the pages.
 
-Everything is made under `_build`: `executed` (the notebooks, with the files they wrote; `recorded`, where nothing is
-computed), `book-src` (the chapters, with those notebooks among them) and `html` (the pages, which need no network and
-no server).
+Everything is made under `_build`: `executed` (the notebooks, with the files they wrote; `recorded` if nothing is
+computed), `book-src` (the chapters with these notebooks) and `html` (the pages, which need neither network nor server).
 """
 
 import importlib.metadata
@@ -43,16 +42,16 @@ from dghlib.experiments.profiles import BUDGETS, PROFILES
 from dghlib.experiments.recorded import only_recorded, records_alone
 
 MATHJAX = "tex-svg-full.js"
-VEGA = "vega.js"  # what charts.js looks for
+VEGA = "vega.js"  # the file that charts.js loads
 _DIRECTIVE = re.compile(r"^```\{(?:figure|csv-table)\}.*?^```$", flags=re.MULTILINE | re.DOTALL)
 _BESIDE = re.compile(
     r"(?:\{figure\}|^:file:) (?:\.\./)?notebooks/(\S+)", flags=re.MULTILINE
-)  # not what captions link to
+)  # files to which captions do not link
 FRONT = ("table2_public", "table2")  # the notebooks whose tables the front page shows
 BEING_COMPUTED = """:::{note}
 This page is being computed. Open it again in a while.
 :::"""
-# What a page takes to show all that was recorded: every repetition of the budget, every network of the profile.
+# The values with which a page shows all records: every repetition of the budget, every network of the profile.
 ALL_RECORDED = {"seeds": 0, "networks": 0}
 INCOMPLETE = """:::{{error}}
 This page is incomplete.
@@ -64,7 +63,7 @@ This page is incomplete.
 
 
 class BookError(RuntimeError):
-    """The book was built, but a notebook failed or a page had warnings; the message says which and where."""
+    """The book was built, but a notebook failed or a page had warnings; the message names them."""
 
 
 def notebook_names(toc: Path) -> list[str]:
@@ -74,7 +73,7 @@ def notebook_names(toc: Path) -> list[str]:
 
 
 def _files(node: Any) -> Iterator[str]:
-    """Yield the value of every `file` key, however deep, in the order of the document."""
+    """Yield the value of every `file` key, at any depth, in the order of the document."""
     if isinstance(node, dict):
         if "file" in node:
             yield node["file"]
@@ -87,13 +86,13 @@ def _files(node: Any) -> Iterator[str]:
 def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool = True) -> Path:
     """Build the book of the repository at `root`; return the path of its front page.
 
-    `parameters` (the profile, the budget) reach each notebook that declares them. A notebook that fails
-    leaves its page in the book, marked, and its partial output in `_build/executed`. Where nothing is to be computed
-    (`dghlib.experiments.recorded`), pages show all records of the profile and the budget, and say what is not there.
+    `parameters` (the profile, the budget) are passed to each notebook that declares them. The page of a notebook that
+    fails stays in the book, marked, and its partial output in `_build/executed`. If nothing should be computed
+    (`dghlib.experiments.recorded`), pages show all records of the profile and the budget, and list the missing ones.
 
     Raises:
         FileNotFoundError: there is no book at `root`.
-        UnknownName: there is no such profile or budget; nothing has run, and what ran before is still known.
+        UnknownName: there is no such profile or budget; nothing has run, and earlier results are kept.
         ParameterError: a parameter does not fit a notebook; nothing has run.
         BookError: the book is built, but incomplete or with warnings.
     """
@@ -108,7 +107,7 @@ def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool =
     folders = ("recorded" if only_recorded() else "executed", "book-src", "html")
     executed, source, html = (root / "_build" / folder for folder in folders)
     if only_recorded():
-        shutil.rmtree(executed, ignore_errors=True)  # files there may be of other records, and pages link what there is
+        shutil.rmtree(executed, ignore_errors=True)  # it may hold files of other records, to which pages would link
         parameters = {**ALL_RECORDED, **parameters}
 
     elif not html.exists():
@@ -124,7 +123,7 @@ def build_book(root: Path, parameters: Mapping[str, object], *, progress: bool =
 
 
 def _first_look(book: Path, notebooks: Sequence[Path], parameters: Mapping[str, object], progress: bool) -> None:
-    """Make a book of the front page and the chapters from published records, to be read while the rest is computed."""
+    """Make a book of the front page and the chapters from published records, to read while the rest is computed."""
     build = book.parent / "_build"
     first, source = build / "first", build / "book-src"
     shutil.rmtree(first, ignore_errors=True)
@@ -146,24 +145,24 @@ def _first_look(book: Path, notebooks: Sequence[Path], parameters: Mapping[str, 
 def _run_notebooks(
     notebooks: list[Path], parameters: Mapping[str, object], folder: Path, progress: bool
 ) -> dict[str, NotebookError]:
-    """Execute `notebooks` into `folder`, but for those that are there and would be the same; return the failures."""
+    """Execute `notebooks` into `folder`, except existing ones that would be the same; return the failures."""
     wanted = {}
     for notebook in notebooks:
         declared = parameters_of(notebook)
         given = check_parameters(notebook, {k: v for k, v in parameters.items() if k in declared})
         wanted[notebook] = {name: parameter.default for name, parameter in declared.items()} | given
 
-    # What is edited while the book is made may not be in it: the next time it is found to be new.
+    # Edits during the build may not be in the book: the next build finds them.
     made_from = origins(notebooks, list(wanted.values()), folder.parents[1] / "requirements.lock")
     known, now = remembered(folder), with_records(made_from)
     changed = [notebook for notebook in notebooks if known.get(notebook.stem) != now[notebook.stem]]
     if unchanged := len(notebooks) - len(changed):
-        _report(f"{unchanged} of {len(notebooks)} notebooks are as they were when they were executed", progress)
+        _report(f"{unchanged} of {len(notebooks)} notebooks have not changed since they were executed", progress)
     for notebook in changed:
         known.pop(notebook.stem, None)
-    remember(folder, known)  # who is stopped from here on leaves pages of this run, not of the one before
+    remember(folder, known)  # if the build is stopped from here on, the pages are of this run, not of the one before
     failures = _execute({notebook: wanted[notebook] for notebook in changed}, folder, progress)
-    now = with_records(made_from)  # with those that were made meanwhile
+    now = with_records(made_from)  # with the records that were made meanwhile
     remember(folder, known | {each.stem: now[each.stem] for each in changed if each.stem not in failures})
     return failures
 
@@ -172,7 +171,7 @@ def _execute(wanted: Mapping[Path, Mapping[str, Any]], folder: Path, progress: b
     """Execute notebooks with these values of their parameters; return the failures by name of notebook."""
     lacking = {path.stem: [] for path in wanted} if only_recorded() else lacking_runs(wanted)
     left, failures = forecast(lacking), {}
-    # First those that compute: what the others show of all records is then complete.
+    # Notebooks that compute come first: the others, which show all records, are then complete.
     ordered = sorted(wanted, key=lambda notebook: not lacking[notebook.stem])
     with helped(list(dict.fromkeys(itertools.chain.from_iterable(lacking[path.stem] for path in ordered)))):
         for number, notebook in enumerate(ordered, start=1):
@@ -194,7 +193,7 @@ def _report(text: str, progress: bool) -> None:
 
 
 def _gather(book: Path, executed: Path, source: Path, failures: Mapping[str, NotebookError]) -> None:
-    """Make `source` anew: the chapters, and under `notebooks` the executed ones and the files they wrote."""
+    """Make `source` anew: the chapters, and under `notebooks` the executed notebooks and their files."""
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(book, source)
     if executed.is_dir():
@@ -222,7 +221,7 @@ def _name_repository(path: Path) -> None:
 
 
 def _without_dead_figures(text: str, folder: Path) -> str:
-    """Return a chapter in which figures and tables of files that notebooks did not write in `folder` are notes."""
+    """Return a chapter with notes instead of figures and tables whose files notebooks did not write in `folder`."""
 
     def replaced(directive: re.Match[str]) -> str:
         file = _BESIDE.search(directive[0])
@@ -232,7 +231,7 @@ def _without_dead_figures(text: str, folder: Path) -> str:
 
 
 def _write_marked_page(failure: NotebookError, page: Path) -> None:
-    """Write what a failed notebook left as a page that says, below its title, that it is incomplete."""
+    """Write the output of a failed notebook as a page that says, below its title, that it is incomplete."""
     notebook = nbformat.read(failure.partial, as_version=4)
     cells = [cell for cell in notebook.cells if PAPERMILL_MARKER not in cell.metadata.get("tags", [])]
     mark = nbformat.v4.new_markdown_cell(INCOMPLETE.format(reason=str(failure).splitlines()[0]))
@@ -242,7 +241,7 @@ def _write_marked_page(failure: NotebookError, page: Path) -> None:
 
 
 def _build_pages(source: Path, html: Path) -> list[str]:
-    """Make the pages in `html` from `source`; return the warnings. Old pages stay until the new are there."""
+    """Make the pages in `html` from `source`; return the warnings. Old pages stay until the new ones are complete."""
     work = html.parent / "sphinx"
     shutil.rmtree(work, ignore_errors=True)
     jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
@@ -259,7 +258,7 @@ def _build_pages(source: Path, html: Path) -> list[str]:
         raise BookError(f"jupyter-book made no pages:\n{finished.stdout}{finished.stderr}")
     shutil.copy(_mathjax(), made / "_static" / MATHJAX)
     (made / "_static" / VEGA).write_text(_vega(), encoding="utf-8")
-    # What notebooks wrote, tables as CSV for instance, lies beside the page as it does beside the notebook.
+    # The files of notebooks, such as tables as CSV, lie beside the page as they lie beside the notebook.
     beside = shutil.ignore_patterns("*.ipynb")
     shutil.copytree(source / "notebooks", made / "notebooks", ignore=beside, dirs_exist_ok=True)
     _finish_pages(made)
@@ -270,14 +269,14 @@ def _build_pages(source: Path, html: Path) -> list[str]:
 
 
 def _finish_pages(html: Path) -> None:
-    """Give the pages what their makers do not: tables that everybody can read, and words that are explained."""
+    """Finish the pages: accessible tables, and explanations of terms."""
     glossary = html / "glossary.html"
     known = terms.entries(glossary.read_text(encoding="utf-8")) if glossary.is_file() else {}
     for page in html.rglob("*.html"):
         text = accessible(page.read_text(encoding="utf-8"))
         if page != glossary and known:
             text = terms.explained(text, known, os.path.relpath(glossary, page.parent))
-        # The theme takes all pages for files of the book's folder.
+        # The theme assumes that all pages are files of the book's folder.
         text = re.sub(r"(/(?:edit|blob)/[^/\"]+/)book/notebooks/", r"\1notebooks/", text)
         page.write_text(text, encoding="utf-8")
 

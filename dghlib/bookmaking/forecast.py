@@ -1,7 +1,7 @@
-"""How much longer a book will take: what the runs it lacks cost in the records, scaled by what this machine has shown.
+"""The remaining time of a book: the costs of its missing runs in the records, scaled by the speed of this machine.
 
-Runs of the notebooks' plans are counted, each once and only if it has no record. What else a page takes (its kernel,
-its figures) is taken to be what it was on the pages before.
+Runs of the notebooks' plans are counted once and only if they have no record. The other time of a page (its kernel, its
+figures) is assumed to be the same as on the pages before.
 """
 
 import ast
@@ -20,10 +20,10 @@ from dghlib.experiments.run import Workshop, results_dir
 from dghlib.plans import fine_tuned, methods, observations, papers, quantized
 from dghlib.showing.leaderboard import all_records
 
-PAGE_SECONDS = 15.0  # of a page that computes nothing, before there was one
-TRUST = 60.0  # seconds of work at the records' own speed that are taken for granted, so that no short page decides
-BUILDING = 2  # the book itself is built in about the time of so many pages
-# What notebooks choose their runs with, by the names that they use.
+PAGE_SECONDS = 15.0  # for a page that computes nothing, until one has been executed
+TRUST = 60.0  # seconds of work at the records' speed that are assumed at first, so that short pages weigh little
+BUILDING = 2  # the build of the book takes about the time of this many pages
+# The functions by which notebooks choose their runs, by the names that they use.
 _CHOOSING = {
     "methods": methods,
     "papers": papers,
@@ -31,16 +31,16 @@ _CHOOSING = {
     "observations": observations,
     "quantized": quantized,
     "first_models": first_models,
-    "table3": methods.table3,  # by its own name, since that notebook calls a parameter `methods`
+    "table3": methods.table3,  # by its own name, because that notebook has a parameter `methods`
     "detector_widths": methods.detector_widths,
 }
 
 
 class Forecast:
-    """The time that the notebooks of a book still take.
+    """The remaining time of the notebooks of a book.
 
     Args:
-        work: notebook -> seconds that its runs are expected to take, in the order in which they are executed.
+        work: notebook -> expected seconds of its runs, in the order of execution.
     """
 
     def __init__(self, work: Mapping[str, float]):
@@ -48,12 +48,12 @@ class Forecast:
         self.took: dict[str, float] = {}
 
     def done(self, name: str, seconds: float) -> None:
-        """Take in what a notebook took."""
+        """Record the time of a notebook."""
         self.took[name] = seconds
 
     @property
     def seconds(self) -> float:
-        """The seconds that are left."""
+        """The remaining seconds."""
         idle = [seconds for name, seconds in self.took.items() if not self.work[name]]
         page = sum(idle) / len(idle) if idle else PAGE_SECONDS
         busy = [name for name in self.took if self.work[name]]
@@ -68,7 +68,7 @@ class Forecast:
 
 
 def lacking_runs(values: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Run]]:
-    """Return, by name of notebook, the runs of its plans that have no record, given the values of its parameters."""
+    """Return, by name of notebook, the runs of its plans without a record, for the values of its parameters."""
     workshop, lacking = Workshop(results_dir()), {}
     for notebook, chosen in values.items():
         lacking[notebook.stem] = [run for run in _runs(notebook, chosen) if workshop.find(run) is None]
@@ -76,22 +76,22 @@ def lacking_runs(values: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Run
 
 
 def forecast(lacking: Mapping[str, Sequence[Run]]) -> Forecast:
-    """Return the forecast of notebooks that lack these runs."""
+    """Return the forecast for notebooks that lack these runs."""
     if not any(lacking.values()):
         return Forecast(dict.fromkeys(lacking, 0.0))
     return Forecast(costs.seconds_in_turn(lacking, costs.unit_costs(list(all_records()))))
 
 
 def _runs(notebook: Path, values: Mapping[str, Any]) -> list[Run]:
-    """Return the runs that a notebook hands to `run.run`, given the values of its parameters.
+    """Return the runs that a notebook passes to `run.run`, for the values of its parameters.
 
-    Its cells are followed as far as that: with the plans, and without anything else that they import or Python has.
+    Only this part of its cells is executed: with the plans, and without other imports or Python's built-ins.
     """
     runs: list[Run] = []
     names = {"__builtins__": {}, "run": SimpleNamespace(run=runs.extend), **_CHOOSING, **values}
     for cell in nbformat.read(notebook, as_version=4).cells:
         if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
-            with contextlib.suppress(Exception):  # a table of the records, say; what is wrong is told on the page
+            with contextlib.suppress(Exception):  # for example a table of the records; the page reports errors
                 tree = ast.parse(cell.source)
                 tree.body = [each for each in tree.body if not isinstance(each, ast.Import | ast.ImportFrom)]
                 exec(compile(tree, notebook.name, "exec"), names)

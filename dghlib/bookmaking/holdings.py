@@ -1,8 +1,8 @@
-"""What the repository's `results/` is to hold: the runs that the published book shows, and which of them it lacks.
+"""The required content of the repository's `results/`: the runs of the published book, and the missing ones.
 
 Runs are computed where all others are, in the folder of `run.results_dir`, and copied to `results/` when they are
-done, so a record that exists on this machine is published without being computed again. A record that was made from
-modified code is not published: nobody else could make it.
+complete, so an existing record of this machine is published without being computed again. A record that was made from
+modified code is not published, because nobody else could make it.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Holding:
-    """The runs of some plans that `results/` is to hold.
+    """The runs of some plans that `results/` should hold.
 
     Attributes:
         plans: names in `PLANS`.
@@ -39,7 +39,7 @@ class Holding:
     seeds: int | None = None
 
     def runs(self, plan: str, budget: str | None = None) -> Sequence[Run]:
-        """Return the runs of one of the plans, at another budget if one is given."""
+        """Return the runs of a plan, at another budget if one is given."""
         return PLANS[plan](self.profile, budget or self.budget, seeds=self.seeds, models=self.models)
 
 
@@ -50,7 +50,7 @@ _PICTURES = ("figure8", "figure9")
 _OUTSIDE = ("files", "onnxruntime")
 _OF_TRANSFORMERS = ("genq_table4", "every_tensor", "without_batch_norm", "transformer_layers")
 _FINE_TUNED = ("genq_table3", "genie_tableA2", "intraq_table3")
-# Are not held for all networks and seeds of shapes.
+# Not required for all networks and seeds of shapes.
 _FEWER = (
     *_FINE_TUNED,
     *_OF_TRANSFORMERS,
@@ -97,15 +97,15 @@ HOLDINGS = (
 
 
 def plans_of(profile: str) -> list[str]:
-    """Return the names of the plans of which `results/` is to hold runs for a profile, in the order of `HOLDINGS`."""
+    """Return the plans of which `results/` should hold runs for a profile, in the order of `HOLDINGS`."""
     return [plan for plan, _ in _items(profile)]
 
 
 def held(plan: str, profile: str, budget: str | None = None) -> list[Run]:
-    """Return the runs of a plan that `results/` is to hold for a profile, or what they are at another budget.
+    """Return the runs of a plan that `results/` should hold for a profile, or the same at another budget.
 
     Raises:
-        UnknownName: it is to hold no runs of this plan for this profile.
+        UnknownName: it should hold no runs of this plan for this profile.
     """
     holders = [holding for holding in HOLDINGS if plan in holding.plans]
     look_up({holding.profile: holding for holding in holders}, profile, f"profile with runs of {plan} in results/")
@@ -115,15 +115,15 @@ def held(plan: str, profile: str, budget: str | None = None) -> list[Run]:
 
 
 def of_every_profile(plan: str, budget: str | None = None) -> list[Run]:
-    """Return the runs of a plan that `results/` is to hold, of all profiles of which it has any: see `held`."""
+    """Return the runs of a plan that `results/` should hold, for all profiles that have any: see `held`."""
     return [each for name, profile in _items(None) if name == plan for each in held(plan, profile, budget)]
 
 
 def lacking(profile: str | None = None) -> list[Run]:
-    """Return the runs that `results/` lacks, of one profile or of all: first repetitions first.
+    """Return the runs that `results/` lacks, for one profile or for all: first repetitions first.
 
     Raises:
-        UnknownName: there is no such profile; so do `publish` and `coverage`.
+        UnknownName: there is no such profile; also raised by `publish` and `coverage`.
     """
     wanted = dict.fromkeys(experiment for plan, name in _items(profile) for experiment in held(plan, name))
     missing = _without_record(wanted)
@@ -136,7 +136,7 @@ def _without_record(experiments: Iterable[Run]) -> list[Run]:
 
 
 def publish(profile: str | None = None) -> int:
-    """Copy the records that `results/` lacks and this machine has; return how many they were."""
+    """Copy the records that `results/` lacks and this machine has; return their number."""
     made, published, count = run.Workshop(run.results_dir()), run.Workshop(run.PUBLISHED), 0
     for experiment in lacking(profile):
         if (record := made.find(experiment)) is None:
@@ -151,7 +151,7 @@ def publish(profile: str | None = None) -> int:
 
 
 def coverage(profile: str | None = None) -> pd.DataFrame:
-    """Return, for every plan and profile, how many runs `results/` is to hold, holds, and what the rest will cost."""
+    """Return, for every plan and profile, the required runs, the existing ones, and the cost of the rest."""
     units, rows = costs.unit_costs(all_records()), []
     for plan, name in _items(profile):
         wanted = held(plan, name)

@@ -1,8 +1,8 @@
-"""Run one notebook through papermill, with parameters that are checked before anything runs.
+"""Run a notebook through papermill, with parameters that are checked before anything runs.
 
-papermill only warns about a parameter that does not exist and never checks a type; here both are errors that
-list what the notebook takes. A parameter's type and help come from the line that declares it, in the cell
-tagged `parameters`: `weight_bits: int = 4  # weight bit width, 2 to 8`.
+papermill only warns about a parameter that does not exist and never checks a type; here both are errors that list the
+notebook's parameters. A parameter's type and help come from the line that declares it, in the cell tagged `parameters`:
+`weight_bits: int = 4  # weight bit width, 2 to 8`.
 """
 
 import ast
@@ -45,7 +45,7 @@ class ParameterError(ValueError):
 
 
 class NotebookError(RuntimeError):
-    """A cell of a notebook failed; `partial` holds what had been computed by then."""
+    """A cell of a notebook failed; `partial` holds the results up to this point."""
 
     def __init__(self, message: str, partial: Path) -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class NotebookError(RuntimeError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a notebook's `parameters` cell."""
+    """A line of a notebook's `parameters` cell."""
 
     name: str
     type: type
@@ -66,13 +66,13 @@ class Parameter:
 
 
 class OwnInterpreter(AsyncKernelManager):
-    """Starts kernels with this interpreter, whatever others are registered, and on this folder of results."""
+    """Starts kernels with this interpreter, whatever others are registered, and with this folder of results."""
 
     @property
     def kernel_spec(self) -> KernelSpec:
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        # ipykernel warns at every start that it talks to this process unencrypted, and shows a traceback of its
-        # own when Ctrl-C takes the connection away. What happens in cells comes through all the same.
+        # ipykernel warns at every start that it talks to this process unencrypted, and shows a traceback of its own
+        # when Ctrl-C closes the connection. Output of cells is still shown.
         options = ["--log-level=CRITICAL", "--InlineBackend.figure_formats=svg"]
         environment = {RESULTS_VARIABLE: str(results_dir().absolute())}
         return KernelSpec(argv=[*command, *options], env=environment, display_name="Python 3", language="python")
@@ -82,7 +82,7 @@ def parameters_of(notebook: Path) -> dict[str, Parameter]:
     """Return the parameters that `notebook` declares, by name, in order.
 
     Raises:
-        FileNotFoundError: there is no such notebook; the message names the nearest of those that there are.
+        FileNotFoundError: there is no such notebook; the message suggests the nearest name.
         ParameterError: a parameter is declared without a type, or with one other than bool, float, int, str.
     """
     if not notebook.is_file():
@@ -123,11 +123,11 @@ def parse_assignments(words: Iterable[str]) -> dict[str, str]:
 
 
 def check_parameters(notebook: Path, given: Mapping[str, object]) -> dict[str, Any]:
-    """Return `given` with every value in the type that `notebook` declares; strings are read as that type.
+    """Return `given` with every value in the type that `notebook` declares; strings are converted to it.
 
     Raises:
         ParameterError: a name that the notebook does not declare, or a value that does not fit; the message
-            lists the parameters there are, with types, defaults and help.
+            lists the parameters, with types, defaults and help.
     """
     declared = parameters_of(notebook)
     listing = "\n".join(f"  {parameter}" for parameter in declared.values()) or "  (no parameters)"
@@ -155,17 +155,17 @@ def _as_type(value: object, kind: type) -> object:
 
 
 def run_notebook(notebook: Path, parameters: Mapping[str, object], output: Path, *, progress: bool = True) -> None:
-    """Execute a copy of `notebook` and write it to `output`; files that its cells write land beside `output`.
+    """Execute a copy of `notebook` and write it to `output`; files of its cells are written beside `output`.
 
-    While it runs, and after a failure, what has been computed is beside `output`, in `.partial.ipynb`.
-    `progress` passes on to stderr what the cells write there, their progress bars; `output` has none of it.
+    While it runs, and after a failure, the results so far are beside `output`, in `.partial.ipynb`.
+    `progress` passes the cells' stderr on, with their progress bars; `output` has none of it.
 
     Raises:
         ParameterError: see `check_parameters`; nothing has run and nothing has been written.
-        NotebookError: a cell failed; the message names it and what went wrong.
+        NotebookError: a cell failed; the message names it and the error.
     """
     given = check_parameters(notebook, parameters)
-    # All of them, so that the executed copy shows every value in one place.
+    # All parameters, so that the executed copy shows every value in one place.
     values = {name: parameter.default for name, parameter in parameters_of(notebook).items()} | given
     partial = output.with_suffix(PARTIAL)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -178,14 +178,14 @@ def run_notebook(notebook: Path, parameters: Mapping[str, object], output: Path,
 
 
 def _execute(notebook: Path, values: dict[str, object], partial: Path, progress: bool) -> nbformat.NotebookNode:
-    """Execute `notebook` with every parameter's value, beside `partial`, which is written all the while."""
+    """Execute `notebook` with every parameter's value, beside `partial`, which is written all the time."""
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         return papermill.execute_notebook(
             notebook.resolve(),
             partial.resolve(),
             values,
-            resources={"metadata": {"path": str(partial.parent)}},  # the kernel's folder; ours stays what it is
+            resources={"metadata": {"path": str(partial.parent)}},  # the kernel's folder; ours does not change
             kernel_name="python3",
             kernel_manager_class=OwnInterpreter,
             start_timeout=3600,  # seconds; busy machines take long, and a kernel that ended is noticed at once
@@ -193,20 +193,20 @@ def _execute(notebook: Path, values: dict[str, object], partial: Path, progress:
             progress_bar=False,
             stderr_file=sys.stderr if progress else None,
         )
-    except (PapermillExecutionError, RuntimeError) as error:  # the latter from kernels that end, or never start
+    except (PapermillExecutionError, RuntimeError) as error:  # the latter for kernels that end, or never start
         stopped = only_recorded() and isinstance(error, PapermillExecutionError)
         if stopped and (shown := _with_notes(nbformat.read(partial, as_version=4))):
             return shown
         if not partial.exists():
             shutil.copyfile(notebook, partial)
-        message = f"{notebook.name} {_reason(error)}\nWhat was computed until then: {partial}"
+        message = f"{notebook.name} {_reason(error)}\nThe results up to this point: {partial}"
         raise NotebookError(message, partial) from error
 
 
 def _with_notes(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
-    """Return an executed notebook with notes for errors where something would have to be computed.
+    """Return an executed notebook with notes instead of errors where something would have to be computed.
 
-    What fails later because a name is missing is left out. None if a cell failed for another reason.
+    Later failures because of missing names are left out. None if a cell failed for another reason.
     """
     notebook.cells = [cell for cell in notebook.cells if PAPERMILL_MARKER not in cell.metadata.get("tags", [])]
     stopped = False
@@ -242,9 +242,9 @@ def _reason(error: PapermillExecutionError | RuntimeError) -> str:
 
 
 def _publishable(executed: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
-    """Remove what only concerned the run: progress bars, paths of this machine, the cell of defaults.
+    """Remove everything that only concerned the run: progress bars, paths of this machine, the cell of defaults.
 
-    Code is folded. Figures get a text for readers who do not see them, and below them their numbers.
+    Code is folded. Figures get a text for readers who do not see them, and their numbers below.
     """
     for key in ("input_path", "output_path"):
         executed.metadata.papermill.pop(key, None)
@@ -258,7 +258,7 @@ def _publishable(executed: nbformat.NotebookNode, folder: Path) -> nbformat.Note
 
 
 def _describe_figures(cell: nbformat.NotebookNode, folder: Path) -> None:
-    """Take the description out of a cell's figure (`figures.saved`); below it its chart and, folded, its numbers."""
+    """Move the description out of a cell's figure (`figures.saved`); its chart and, folded, its numbers go below."""
     for output in [each for each in cell.outputs if "image/svg+xml" in each.get("data", {})]:
         text, drawn = figures.description_of("".join(output.data["image/svg+xml"]))
         output.data["image/svg+xml"] = drawn
@@ -274,7 +274,7 @@ def _describe_figures(cell: nbformat.NotebookNode, folder: Path) -> None:
 
 
 def unlink_missing_files(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    """Turn the links of a notebook's prose to files that are not in `folder` into plain text."""
+    """Turn links in a notebook's prose to files that are not in `folder` into plain text."""
 
     def unlinked(link: re.Match[str]) -> str:
         return link[0] if (folder / link[2]).is_file() else f"{link[1]} (not made)"

@@ -1,8 +1,8 @@
-"""What an executed notebook was made from: if none of it has changed since, it need not be executed again.
+"""The inputs of an executed notebook: if none has changed, the notebook need not be executed again.
 
-That is its own text and parameters, the package and all that it needs, the records that there are, those of the
-benchmarks among them, and where public data lies. All this is looked at before anything is executed, but for the
-records of this machine: the executed notebooks make them.
+They are its own text and parameters, the package and all its dependencies, the existing records, including those of the
+benchmarks, and the location of public data. All inputs are read before anything is executed, except for the records of
+this machine, which the executed notebooks make.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ MEMORY = "made_from.json"  # among executed notebooks
 
 
 def origins(notebooks: Sequence[Path], values: Sequence[Mapping[str, Any]], requirements: Path) -> dict[str, str]:
-    """Return, by name of notebook, a fingerprint of what it would be made from now, this machine's records apart.
+    """Return, by name of notebook, a fingerprint of its current inputs, except this machine's records.
 
     Args:
         notebooks: their files.
-        values: those of all parameters of each.
-        requirements: the file that names all packages.
+        values: the values of all parameters of each.
+        requirements: the file that lists all packages.
     """
     code = [path for path in sorted(PACKAGE.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
     shared = {
@@ -42,25 +42,25 @@ def origins(notebooks: Sequence[Path], values: Sequence[Mapping[str, Any]], requ
 
 
 def with_records(made_from: Mapping[str, str]) -> dict[str, str]:
-    """Return what `origins` returned, with the records that this machine has by now taken in."""
+    """Return the result of `origins` with this machine's current records included."""
     records = _records(results_dir())
     return {name: fingerprint([origin, records]) for name, origin in made_from.items()}
 
 
 def remembered(folder: Path) -> dict[str, str]:
-    """Return what the executed notebooks in a folder were made from."""
+    """Return the inputs of the executed notebooks in a folder."""
     path = folder / MEMORY
     known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {name: origin for name, origin in known.items() if (folder / f"{name}.ipynb").is_file()}
 
 
 def remember(folder: Path, made_from: Mapping[str, str]) -> None:
-    """Note what executed notebooks were made from, for `remembered`."""
+    """Store the inputs of executed notebooks, for `remembered`."""
     write_json(folder / MEMORY, dict(made_from))
 
 
 def _records(folder: Path) -> list[tuple[str, str]]:
-    """Return the name and the contents of every record in a folder, however deep."""
+    """Return the name and the contents of every record in a folder, at any depth."""
     return [(path.name, _contents(path)) for path in sorted(folder.rglob("*.json"))]
 
 

@@ -1,4 +1,4 @@
-"""Whether the pages of a book hold together: every link leads somewhere, every picture is there, no script fails."""
+"""Checks of the book's pages: every link leads somewhere, every picture exists, no script fails."""
 
 import json
 import re
@@ -15,9 +15,9 @@ BROWSER_OPTIONS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--enable-logging=stderr", "--allow-file-access-from-files", "--virtual-time-budget=600000", "--dump-dom"),
 )
-SECONDS_PER_PAGE = 120  # that only a browser that hangs takes; a busy machine takes its time
+SECONDS_PER_PAGE = 120  # exceeded only by a browser that hangs, also on a busy machine
 PHONE = 390  # pixels
-# A page that shows every page in turn in a frame, waits until it has loaded, and looks at it.
+# A page that shows every page in turn in a frame, waits until it has loaded, and inspects it.
 _HOST = """<!doctype html><body><script>
 function problemsOf(page) {
   const width = page.documentElement.scrollWidth, empty = page.body.innerText.trim().length < 20;
@@ -38,7 +38,7 @@ const WIDTH = %d;
       frame.onload = loaded;
       frame.src = address;
       document.body.append(frame);
-      // The page will take over the empty frame's window. The browser does not say which messages are errors.
+      // The page replaces the empty frame's window. The browser does not say which messages are errors.
       frame.contentWindow.console.error = (...said) => console.log("PROBLEM " + said.map(String).join(" "));
     });
     await new Promise((resolve) => setTimeout(resolve, 100));
@@ -51,7 +51,7 @@ const WIDTH = %d;
 
 
 class _Page(HTMLParser):
-    """What a page links to, and the anchors that can be linked to in it."""
+    """The links of a page, and the anchors in it."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -68,7 +68,7 @@ class _Page(HTMLParser):
 
 
 def broken_links(html: Path) -> list[str]:
-    """Return the links, pictures and scripts of the pages under `html` that lead nowhere, with the page they are on.
+    """Return the links, pictures and scripts of the pages under `html` that lead nowhere, with their page.
 
     Addresses of other machines are not followed.
     """
@@ -105,10 +105,10 @@ def browser() -> str | None:
 
 
 def visit(program: str, html: Path, width: int = PHONE) -> list[str]:
-    """Open every page under `html` in one browser without a window; return what is wrong with them.
+    """Open every page under `html` in a browser without a window; return the problems.
 
-    That is: what their scripts report as errors, do not catch or could not load, pictures that show nothing, pages
-    without text, and pages wider than the screen, which has `width` pixels.
+    These are errors that scripts report or do not catch, files that they could not load, pictures that show nothing,
+    pages without text, and pages wider than the screen, which has `width` pixels.
     """
     html = html.resolve()
     pages = {path.as_uri(): str(path.relative_to(html)) for path in _pages(html)}

@@ -1,4 +1,4 @@
-"""Words of the glossary in the book's pages: the first of each on a page leads there, a hover says what it means."""
+"""Terms of the glossary in the book's pages: the first use of each on a page links to it, a hover text explains it."""
 
 import html
 import re
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 _ENTRY = re.compile(r'<dt id="(?P<id>term-[^"]+)">(?P<name>.*?)<a.*?</dt>\s*<dd>(?P<text>.*?)</dd>', re.DOTALL)
 _TAG = re.compile(r"<[^>]*>", re.DOTALL)
 _PARAGRAPH = re.compile(r"<p>.*?</p>", re.DOTALL)
-# What is no text of the page's own: links, code, equations, and tags themselves.
+# Parts that are not plain text of the page: links, code, equations, and the tags themselves.
 _CLOSED = re.compile(r"(<(?:a|code|span|em|strong)\b.*?</(?:a|code|span|em|strong)>|<[^>]*>)", re.DOTALL)
-WIDTHS = "W4A8"  # the entry that stands for all widths
-LONGEST = 200  # characters that a hover shows
+WIDTHS = "W4A8"  # the entry for all widths
+LONGEST = 200  # characters of a hover text
 
 
 def entries(glossary: str) -> dict[str, tuple[str, str]]:
-    """Return the entries of the glossary's page: name -> (anchor, what it says, as plain text)."""
+    """Return the entries of the glossary's page: name -> (anchor, its explanation as plain text)."""
     return {
         _TAG.sub("", found["name"]).strip(): (found["id"], " ".join(html.unescape(_TAG.sub("", found["text"])).split()))
         for found in _ENTRY.finditer(glossary)
@@ -22,7 +22,7 @@ def entries(glossary: str) -> dict[str, tuple[str, str]]:
 
 
 def explained(page: str, known: Mapping[str, tuple[str, str]], glossary: str) -> str:
-    """Return a page in whose paragraphs the first of each word of the glossary is a link to it with a hover text.
+    """Return a page in whose paragraphs the first use of each term is a link to the glossary with a hover text.
 
     Args:
         page: its HTML.

@@ -53,15 +53,17 @@ def check_free(path: Path, force: bool) -> None:
     raise FileExistsError(f"{path} exists; --force replaces it")
 
 
-def check_set(path: Path, force: bool) -> None:
-    """Check, before anything is computed, that a set of images can be written to `path`.
+def check_set(path: Path, force: bool, channels: int) -> None:
+    """Check, before anything is computed, that a set of images with so many channels can be written to `path`.
 
     Raises:
-        ValueError: no format of image sets has the ending of this name.
+        ValueError: no format of image sets has the ending of this name, or PNG files cannot hold these channels.
         FileExistsError: the file exists and may not be replaced, or the folder is not empty.
     """
     if path.suffix not in ("", ".npz", ".safetensors"):
         raise ValueError(f"--out must end in .safetensors or .npz, or be a folder without an ending, got {path}")
+    if not path.suffix and channels not in (1, 3):
+        raise ValueError(f"PNG files have 1 or 3 channels, the network's images have {channels}: name an .npz file")
     if path.is_dir():
         if any(path.iterdir()):
             raise FileExistsError(f"{path} is not empty: choose a new folder")

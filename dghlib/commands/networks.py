@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from tqdm import tqdm
 
 from dghlib import datasets, models
-from dghlib.choices import look_up
+from dghlib.choices import look_up, whole
 from dghlib.commands.files import check_set, checkpoint_of, claimed, export_room, needing
 from dghlib.commands.options import Device, Flag, Force, Images, Model, Preset, Real, Seed, Settings
 from dghlib.commands.settings import parse_settings
@@ -26,10 +26,10 @@ from dghlib.plans.parts import parse_bits
 from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel, in_float, presets_of
 from dghlib.quantizers.starting import LearningSettings
 from dghlib.running import processes
-from dghlib.running.copies import private_copy
+from dghlib.running.copies import output_for, private_copy
 from dghlib.storage import checkpoints
 from dghlib.storage.locks import claim
-from dghlib.storage.records import plain
+from dghlib.storage.records import plain, write_folder_atomically
 
 ENOUGH = 4  # images per class, with which no class should be missing
 
@@ -58,13 +58,14 @@ def generate(
     force: Force = False,
 ) -> None:
     """Make calibration images and write them; if several processes share the work, the first one writes."""
+    processes.check_device(device)
     module = look_up(GENERATORS, method, "generator")
     network = _model(model)
     config = look_up(module.PRESETS, preset, f"preset of {method}")
     config = dataclasses.replace(config, **parse_settings(config, settings))
     if compiled and method != "dgh":
         raise ValueError(f"--compile works only with dgh, not with {method}")
-    check_set(out, force)
+    check_set(out, force, network.image_shape[0])
     checkpoint = checkpoint_of(out)
     with processes.joined(device) as own_device, contextlib.ExitStack() as held:
         first = processes.rank() == 0
@@ -126,7 +127,7 @@ def quantize(
     *,
     images: Images = None,
     real: Real = None,
-    num_images: Annotated[int, Parameter(help="number of real images")] = 256,
+    num_images: Annotated[int, Parameter(converter=whole, help="number of real images")] = 256,
     seed: Seed = 0,
     method: Annotated[str, Parameter(help=f"one of: {', '.join(QUANTIZERS)}")] = "hptq",
     preset: Preset = "default",
@@ -137,6 +138,7 @@ def quantize(
     force: Force = False,
 ) -> None:
     """Quantize a network and write it."""
+    processes.check_device(device)
     if out.suffix == ".onnx":
         raise ValueError(
             f"`dgh quantize` writes the simulation to a .safetensors file, got --out {out}; "
@@ -201,7 +203,7 @@ def export(
     unsigned_weights: Annotated[
         Flag,
         Parameter(
-            help="write weights as unsigned bytes: right on x86 processors without VNNI, slower on those with it"
+            help="write weights as unsigned bytes: correct on x86 processors without VNNI, slower on those with VNNI"
         ),
     ] = False,
     force: Force = False,
@@ -221,9 +223,9 @@ def report(
     quantized: Annotated[Path, Parameter(help="a file that `dgh quantize` wrote")],
     images: Images = None,
     real: Real = None,
-    num_images: Annotated[int, Parameter(help="number of these images, generated or real")] = 32,
+    num_images: Annotated[int, Parameter(converter=whole, help="number of these images, generated or real")] = 32,
     seed: Seed = 0,
-    worst: Annotated[int, Parameter(help="number of rows to print")] = 12,
+    worst: Annotated[int, Parameter(converter=whole, help="number of rows to print")] = 12,
     out: Annotated[Path | None, Parameter(help="folder for all rows as CSV and for figures as SVG")] = None,
     force: Force = False,
 ) -> None:
@@ -246,11 +248,18 @@ def report(
             print(units.drop(columns="place").head(worst).to_string(float_format="%.2g"))
         if not out:
             return
-        out.mkdir(parents=True, exist_ok=True)
-        title = f"{network.name}, {integers.about['method']}"
-        figures.noise_profile(noise, title=title, save=str(out / "noise"))
-        if len(units):
-            figures.unit_profile(units, title=title, save=str(out / "units"))
+
+        def write(folder: Path) -> None:
+            folder.mkdir(exist_ok=True)
+            title = f"{network.name}, {integers.about['method']}"
+            figures.noise_profile(noise, title=title, save=str(folder / "noise"))
+            if len(units):
+                figures.unit_profile(units, title=title, save=str(folder / "units"))
+
+        if out.exists():
+            write(out)
+        else:
+            write_folder_atomically(out, write)
         print(f"\nAll rows, as tables and figures, are in {out}")
 
 
@@ -264,7 +273,7 @@ def evaluate(
     data: Annotated[
         str | None, Parameter(help="name of a data set, an .npz file or an image folder (default: the network's own)")
     ] = None,
-    num_images: Annotated[int | None, Parameter(help="size of the test set (default: all)")] = None,
+    num_images: Annotated[int | None, Parameter(converter=whole, help="size of the test set (default: all)")] = None,
     boxes: Annotated[
         Path | None, Parameter(help="file for the boxes that a detector finds, in COCO's results format")
     ] = None,
@@ -276,6 +285,7 @@ def evaluate(
     Raises:
         ValueError: boxes are asked for, but the network is not a detector.
     """
+    processes.check_device(device)
     network = _model(model)
     if network.task == "detection":
         with needing("detection"):
@@ -313,7 +323,8 @@ def _model(name: str) -> FloatModel:
     """Return a network of the package by name, or from the user's function `module:function` in the current folder.
 
     Raises:
-        ValueError: there is no such network, module or function, or the function does not return a FloatModel.
+        ValueError: there is no such network, module or function, the function does not return a FloatModel, or the
+            network fails on images of its own shape.
     """
     module, colon, function = name.partition(":")
     if not colon or module == "timm":
@@ -321,10 +332,12 @@ def _model(name: str) -> FloatModel:
     sys.path.insert(0, "")
     try:
         model = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot get a network from {name!r}: {error}") from error
+    except Exception as error:  # it is the user's code
+        raise ValueError(f"cannot get a network from {name!r}: {type(error).__name__}: {error}") from error
     if not isinstance(model, FloatModel):
         raise ValueError(f"{name} must return a dghlib.FloatModel, it returned {type(model).__name__}")
+    with torch.no_grad():  # what fails in there had better do it now
+        output_for(private_copy(model.net), torch.zeros(2, *model.image_shape))
     return model
 
 

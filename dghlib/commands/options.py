@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from dghlib import models
+from dghlib.choices import whole
 from dghlib.experiments.profiles import BUDGETS, PROFILES
 
 Model = Annotated[
@@ -21,7 +22,7 @@ Images = Annotated[Path | None, Parameter(help="a set of images that `dgh genera
 Real = Annotated[
     str | None, Parameter(help="instead of --images: the name of a data set, an .npz file or an image folder")
 ]
-Seed = Annotated[int, Parameter(help="seed for the choice of real images")]
+Seed = Annotated[int, Parameter(converter=whole, help="seed for the choice of real images")]
 Settings = Annotated[
     tuple[str, ...],
     Parameter(

@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from dghlib import datasets
-from dghlib.choices import look_up
+from dghlib.choices import look_up, whole
 from dghlib.commands.files import needing
 from dghlib.commands.options import Anew, Budget, Cluster, Device, Flag, Profile, Words
 from dghlib.experiments import run
@@ -20,6 +20,7 @@ from dghlib.experiments.recorded import ANEW_VARIABLE, RECORDED_VARIABLE
 from dghlib.generators import GENERATORS
 from dghlib.plans.catalogue import PLANS
 from dghlib.quantizers import QUANTIZERS
+from dghlib.running import processes
 from dghlib.storage import assets
 
 
@@ -29,7 +30,9 @@ def run_plan(
     *,
     profile: Profile = "shapes",
     budget: Budget = "quick",
-    seeds: Annotated[int | None, Parameter(help="number of repetitions (default: the budget's number)")] = None,
+    seeds: Annotated[
+        int | None, Parameter(converter=whole, help="number of repetitions (default: the budget's number)")
+    ] = None,
     models: Annotated[Words, Parameter(help="networks (default: all of the profile)")] = None,
     sources: Annotated[
         Words, Parameter(help=f"sources of images: {', '.join(GENERATORS)}, real (default: those of the plan)")
@@ -71,6 +74,7 @@ def _records(
         from dghlib.experiments.cluster import run_on_cluster
 
         return run_on_cluster(experiments, cluster, results=results, device=device)
+    processes.check_device(device)  # of a cluster's workers they alone know
     return run.run(experiments, results=results, device=device)
 
 

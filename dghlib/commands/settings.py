@@ -1,11 +1,11 @@
 """The settings of methods: read from NAME=VALUE words, with the types of their fields, and listed."""
 
 import dataclasses
+import inspect
 import re
 import types
 import typing
 from collections.abc import Sequence
-from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,10 +38,14 @@ def _fields(config: Any) -> list[dataclasses.Field]:
 
 
 def _meanings(config: type) -> dict[str, str]:
-    """Return the descriptions of settings from the section "Args:" of the docstrings, base classes included."""
+    """Return the descriptions of settings, base classes included, from "Args:" of docstrings or comments on fields."""
     found: dict[str, str] = {}
     for each in reversed(config.__mro__[:-1]):
-        listed = cleandoc(each.__doc__ or "").partition("Args:\n")[2]
+        listed = inspect.cleandoc(each.__doc__ or "").partition("Args:\n")[2]
+        for above, name, beside in re.findall(
+            r"^(?:    # (.*)\n)?    (\w+): [^#\n]*(?:# (.*))?$", inspect.getsource(each), flags=re.MULTILINE
+        ):
+            found |= {name: beside or above} if beside or above else {}
         for names, meaning in re.findall(r"^    (\w[\w, ]*): (.*(?:\n      .*)*)", listed, flags=re.MULTILINE):
             found |= dict.fromkeys(names.split(", "), " ".join(meaning.split()))
     return found

@@ -84,8 +84,8 @@ def _check(logits: Any, labels: Tensor, num_classes: int | None) -> None:
         raise ValueError(f"expected logits of shape ({len(labels)}, K), got {tuple(logits.shape)}")
     if num_classes not in (None, logits.shape[1]):
         raise ValueError(
-            f"the images have {num_classes} classes, but the network has {logits.shape[1]}: their labels are not the "
-            "network's. In folders, a class is the index of its folder in alphabetic order, so every class needs a "
+            f"the images have {num_classes} classes, but the network has {logits.shape[1]}: the labels are those of "
+            "other classes. In folders, a class is the index of its folder in alphabetic order, so every class needs a "
             "folder; an .npz file has the index of every label"
         )
     if wrong := int((~logits.isfinite()).any(dim=1).sum()):

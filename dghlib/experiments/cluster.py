@@ -11,8 +11,10 @@ once for each of them.
 """
 
 import importlib.util
+import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from dghlib.experiments.run import Record, Workshop, results_dir
 from dghlib.storage.records import code_version, fingerprint
 
 SECONDS_TO_CONNECT = 60
+_LIBRARIES = ("distributed", "tornado", "asyncio")
 
 
 class ClusterError(RuntimeError):
@@ -67,6 +70,8 @@ def _connect(address: str) -> Any:
 
     if address.endswith(".json"):
         _wait_for(Path(address))
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith(_LIBRARIES)]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a lost scheduler is reported once, as a ClusterError
     where = "scheduler_file" if address.endswith(".json") else "address"
     try:
         client = Client(**{where: address}, timeout=SECONDS_TO_CONNECT)
@@ -92,7 +97,11 @@ def _wait_for(scheduler_file: Path) -> None:
 
 
 def _compute_all(client: Any, experiments: list[Run], workshop: Workshop, device: str, progress: bool) -> None:
-    """Compute `experiments` and keep each record when it arrives; raise the first failure when all have ended."""
+    """Compute `experiments` and keep each record when it arrives; raise the first failure when all have ended.
+
+    Raises:
+        ClusterError: experiments failed, or the scheduler is lost; records that have arrived by then are kept.
+    """
     from distributed import as_completed
 
     tasks = _submit(client, experiments, device)
@@ -100,11 +109,20 @@ def _compute_all(client: Any, experiments: list[Run], workshop: Workshop, device
     with tqdm(total=len(tasks), desc="experiments", disable=not progress) as bar:
         for future in as_completed(list(tasks)):
             experiment = tasks.pop(future)
-            if future.status == "finished":
-                workshop.keep(experiment, future.result())
-            else:
-                failures.append(f"{experiment.title}: {future.exception()}")
-            bar.set_postfix_str(f"{experiment.title}, {client.scheduler_info(n_workers=0)['n_workers']} workers")
+            try:
+                if future.status == "finished":
+                    workshop.keep(experiment, future.result())
+                elif error := future.exception():
+                    failures.append(f"{experiment.title}: {error}")
+                else:
+                    raise CancelledError
+                workers = client.scheduler_info(n_workers=0)["n_workers"]
+            except (CancelledError, KeyError, OSError) as error:
+                raise ClusterError(
+                    f"the cluster's scheduler is lost, with {len(tasks) + 1} of {len(experiments)} experiments: start "
+                    "it again and give the same command, which computes what has no record"
+                ) from error
+            bar.set_postfix_str(f"{experiment.title}, {workers} workers")
             bar.update()
     if failures:
         listed = "\n  ".join(failures)

@@ -1,7 +1,7 @@
 """Curved activation functions in files: the same codes for every runtime, whatever the last bits of its functions.
 
 If the input and the result of a SiLU lie on grids, the function is a table of at most 256 codes. A runtime computes it
-in float, and the last bits of its exponential differ from torch's. Among 256 results one may lie so close to the
+in float, and the last bits of its exponential differ from those of torch. Among 256 results one may lie so close to the
 midpoint of 2 codes that these bits decide, and every pixel with that code then differs. In this case, the function
 reads its input with a step size that is changed by less than 1/4000: the table is that of the simulation, and no result
 is close to a midpoint any more. This costs no time.

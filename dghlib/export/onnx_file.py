@@ -40,8 +40,8 @@ def export_onnx(
     """Write a network to an ONNX file (opset 21), in float or quantized; return the model.
 
     Input "images": float32 (batch, C, H, W), normalised as the library's images are; the mean and the standard
-    deviation are in the file's metadata. Outputs: the network's, float32. If the network returns a dictionary, as
-    detectors do, the metadata's "outputs" has the name in the file for each key.
+    deviation are in the file's metadata. Outputs: those of the network, float32. If the network returns a dictionary,
+    as detectors do, the metadata's "outputs" has the name in the file for each key.
 
     Args:
         path: the file; an existing file is replaced when the new one is complete.

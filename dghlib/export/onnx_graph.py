@@ -115,9 +115,10 @@ _ALIASES = {
 _NO_SETTINGS = ("input", "tensors", "inplace", "_stacklevel")
 
 
-def pair(value: Any) -> list[int]:
-    """Return a size in torch's form, 1 number or 2, as a list of 2."""
-    return [int(value)] * 2 if isinstance(value, int) else [int(part) for part in value]
+def sizes(value: Any, count: int) -> list[int]:
+    """Return a size as torch has it, one number for all axes or one for each, as a list of `count` numbers."""
+    given = [int(value)] if isinstance(value, int) else [int(part) for part in value]
+    return given * (count // len(given))
 
 
 def batched(node: fx.Node) -> list[int]:

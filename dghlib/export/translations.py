@@ -49,6 +49,7 @@ from dghlib.export.movements import (
 )
 from dghlib.export.norms import channel_affine, group_norm, matrix_product
 from dghlib.export.onnx_graph import OnnxGraph, Translation, UnsupportedOperation
+from dghlib.export.patches import from_patches, patches
 from dghlib.export.reductions import adaptive_pooling, mean, pooling, softmax
 from dghlib.export.resizing import interpolate, pixel_shuffle, pixel_unshuffle
 from dghlib.quantizers.layers import QuantizedLayer
@@ -88,8 +89,8 @@ _TRANSLATIONS: dict[Translation, tuple[Any, ...]] = {
     arithmetic("Sub"): (operator.sub, torch.sub, "sub"),
     arithmetic("Mul"): (operator.mul, torch.mul, "mul"),
     arithmetic("Div"): (operator.truediv, torch.div, "div"),
-    pooling("MaxPool"): (nn.MaxPool2d, F.max_pool2d),
-    pooling("AveragePool"): (nn.AvgPool2d, F.avg_pool2d),
+    pooling("MaxPool"): (nn.MaxPool1d, F.max_pool1d, nn.MaxPool2d, F.max_pool2d),
+    pooling("AveragePool"): (nn.AvgPool1d, F.avg_pool1d, nn.AvgPool2d, F.avg_pool2d),
     adaptive_pooling("AveragePool"): (nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d),
     adaptive_pooling("MaxPool"): (nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d),
     mean: (torch.mean, "mean"),
@@ -98,12 +99,14 @@ _TRANSLATIONS: dict[Translation, tuple[Any, ...]] = {
     softmax("LogSoftmax"): (nn.LogSoftmax, F.log_softmax, torch.log_softmax, "log_softmax"),
     reshape: tuple(RESHAPES),
     permute: (torch.permute, "permute"),
-    transpose: (torch.transpose, "transpose"),
+    transpose: (torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.swapdims, "swapdims"),
     concatenate: (torch.cat, torch.concat),
     split: (torch.chunk, "chunk", torch.split, "split"),
     pick: (operator.getitem,),
     pad: (F.pad, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
     interpolate: (F.interpolate, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
+    patches: (nn.Unfold, F.unfold),
+    from_patches: (nn.Fold, F.fold),
     pixel_shuffle: (nn.PixelShuffle, F.pixel_shuffle),
     pixel_unshuffle: (nn.PixelUnshuffle, F.pixel_unshuffle),
     channel_shuffle: (nn.ChannelShuffle, F.channel_shuffle),

@@ -10,8 +10,8 @@ the settings in the authors' code at commit 2413af1; written from these descript
 Differences from the paper:
  1. Classes are drawn at random; the authors' script has a list of 42 classes of ImageNet.
  2. The competition has the weight of the paper's text, 1 - JS. The student is not trained here; the caller may train it
-    between runs. The divergence is the paper's, of each network from their mean; in the code, and in the preset "adi",
-    it is that of the mean from each network (`divergence`).
+    between runs. The divergence is that of the paper, of each network from their mean; in the code, and in the preset
+    "adi", it is that of the mean from each network (`divergence`).
 
 Differences from the authors' code:
  1. The code has several settings for ImageNet, and a command in its description has others. By default images have the
@@ -59,18 +59,18 @@ class Config:
     The norm of the variation is that of a whole batch, so its weight belongs to the batch size.
     """
 
-    num_images: int = 1024
+    num_images: int = 1024  # images to make
     batch_size: int = 84  # images that match the statistics together
     steps: int = 2000  # of each batch
-    learning_rate: float = 0.2
-    seed: int = 0
+    learning_rate: float = 0.2  # of the images, at its peak
+    seed: int = 0  # of all random numbers
 
-    batch_norm_weight: float = 0.01
+    batch_norm_weight: float = 0.01  # of the batch-norm statistics (alpha)
     first_layer_factor: float = 10.0  # weight of the first batch norm relative to the others
-    variation_weight: float = 1e-4
-    size_weight: float = 1e-5
+    variation_weight: float = 1e-4  # of the total variation
+    size_weight: float = 1e-5  # of the norm of the images
     jitter: int | None = None  # largest shift in pixels; None: 30 at 224 pixels, in proportion
-    flip: bool = True
+    flip: bool = True  # whether images are mirrored at random
     competition_weight: float = 0.0  # ADI; 0.2 in the paper. It needs a student
     divergence: str = added_later("from middle")  # ADI: of the networks "from middle", or "of middle" from them
 

@@ -43,7 +43,7 @@ no half precision.
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -91,15 +91,15 @@ class Config:
     `scope`, `preprocessing` and `output_stretching` are the 3 parts of DGH in the paper (Table 4).
     """
 
-    num_images: int = 1024
+    num_images: int = 1024  # images to make
     batch_size: int = 128  # images that are optimized together; does not affect the matching if scope is None
     steps: int = 1000  # sweeps over all batches
-    learning_rate: float = 16.0
-    seed: int = 0
+    learning_rate: float = 16.0  # of the images, at the start
+    seed: int = 0  # of all random numbers
 
     scope: int | None = None  # images whose statistics are matched together; None: all images (Eq. 4)
-    spread: Spread = "std"
-    reduction: Reduction = "mean"
+    spread: Spread = "std"  # the second statistic that is compared: "std" or "variance"
+    reduction: Reduction = "mean"  # of squared differences over channels and layers: "mean" or "sum"
     relative: bool = added_later(True, before=False)  # distances in units of the spread of their layer
     match_pixels: bool = False  # the image itself as an additional layer, with mean 0 and variance 1
     second_forward: bool = False  # measure a batch again after its step (Algorithm 1, lines 17 to 19)
@@ -109,7 +109,7 @@ class Config:
     extra_pixels: int | None = None  # by how many pixels images are larger than the crop; None: 1/7, even
     clip: bool = True  # to the range of 8-bit pixels, with straight-through gradients
 
-    output_stretching: bool = True
+    output_stretching: bool = True  # reward wide outputs
     # norm of the reward's gradient, as a share of the matching gradient's, at the last step; None: `output_weight`
     output_share: float | None = added_later(0.4, before=None)
     output_weight: float = 1e-5  # lambda if output_share is None
@@ -195,6 +195,7 @@ def generate(
             raise FileNotFoundError(f"{folder}, the images of {checkpoint}, is missing; delete that file to begin anew")
         run = _Run(model, config, device, folder)
         memory.check_batch(f"DGH on {model.name}", run.bytes_per_image(), max(run.sizes), device)
+        run.make_room()
         if state is not None:
             run.restore(state)
         else:
@@ -246,14 +247,24 @@ class _Run:
 
         self.sizes = [len(part) for part in torch.arange(config.num_images).split(config.batch_size)]
         self.own = range(processes.rank(), len(self.sizes), processes.count())
-        shape = _image_shape(model, config)
-        self.images, self.gradients, self.squares = (
-            self._values(name, shape) for name in ("images", "gradients", "squares")
-        )
         self.weighed_every = min(10, max(1, config.steps // 8))  # sweeps between computations of lambda
         self.output_weight = 0.0 if config.output_share is not None else config.output_weight
         self.schedule = PlateauWithReset(config.learning_rate, patience=max(1, config.steps // 50))
         self.banks = self._banks()
+
+    def make_room(self) -> None:
+        """Make room for images and the averages of their gradients: those of an earlier run, or zeros."""
+        begun, shape = self.folder is not None and self.folder.exists(), _image_shape(self.model, self.config)
+        try:
+            self.images, self.gradients, self.squares = (
+                self._values(name, shape) for name in ("images", "gradients", "squares")
+            )
+        except OSError:
+            if self.folder is not None and not begun:
+                shutil.rmtree(self.folder)
+                with suppress(OSError):  # other processes' are in there
+                    self.folder.parent.rmdir()
+            raise
 
     def _values(self, name: str, shape: Sequence[int]) -> BatchedValues:
         """Return space for values of all images of this process's batches."""

@@ -49,14 +49,14 @@ STEPS, PATIENCE = 4000, 100
 class Config:
     """Settings of one run; the defaults are the authors'."""
 
-    num_images: int = 1024
+    num_images: int = 1024  # images to make
     batch_size: int = 128  # images that share a generator network and match the statistics together
     steps: int = STEPS  # of each batch
     learning_rate: float = 0.01  # of the generator network
-    latent_learning_rate: float = 0.1
-    latent_size: int = 256
+    latent_learning_rate: float = 0.1  # of the latent vectors, at the start
+    latent_size: int = 256  # values of a latent vector
     swing: bool = True  # shift the inputs of strided convolutions
-    seed: int = 0
+    seed: int = 0  # of all random numbers
 
     scaled_schedule: bool = added_later(True, before=False)  # scale PATIENCE from STEPS to the steps of the run
 

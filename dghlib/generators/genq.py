@@ -69,26 +69,26 @@ PROMPT = "A photo of a {adjective} {name}"  # Eq. 4
 class Config:
     """Settings of a run; the defaults are for the embedded pipeline; those of the preset "paper" are the authors'."""
 
-    num_images: int = 1024
+    num_images: int = 1024  # images to make
     batch_size: int = 32  # images that the pipeline makes at once
-    seed: int = 0
+    seed: int = 0  # of all random numbers
 
     pipeline: str = "shapes"  # the embedded pipeline, a folder, or a name on the hub
     revision: str | None = None  # of a pipeline on the hub
-    denoising_steps: int = 20
+    denoising_steps: int = 20  # of the pipeline, for each image
     guidance: float = 2.0  # 1 means no guidance
     scheduler: str | None = None  # a scheduler class of diffusers; None: the pipeline's own
     size: int | None = None  # pixels of the images of a text-to-image pipeline; None: the pipeline's own
-    precision: Precision = "float32"
+    precision: Precision = "float32"  # of the pipeline; float16 needs a GPU
     offload: Offload = "none"  # keep on the GPU only the part of the pipeline that runs
 
     class_names: tuple[str, ...] | None = None  # of the network, in order; the embedded pipeline knows them
-    prompt: str = PROMPT
+    prompt: str = PROMPT  # of a text-to-image pipeline; {name} is the class, {adjective} a random one
     token: str | None = None  # file written by textual_inversion, for {token} in the prompt
 
     oversampling: float = 2.0  # images made for each image that is kept
     energy_share: float = 0.5  # share of the discarded images that the first filter discards
-    second_stage: SecondStage = "auto"
+    second_stage: SecondStage = "auto"  # "batch_norm", "patch_similarity", "none", or "auto" to choose by the network
     temperature: float = 1.0  # of the energy
 
     weights: str = field(init=False)  # a hash of the pipeline's folder and of the token's file

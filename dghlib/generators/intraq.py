@@ -55,11 +55,11 @@ STEPS, PATIENCE = 1000, 50  # the authors': steps of a run, and steps of a plate
 class Config:
     """Settings of one run; the defaults are the authors' for CIFAR-10."""
 
-    num_images: int = 5120
+    num_images: int = 5120  # images to make
     batch_size: int = 256  # images that match the statistics together; class centres are those of earlier batches
     steps: int = STEPS  # of each batch
-    learning_rate: float = 0.5
-    seed: int = 0
+    learning_rate: float = 0.5  # of the images, at the start
+    seed: int = 0  # of all random numbers
 
     crop_area: float = 0.5  # LOR: smallest share of an image in a crop (eta); 1 leaves only flips
     soft_target: float = 0.95  # SIL: smallest target for the probability of the class (epsilon); 1: always 1

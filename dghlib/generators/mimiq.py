@@ -49,15 +49,15 @@ _C1, _C2 = 0.01**2, 0.03**2  # of structural similarity, for maps from 0 to 1
 class Config:
     """Settings of a run; the defaults are the authors', except for the number of images."""
 
-    num_images: int = 32
-    batch_size: int = 32
+    num_images: int = 32  # images to make
+    batch_size: int = 32  # images that are optimized together
     steps: int = 2000  # of each batch
-    learning_rate: float = 0.1
-    seed: int = 0
+    learning_rate: float = 0.1  # of the images, at the start
+    seed: int = 0  # of all random numbers
 
-    similarity_weight: float = 1.0
-    class_weight: float = 1.0
-    variation_weight: float = 2.5e-5
+    similarity_weight: float = 1.0  # of the similarity of heads
+    class_weight: float = 1.0  # of the cross-entropy
+    variation_weight: float = 2.5e-5  # of the total variation
     class_tokens: int | None = None  # before the patches; None: the tokens in excess of a square
 
     def __post_init__(self) -> None:
@@ -136,7 +136,7 @@ def _check_attention(model: FloatModel, net: nn.Module, image: Tensor, config: C
         net(image)
     if not patch_scores(attention.scores, config.class_tokens):
         raise NoAttention(
-            f"MimiQ compares what the heads of an attention look at, and {model.name} ({type(model.net).__name__}) has "
+            f"MimiQ compares the scores of an attention's heads, and {model.name} ({type(model.net).__name__}) has "
             "no attention of two heads or more between patches; for networks with batch norm there are DGH, GENIE and "
             "others"
         )

@@ -23,8 +23,8 @@ VERSION = 1
 class Config:
     """The number of images, and their seed."""
 
-    num_images: int = 1024
-    seed: int = 0
+    num_images: int = 1024  # images to make
+    seed: int = 0  # of all random numbers
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -164,7 +164,7 @@ def class_ids(pipeline: Pipeline, num_classes: int, class_names: Sequence[str] |
     if count != num_classes:
         raise ValueError(
             f"the pipeline makes images of {count} classes, the network tells {num_classes} apart: "
-            "name the network's with class_names, or use a pipeline for them"
+            "name the network's classes with class_names, or use a pipeline for them"
         )
     return list(range(num_classes))
 

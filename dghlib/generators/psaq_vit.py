@@ -49,14 +49,14 @@ VARIATION_VALUES = 32 * 3 * 224 * 224
 class Config:
     """Settings of one run; the defaults are the authors' for DeiT."""
 
-    num_images: int = 32
-    batch_size: int = 32
+    num_images: int = 32  # images to make
+    batch_size: int = 32  # images that are optimized together
     steps: int = 1000  # of each batch, in 2 halves: the learning rate starts again, and shifts are twice as large
-    learning_rate: float = 0.2
-    seed: int = 0
+    learning_rate: float = 0.2  # of the images, at its peak
+    seed: int = 0  # of all random numbers
 
-    class_weight: float = 1.0
-    variation_weight: float = 0.05
+    class_weight: float = 1.0  # of the cross-entropy
+    variation_weight: float = 0.05  # of the distance of the total variation from its target
     class_tokens: int | None = None  # before the patches; None: the tokens in excess of a square
 
     def __post_init__(self) -> None:

@@ -45,11 +45,11 @@ BATCH_NORM_WEIGHT = 0.1  # of the batch-norm distance relative to the cross-entr
 class Config:
     """Settings of one run; the defaults are the authors' for CIFAR-10: 80 000 updates with 200 images each."""
 
-    num_images: int = 1024
-    batch_size: int = 200
+    num_images: int = 1024  # images to make
+    batch_size: int = 200  # images of an update
     steps: int = 13_333  # updates of the generator network for each batch of images that is drawn from it
     learning_rate: float = 1e-3  # falls to 1/10 after each of the first 3 quarters
-    seed: int = 0
+    seed: int = 0  # of all random numbers
 
     superposed: float = 0.4  # share of mixtures among the images (p)
     mixed_classes: int = 2  # classes in a mixture (K)

@@ -118,8 +118,15 @@ def run_tasks(
 
 
 def _checked_step(task: Task, title: str, step: int) -> dict[str, float]:
-    with told_when_out(title):
-        terms = task.step()
+    try:
+        with told_when_out(title):
+            terms = task.step()
+    except RuntimeError as error:
+        if "without overflow" not in str(error):  # torch's word for a number that is too large for float32
+            raise
+        raise FloatingPointError(
+            f"the step of {title} overflows after {step} steps; lower the learning rate"
+        ) from error
     if not abs(sum(terms.values())) < float("inf"):
         raise FloatingPointError(f"the loss of {title} is {terms} after {step} steps; lower the learning rate")
     return terms

@@ -46,7 +46,7 @@ ENCODED_AT_ONCE = 8  # images per pass
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of a run; steps and initial word are the paper's."""
+    """Settings of a run; steps and initial word are those of the paper."""
 
     pipeline: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # a folder, or a name on the hub
     revision: str | None = None  # of a pipeline on the hub

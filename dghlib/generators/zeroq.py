@@ -39,11 +39,11 @@ STEPS, PATIENCE = 500, 100  # the authors': steps of a run, and steps of a plate
 class Config:
     """Settings of one run; the defaults are the authors'."""
 
-    num_images: int = 1024
+    num_images: int = 1024  # images to make
     batch_size: int = 64  # images that are computed together; they share only the learning rate
-    steps: int = STEPS
-    learning_rate: float = 0.5
-    seed: int = 0
+    steps: int = STEPS  # of each image
+    learning_rate: float = 0.5  # of the images, at the start
+    seed: int = 0  # of all random numbers
 
     scaled_schedule: bool = added_later(True, before=False)  # scale PATIENCE from STEPS to the steps of the run
 

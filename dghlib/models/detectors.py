@@ -60,7 +60,7 @@ class DetectorNet(nn.Module):
 
 
 class _InPlaceOfBackbone(nn.Module):
-    """Runs a whole network, keeps its outputs to replace the head's, and returns maps that have only their sizes."""
+    """Runs a whole network, keeps its outputs for those of the head, and returns maps with only their sizes."""
 
     def __init__(self, net: nn.Module, backbone: nn.Module):
         super().__init__()
@@ -126,8 +126,8 @@ def scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 def detector_of(model: FloatModel, net: nn.Module) -> nn.Module:
     """Return a detector of images from 0 to 1, a list of (3, H, W), that uses `net` instead of `model.net`.
 
-    It returns, for every image, the same as torchvision's: `boxes` (n, 4) as x1, y1, x2, y2 in pixels, `labels`,
-    `scores`.
+    For every image it returns, as torchvision's detectors do, `boxes` (n, 4) as x1, y1, x2, y2 in pixels, `labels`
+    and `scores`.
 
     Raises:
         TypeError: the model is not a detector, or its outputs cannot be decoded.
@@ -139,7 +139,8 @@ def detector_of(model: FloatModel, net: nn.Module) -> nn.Module:
     if not isinstance(model.net, DetectorNet):
         raise TypeError(
             f"the outputs of {model.name} cannot be decoded into boxes: give {type(model.net).__name__} a method "
-            "boxes_of(outputs, sizes), see dghlib.models.detectors.Decoding; or wrap torchvision's in DetectorNet"
+            "boxes_of(outputs, sizes), see dghlib.models.detectors.Decoding; or wrap a detector of torchvision in "
+            "DetectorNet"
         )
     detector = copy.copy(model.net.detector)
     detector._modules = dict(detector._modules)

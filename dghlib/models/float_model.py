@@ -37,6 +37,8 @@ class FloatModel:
     task: str = "classification"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.net, nn.Module):
+            raise TypeError(f"{self.name}: net must be a torch.nn.Module, got {self.net!r}")
         if len(self.image_shape) != 3 or not all(isinstance(size, int) and size > 0 for size in self.image_shape):
             raise ValueError(
                 f"{self.name}: image_shape must be (C, H, W), three positive numbers, got {self.image_shape}"

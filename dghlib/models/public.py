@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from dghlib.models.classifiers import BasicBlock, MobileNetV2, ResidualNet
 from dghlib.models.float_model import FloatModel
@@ -98,7 +99,15 @@ def published(name: str) -> Iterator[Any]:
     path = assets.locate(name)
     again = f"delete it, and `dgh data {assets.manifests()[name].profile}` downloads it again"
     with reading(path, f"the checkpoint of {name}", again):
-        yield torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        _check_finite(checkpoint)
+        yield checkpoint
+
+
+def _check_finite(checkpoint: Any) -> None:
+    for tensor in tree_leaves(checkpoint):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError("it holds NaN or infinity")
 
 
 def _our_resnet_key(key: str) -> str:

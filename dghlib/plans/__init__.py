@@ -1,1 +1,1 @@
-"""Plans: which runs a table or a figure is made of."""
+"""Plans: the runs of which a table or a figure consists."""

@@ -10,7 +10,7 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "table2": methods.table2,
     "table3": methods.table3,
     "table4": papers.table4,
-    "table4_in_full": papers.table4,  # a name of its own for the runs that have the paper's own budget
+    "table4_in_full": papers.table4,  # another name for the runs with the paper's own budget
     "table5": papers.table5,
     "figure1": papers.figure1,
     "figure2": observations.figure2,

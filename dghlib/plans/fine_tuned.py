@@ -1,12 +1,14 @@
 """Plans of the papers that fine-tune: GenQ's Table 3, GENIE's Table A2, and the tables of IntraQ's family."""
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 
 from dghlib.experiments.experiment import REAL, Experiment
+from dghlib.experiments.profiles import budget_of
 from dghlib.plans.methods import quantizers
 from dghlib.plans.papers import PARTS_OF_A_SET, samples, spared
-from dghlib.plans.parts import drawn_sources
+from dghlib.plans.parts import drawn_sources, networks_of, without_images
 
 
 def genq_table3(
@@ -19,7 +21,7 @@ def genq_table3(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return GenQ's Table 3: fine-tuning with the ends spared, and the reconstruction that it begins with."""
+    """Return GenQ's Table 3: fine-tuning with the ends spared, and the reconstruction from which it starts."""
     chosen = sources or (*drawn_sources(profile), "dgh", REAL)
     return spared(profile, budget, bits=bits, methods=methods, sources=chosen, seeds=seeds, models=models)
 
@@ -40,7 +42,18 @@ def intraq_table3(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return IntraQ's Table 3, and those of AIT and SynQ: min-max grids, every layer alike."""
-    return quantizers(
-        profile, budget, bits=bits, methods=methods, policies=["full"], sources=sources, seeds=seeds, models=models
-    )
+    """Return IntraQ's Table 3, and those of AIT and SynQ: min-max grids, the same width for every layer.
+
+    SQuant, which has neither images nor steps, is a row of IntraQ's table; here it quantizes the same tensors.
+    """
+    spend = budget_of(profile, budget)
+    without = [
+        without_images(profile, model, width, spend, "squant", placement="relu_only")
+        for model, width in itertools.product(networks_of(profile, models), bits)
+    ]
+    return [
+        *quantizers(
+            profile, budget, bits=bits, methods=methods, policies=["full"], sources=sources, seeds=seeds, models=models
+        ),
+        *without,
+    ]

@@ -1,7 +1,7 @@
-"""Plans: which runs a table or a figure is made of.
+"""Plans: the runs of which a table or a figure consists.
 
-A plan is a function that returns a list of experiments, or of observations; `run.run` computes those that have no
-record yet. Plans overlap freely: a run that two plans share is computed once.
+A plan is a function that returns a list of experiments, or of observations; `run.run` computes those without a record.
+Plans may overlap: a run that 2 plans share is computed once.
 """
 
 import itertools
@@ -42,8 +42,8 @@ def table2(
 ) -> list[Experiment]:
     """Return DGH's Table 2: every network of a profile, HPTQ with every tensor quantized, images of every source.
 
-    The paper prints W8A8; lower widths tell the sources further apart. `seeds` and `models` default to the budget's
-    and to all of the profile.
+    The paper prints W8A8; at lower widths the sources differ more. `seeds` and `models` default to the number of the
+    budget and to all networks of the profile.
     """
     spend = budget_of(profile, budget)
     experiments = []
@@ -63,11 +63,11 @@ def sources(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return `table2` with every source of images that there is for the profile."""
+    """Return `table2` with every source of images that the profile allows."""
     return table2(profile, budget, sources=every_source(profile), seeds=seeds, models=models)
 
 
-# How Table 3 quantizes detectors: the paper prints AdaRound at W4A8, the rest is ours.
+# The quantizers of Table 3 for detectors: the paper prints AdaRound at W4A8, the rest is ours.
 DETECTOR_WIDTHS: Mapping[str, Sequence[str]] = MappingProxyType({"hptq": ("W8A8",), "adaround": ("W4A8",)})
 # The same on photographs, where sources differ more.
 PHOTOGRAPHS_WIDTHS: Mapping[str, Sequence[str]] = MappingProxyType(
@@ -86,8 +86,8 @@ def table3(
 ) -> list[Experiment]:
     """Return DGH's Table 3: every detector of a profile, quantized with 32 images of every source.
 
-    `quantized` has the widths of every quantizer, `detector_widths` for None. Seeds come first, so that a run that is
-    stopped has whole repetitions; in each the quantizer that does not learn, and is quick, comes first.
+    `quantized` has the widths of every quantizer, or None for `detector_widths`. Seeds come first, so that a run that
+    is stopped has complete repetitions; in each repetition the fast quantizer, which does not learn, comes first.
 
     Raises:
         UnknownName: the profile has no detectors.
@@ -105,22 +105,22 @@ def table3(
     return experiments
 
 
-# A detector with batch norms in its head beside itself without, by the quantizer that is quick.
+# A detector with batch norms in its head, and the same without, with the fast quantizer.
 folded_head = partial(table3, quantized={"hptq": ("W8A8", "W4A8")})
 
 
 def detector_widths(profile: str) -> Mapping[str, Sequence[str]]:
-    """Return the widths at which Table 3 has each quantizer for the detectors of a profile."""
+    """Return the widths of each quantizer in Table 3 for the detectors of a profile."""
     return PHOTOGRAPHS_WIDTHS if profile == "coco_lite" else DETECTOR_WIDTHS
 
 
-# All that the paper prints otherwise than its code has it: variances, sums, the square, a second pass, no clipping.
+# All differences of the printed method from its code: variances, sums, the square, a second pass, no clipping.
 AS_PRINTED: Mapping[str, Any] = MappingProxyType(
     {name: value for name, value in asdict(dgh.PRESETS["paper"]).items() if value != getattr(dgh.Config(), name)}
 )
 
-# One change each, beside a fixed lambda: what the paper leaves open, and what it prints otherwise than its code. The
-# sum over channels and layers is larger than their mean by about a hundred, and so is lambda there.
+# One change each from a fixed lambda: settings that the paper leaves open, or prints differently from its code. The sum
+# over channels and layers is about 100 times as large as their mean, and so is lambda there.
 DGH_VARIANTS: tuple[Mapping[str, Any], ...] = (
     {},
     {"second_forward": True},
@@ -143,21 +143,21 @@ def dgh_settings(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return the experiment behind DGH's other defaults: images of each of `DGH_VARIANTS`, and real ones.
+    """Return the experiment behind DGH's other defaults: images of each of `DGH_VARIANTS`, and real images.
 
-    Quantized as in `output_weights`, and with lambda fixed.
+    Quantized as in `output_weights`, and with a fixed lambda.
     """
     return _of_settings(profile, budget, [{**FIXED_WEIGHT, **changed} for changed in DGH_VARIANTS], seeds, models)
 
 
-# Candidates for lambda, from the widest outputs to none that are asked for.
+# Candidates for lambda, from the widest outputs to no reward.
 OUTPUT_WEIGHTS: tuple[dict[str, Any], ...] = (
     {"output_weight": 1e-4},
     {"output_weight": 3e-5},
     {"output_weight": 1e-5},
     {"output_stretching": False},
 )
-# Shares of the reward's gradient in that of matching, at the last step.
+# Shares of the reward's gradient relative to the matching gradient, at the last step.
 OUTPUT_SHARES = (0.1, 0.2, 0.4, 0.8)
 
 
@@ -168,7 +168,7 @@ def output_weights(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return the experiment on a fixed lambda of DGH: images of each of `OUTPUT_WEIGHTS`, and real ones."""
+    """Return the experiment on a fixed lambda of DGH: images of each of `OUTPUT_WEIGHTS`, and real images."""
     return _of_settings(profile, budget, [{**FIXED_WEIGHT, **changed} for changed in OUTPUT_WEIGHTS], seeds, models)
 
 
@@ -179,10 +179,10 @@ def output_shares(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return the experiment that settled DGH's loss: images of `OUTPUT_SHARES`, of other losses, real ones.
+    """Return the experiment for the choice of DGH's loss: images of `OUTPUT_SHARES`, of other losses, and real images.
 
-    The others match statistics as they are, in the place of units of their layers, and have a fixed lambda there.
-    Quantized with every tensor on the grids of HPTQ, at three widths, since a default has to hold at each.
+    The other losses match statistics as they are, instead of in units of their layers, and one has a fixed lambda.
+    Every tensor is quantized with HPTQ, at 3 widths, because a default has to be suitable for each.
     """
     spend = budget_of(profile, budget)
     losses: list[dict[str, Any]] = [{"output_share": share} for share in OUTPUT_SHARES]
@@ -198,9 +198,9 @@ def _of_settings(
     seeds: int | None,
     models: Sequence[str] | None,
 ) -> list[Experiment]:
-    """Return experiments on DGH images of each of `settings`, and real ones, everything quantized.
+    """Return experiments on DGH images of each of `settings`, and real images, everything quantized.
 
-    HPTQ at W4A4 chooses ranges alone, BRECQ at W2A4 learns from the images.
+    HPTQ at W4A4 only chooses ranges; BRECQ at W2A4 learns from the images.
     """
     spend = budget_of(profile, budget)
     variants = [*(("dgh", changed) for changed in settings), (REAL, {})]
@@ -226,8 +226,8 @@ def quantizers(
 ) -> list[Experiment]:
     """Return several quantizers on every network of a profile, with everything quantized and with the ends spared.
 
-    Seeds come first, so that a run that is stopped has whole repetitions. `settings` are of the quantizers' Configs,
-    for instance `placement="every_tensor"`.
+    Seeds come first, so that a run that is stopped has complete repetitions. `settings` belong to the quantizers'
+    Configs, for instance `placement="every_tensor"`.
     """
     spend = budget_of(profile, budget)
     names = networks_of(profile, models)
@@ -249,7 +249,7 @@ def like_for_like(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return every quantizer with every tensor quantized, as an integer runtime has it, whatever its authors spare."""
+    """Return every quantizer with every tensor quantized, as an integer runtime needs, whatever its authors spare."""
     return quantizers(
         profile,
         budget,
@@ -262,9 +262,9 @@ def like_for_like(
     )
 
 
-# Ways without images, by what differs from a method's defaults: rounding to the nearest first, as what others add to.
+# Methods without images, by the differences from a method's defaults: rounding to the nearest first, as the baseline.
 WITHOUT: tuple[tuple[str, dict[str, Any]], ...] = (("squant", {"flips": "none"}), ("squant", {}), ("dfq", {}))
-# With a grid for a whole layer, which is where scales across layers and split channels count. OCS is for weights alone.
+# With a grid for a whole layer, where scales across layers and split channels matter. OCS is only for weights.
 WITH_ONE_GRID: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dfq", {"one_grid": True, "equalize": False}),
     ("dfq", {"one_grid": True}),
@@ -287,10 +287,10 @@ def no_images(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return every network quantized without images, and at eight and four bits HPTQ and BRECQ with images.
+    """Return every network quantized without images, and at 8 and 4 bits HPTQ and BRECQ with images.
 
-    Everything is quantized. Without images nothing is drawn, so there is one repetition. One grid for a whole layer is
-    asked for at eight bits, and with weights alone at four.
+    Everything is quantized. Without images nothing is random, so there is a single repetition. One grid for a whole
+    layer is used at 8 bits, and with only weights quantized at 4 bits.
     """
     spend = budget_of(profile, budget)
     experiments = []
@@ -315,7 +315,7 @@ def compensation(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return SQuant without images, and compensated with those of several sources: what they are worth in seconds."""
+    """Return SQuant without images, and compensated with images of several sources, which takes seconds."""
     spend = budget_of(profile, budget)
     experiments = []
     for model, width in itertools.product(networks_of(profile, models), bits):
@@ -336,9 +336,9 @@ def placements(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return both readings of a "fully quantized" BRECQ, which the DGH paper leaves open: which tensors are quantized.
+    """Return both interpretations of a "fully quantized" BRECQ, which the DGH paper leaves open.
 
-    "brecq" spares what its authors' code spares: the image, sums before a shortcut is added, and averages.
+    "brecq" spares the tensors that its authors' code spares: the image, addends of shortcuts, and averages.
     """
     experiments = [
         experiment

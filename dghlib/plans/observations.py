@@ -1,11 +1,11 @@
-"""Plans of what is looked at in images, without quantizing anything: figures and tables of several papers.
+"""Plans of observations of images, without quantization: figures and tables of several papers.
 
 DGH is Dikstein et al., "Data Generation for Hardware-Friendly Post-Training Quantization"; GENIE is Jeon, Lee, Kim,
 "GENIE: Show Me the Data for Quantization"; IntraQ is Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class
 Heterogeneity for Zero-Shot Network Quantization"; GenQ is Li et al., "GenQ: Quantization in Low Data Regimes with
 Generative Synthetic Data".
 
-All take a profile and a budget; `seeds` and `models` default to the budget's and to all of the profile.
+All take a profile and a budget; `seeds` and `models` default to those of the budget and of the profile.
 """
 
 import dataclasses
@@ -31,20 +31,20 @@ from dghlib.plans.parts import (
     source_config,
 )
 
-# By how many pixels images were moved while the networks of a profile were trained, and what then came into sight: for
-# `shapes` the image's edge, repeated; elsewhere torchvision's RandomCrop leaves black.
+# By how many pixels images were shifted in the training of a profile's networks, and the colour of the border: for
+# `shapes` the image's edge, repeated; for the others black, as in torchvision's RandomCrop.
 MOVED: dict[str, tuple[int, Border]] = {"shapes": (3, "edge")}
 MOVED_ELSEWHERE: tuple[int, Border] = (4, "black")
-SMALL_SET = 16  # images, where many sets are compared
+SMALL_SET = 16  # images, if many sets are compared
 MORE_ITERATIONS, PAPER_ITERATIONS = 800, 40_000  # of the second row of `figure9`
-PICTURES = 8  # of a set, where images are to be looked at
+PICTURES = 8  # of a set, for figures of images
 
-# Sets of images by title: where they come from, and what differs from the published settings.
+# Sets of images by title: their source, and the differences from the published settings.
 Kinds = Mapping[str, tuple[str, Mapping[str, Any]]]
 
 
 def budget_for(profile: str, name: str, num_images: int | None = None) -> Budget:
-    """Return a budget by name, as it is for a profile; with `num_images`, as much of it as so many images need."""
+    """Return a budget by name for a profile; with `num_images`, the part of it for that number of images."""
     spend = budget_of(profile, name)
     return spend if num_images is None else spend.for_images(num_images)
 
@@ -57,7 +57,7 @@ def figure3(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """Return DGH's Figure 3: layer by layer, real images against the statistics, augmented and not.
+    """Return DGH's Figure 3: layer by layer, real images against the statistics, with and without augmentation.
 
     The paper takes 1024 images.
     """
@@ -78,19 +78,19 @@ def alike(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """Return one look at the same kinds of sets for every network and repetition."""
+    """Return a look at the same kinds of sets for every network and repetition."""
     return _observations(look, profile, budget_for(profile, budget), kinds, seeds, models)
 
 
-# DGH's Figure 2: features of real images, of DGH's and of ZeroQ's.
+# DGH's Figure 2: features of real images, of DGH's images and of ZeroQ's images.
 figure2 = partial(alike, look="features", kinds={REAL_SET: (REAL, {}), "DGH": ("dgh", {}), "ZeroQ": ("zeroq", {})})
-# DGH's Figure 4: outputs for real images, and for DGH's with and without the output-stretching loss.
+# DGH's Figure 4: outputs for real images, and for DGH's images with and without the output-stretching loss.
 figure4 = partial(
     alike,
     look="outputs",
     kinds={REAL_SET: (REAL, {}), "DGH, batch-norm loss only": ("dgh", dict(UNSTRETCHED)), "DGH": ("dgh", {})},
 )
-# How many classes a network finds in the images that the filters of GenQ's Figure 6 leave.
+# The number of classes that a network sees in the images that remain after the filters of GenQ's Figure 6.
 genq_classes = partial(
     alike,
     look="classes",
@@ -105,9 +105,9 @@ def head_outputs(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """Return what DGH's Figure 4 is for detectors: how far each tensor of the head reaches, for images of each source.
+    """Return DGH's Figure 4 for detectors: the range of each tensor of the head, for images of each source.
 
-    Of one repetition unless told otherwise.
+    There is 1 repetition unless given otherwise.
 
     Raises:
         UnknownName: the profile has no detectors.
@@ -126,10 +126,10 @@ def figure8(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """Return DGH's Figure 8: the first images of several sources, of one repetition unless told otherwise.
+    """Return DGH's Figure 8: the first images of several sources, in 1 repetition unless given otherwise.
 
-    Real ones are among them where they are ours to show: records are published. `num_images`, the size of the sets,
-    defaults to the budget's.
+    Real images are included if we may publish them, because records are published. `num_images`, the size of the sets,
+    defaults to that of the budget.
     """
     spend = budget_for(profile, budget, num_images)
     kinds: Kinds = {source: (source, {}) for source in sources if source != REAL or profile in EMBEDDED}
@@ -147,11 +147,11 @@ def figure9(
 ) -> list[Observation]:
     """Return DGH's Figures 8 and 9 side by side: its images after the budget's iterations, and after more of them.
 
-    Of one repetition unless told otherwise. The paper's are 1 000 and 40 000; `iterations` of None means the latter at
-    the budget that has its 1 000, and 800 at the others.
+    There is 1 repetition unless given otherwise. The paper has 1 000 and 40 000; `iterations` of None means the latter
+    at the budget with 1 000 iterations, and 800 at the others.
 
     Raises:
-        ValueError: `iterations` is not above the budget's.
+        ValueError: `iterations` is not above that of the budget.
     """
     spend = budget_for(profile, budget, num_images)
     more = iterations or (PAPER_ITERATIONS if budget == "paper" else MORE_ITERATIONS)
@@ -168,7 +168,7 @@ def gallery(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """Return `figure8` with a small set of every source that there is for the profile, those of `image_costs`."""
+    """Return `figure8` with a small set of every source that the profile allows, those of `image_costs`."""
     sources = every_source(profile)
     return figure8(profile, budget, sources=sources, num_images=num_images, seeds=seeds, models=models)
 
@@ -189,12 +189,12 @@ def intraq_figure1(
 ) -> list[Observation]:
     """Return Figure 1 of IntraQ's supplement: features of its images and DeepInversion's, alone and with competition.
 
-    The student is another network of the profile, the one after; without one there is no competition.
+    The student is the next network of the profile; if there is none, there is no competition.
     """
     kinds: Kinds = {REAL_SET: (REAL, {}), "IntraQ": ("intraq", {}), "DeepInversion": ("deep_inversion", {})}
     observations = _observations("features", profile, budget_for(profile, budget), kinds, seeds, models)
     names = list(look_up(PROFILES, profile, "profile").models)
-    adi = deep_inversion.PRESETS["adi"]  # the supplement had the authors' own code
+    adi = deep_inversion.PRESETS["adi"]  # the supplement used the authors' own code
     competing = []
     for each in observations:
         student = names[(names.index(each.model) + 1) % len(names)]
@@ -219,10 +219,10 @@ def genie_figure_a5(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """Return GENIE's Figure A5: the distance from the statistics against steps, for three ways to make images.
+    """Return GENIE's Figure A5: the distance from the statistics against steps, for 3 ways to make images.
 
-    Of ZeroQ, of a generator network that is given fixed noise (GBA), and of GENIE, whose latent vectors learn, too.
-    Each number of steps is a run of its own, which for these methods is the beginning of a longer one.
+    They are ZeroQ, a generator network with fixed noise (GBA), and GENIE, which also learns latent vectors. Each number
+    of steps is a separate run, which for these methods equals the beginning of a longer run.
     """
     spend = budget_for(profile, budget, num_images)
     ways: Kinds = {
@@ -246,7 +246,7 @@ def image_costs(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """Return a small set of every source: its distance from the statistics, and the seconds that it takes.
+    """Return a small set of every source, for its distance from the statistics and the seconds of its generation.
 
     GenQ's Table 1 compares four of the sources.
     """
@@ -261,9 +261,9 @@ def onnxruntime(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """Return what onnxruntime's own quantizer makes of networks with images of several sources.
+    """Return networks that onnxruntime's own quantizer quantizes with images of several sources.
 
-    Of one repetition unless told otherwise.
+    There is 1 repetition unless given otherwise.
     """
     spend = budget_for(profile, budget)
     kinds: Kinds = {source: (source, {}) for source in SOURCES}
@@ -280,7 +280,7 @@ def _observations(
     models: Sequence[str] | None,
     settings: tuple[tuple[str, Any], ...] = (),
 ) -> list[Observation]:
-    """Return one observation of sets of each kind for each repetition and each network."""
+    """Return an observation of sets of each kind for each repetition and each network."""
     names = networks_of(profile, models)
     observations = []
     for seed, model in itertools.product(repetitions(spend, seeds), names):

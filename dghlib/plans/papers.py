@@ -1,4 +1,4 @@
-"""Plans of the papers' other tables and figures: one part of a method, or one setting, changes at a time.
+"""Plans of the papers' other tables and figures: a part of a method, or a setting, changes at a time.
 
 DGH is Dikstein et al., "Data Generation for Hardware-Friendly Post-Training Quantization"; GENIE is Jeon, Lee, Kim,
 "GENIE: Show Me the Data for Quantization"; IntraQ is Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class
@@ -41,13 +41,13 @@ def reconstructed(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return BRECQ on images of every source, quantizing everything ("full") or all but the ends ("academic")."""
+    """Return BRECQ with images of every source, quantizing everything ("full") or all but the ends ("academic")."""
     return quantizers(
         profile, budget, bits=bits, methods=["brecq"], policies=[policy], sources=sources, seeds=seeds, models=models
     )
 
 
-# DGH's Tables 1 and 5, and its Figures 6 and 7, whose other width is fixed at 8 bits.
+# DGH's Tables 1 and 5, and its Figures 6 and 7, whose other width is 8 bits.
 table1 = partial(reconstructed, policy="full")
 table5 = partial(reconstructed, policy="academic")
 figure6 = partial(table1, bits=("W8A3", "W8A4", "W8A6", "W8A8"), sources=PAPER_SOURCES[1:])
@@ -68,7 +68,7 @@ def genq_table2(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return Table 2 of GenQ's paper, as far as our networks and sources go: BRECQ and GENIE-M with the ends spared."""
+    """Return Table 2 of GenQ's paper for our networks and sources: BRECQ and GENIE-M with the ends spared."""
     chosen = sources or (*drawn_sources(profile), "qimera", *PAPER_SOURCES)
     return spared(profile, budget, bits=bits, methods=methods, sources=chosen, seeds=seeds, models=models)
 
@@ -81,7 +81,7 @@ def table4(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return DGH's Table 4: every choice of its three parts, with BRECQ and everything quantized."""
+    """Return DGH's Table 4: every combination of its 3 parts, with BRECQ and everything quantized."""
     spend = budget_of(profile, budget)
     chosen = itertools.chain.from_iterable(itertools.combinations(PARTS, count) for count in range(len(PARTS) + 1))
     variants = [("dgh", part_settings(parts, spend)) for parts in chosen]
@@ -89,10 +89,10 @@ def table4(
 
 
 def part_settings(parts: Sequence[str], budget: Budget) -> dict[str, Any]:
-    """Return the settings of DGH with some of `PARTS` alone.
+    """Return the settings of DGH with only some of `PARTS`.
 
-    Without "scope", images are matched by eighths of the set, as 1024 images in batches of 128: the paper does not
-    say in which batches its baseline matches them.
+    Without "scope", images are matched in batches of 1/8 of the set, as 1024 images in batches of 128: the paper does
+    not give the batch size of its baseline.
     """
     return {
         "scope": None if "scope" in parts else budget.num_images // 8,
@@ -110,7 +110,7 @@ def scopes(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return AdaRound on DGH images that are matched by 1, 4, 16, ... together, and all; and on real images."""
+    """Return AdaRound with DGH images that are matched by 1, 4, 16, ... together, and all; and with real images."""
     spend = budget_of(profile, budget)
     sizes = [4**power for power in range(6) if 4**power < spend.num_images]
     variants: list[tuple[str, dict[str, Any]]] = [
@@ -139,7 +139,7 @@ def samples(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return GENIE's Table A1: QDrop on an eighth of a budget's images, a quarter, half, all, and twice as many."""
+    """Return GENIE's Table A1: QDrop with 1/8, 1/4, 1/2 and all of a budget's images, and with twice as many."""
     spend = budget_of(profile, budget)
     variants: list[tuple[str, dict[str, Any]]] = [(source, {}) for source in sources]
     experiments = []
@@ -159,7 +159,7 @@ def step_sizes(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return GENIE's Figure A2: weights' steps that begin at the least error in different powers (Eq. A3)."""
+    """Return GENIE's Figure A2: initial step sizes of weights with the least error in different powers (Eq. A3)."""
     spend = budget_of(profile, budget)
     experiments = []
     for method, search in itertools.product(methods, ("l1", "l2", "shrink_100", "l3", "l4")):
@@ -169,20 +169,20 @@ def step_sizes(
     return list(dict.fromkeys(experiments))
 
 
-# The part of that table whose generator is trained anew for each number of images: minutes each, whatever the number.
+# The part of that table whose generator is trained anew for each number of images, which takes minutes each.
 qimera_amounts = partial(samples, sources=["qimera"])
 
 # Figure 5 of GenQ's paper.
 genq_amounts = partial(samples, sources=("genq", REAL), methods=["genie_m"], parts=PARTS_OF_A_SET)
 
-# The filters of GenQ's Figure 6, as the share of the discarded images that the energy discards, and how many are
-# discarded of all that are made.
+# The filters of GenQ's Figure 6, as the energy's share of the discarded images, and the shares of all images that are
+# discarded.
 FILTERS = {"energy": 1.0, "batch-norm sensitivity": 0.0}
 DISCARDED = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def filter_settings() -> dict[tuple[str, float], dict[str, float]]:
-    """Return GenQ's settings by (filter, what it discards): none at first, then one filter after the other."""
+    """Return GenQ's settings by (filter, discarded share): none at first, then one filter after the other."""
     filtered = {
         (name, discarded): {"oversampling": round(1 / (1 - discarded), 3), "energy_share": energy_share}
         for name, energy_share in FILTERS.items()
@@ -199,7 +199,7 @@ def genq_filters(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return Figure 6 of GenQ's paper: GENIE-M on images of which one filter, or none, has discarded more and more."""
+    """Return Figure 6 of GenQ's paper: GENIE-M with images of which one filter, or none, has discarded a share."""
     variants = [("genq", settings) for settings in filter_settings().values()]
     return of_variants(profile, budget_of(profile, budget), variants, bits, seeds, models, "genie_m", "academic")
 
@@ -209,10 +209,10 @@ intraq_amounts = partial(
     samples, bits=["W4A4"], sources=["intraq"], methods=["brecq"], policy="full", parts=PARTS_OF_A_SET
 )
 
-# IntraQ, and without each of its parts.
-ROTATION = 15.0  # degrees at most; the supplement does not say how far it turns
+# IntraQ, and the same without each of its parts.
+ROTATION = 15.0  # degrees at most; the supplement does not give the angle
 INTRAQ_PARTS: dict[str, dict[str, Any]] = {
-    "all three": {},  # for CIFAR-10: what the authors have for ImageNet turns SIL and MDC off
+    "all three": {},  # for CIFAR-10: the authors' settings for ImageNet turn SIL and MDC off
     "without LOR": {"crop_area": 1.0},
     "without SIL": {"soft_target": 1.0},
     "without MDC": {"nearest": 0.0, "farthest": 2.0},
@@ -230,7 +230,7 @@ def intraq_parts(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return IntraQ, without each of its parts and with other crops, with BRECQ and everything quantized."""
+    """Return IntraQ, without each of its parts and with other crops, for BRECQ and everything quantized."""
     spend = budget_of(profile, budget)
     on = {name: getattr(intraq.Config(), name) for name in ("soft_target", "nearest", "farthest")}
     return of_variants(profile, spend, [("intraq", on | part) for part in INTRAQ_PARTS.values()], bits, seeds, models)
@@ -248,7 +248,7 @@ def transfer(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return Table 5 of GenQ's paper: GENIE-M on images of each network, and of a transformer, for each network."""
+    """Return Table 5 of GenQ's paper: GENIE-M with images of each network, and of a transformer, for each network."""
     spend, names = budget_of(profile, budget), networks_of(profile, models)
     of_transformer = ("psaq_vit",) if profile in TRANSFORMERS else ()
     sources = sources or (*drawn_sources(profile), *of_transformer, "zeroq", "genie_d", "dgh")

@@ -1,4 +1,4 @@
-"""What plans are built of: networks, repetitions, and the Configs of sources and quantizers at a budget."""
+"""The parts of plans: networks, repetitions, and the Configs of sources and quantizers at a budget."""
 
 import dataclasses
 import itertools
@@ -15,23 +15,23 @@ from dghlib.generators.pipelines import EMBEDDED as PIPELINES
 from dghlib.quantizers import QUANTIZERS, fine_tuning, genq_qat, hptq, reconstruction
 from dghlib.quantizers.starting import LearningSettings
 
-# Of DGH: the loss of the experiments on its other settings, with a fixed lambda; and no reward at all.
+# For DGH: the loss of the experiments on its other settings, with a fixed lambda; and no reward at all.
 FIXED_WEIGHT: Mapping[str, Any] = MappingProxyType({"relative": False, "output_share": None, "slack": 1.0})
 UNSTRETCHED: Mapping[str, Any] = MappingProxyType({"output_stretching": False})
 
 SOURCES = ("noise", "zeroq", "dgh", REAL)
 PAPER_SOURCES = ("zeroq", "intraq", "genie_d", "dgh", REAL)  # the rows of DGH's tables
-DETECTION_SOURCES = ("noise", "zeroq", "genie_d", "dgh", REAL)  # those that need no classes
-# What authors have otherwise for networks with depthwise convolutions, see the modules of the quantizers.
+DETECTION_SOURCES = ("noise", "zeroq", "genie_d", "dgh", REAL)  # the sources that need no classes
+# The authors' settings for networks with depthwise convolutions, see the modules of the quantizers.
 DEPTHWISE: Mapping[str, Mapping[str, Any]] = {"brecq": {"penalty": 0.1}, "qdrop": {"penalty": 0.1}}
 
 
 def networks_of(profile: str, chosen: Sequence[str] | None) -> list[str]:
-    """Return the chosen networks of a profile, all of them for None.
+    """Return the chosen networks of a profile, or all for None.
 
     Raises:
         UnknownName: there is no such profile.
-        ValueError: one of them is none of its networks.
+        ValueError: the profile has no network of this name.
     """
     known = look_up(PROFILES, profile, "profile").models
     for name in chosen or ():
@@ -40,7 +40,7 @@ def networks_of(profile: str, chosen: Sequence[str] | None) -> list[str]:
 
 
 def repetitions(budget: Budget, seeds: int | None) -> range:
-    """Return the seeds of so many repetitions, those of the budget for None."""
+    """Return the seeds of a number of repetitions, or those of the budget for None."""
     if seeds is not None:
         check_at_least(0, "seeds", seeds)
     return range(budget.seeds if seeds is None else seeds)
@@ -58,8 +58,8 @@ def calibrated(
 ) -> Experiment:
     """Return a network quantized to a width such as "W4A8" with images of a source, by HPTQ or another method.
 
-    A method that learns draws its batches with the seed of the images. With a budget that is a share of what authors
-    spend, it has their settings for networks with depthwise convolutions.
+    A method that learns draws its batches with the seed of the images. With a budget that is a share of the authors'
+    steps, it has their settings for networks with depthwise convolutions.
     """
     if budget.share is not None and PROFILES[profile].models.get(model) == "MBV2":
         settings = {**DEPTHWISE.get(quantizer, {}), **settings}
@@ -91,14 +91,14 @@ def without_images(profile: str, model: str, width: str, budget: Budget, quantiz
 def every_source(profile: str) -> tuple[str, ...]:
     """Return all sources of images for the networks of a profile, which have batch norm.
 
-    GenQ is one of them where a pipeline for the classes of the profile ships with the package.
+    GenQ is included if a pipeline for the classes of the profile ships with the package.
     """
     unfit = FOR_TRANSFORMERS if drawn_sources(profile) else (*FOR_TRANSFORMERS, "genq")
     return (*(name for name in GENERATORS if name not in unfit), REAL)
 
 
 def drawn_sources(profile: str) -> tuple[str, ...]:
-    """Return ("genq",) for a profile for whose data a diffusion pipeline ships with the package, else nothing."""
+    """Return ("genq",) if a diffusion pipeline for the data of a profile ships with the package, otherwise ()."""
     data = look_up(PROFILES, profile, "profile").data_set
     return ("genq",) if data in PIPELINES and PIPELINES[data].is_dir() else ()
 
@@ -111,11 +111,11 @@ def source_config(source: str, budget: Budget, seed: int, model: str, **settings
     spend: dict[str, Any] = {"num_images": budget.num_images}
     if budget.share is None:
         spend |= {"steps": budget.steps, "batch_size": budget.batch_size, "scaled_schedule": False}
-        # GenQ's steps are those of its pipeline, whose number the pipeline asks for.
+        # GenQ's steps are those of its pipeline.
         spend["denoising_steps"] = min(getattr(published, "denoising_steps", 1), budget.steps)
     elif hasattr(published, "steps"):
         spend["steps"] = max(1, round(budget.share * published.steps))
-    if source == "intraq":  # keeps images away from those of earlier batches: a set needs several
+    if source == "intraq":  # it keeps images away from those of earlier batches, so a set needs several
         spend["batch_size"] = min(spend.get("batch_size", published.batch_size), max(1, budget.num_images // 4))
     names = {field.name for field in dataclasses.fields(published)}
     wanted = {name: value for name, value in spend.items() if name in names}
@@ -123,12 +123,12 @@ def source_config(source: str, budget: Budget, seed: int, model: str, **settings
 
 
 def _published(source: str, model: str) -> Any:
-    """Return the settings that a source's authors have for a network, for its data set, or, failing both, by default.
+    """Return the published settings of a source for a network, otherwise for its data set, otherwise the defaults.
 
     Raises:
         UnknownName: there is no such source.
     """
-    known: dict[str, Any] = {**GENERATORS, REAL: None}  # all that there are, should this one be unknown
+    known: dict[str, Any] = {**GENERATORS, REAL: None}  # all sources, for the error
     presets = look_up(known, source, "source of images").PRESETS
     data_set = next((profile.data_set for profile in PROFILES.values() if model in profile.models), "")
     data = data_set.removesuffix("_lite")  # a part of the same images
@@ -138,10 +138,10 @@ def _published(source: str, model: str) -> Any:
 def quantizer_config(method: str, width: str, budget: Budget, **settings: Any) -> Any:
     """Return the Config of a quantizer for a width such as "W4A8": its published settings with the budget's steps.
 
-    What a reconstruction does in fewer steps, it does at larger rates (see `reconstruction.shortened`). Fine-tuning has
-    as large a part of its steps as reconstruction of its iterations, at the same rates. Biases, and what activation
-    functions read, stay in float unless `settings` say otherwise: the methods' authors leave them so, and so have the
-    papers whose tables are reproduced.
+    A reconstruction with fewer steps has larger learning rates (see `reconstruction.shortened`). Fine-tuning has the
+    same share of its steps as reconstruction of its iterations, at the same rates. Biases, and the inputs of activation
+    functions, stay in float unless `settings` say otherwise, as in the methods' authors' code and in the papers whose
+    tables are reproduced.
     """
     weight_bits, activation_bits = parse_bits(width)
     config = look_up(QUANTIZERS, method, "quantizer").Config(
@@ -182,7 +182,7 @@ def of_variants(
     policy: str = "full",
     **settings: Any,
 ) -> list[Experiment]:
-    """Return one quantizer on images of (source, its settings), and the networks as they are."""
+    """Return a quantizer with images of (source, its settings), and the float networks."""
     names = networks_of(profile, models)
     experiments = [Experiment(profile=profile, model=model, test_images=budget.test_images) for model in names]
     every = itertools.product(repetitions(budget, seeds), names, variants, bits)

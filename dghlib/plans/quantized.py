@@ -1,6 +1,6 @@
-"""Plans of what is looked at in quantized copies: which layer hurts, what detectors find, what files do.
+"""Plans of observations of quantized copies: the noise of layers, the detections of detectors, the facts of files.
 
-All take a profile and a budget, are of one repetition unless told otherwise, and of all networks of the profile.
+All take a profile and a budget. They have 1 repetition unless given otherwise, and all networks of the profile.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from dghlib.plans.parts import (
     source_config,
 )
 
-SCENES = 6  # test images that are shown with what detectors find in them
+SCENES = 6  # test images in the figure of detections
 
 
 def layers(
@@ -31,7 +31,7 @@ def layers(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """Return the noise of every layer of networks that one quantizer made with DGH images, and the errors of units."""
+    """Return the noise of every layer of networks that a quantizer made with DGH images, and the errors of units."""
     return of_copies("layers", profile, budget, method, bits, ["dgh"], seeds, models)
 
 
@@ -42,7 +42,7 @@ def boxes(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """Return what detectors find in test scenes, quantized by HPTQ to W4A8 with images of several sources.
+    """Return the boxes of detectors in test scenes, quantized by HPTQ to W4A8 with images of several sources.
 
     Raises:
         UnknownName: the profile has no detectors.
@@ -60,9 +60,9 @@ def files(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """Return the ONNX files of networks that HPTQ quantized with DGH images, one observation for each width.
+    """Return the ONNX files of networks that HPTQ quantized with DGH images, an observation for each width.
 
-    Biases are integers, as in everything that is made to run, not float as in the papers' tables.
+    Biases are integers, as in every network that is meant to run, not float as in the papers' tables.
     """
     settings = (("profile", profile), ("test_images", budget_of(profile, budget).test_images))
     return of_copies("files", profile, budget, "hptq", bits, ["dgh"], seeds, models, settings, integer_biases=True)
@@ -82,7 +82,7 @@ def of_copies(
 ) -> list[Observation]:
     """Return an observation of copies, one for each source, for each repetition, network and width.
 
-    `settings` are of the look, `changed` of the quantizer.
+    `settings` belong to the look, `changed` to the quantizer.
     """
     spend = budget_of(profile, budget)
     observations = []

@@ -1,7 +1,7 @@
-"""Plans on vision transformers: GenQ's Table 4, quantizers side by side, and what takes the place of batch norm.
+"""Plans on vision transformers: GenQ's Table 4, quantizers side by side, and replacements of batch norm.
 
 GenQ is Li et al., "GenQ: Quantization in Low Data Regimes with Generative Synthetic Data". All take a profile and a
-budget; `seeds` and `models` default to the budget's and to all of the profile.
+budget; `seeds` and `models` default to those of the budget and of the profile.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from dghlib.experiments.profiles import budget_of
 from dghlib.plans.parts import calibrated, drawn_sources, networks_of, repetitions, source_config
 from dghlib.plans.quantized import of_copies
 
-QUANTIZERS = ("hptq", "ptq4vit", "repq_vit", "erq")  # HPTQ quantizes every tensor, the others what their authors do
+QUANTIZERS = ("hptq", "ptq4vit", "repq_vit", "erq")  # HPTQ quantizes every tensor, the others those of their authors
 SOURCES = ("noise", "psaq_vit", "mimiq", "dgh_vit", REAL)
-WIDTHS = ("W4A4", "W4A3", "W3A3")  # where networks of this size show differences
-# A convolutional network of the same data, whose batch norms DGH makes images from.
+WIDTHS = ("W4A4", "W4A3", "W3A3")  # at which networks of this size differ
+# A convolutional network for the same data, from whose batch norms DGH makes images.
 OF_ANOTHER_FAMILY: Mapping[str, str] = {
     "cifar10_transformers": "cifar10_resnet20",
     "shapes_transformers": "shapes_residual",
@@ -36,7 +36,7 @@ def genq_table4(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return Table 4 of GenQ's paper: quantizers of transformers with images of every source that serves them.
+    """Return Table 4 of GenQ's paper: quantizers of transformers with images of every suitable source.
 
     GenQ's second filter is that of patches, also for a transformer whose stem has batch norms.
     """
@@ -62,7 +62,7 @@ def every_tensor(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return the quantizers of `genq_table4` with real images, every tensor quantized, the image too."""
+    """Return the quantizers of `genq_table4` with real images, every tensor quantized, including the image."""
     spend, names = budget_of(profile, budget), networks_of(profile, models)
     experiments = [Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names]
     every = itertools.product(repetitions(spend, seeds), names, bits, methods)
@@ -82,10 +82,10 @@ def without_batch_norm(
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return what could take the place of batch-norm statistics, beside noise, PSAQ-ViT, MimiQ and real images.
+    """Return replacements of batch-norm statistics, and noise, PSAQ-ViT, MimiQ and real images.
 
-    Statistics that layer norms' weights imply, with DGH's other parts and without each; and DGH's own images of a
-    convolutional network.
+    They are the statistics that follow from layer norms' weights, with DGH's other parts and without each, and DGH's
+    own images of a convolutional network.
     """
     spend, names = budget_of(profile, budget), networks_of(profile, models)
     others = [source for source in SOURCES if source != "dgh_vit"]

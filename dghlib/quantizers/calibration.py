@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 HALF_BINS = 2048
 _AT_ONCE = 2**16  # values that stay in a processor's cache: 3 times as fast as all at once
+_ROWS = 4  # of counters
 _UNLIKELY = 20  # times the brightest pixel: larger values do not come from normalised images,
 _FEW = 1e-3  # unless their share is smaller: generators without clipping leave single pixels far outside
 
@@ -107,7 +109,7 @@ class Histogram:
         counting = [None] * len(parts) if weights is None else weights.flatten().split(_AT_ONCE)
         for part, counted in zip(parts, counting, strict=True):
             bins = (part * (HALF_BINS / self.reach)).floor_().clamp_(-HALF_BINS, HALF_BINS - 1).add_(HALF_BINS)
-            self.counts += torch.bincount(bins.int(), counted, minlength=2 * HALF_BINS).cpu()
+            self.counts += _counts(bins.int(), counted).cpu()
 
     def _grow(self, extreme: float) -> None:
         needed = power_of_two_above(extreme)
@@ -122,6 +124,24 @@ class Histogram:
     def centres(self) -> Tensor:
         """Return the middle of every bin, float64."""
         return (torch.arange(2 * HALF_BINS, dtype=torch.float64) + 0.5 - HALF_BINS) * (self.reach / HALF_BINS)
+
+
+def _counts(bins: Tensor, weights: Tensor | None) -> Tensor:
+    """Return how often each of 2 * HALF_BINS bins occurs, or the sum of its weights.
+
+    Without weights, neighbours count in different rows: half of the values after a ReLU are zeros, and a processor
+    waits for each increment of a counter before the next increment of the same counter.
+    """
+    if weights is not None:
+        return torch.bincount(bins, weights, minlength=2 * HALF_BINS)
+    rows = _rows(bins.device)[: len(bins)]
+    return torch.bincount(bins + rows, minlength=_ROWS * 2 * HALF_BINS).view(_ROWS, -1).sum(0)
+
+
+@cache
+def _rows(device: torch.device) -> Tensor:
+    """Return the start of the row of counters for each of _AT_ONCE values."""
+    return (torch.arange(_AT_ONCE, dtype=torch.int32, device=device) % _ROWS) * (2 * HALF_BINS)
 
 
 def power_of_two_above(extreme: float) -> float:

@@ -56,7 +56,8 @@ class Pair:
 def equalize(graph: fx.GraphModule, *, absorb: bool) -> None:
     """Scale the channels between all pairs of layers of a graph from `folded_graph`, in place.
 
-    With `absorb`, the smallest usual value of a channel after ReLU moves from the first layer's bias to the second's.
+    With `absorb`, the smallest usual value of a channel after ReLU moves from the bias of the first layer to that of
+    the second.
     """
     pairs = list(pairs_of(graph))
     for pair in pairs:

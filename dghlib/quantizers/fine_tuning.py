@@ -317,7 +317,7 @@ def rows_of(step: int, count: int, batch_size: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def mean_distillation(student: Answer, teacher: nn.Module, images: Tensor, settings: Settings) -> float:
-    """Return the distance of a student's outputs from its teacher's: the distillation over all images, unweighted."""
+    """Return the distance of outputs of student and teacher: the distillation over all images, unweighted."""
     total, device = 0.0, device_of(teacher)
     for batch in images.split(settings.batch_size):
         batch = batch.to(device)
@@ -342,7 +342,7 @@ def _check_classes(teacher: nn.Module, images: Tensor, batch_size: int) -> None:
 
 
 def _preparation_of_start(start: QuantizedModel) -> dict[str, Any]:
-    """Return how a quantized copy was prepared, as its facts say it."""
+    """Return the preparation of a quantized copy from its facts."""
     return {key: value for key, value in getattr(start, "about", {}).items() if key == "preparation"}
 
 

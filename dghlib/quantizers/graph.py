@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from dghlib.models import FloatModel
 from dghlib.quantizers.folding import fold
 from dghlib.quantizers.normal_form import to_normal_form
-from dghlib.quantizers.operations import LAYERS, NORMS, called_module, is_batch_norm
+from dghlib.quantizers.operations import LAYERS, NORMS, called_module, is_batch_norm, is_matrix
 from dghlib.quantizers.sites import mark_sites
 from dghlib.quantizers.sizes import read_batch_size_nearby
 from dghlib.quantizers.tracing import UntraceableNetwork, check_one_input, make_weights_plain, trace
@@ -157,6 +157,6 @@ def left_in_float(graph: fx.GraphModule) -> list[str]:
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             value = attrgetter(str(node.target))(graph)
-            own = [str(node.target)] if isinstance(value, nn.Parameter) and value.ndim > 1 else []
+            own = [str(node.target)] if is_matrix(value) else []
             names += own or node.meta.get("parameters", ())
     return list(dict.fromkeys(names))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.ops import stochastic_depth
 
-from dghlib.quantizers.operations import LAYERS, called_module
+from dghlib.quantizers.operations import LAYERS, called_module, is_matrix
 from dghlib.quantizers.tracing import TRACED
 
 
@@ -141,7 +141,7 @@ def _parameters_of(graph: fx.GraphModule, node: fx.Node) -> tuple[str, ...]:
     """Return the names of the parameter matrices from which a constant is computed."""
     if node.op == "get_attr":
         value = operator.attrgetter(str(node.target))(graph)
-        return (str(node.target),) if isinstance(value, nn.Parameter) and value.ndim > 1 else ()
+        return (str(node.target),) if is_matrix(value) else ()
     return tuple(dict.fromkeys(name for read in node.all_input_nodes for name in _parameters_of(graph, read)))
 
 

@@ -1,15 +1,16 @@
-"""OCS: no images; channels of the largest weights are split, so that one grid for a layer gets finer steps.
+"""OCS: no images; input channels with the largest weights are split, so that a layer's single grid has smaller steps.
 
 Source: R. Zhao, Y. Hu, J. Dotzel, C. De Sa, Z. Zhang: "Improving Neural Network Quantization without Retraining using
 Outlier Channel Splitting", ICML 2019, and its released code, cornell-zhang/dnn-quant-ocs.
 
 Differences:
 1. Batch norms are folded before weights are split and rounded; the released code keeps them.
-2. Grids need not be symmetric: with weights from -1 to 3 no code goes to waste. `weight_search` takes the place of the
-   code's ways to clip.
-3. The code takes ranges of tensors from a few batches of training images; here batch norms tell them (`expectation`).
+2. Grids need not be symmetric: for weights from -1 to 3 all codes are used. `weight_search` replaces the clipping
+   methods of the code.
+3. The code takes ranges of tensors from a few batches of training images; here they follow from batch norms
+   (`expectation`).
 4. Every layer is quantized; the code leaves convolutions that read images in float.
-5. What differs in the split is listed in `splitting`.
+5. Differences in the split are listed in `splitting`.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ class Config(GridSettings):
 
     Args:
         one_grid: whether all output channels of a layer share a grid, as in the paper.
-        expand: how many input channels a layer gains, as a share of those that it has, 0 to 1; 0 rounds to the nearest.
+        expand: number of input channels that a layer gains, as a share of its channels, 0 to 1; 0 rounds to the
+            nearest.
     """
 
     one_grid: bool = True
@@ -47,9 +49,9 @@ class Config(GridSettings):
 
 
 def quantize(model: FloatModel, images: Tensor | None, config: Config) -> QuantizedModel:
-    """Return a quantized copy of a network; images (N, C, H, W), normalised, are for grids of tensors, None for none.
+    """Return a quantized copy of a network; images (N, C, H, W), normalised, are for grids of tensors, None without.
 
-    The model is left as it is. Raises as `squant.quantize`.
+    The model is not changed. Raises as `squant.quantize`.
     """
     preparation = preparation_of(config, split={"expand": config.expand})
     graph = prepared_graph(model, preparation)

@@ -90,7 +90,8 @@ SPLITS = {torch.chunk, "chunk", torch.split, "split", torch.unbind, "unbind"}  #
 MOVEMENTS = {
     *RESHAPES,
     *MAX_POOLING,
-    *{torch.transpose, "transpose", torch.permute, "permute", "t", "expand", "repeat", torch.flip, "flip"},
+    *{torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.swapdims, "swapdims"},
+    *{torch.permute, "permute", "t", "expand", "repeat", torch.flip, "flip"},
     *{torch.roll, "roll"},
     *SPLITS,
     *{operator.getitem, "select", "narrow", "unfold", torch.index_select, "index_select"},
@@ -116,6 +117,11 @@ class ChannelAffine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shape = (-1, *[1] * (x.ndim - 2))
         return x * self.scale.reshape(shape) + self.shift.reshape(shape)
+
+
+def is_matrix(value: object) -> bool:
+    """Say whether a value is a parameter along 2 or more axes; a scale of channels, (C, 1, 1), is none."""
+    return isinstance(value, nn.Parameter) and sum(size > 1 for size in value.shape) > 1
 
 
 def is_batch_norm(module: nn.Module) -> bool:

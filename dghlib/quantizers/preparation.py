@@ -23,9 +23,9 @@ PREPARATIONS: Mapping[str, Callable[..., None]] = {
 
 
 def preparation_of(settings: Any, **others: Any) -> dict[str, Any]:
-    """Return the entry "preparation" of what a method says of its copy: the changes that its settings ask for.
+    """Return the entry "preparation" for the facts of a copy: the changes that its settings ask for.
 
-    Nothing where they ask for none. `others` are settings by name of change, beside `settings.equalize`.
+    Empty if they ask for none. `others` are settings by name of change, in addition to `settings.equalize`.
     """
     changes = ({"equalize": {"absorb": getattr(settings, "absorb", True)}} if settings.equalize else {}) | others
     return {"preparation": changes} if changes else {}
@@ -37,6 +37,11 @@ def prepared_graph(model: FloatModel, about: Mapping[str, Any]) -> fx.GraphModul
     The entry "preparation" has settings by name of change, in order. Raises as `folded_graph`.
     """
     graph = folded_graph(model)
+    prepare(graph, about)
+    return graph
+
+
+def prepare(graph: fx.GraphModule, about: Mapping[str, Any]) -> None:
+    """Make in a folded graph the changes that `about` names; raises nearly anything if it was not written here."""
     for name, settings in about.get("preparation", {}).items():
         PREPARATIONS[name](graph, **settings)
-    return graph

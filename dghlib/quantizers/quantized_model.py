@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from dghlib.models import FloatModel
-from dghlib.quantizers.graph import device_of
+from dghlib.quantizers.graph import device_of, folded_graph
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.layers import QuantizedLayer, channel_axis, frozen
 from dghlib.quantizers.operations import Layer, layer_at
-from dghlib.quantizers.preparation import prepared_graph
+from dghlib.quantizers.preparation import prepare
 from dghlib.quantizers.sites import site_of
 from dghlib.quantizers.uneven import KINDS, Quantizer, kind_of_grid, unset
 from dghlib.storage.reading import reading
@@ -74,9 +74,9 @@ class QuantizedModel(nn.Module):
         return {path: grid for path, grid in quantizers.items() if isinstance(grid, UniformQuantizer)}
 
     def activation_quantizers(self) -> dict[str, Any]:
-        """Return the quantizer of every quantized tensor, by its name, in the order of computation: `uneven.Quantizer`.
+        """Return the quantizer of every quantized tensor, by its name, in the order of computation.
 
-        Most methods make only `UniformQuantizer`s.
+        Most methods make only quantizers of the class `UniformQuantizer`; `uneven.Quantizer` lists all classes.
         """
         return dict(self.graph.get_submodule(_ACTIVATIONS).items())  # type: ignore[operator]
 
@@ -121,9 +121,10 @@ class QuantizedModel(nn.Module):
             ValueError: the file is damaged, was not written by `save`, or belongs to another network.
         """
         header, tensors = _read(path)
-        graph = prepared_graph(model, header["about"])
+        graph = folded_graph(model)
         again = "quantize that network again, or name the network that the file is of"
         with reading(path, f"{model.name!r} quantized, it holds {header['about'].get('model')!r}", again):
+            prepare(graph, header["about"])
             for name in header["weights"]:
                 _make_room_for_bias(layer_at(graph, name), tensors.get(f"graph.{name}.layer.bias"))
             weights = {name: _empty_like(layer_at(graph, name), *grid) for name, grid in header["weights"].items()}

@@ -25,7 +25,7 @@ SMALLEST_THRESHOLD = 2.0**-16
 _HALVINGS_OF_TENSORS = 20
 _HALVINGS_OF_WEIGHTS = 10
 _FREE_CANDIDATES = 100
-_HOPELESS = 1.001  # times the smallest error, if clipping the largest value alone costs more
+_HOPELESS = 1.001  # times the smallest error; a candidate is hopeless if clipping the largest value alone costs more
 _AT_ONCE = 2**18  # weights that stay in a processor's cache while all candidates are tried
 
 WEIGHT_THRESHOLDS = ("power_of_two", "free")
@@ -70,7 +70,7 @@ def _best_thresholds(rows: Tensor, bits: int, search: str) -> Tensor:
     for candidate in candidates:
         thresholds = candidate.clamp(min=SMALLEST_THRESHOLD)
         if (done | (peak - thresholds > _HOPELESS * smallest_error)).all():
-            break  # what follows is narrower
+            break  # later candidates are narrower
         done = thresholds == SMALLEST_THRESHOLD
         quantized = _on_grid(rows, thresholds[:, None], bits, signed=True)
         error = torch.linalg.vector_norm(quantized.sub_(rows), dim=1)

@@ -1,16 +1,16 @@
-"""Outlier channel splitting: input channels of the largest weights are read twice, each time with half the weight.
+"""Outlier channel splitting: input channels with the largest weights are read twice, each time with half the weight.
 
-Where one grid serves a whole layer, a few large weights make its steps coarse for all others. Half of a weight, twice,
-is the weight: so a layer can read such a channel two times, and its weights then reach half as far. The network
-computes what it did, and the layer has as many more inputs as were split.
+If a whole layer has a single grid, a few large weights make its steps coarse for all others. A layer can read such a
+channel twice with half of the weight each time. Its weights then have half the range, the network computes the same
+function, and the layer has one more input per split.
 
 Source: R. Zhao, Y. Hu, J. Dotzel, C. De Sa, Z. Zhang: "Improving Neural Network Quantization without Retraining using
 Outlier Channel Splitting", ICML 2019, and its released code, cornell-zhang/dnn-quant-ocs.
 
 Differences:
-1. Linear and transposed convolutions are split as well as convolutions; in the released code convolutions alone are.
-2. Layers that read the image are not split, as in the code; nor are grouped convolutions, whose groups would have to
-   gain inputs alike, nor layers that are called in several places.
+1. Linear layers and transposed convolutions are also split; the released code splits only convolutions.
+2. Layers that read the image are not split, as in the code. Grouped convolutions, whose groups would need the same
+   number of additional inputs, and layers that are called in several places are not split either.
 """
 
 import math
@@ -27,8 +27,8 @@ from dghlib.quantizers.operations import Kind, Layer, kind_of, layer_calls, sour
 def split(graph: fx.GraphModule, *, expand: float) -> None:
     """Let layers of a graph from `folded_graph` read a share `expand` of their input channels twice, in place.
 
-    Of a layer with C of them, the largest is split ceil(expand * C) times over, halves included. The call's
-    `meta["split"]` has the weight as it was and the order of the splits, as `divided` takes them.
+    In a layer with C input channels, the largest is split, ceil(expand * C) times, including halves. The call's
+    `meta["split"]` has the original weight and the order of the splits, for `divided`.
     """
     calls = dict(layer_calls(graph))
     times = Counter(node.target for node in calls)
@@ -40,12 +40,12 @@ def split(graph: fx.GraphModule, *, expand: float) -> None:
 
 
 def input_axis(layer: Layer) -> int:
-    """Return the axis of the weight of an ungrouped layer that goes along input channels."""
+    """Return the axis of the input channels in the weight of an ungrouped layer."""
     return 1 - channel_axis(layer)
 
 
 def outliers(layer: Layer, count: int) -> list[int]:
-    """Return which input channels to split, in order; those that splits add come after those that there were."""
+    """Return the input channels to split, in order; channels from splits come after the original ones."""
     reach = layer.weight.detach().abs().transpose(0, input_axis(layer)).flatten(1).amax(1).tolist()
     order = []
     for _ in range(count):
@@ -57,10 +57,10 @@ def outliers(layer: Layer, count: int) -> list[int]:
 
 
 def divided(weight: Tensor, axis: int, order: Sequence[int], step: Tensor | float = 0.0) -> Tensor:
-    """Return a weight with input channels along `axis` split in this order: into halves, a quarter step off them.
+    """Return a weight whose input channels along `axis` are split in this order, into halves -/+ a quarter step.
 
-    Rounded to whole steps, x / 2 - 1/4 and x / 2 + 1/4 add up to x rounded, where two halves of x = 1 would add up to
-    0 or 2. `step` broadcasts against a channel's weights.
+    Rounded to whole steps, x / 2 - 1/4 and x / 2 + 1/4 add up to the rounded x, while two halves of x = 1 would add up
+    to 0 or 2. `step` broadcasts against a channel's weights.
     """
     channels = list(weight.detach().unbind(axis))
     for channel in order:
@@ -83,12 +83,12 @@ def _split(graph: fx.GraphModule, call: fx.Node, layer: Layer, count: int) -> No
 
 
 def _set_inputs(layer: Layer, count: int) -> None:
-    """Let a layer say how many channels its weight reads."""
+    """Set the number of input channels of a layer to that of its weight."""
     setattr(layer, "in_features" if hasattr(layer, "in_features") else "in_channels", count)
 
 
 def _read_twice(graph: fx.GraphModule, call: fx.Node, places: Tensor) -> None:
-    """Put before a call of a layer what picks its input channels (K,)."""
+    """Insert, before a call of a layer, the selection of its input channels (K,)."""
     name, source = f"split_{call.name}", call.all_input_nodes[0]
     graph.register_buffer(name, places)
     shape = list(source.meta["shape"])

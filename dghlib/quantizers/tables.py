@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dghlib.quantizers.calibration import Histogram, power_of_two_above
-from dghlib.quantizers.grid import UniformQuantizer
+from dghlib.quantizers.grid import UniformQuantizer, fake_quantize
 from dghlib.quantizers.operations import CURVED, Kind, called_module, does, kind_of
 from dghlib.quantizers.ranges import halvings
 from dghlib.quantizers.sites import site_of
@@ -37,7 +37,7 @@ def inputs_of_tables(graph: fx.GraphModule, tensors: Collection[str]) -> dict[st
 
 
 def function_of(graph: fx.GraphModule, node: fx.Node) -> Function:
-    """Return what a node computes of one tensor, element by element."""
+    """Return the function that a node computes of a tensor, element by element."""
     module = called_module(graph, node)
     if isinstance(module, nn.PReLU) or node.target is F.prelu:
         return torch.clone  # for functions whose slopes differ by channel
@@ -56,12 +56,15 @@ def grid_for(function: Function, histogram: Histogram, bits: int) -> UniformQuan
     """Return the grid with power-of-two steps for which a function of the values has the least squared error."""
     seen = histogram.counts > 0
     centres, counts = histogram.centres()[seen], histogram.counts[seen]
+    largest = max(-histogram.minimum, histogram.maximum)
+    steps = [torch.tensor(width / 2**bits) for width in halvings(2 * power_of_two_above(largest), _HALVINGS)]
+    places = [torch.tensor(zero) for zero in range(0, 2**bits, 2**bits // _SHIFTS)]
     with torch.no_grad():
         wanted = function(centres)
-        grids = [
-            UniformQuantizer(torch.tensor(width / 2**bits), torch.tensor(zero), bits=bits, signed=False)
-            for width in halvings(2 * power_of_two_above(max(-histogram.minimum, histogram.maximum)), _HALVINGS)
-            for zero in range(0, 2**bits, 2**bits // _SHIFTS)
-        ]
-        errors = [((function(grid(centres)) - wanted).square() @ counts).item() for grid in grids]
-    return grids[errors.index(min(errors))]
+
+        def error(step: Tensor, zero: Tensor) -> float:
+            found = function(fake_quantize(centres, step, zero, 0, 2**bits - 1))
+            return ((found - wanted).square() @ counts).item()
+
+        errors = {(step, zero): error(step, zero) for step in steps for zero in places}
+    return UniformQuantizer(*min(errors, key=lambda grid: errors[grid]), bits=bits, signed=False)

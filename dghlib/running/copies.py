@@ -11,10 +11,13 @@ def private_copy(net: nn.Module) -> nn.Module:
     """Return a copy in eval mode, in float32 and without gradients; for a compiled network, a copy of the original.
 
     Raises:
-        ValueError: the network cannot be copied, or torch stores its code in a form that hides its layers.
+        ValueError: the network cannot be copied, holds complex numbers, or torch stores its code in a form that hides
+            its layers.
     """
     net = getattr(net, "_orig_mod", net)  # of torch.compile
     _refuse_compiled_code(net)
+    if strange := [name for name, tensor in net.state_dict().items() if tensor.is_complex()]:
+        raise ValueError(f"{strange[0]!r} of the network holds complex numbers; networks of real ones are understood")
     try:
         net = copy.deepcopy(net)
     except Exception as error:
@@ -67,12 +70,13 @@ def output_for(net: nn.Module, images: Tensor) -> Any:
     """
     try:
         return net(images)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # a network is the user's code, which can raise anything
         if "allocate memory" in str(error):  # on a CPU; torch has no error type for this case
             raise MemoryError(str(error)) from error
+        said = str(error) if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{type(net).__name__} fails on images of the shape {tuple(images.shape[1:])}: {error}. If the error is "
+            f"{type(net).__name__} fails on images of the shape {tuple(images.shape[1:])}: {said}. If the error is "
             "about sizes, check that the model's image_shape is that of its training images"
         ) from error

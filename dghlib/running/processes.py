@@ -32,6 +32,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_device(device: str) -> None:
+    """Raise ValueError unless this machine has a device by that name, and torch can compute on it."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {device} cannot be used here: {reason}; --device cpu can") from error
+
+
 @contextmanager
 def joined(device: torch.device | str) -> Iterator[torch.device]:
     """Join the job if `torchrun` started this process; yield the device to work on, for CUDA a device of its own."""

@@ -1,1 +1,1 @@
-"""What notebooks call to show records: tables, figures, the leaderboard, speed."""
+"""The functions with which notebooks show records: tables, figures, the leaderboard, speed."""

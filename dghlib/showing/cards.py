@@ -1,4 +1,4 @@
-"""Cards of the networks and data sets that the book shows: what they are, float accuracy, origin, licence."""
+"""Cards of the networks and data sets of the book: description, float accuracy, origin, licence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from dghlib.storage import assets
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a network without its weights.
+    """The description of a network, known without its weights.
 
     Attributes:
         architecture: in words.
-        parameters: their number; batch-norm statistics do not count.
-        images: (C, H, W) that it looks at.
-        manifest: what names its weights, if they are not part of the package.
+        parameters: their number, without batch-norm statistics.
+        images: (C, H, W) of its input.
+        manifest: the manifest of its weights, if they are not part of the package.
     """
 
     architecture: str
@@ -75,7 +75,7 @@ def networks(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def data_sets() -> pd.DataFrame:
-    """Return a card of every data set, by profile: what it is, whose files, under which licence."""
+    """Return a card of every data set, by profile: its description, files and licence."""
     rows = []
     for name, profile in PROFILES.items():
         of_data = [

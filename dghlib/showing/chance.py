@@ -1,4 +1,4 @@
-"""How far results lie apart by chance, from the record of `benchmarks/chance.py`."""
+"""The differences of results by chance, from the record of `benchmarks/chance.py`."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from dghlib.experiments.run import PUBLISHED
 from dghlib.showing.speed import benchmark
 from dghlib.showing.tables import QUANTIZER_TITLES, nothing, short_name
 
-RECORDED = "the record's processor"  # which made the record of the same inputs that came with the repository
+RECORDED = "the record's processor"  # which made the published record of the same inputs
 
 
 def found() -> dict[str, Any] | None:
@@ -17,9 +17,9 @@ def found() -> dict[str, Any] | None:
 
 
 def changes(record: dict[str, Any]) -> pd.DataFrame:
-    """Return the points of top-1 by which each repetition differs from the first way of the same run.
+    """Return the points of top-1 by which each repetition differs from the first variant of the same run.
 
-    A row for each: network, method, bits, seed, `differs` (what the repetition has otherwise), `points`.
+    A row for each: network, method, bits, seed, `differs` (the difference of the variant), `points`.
     """
     rows = pd.DataFrame(record["outputs"])
     run = ["network", "method", "bits", "seed"]
@@ -31,7 +31,7 @@ def changes(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def table(record: dict[str, Any] | None) -> pd.DataFrame:
-    """Return the standard deviation over seeds, and the median and the largest change otherwise: runs by what differs.
+    """Return the standard deviation over seeds, and the median and largest change by other causes: runs by cause.
 
     Points of top-1; the first column has the number of seeds.
     """

@@ -1,10 +1,11 @@
-"""What the papers claim, and whether our records bear it out: one row a claim, judged by rules, not by hand.
+"""The claims of the papers, and whether our records support them: a row per claim, judged by rules, not by hand.
 
-A claim says that images of one kind are better than those of another, by some points of top-1, or no worse than a
-margin. It is judged for every network that has records of both: by the mean of the differences of runs that have the
-seed in common. It *holds* if it does on all networks, *holds in part* if on some, *does not hold* if on none, and is
-*not tried* without records. What the paper printed is the range over its own networks. On some of the networks it is
-also *shown*: the one-sided 95 % bound of the mean (Student's t) is on the claim's side, which takes several seeds.
+A claim says that images of one kind are better than those of another by a number of points of top-1, or at most a
+margin worse. It is judged for every network that has records of both, by the mean of the differences of runs with the
+same seed. It *holds* if it is true on all networks, *holds in part* if it is true on some, *does not hold* if it is
+true on none, and is *not tried* without records. The paper's numbers are the range over its own networks. On some of
+the networks a claim is also *shown*: the one-sided 95 % bound of the mean (Student's t) supports it, which needs
+several seeds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,18 +21,18 @@ from dghlib.showing.paper_tables import RowOf, intraq_part_of, labelled, parts_o
 from dghlib.showing.readings import between, span
 from dghlib.showing.tables import PAPER_ROWS, TITLES, paper_table, short_name
 
-CONFIDENCE = 0.95  # of what is shown
+CONFIDENCE = 0.95  # of claims that are shown
 RIVALS = (TITLES["zeroq"], TITLES["intraq"], TITLES["genie_d"])  # of DGH, in its tables
 ALL_PARTS = " + ".join(PARTS)
 
 
 def source_of(record: Record) -> str:
-    """Name the source of a record's images."""
+    """Return the name of the source of a record's images."""
     return TITLES[record["inputs"]["images"]["source"]]
 
 
 def stretched_of(record: Record) -> str:
-    """Name the source of a record's images, or of DGH's how many were matched together, without the reward."""
+    """Return the source of a record's images, or the scope of DGH's images without the reward."""
     settings = settings_of(record)
     if record["inputs"]["images"]["source"] == REAL or settings["output_stretching"]:
         return "other"
@@ -40,14 +41,14 @@ def stretched_of(record: Record) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """That images `better` reach at least `points` more than each of `worse`; with negative points, hardly less.
+    """Images `better` reach at least `points` more than each of `worse`; with negative points, at most that much less.
 
     Attributes:
         where: the paper, and the table or figure.
-        says: in a sentence.
-        plan: the name of the plan whose records judge it; `bits`, and `quantizer` if it has several, which of them.
-        row_of: names the kind of images of a record.
-        paper: the table of the paper's numbers, and there the setting; "" where it prints a picture only.
+        says: the claim in a sentence.
+        plan: the name of the plan whose records judge it; `bits`, and `quantizer` if it has several, select records.
+        row_of: returns the kind of images of a record.
+        paper: the table of the paper's numbers, and the setting there; "" if the paper prints only a figure.
     """
 
     where: str
@@ -67,38 +68,38 @@ DGH, REAL_ROW = TITLES["dgh"], TITLES[REAL]
 CLAIMS = (
     Claim(
         where="DGH, Table 2",
-        says="With every tensor in 8 bits DGH's images are as good as real ones, within a point",
+        says="With every tensor in 8 bits DGH's images are as good as real images, within 1 point",
         plan="table2", better=DGH, worse=(REAL_ROW,), bits="W8A8", points=-1.0, paper="dgh_table2", setting="W8A8",
     ),
     Claim(
         where="DGH, Table 2",
-        says="ZeroQ's images fail there: DGH's are ahead by 10 points or more",
+        says="With every tensor in 8 bits DGH's images are 10 points or more ahead of ZeroQ's images",
         plan="table2", better=DGH, worse=(TITLES["zeroq"],), bits="W8A8", points=10.0,
         paper="dgh_table2", setting="W8A8",
     ),
     Claim(
         where="DGH, Table 1",
-        says="With everything in 4 bits DGH is ahead of every rival",
+        says="With everything in 4 bits DGH's images are ahead of those of every rival",
         plan="table1", better=DGH, worse=RIVALS, bits="W4A4", points=0.0, paper="dgh_table1", setting="W4A4",
     ),
     Claim(
         where="DGH, Table 1",
-        says="With 2-bit weights DGH is ahead of every rival",
+        says="With 2-bit weights DGH's images are ahead of those of every rival",
         plan="table1", better=DGH, worse=RIVALS, bits="W2A4", points=0.0, paper="dgh_table1", setting="W2A4",
     ),
     Claim(
         where="DGH, Table 1",
-        says="With everything in 4 bits DGH's images are as good as real ones, within a point",
+        says="With everything in 4 bits DGH's images are as good as real images, within 1 point",
         plan="table1", better=DGH, worse=(REAL_ROW,), bits="W4A4", points=-1.0, paper="dgh_table1", setting="W4A4",
     ),
     Claim(
         where="DGH, Table 5",
-        says="With the ends spared DGH is no more than a point behind any rival",
+        says="With the ends spared DGH's images are at most 1 point behind those of every rival",
         plan="table5", better=DGH, worse=RIVALS, bits="W4A4", points=-1.0, paper="dgh_table5", setting="W4A4",
     ),
     Claim(
         where="DGH, Table 4",
-        says="The three parts together are worth 10 points or more",
+        says="The three parts together gain 10 points or more",
         plan="table4", row_of=parts_of, better=ALL_PARTS, worse=("none",), bits="W4A4", points=10.0,
         paper="dgh_table4", setting="W4A4",
     ),
@@ -116,35 +117,35 @@ CLAIMS = (
     ),
     Claim(
         where="DGH, Figure 1",
-        says="Matching all images together is better than each alone",
+        says="Matching all images together is better than matching each alone",
         plan="figure1", row_of=stretched_of, better="all together", worse=("each alone",), bits="W3A8", points=0.0,
     ),
     Claim(
         where="GENIE, Table A1",
-        says="GENIE's images are better than ZeroQ's, whatever their number",
+        says="GENIE's images are better than ZeroQ's images, at every number of images",
         plan="samples", better=TITLES["genie_d"], worse=(TITLES["zeroq"],), bits="W2A4", points=0.0,
         paper="genie_tableA1",
     ),
     Claim(
         where="IntraQ, supplement",
-        says="Turning crops as well changes little: within a point",
+        says="Rotating crops as well changes little: at most 1 point",
         plan="intraq_parts", row_of=intraq_part_of, better="LOR with turns (L+R+F)", worse=("all three",), bits="W4A4",
         points=-1.0,
     ),
     Claim(
         where="IntraQ",
-        says="Leaving out the local reinforcement of objects costs accuracy",
+        says="Leaving out local object reinforcement costs accuracy",
         plan="intraq_parts", row_of=intraq_part_of, better="all three", worse=("without LOR",), bits="W4A4", points=0.0,
     ),
     Claim(
         where="GenQ, Table 2",
-        says="Images of a diffusion model are better than GENIE's for GENIE-M with 2-bit weights",
+        says="Images of a diffusion model are better than GENIE's images for GENIE-M with 2-bit weights",
         plan="genq_table2", quantizer="genie_m", better=TITLES["genq"], worse=(TITLES["genie_d"],), bits="W2A4",
         points=0.0, paper="genq_table2", setting="GENIE-M W2A4",
     ),
     Claim(
         where="GenQ, Table 2",
-        says="They are as good as real ones there, within a point",
+        says="Images of a diffusion model are as good as real images there, within 1 point",
         plan="genq_table2", quantizer="genie_m", better=TITLES["genq"], worse=(REAL_ROW,), bits="W2A4", points=-1.0,
         paper="genq_table2", setting="GENIE-M W2A4",
     ),
@@ -153,7 +154,7 @@ PLANS = tuple(dict.fromkeys(claim.plan for claim in CLAIMS))
 
 
 def table(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
-    """Return a row for every claim: what the paper printed, what our records say, and the verdict.
+    """Return a row for every claim: the paper's numbers, our numbers, and the verdict.
 
     Args:
         records: those of each of `PLANS`, by its name.
@@ -181,7 +182,7 @@ def _named(networks: Iterable[str]) -> str:
 
 
 def verdict(claim: Claim, found: pd.DataFrame) -> str:
-    """Return what `differences` say of a claim."""
+    """Return the verdict on a claim from its `differences`."""
     if found.empty:
         return "not tried"
     share = (found["points"] >= claim.points).mean()
@@ -189,9 +190,9 @@ def verdict(claim: Claim, found: pd.DataFrame) -> str:
 
 
 def differences(claim: Claim, records: Sequence[Record]) -> pd.DataFrame:
-    """Return, by network, by how many points `better` is ahead of the best of `worse`, and in how many pairs.
+    """Return, by network, by how many points `better` is ahead of the best of `worse`, and the number of pairs.
 
-    `reach` is how far the one-sided bound of the mean lies below it, NaN for a single pair.
+    `reach` is the distance of the one-sided bound below the mean, NaN for a single pair.
     """
     nothing = pd.DataFrame({"points": [], "runs": [], "reach": []})
     quantized = [record for record in records if "images" in record["inputs"]]
@@ -211,7 +212,7 @@ def differences(claim: Claim, records: Sequence[Record]) -> pd.DataFrame:
 def beside_the_best_rival(records: Mapping[str, Sequence[Record]], tables: Sequence[str]) -> pd.DataFrame:
     """Return by how many points DGH is ahead of the best rival and of real images: settings by network.
 
-    A cell is the mean over seeds, DGH against the best rival of each, then DGH against real images.
+    A cell is the mean over seeds, first of DGH against the best rival of each seed, then of DGH against real images.
     """
     cells = {}
     for plan in tables:
@@ -237,7 +238,7 @@ def _widths(records: Sequence[Record]) -> list[str]:
 
 
 def _printed(claim: Claim) -> pd.Series:
-    """Return the paper's own differences, one for each of its networks."""
+    """Return the paper's own differences, one per network."""
     if not claim.paper:
         return pd.Series(dtype=float)
     rows = paper_table(claim.paper)

@@ -1,4 +1,4 @@
-"""What becomes of a quantized network outside: its files, and other people's quantizers, from records."""
+"""A quantized network outside of dghlib: its files, and the quantizers of other tools, from records."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from dghlib.showing.tables import QUANTIZER_TITLES, TITLES, nothing, observed
 
 
 def files(records: Sequence[Record]) -> pd.DataFrame:
-    """Return what the ONNX files of a network are like, in float and quantized; see `quantized_looks.files`."""
+    """Return facts about the ONNX files of a network, in float and quantized; see `quantized_looks.files`."""
     if not records:
         return nothing()
     rows: dict[str, dict[str, Any]] = {}
@@ -36,7 +36,7 @@ def _about_file(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def onnxruntime_alone(records: Sequence[Record]) -> pd.DataFrame:
-    """Return top-1 of networks that onnxruntime quantized, by what it was calibrated with; see `looks.onnxruntime`."""
+    """Return top-1 of networks that onnxruntime quantized, by calibration images; see `looks.onnxruntime`."""
     if not records:
         return nothing()
     reached = observed(records, "top1").pivot_table("top1", "images", "model", sort=False)

@@ -1,4 +1,4 @@
-"""What detectors find, in pictures, and what those of full size take."""
+"""Detections in figures, and the costs of detectors of full size."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +56,7 @@ def by_quantizer(records: Sequence[Record], measure: str = "map") -> pd.DataFram
 
 
 def head_outputs(records: Sequence[Record]) -> pd.DataFrame:
-    """Return how far the tensors of heads reach: tensors and sources by quantile, of the first repetition."""
+    """Return the ranges of the tensors of heads: tensors and sources by quantile, of the first repetition."""
     if not records:
         return nothing()
     rows = observed(records, "tensors")
@@ -68,11 +68,10 @@ def head_outputs(records: Sequence[Record]) -> pd.DataFrame:
 
 @if_any
 def detections(records: Sequence[Record], *, save: str | None = None) -> Figure:
-    """Return test scenes with the boxes that a detector finds, in float and quantized: one record of `boxes`.
+    """Return test scenes with the boxes that a detector finds, in float and quantized: a record of `boxes`.
 
-    Boxes with full lines are found, dotted ones are the true ones.
-    With `save`, a name, the figure is written to NAME.svg and the boxes to NAME.csv. What is found again in the data
-    set are the scenes: of a public one, they must be on this machine.
+    Solid boxes are detections, dotted boxes are the annotations. With `save`, a name, the figure is written to NAME.svg
+    and the boxes to NAME.csv. The scenes come from the data set: a public one must be on this machine.
     """
     (record,) = records
     profile, columns = record["inputs"]["profile"], record["inputs"]["look"]["settings"]["scenes"]
@@ -105,7 +104,7 @@ def _outline(axis: Axes, left: float, top: float, width: float, height: float, *
 
 
 def full_size_costs(record: dict[str, Any]) -> pd.DataFrame:
-    """Return the processor seconds that each of COCO's detectors takes, from the record of that benchmark."""
+    """Return the processor seconds of each of COCO's detectors, from the record of that benchmark."""
     rows = []
     for cost in record["outputs"]:
         _, height, width = cost["image_shape"]

@@ -1,7 +1,7 @@
-"""How the methods here differ from their authors': told by their own modules, so that no page has to be kept up.
+"""The differences of our methods from their authors' versions, read from the modules, so that no page needs updates.
 
-Every module of a method opens with its source and, under "Differences", what is otherwise here; the amounts that
-authors spend are those of its presets.
+The docstring of every method has its source and, under "Differences", its differences; the authors' amounts are those
+of its presets.
 """
 
 import re
@@ -26,7 +26,7 @@ _AMOUNTS = ("steps", "iterations", "batch_size", "learning_rate", "rounding_rate
 
 
 def differences() -> pd.DataFrame:
-    """Return what each method does otherwise than its authors: from what, how, and the module that says so."""
+    """Return the differences of each method from its authors' version: from what, the text, and the module."""
     rows = [
         {"method": title, "from": whose, "difference": text, "written in": module.__name__.replace(".", "/") + ".py"}
         for title, module in _methods()
@@ -36,15 +36,15 @@ def differences() -> pd.DataFrame:
 
 
 def told(module: ModuleType) -> list[tuple[str, str]]:
-    """Return the differences that a module's docstring lists, each with what it is one from: "paper", "authors' code".
+    """Return the differences in a module's docstring, each with its origin: "paper", "authors' code".
 
-    What is said in sentences, without numbers, is one entry.
+    A text without numbered items is one entry.
     """
     text = module.__doc__ or ""
     headings = list(_HEADING.finditer(text))
     ends = [heading.start() for heading in headings[1:]] + [len(text)]
     found: list[tuple[str, str]] = []
-    for heading, end in zip(headings, ends, strict=False):  # without headings, an end is left over
+    for heading, end in zip(headings, ends, strict=False):  # without headings, one end remains
         body = text[heading.end() : end]
         items = _ITEM.split(body)[1:] or [body.split("\n\n")[0]]
         found += [((heading["whose"] or "both").removeprefix("the "), " ".join(item.split())) for item in items]
@@ -52,7 +52,7 @@ def told(module: ModuleType) -> list[tuple[str, str]]:
 
 
 def amounts(budget: str = "quick", width: str = "W4A4") -> pd.DataFrame:
-    """Return what authors spend on a batch of images, or a unit that learns, and what a budget does: methods by amount.
+    """Return the authors' amounts for a batch of images or a unit that learns, and a budget's: methods by amount.
 
     Args:
         budget: a name in `BUDGETS`.

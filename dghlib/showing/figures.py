@@ -1,4 +1,4 @@
-"""Figures of the book. Each returns a matplotlib figure and writes its SVG and the CSV behind it."""
+"""Figures of the book. Each function returns a matplotlib figure and writes its SVG and the numbers as CSV."""
 
 import html
 import re
@@ -13,15 +13,16 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dghlib.showing.tables import nothing
+from dghlib.showing.tables import nothing, write_csv
+from dghlib.storage.records import write_atomically
 
-WIDTH = 7.5  # inches: a page's on a screen of 1280 pixels, where a wider figure would be shrunk
+WIDTH = 7.5  # inches: the width of a page on a screen of 1280 pixels; a wider figure would be shrunk
 MOST_NUMBERS = 60  # rows that a page shows below a figure
-_DESCRIBED = "figure: "  # begins the name of the group in an SVG that says what is drawn
+_DESCRIBED = "figure: "  # prefix of the name of the group in an SVG that has the description
 
 
 def if_any(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Let a figure of records, or of rows, say so where there are none."""
+    """Let a figure without records, or without rows, show a note."""
 
     @wraps(draw)
     def drawn(found: Sized, *, save: str | None = None, **settings: str) -> Figure:
@@ -37,7 +38,7 @@ def if_any(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 @if_any
 def noise_profile(noise: pd.DataFrame, *, title: str, save: str | None = None) -> Figure:
-    """Return a picture of which tensor hurts: signal to noise of each, from the image to the logits.
+    """Return a figure of the noise of tensors: signal to noise of each, from the image to the logits.
 
     `noise` is from `tables.noise`. With `save`, a name, the figure is written to NAME.svg and the numbers behind it to
     NAME.csv.
@@ -52,7 +53,7 @@ def noise_profile(noise: pd.DataFrame, *, title: str, save: str | None = None) -
 
 @if_any
 def unit_profile(units: pd.DataFrame, *, title: str, save: str | None = None) -> Figure:
-    """Return a picture of which unit hurts: the error of each before and after it learned, in the order of learning.
+    """Return a figure of the errors of units: the error of each before and after it learned, in learning order.
 
     `units` is from `tables.units`. With `save`, a name, the figure is written to NAME.svg and the numbers behind it to
     NAME.csv.
@@ -68,7 +69,7 @@ def unit_profile(units: pd.DataFrame, *, title: str, save: str | None = None) ->
 
 
 def _profile(title: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Return an empty figure of values along the depth of a network."""
+    """Return an empty figure for values along the depth of a network."""
     figure, axis = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
     axis.set(ylabel=ylabel, title=title)
     axis.tick_params(axis="x", labelrotation=90, labelsize="x-small")
@@ -83,7 +84,7 @@ def panels(names: Sequence[str], height: float = 3.2) -> tuple[Figure, dict[str,
 
 
 def legend_below(figure: Figure) -> None:
-    """Give a figure one legend for all its parts, below them, in the place of theirs."""
+    """Give a figure a single legend for all its parts, below them, instead of their own legends."""
     entries: dict[str, Artist] = {}
     for axis in figure.axes:
         entries |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
@@ -95,7 +96,7 @@ def legend_below(figure: Figure) -> None:
 
 
 def described(figure: Figure) -> str:
-    """Return what a figure shows, in words: its parts, their axes with their ranges, and what is drawn in them."""
+    """Return a description of a figure in words: its parts, their axes with their ranges, and their content."""
     drawn = [axis for axis in figure.axes if axis.axison]
     parts = [axis.get_title() or axis.get_title("left") for axis in drawn]
     named = list(dict.fromkeys(part for part in parts if part))
@@ -116,7 +117,7 @@ def described(figure: Figure) -> str:
 
 
 def description_of(svg: str) -> tuple[str, str]:
-    """Return what an SVG of `saved` says of itself, and the SVG without it."""
+    """Return the description in an SVG of `saved`, and the SVG without it."""
     found = re.search(rf'<g id="{_DESCRIBED}([^"]*)"', svg)
     if found is None:
         return "a figure", svg
@@ -124,7 +125,7 @@ def description_of(svg: str) -> tuple[str, str]:
 
 
 def numbers_below(path: Path) -> str:
-    """Return, as HTML, the numbers that a figure wrote, folded; nothing if there are none or too many to read."""
+    """Return, as HTML, the numbers of a figure, folded; nothing if there are none or too many to read."""
     if not path.is_file():
         return ""
     numbers = pd.read_csv(path)
@@ -135,13 +136,14 @@ def numbers_below(path: Path) -> str:
 
 
 def saved(figure: Figure, data: pd.DataFrame, save: str | None) -> Figure:
-    """Return a finished figure; with `save`, a name, write it to NAME.svg and the numbers behind it to NAME.csv.
+    """Return a finished figure; with `save`, a name, write it to NAME.svg and its numbers to NAME.csv.
 
-    What it shows is said in words, in the SVG (`description_of`).
+    The SVG contains a description in words (`description_of`).
     """
     figure.set_gid(_DESCRIBED + described(figure))
     if save:
-        figure.savefig(f"{save}.svg")
-        data.to_csv(f"{save}.csv", index=False)
-    plt.close(figure)  # else the notebook shows it twice
+        with plt.rc_context({"svg.hashsalt": "dghlib"}):  # otherwise 2 files of the same figure differ
+            write_atomically(f"{save}.svg", lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))
+        write_csv(f"{save}.csv", data)
+    plt.close(figure)  # otherwise the notebook shows it twice
     return figure

@@ -1,4 +1,4 @@
-"""Figures of sets of images, and of what they look like to a network, from the records of observations."""
+"""Figures of sets of images, and of a network's measurements on them, from the records of observations."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,14 +13,14 @@ from dghlib.experiments.run import Record
 from dghlib.showing.figures import if_any, legend_below, panels, saved
 from dghlib.showing.tables import TITLES, cell, nothing, observed, short_name
 
-LEAST_DENSITY = 1e-6  # that is drawn: below, there are single outputs, whose curves go down for ever
+LEAST_DENSITY = 1e-6  # that is drawn; smaller densities belong to single outputs, whose curves fall without end
 
 
 @if_any
 def feature_maps(records: Sequence[Record], *, save: str | None = None) -> Figure:
     """Return DGH's Figure 2 and IntraQ's Figure 1: the features of sets of images, by network and map.
 
-    The points are those of the first repetition; all are in NAME.csv, where `save` is NAME.
+    The points are those of the first repetition; with `save`, a name, all are in NAME.csv.
     """
     data = observed(records, "points")
     grid = sns.relplot(
@@ -39,7 +39,7 @@ def feature_maps(records: Sequence[Record], *, save: str | None = None) -> Figur
     )
     grid.set(xticks=[], yticks=[], xlabel="", ylabel="").set_titles("{row_name}, {col_name}")
     for axis in grid.axes.flat:
-        axis.set_aspect("equal", adjustable="datalim")  # a distance is as long up as it is across
+        axis.set_aspect("equal", adjustable="datalim")  # equal distances in both directions
     return saved(grid.figure, data, save)
 
 
@@ -70,7 +70,7 @@ def _by_set(data: pd.DataFrame, columns: Mapping[str, tuple[str, int]]) -> pd.Da
 
 @if_any
 def layer_errors(records: Sequence[Record], *, save: str | None = None) -> Figure:
-    """Return DGH's Figure 3: by layer, how far real images are from the running statistics, augmented and not."""
+    """Return DGH's Figure 3: by layer, the distance of real images from the running statistics, augmented and not."""
     data = observed(records, "errors")
     grid = sns.relplot(
         data,
@@ -91,7 +91,7 @@ def layer_errors(records: Sequence[Record], *, save: str | None = None) -> Figur
 
 
 def nearer(records: Sequence[Record]) -> pd.DataFrame:
-    """Return at how many of its layers a network's statistics are nearer to augmented images than to those as they are.
+    """Return at how many of its layers a network's statistics are nearer to augmented than to unchanged images.
 
     Errors are means over repetitions.
     """
@@ -127,7 +127,7 @@ def output_distributions(records: Sequence[Record], *, save: str | None = None) 
 
 
 def output_ends(records: Sequence[Record]) -> pd.DataFrame:
-    """Return how far outputs reach, mean ± standard deviation over repetitions."""
+    """Return the ends of the distributions of outputs, mean ± standard deviation over repetitions."""
     if not records:
         return nothing()
     titles = {"q0.0": "the smallest", "q0.001": "0.1 % are below", "q0.999": "0.1 % are above", "q1.0": "the largest"}
@@ -137,7 +137,7 @@ def output_ends(records: Sequence[Record]) -> pd.DataFrame:
 
 @if_any
 def traces(records: Sequence[Record], *, save: str | None = None) -> Figure:
-    """Return GENIE's Figure A5: how the distance from the statistics falls, for three ways to make images."""
+    """Return GENIE's Figure A5: the distance from the statistics against steps, for 3 ways to make images."""
     data = observed(records, "distances")
     data[["images", "steps"]] = data.images.str.rsplit(n=1, expand=True)
     data["steps"] = data.steps.astype(int)
@@ -152,7 +152,7 @@ def traces(records: Sequence[Record], *, save: str | None = None) -> Figure:
 
 
 def last_distances(records: Sequence[Record]) -> pd.DataFrame:
-    """Return the distances at the last step that `traces` shows, means over repetitions: networks by way."""
+    """Return the distances at the last step of `traces`, means over repetitions: networks by method."""
     if not records:
         return pd.DataFrame(columns=["GENIE", "GBA", "ZeroQ"], dtype=float)
     data = observed(records, "distances")
@@ -163,7 +163,7 @@ def last_distances(records: Sequence[Record]) -> pd.DataFrame:
 
 @if_any
 def pictures(records: Sequence[Record], *, save: str | None = None) -> Figure:
-    """Return the images that observations kept, a row for each set: DGH's Figures 8 and 9.
+    """Return the images in the records of observations, a row for each set: DGH's Figures 8 and 9.
 
     With `save`, a name, the figure is written to NAME.svg and the numbers of the sets to NAME.csv.
     """

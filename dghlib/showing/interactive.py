@@ -1,8 +1,8 @@
-"""Charts to explore beside figures: names and numbers under the pointer, legends that pick, zoom and scopes.
+"""Interactive charts beside figures: tooltips with names and numbers, legends that select, zoom and scopes.
 
-A chart is Vega-Lite, made with Altair, and stands beside the same figure of matplotlib, which is what is saved, printed
-and read aloud, and what a page shows where no script runs. Notebooks that run in Jupyter show the chart itself; the
-book's pages draw it by `charts.js`.
+A chart is Vega-Lite, made with Altair, and accompanies the same figure of matplotlib. The figure is saved, printed and
+read aloud, and is what a page shows without scripts. Notebooks in Jupyter show the chart itself; the pages of the book
+draw it with `charts.js`.
 """
 
 import json
@@ -17,15 +17,15 @@ from matplotlib.figure import Figure
 MIME = "application/vnd.vegalite.v6+json"
 _STAR = "M0,-1L.26,-.36L.95,-.31L.42,.14L.59,.81L0,.44L-.59,.81L-.42,.14L-.95,-.31L-.26,-.36Z"
 _TOP1 = "top-1 in %"
-_WIDTH, _HEIGHT = 250, 190  # pixels of a part: two side by side and a legend are as wide as a page
+_WIDTH, _HEIGHT = 250, 190  # pixels of a part: 2 parts and a legend are as wide as a page
 
 
 def explorable(figure: Figure, chart: alt.TopLevelMixin | None) -> Figure:
-    """Return a figure that notebooks show as a chart, too, where they can and there is one."""
+    """Return a figure that notebooks also show as a chart, if they can and there is a chart."""
     if chart is None:
         return figure
     spec = chart.to_dict()
-    # Of an instance, since seaborn makes some of the figures.
+    # Of an instance, because seaborn makes some of the figures.
     figure._repr_mimebundle_ = lambda **_: {MIME: spec}  # type: ignore[attr-defined]
     return figure
 
@@ -37,18 +37,18 @@ def chart_of(figure: Figure) -> dict[str, Any]:
 
 
 def embedded(chart: Mapping[str, Any]) -> str:
-    """Return a chart as HTML, hidden: the book's `charts.js` draws it where scripts run."""
+    """Return a chart as HTML, hidden: the book's `charts.js` draws it if scripts run."""
     text = json.dumps(chart, separators=(",", ":")).replace("<", "\\u003c")
     return f'<div class="chart" hidden><script type="application/json">{text}</script></div>'
 
 
 def curves(means: pd.DataFrame, levels: pd.DataFrame, x: tuple[str, str], *, log: bool) -> alt.TopLevelMixin | None:
-    """Return mean top-1 against a setting, a part for each network, None for none; a click on the legend picks a curve.
+    """Return mean top-1 against a setting, a part for each network, or None; a click on the legend selects a curve.
 
     Args:
-        means: columns `model`, `row` (a curve), the setting, `mean`, `spread` (NaN for one seed) and `seeds`; `star`,
-            where some points are stars.
-        levels: columns `model`, `title` and `top1`: what does not depend on the setting, as lines across.
+        means: columns `model`, `row` (a curve), the setting, `mean`, `spread` (NaN for a single seed) and `seeds`;
+            `star` if some points are stars.
+        levels: columns `model`, `title` and `top1`: values that do not depend on the setting, as horizontal lines.
         x: the setting's column and name.
         log: whether the setting doubles.
     """
@@ -68,11 +68,11 @@ def curves(means: pd.DataFrame, levels: pd.DataFrame, x: tuple[str, str], *, log
     layers.append(_lines(levels))
     models = dict.fromkeys(means.model)
     first, *others = [alt.layer(*(_of(name, each) for each in layers), title=name) for name in models]
-    return _finished(alt.concat(first.add_params(pick), *others, columns=2))  # what one is told holds for all
+    return _finished(alt.concat(first.add_params(pick), *others, columns=2))  # a selection applies to all parts
 
 
 def _curve(means: pd.DataFrame, x: tuple[str, str], log: bool) -> alt.Chart:
-    """Return what lines, points and bands of curves share: the setting, colours, and what the pointer tells."""
+    """Return the common part of lines, points and bands of curves: the setting, colours, and tooltips."""
     spread, names = means.spread.fillna(0), list(dict.fromkeys(means.row))
     means = means.assign(low=means["mean"] - spread, high=means["mean"] + spread)
     axis = alt.X(f"{x[0]}:Q", title=x[1]).axis(values=sorted(set(means[x[0]])), format="~g")
@@ -88,12 +88,12 @@ def _curve(means: pd.DataFrame, x: tuple[str, str], log: bool) -> alt.Chart:
 
 
 def _of(model: str, chart: alt.Chart) -> alt.Chart:
-    """Return what a chart has of a network."""
+    """Return the part of a chart for a network."""
     return chart.transform_filter(alt.datum.model == model)
 
 
 def _lines(levels: pd.DataFrame) -> alt.Chart:
-    """Return lines across, with dashes of their own."""
+    """Return horizontal lines, with dashes of their own."""
     return (
         alt.Chart(levels)
         .mark_rule(color="grey")
@@ -108,7 +108,7 @@ def _lines(levels: pd.DataFrame) -> alt.Chart:
 def differences(settings: pd.DataFrame, images: Sequence[str], methods: Sequence[str]) -> alt.TopLevelMixin:
     """Return the differences of sources to a baseline, a part for each width of weights, a dot for each setting.
 
-    The legend picks methods and the list below it a network. `settings` has the columns `images`, `method`, `model`,
+    The legend selects methods and the list below it a network. `settings` has the columns `images`, `method`, `model`,
     `bits`, `quantized`, `weights` and `difference`; `images` and `methods` are in the order to be shown.
     """
     pick = _pick("method")
@@ -138,10 +138,10 @@ def differences(settings: pd.DataFrame, images: Sequence[str], methods: Sequence
 
 
 def costs(points: pd.DataFrame, front: pd.DataFrame, images: Sequence[str]) -> alt.TopLevelMixin:
-    """Return top-1 over seconds, a part for each network: zoomed by the wheel, moved by dragging, back by two clicks.
+    """Return top-1 over seconds, a part for each network: zoom by wheel, move by dragging, reset by a double click.
 
     `points` has the columns `model`, `calibrated with`, `method`, `seconds` and `top1`, and `front` has those of its
-    rows that a line joins; `images` are in the order to be shown, and picked in the legend.
+    rows that a line connects; `images` are in the order to be shown, and are selected in the legend.
     """
     pick = _pick("calibrated with")
     told = ["calibrated with", "method", alt.Tooltip("seconds:Q", format=".3~s")]
@@ -166,12 +166,12 @@ def costs(points: pd.DataFrame, front: pd.DataFrame, images: Sequence[str]) -> a
 
 
 def _pick(field: str) -> alt.Parameter:
-    """Return a choice of some of a legend's entries: by a click, of several with the shift key."""
+    """Return a selection of some of a legend's entries: by a click, with the shift key for several."""
     return alt.selection_point(fields=[field], bind="legend")
 
 
 def _colours(names: Sequence[str]) -> list[str]:
-    """Return the colours that the printed figure has for these names, in their order."""
+    """Return the colours of these names in the printed figure, in their order."""
     palette: list[str] = sns.color_palette(
         "husl" if len(names) > len(sns.color_palette()) else None, len(names)
     ).as_hex()

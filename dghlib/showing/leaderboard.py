@@ -1,4 +1,4 @@
-"""All records together: which are current, who leads, by how much with the same seeds, and at what cost."""
+"""All records together: the current ones, the best methods, their leads with the same seeds, and their costs."""
 
 import dataclasses
 import json
@@ -27,16 +27,16 @@ from dghlib.storage.records import always_recorded, fingerprint, read_record
 
 CELL = ["profile", "model", "quantizer", "quantized", "bits", "num_images", "test_images"]
 CONFIDENCE = 0.95
-MARGIN = 1.0  # points of top-1 within which two sources are as good as each other
+MARGIN = 1.0  # points of top-1 within which 2 sources are equally good
 
 
 def all_records() -> list[Record]:
-    """Return every record there is, benchmarks apart: of the repository's `results/`, and others of this machine."""
+    """Return every record except benchmarks: those of the repository's `results/`, and others of this machine."""
     return _found("*/*.json")
 
 
 def all_observations() -> list[Record]:
-    """Return the record of every observation there is, as `all_records` does."""
+    """Return the record of every observation, from the same folders as `all_records`."""
     return _found(f"*/{OBSERVATIONS}/*.json")
 
 
@@ -72,12 +72,12 @@ def _weights_of_today(network: Mapping[str, str]) -> bool:
 
 
 def _settings_of_today(config: type[Any], recorded: Mapping[str, Any]) -> bool:
-    """Return whether a record has all settings that a run has now, but for those added later, and no others."""
+    """Return whether a record has all settings that a run has now, except those added later, and no others."""
     return always_recorded(config) <= recorded.keys() <= {setting.name for setting in dataclasses.fields(config)}
 
 
 def overview(records: list[Record]) -> pd.DataFrame:
-    """Return one line per record: what it is, its file, when its code was written, whether it is current."""
+    """Return a row per record: its description, its file, the date of its code, whether it is current."""
     rows = tables.frame(records)
     rows["method"] = rows.quantizer.map(QUANTIZER_TITLES)
     rows["calibrated with"] = rows.source.map(TITLES)
@@ -103,9 +103,9 @@ def overview(records: list[Record]) -> pd.DataFrame:
 
 
 def filterable(rows: pd.DataFrame, first: int = 50) -> HTML:
-    """Return a list as HTML that shows its first rows and, in a browser, those that a filter finds, in any order.
+    """Return a list as HTML that shows its first rows and, in a browser, the rows that a filter finds, in any order.
 
-    All rows are in the page as JSON; without scripts, and on paper, the first are there.
+    The page has all rows as JSON; without scripts, and in print, it shows the first rows.
     """
     lines = [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row] for row in rows.to_numpy()]
     table = pd.DataFrame(lines[:first], columns=rows.columns).to_html(index=False, classes="long", border=0)
@@ -118,7 +118,7 @@ def filterable(rows: pd.DataFrame, first: int = 50) -> HTML:
 
 
 def overview_of_observations(records: list[Record]) -> pd.DataFrame:
-    """Return one line per record of what was looked at in images and in quantized copies."""
+    """Return a row per record of observations of images and of quantized copies."""
     rows = [
         {
             "profile": record["inputs"]["profile"],
@@ -137,23 +137,23 @@ def overview_of_observations(records: list[Record]) -> pd.DataFrame:
 
 
 def _file_of(record: Record) -> str:
-    """Return the name of a record's file, without its ending; of one that is not in `results/`, say so."""
+    """Return the name of a record's file, without its ending; marked if the file is not in `results/`."""
     name, inputs = fingerprint(record["inputs"]), record["inputs"]
     folder = PUBLISHED / inputs["profile"] / (OBSERVATIONS if "look" in inputs else "")
     return name if (folder / f"{name}.json").is_file() else f"{name} (this machine)"
 
 
 def compared(records: list[Record]) -> list[Record]:
-    """Return the records that `runs` has rows of, and those of the networks as they are."""
+    """Return the records of the rows of `runs`, and those of the float networks."""
     whole = [record for record in records if record["inputs"]["quantizer"]["method"] == FLOAT]
     return [records[place] for place in runs(records).index] + whole
 
 
 def runs(records: list[Record]) -> pd.DataFrame:
-    """Return one row per current record of a quantized network with default settings, ablations left out.
+    """Return a row per current record of a quantized network with default settings, without ablations.
 
-    Which tensors are quantized may differ from the default: no table mixes them. Of a network, sets of images of the
-    size count that most of its runs have. The index is the place of a row's record.
+    The quantized tensors may differ from the default, because no table mixes them. For a network, only the size of
+    image sets that most of its runs have is used. The index is the position of a row's record.
     """
     kept = {place: record for place, record in enumerate(records) if _counts(record)}
     if not kept:
@@ -177,15 +177,15 @@ def _by_default(record: Record) -> bool:
 
 
 def standings(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return mean top-1 with its confidence interval, by network, width and way to quantize: the sources in columns."""
+    """Return mean top-1 with its confidence interval, by network, width and quantizer: the sources in columns."""
     return _by_source(rows.groupby([*CELL, "source"], sort=False).top1, sign="")
 
 
 def lost(records: list[Record], source: str = "dgh") -> pd.DataFrame:
-    """Return the points of top-1 that networks lose to quantization with images of `source`, and the minutes it takes.
+    """Return the points of top-1 that networks lose by quantization with images of `source`, and the minutes it takes.
 
-    Rows are widths and what is quantized, columns the quantizers, so that what stands in a row quantizes alike. A cell
-    is the median over networks, of which it gives the number: those that most quantizers of the row have.
+    Rows are widths and quantized tensors, columns the quantizers, so that all cells of a row quantize the same tensors.
+    A cell is the median over networks and gives their number: those that most quantizers of the row have.
     """
     networks = _losses(records, source)
     if networks.empty:
@@ -203,7 +203,7 @@ def lost(records: list[Record], source: str = "dgh") -> pd.DataFrame:
 
 
 def _losses(records: list[Record], source: str) -> pd.DataFrame:
-    """Return the points lost and the minutes taken, means over seeds: by width, what is quantized, method, network."""
+    """Return the lost points and the minutes, means over seeds: by width, quantized tensors, method, network."""
     rows = runs(records)
     if rows.empty or not (rows.source == source).any():
         return pd.DataFrame()
@@ -215,7 +215,7 @@ def _losses(records: list[Record], source: str) -> pd.DataFrame:
 
 
 def paired_differences(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFrame:
-    """Return how far each source lies above or below `baseline`, in points of top-1, seed by seed.
+    """Return the distance of each source above or below `baseline`, in points of top-1, seed by seed.
 
     A pair has the same network, quantizer, width, number of images and seed.
     """
@@ -223,7 +223,7 @@ def paired_differences(rows: pd.DataFrame, baseline: str = "dgh") -> pd.DataFram
 
 
 def differences(rows: pd.DataFrame, baseline: str = "dgh", *, save: str | None = None) -> Figure:
-    """Return a picture of `paired_differences`: a dot for each setting, a part for each width of weights.
+    """Return a figure of `paired_differences`: a dot for each setting, a part for each width of weights.
 
     With `save`, a name, the figure is written to NAME.svg and the numbers to NAME.csv.
     """
@@ -252,12 +252,12 @@ def differences(rows: pd.DataFrame, baseline: str = "dgh", *, save: str | None =
 
 
 def wins(rows: pd.DataFrame, baseline: str = "dgh", margin: float = MARGIN) -> pd.DataFrame:
-    """Return in how many settings each source is alike, better or worse than `baseline`, or cannot be told.
+    """Return in how many settings each source is alike, better or worse than `baseline`, or undecided.
 
-    Settings with as many seeds stand together, since few seeds tell little: the last column is the median over settings
-    of half the width of the interval. *Alike* is shown by two one-sided tests: the 90 % confidence interval of the
-    difference (Student's t) lies within `margin` on both sides. *Better* and *worse* are those of the others whose 95 %
-    interval leaves out zero, and a difference of one test image. What is neither is *undecided*.
+    Settings with the same number of seeds are grouped, since few seeds show little: the last column is the median over
+    settings of half the width of the interval. *Alike* is shown by 2 one-sided tests: the 90 % confidence interval of
+    the difference (Student's t) lies within `margin` on both sides. *Better* and *worse* are those of the others whose
+    95 % interval excludes zero and a difference of 1 test image. The rest is *undecided*.
     """
     cells = _pairs(rows, baseline).groupby([*CELL, "source"]).difference.agg(["mean", "std", "count"]).reset_index()
     cells = cells[cells["count"] > 1]
@@ -279,7 +279,7 @@ VERDICTS = ["better", "alike", "worse", "undecided"]
 
 
 def _verdict(mean: float, spread: float, count: int, image: float, margin: float) -> str:
-    """Return what a mean difference of `count` seeds shows; `image` is what one test image is worth."""
+    """Return what a mean difference of `count` seeds shows; `image` is the share of 1 test image."""
     if abs(mean) + _half_width(spread, count, 2 * CONFIDENCE - 1) <= margin:
         return "alike"
     if abs(mean) <= max(_half_width(spread, count), image):
@@ -296,7 +296,7 @@ def _pairs(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 
 def _by_source(groups: Any, sign: str) -> pd.DataFrame:
-    """Return means of groups of [*CELL, source], "2.0 ± 1.1 (3)" and the like: sources in columns, fullest first."""
+    """Return means of groups of [*CELL, source], such as "2.0 ± 1.1 (3)": sources in columns, fullest first."""
     numbers = groups.agg(["mean", "std", "count"])
     cells = [
         f"{mean:{sign}.1f}" + (f" ± {_half_width(spread, count):.1f} ({count})" if count > 1 else "")
@@ -312,7 +312,7 @@ def _by_source(groups: Any, sign: str) -> pd.DataFrame:
 
 
 def _named(titles: Mapping[str, str], found: pd.Series) -> list[str]:
-    """Return those of the titles that are found, in their order."""
+    """Return those of the titles that occur, in their order."""
     return [title for title in titles.values() if title in set(found)]
 
 
@@ -322,10 +322,10 @@ def _half_width(spread: float, count: int, confidence: float = CONFIDENCE) -> fl
 
 
 def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str | None = None) -> Figure:
-    """Return a picture of top-1 over the seconds that images and quantization took together, for each network.
+    """Return a figure of top-1 over the total seconds of images and quantization, for each network.
 
-    Nothing that was measured is both cheaper and better than what the line joins. With `save`, a name, the figure is
-    written to NAME.svg and the numbers to NAME.csv. Real images cost nothing here: they are at hand or they are not.
+    No measured combination is both cheaper and better than those on the line. With `save`, a name, the figure is
+    written to NAME.svg and the numbers to NAME.csv. Real images cost nothing here: they are either available or not.
     """
     chosen = rows[(rows.bits == bits) & (rows.policy == policy)]
     chosen = chosen.assign(seconds=chosen.generation_seconds + chosen.quantization_seconds)
@@ -355,5 +355,5 @@ def cost_and_accuracy(rows: pd.DataFrame, *, bits: str, policy: str, save: str |
         axis.step(here.seconds, here.top1, where="post", color="grey", linewidth=0.8, zorder=0)
     grid.set(xscale="log").set_titles("{col_name}").set_axis_labels("seconds", "top-1 in %")
     for axis in grid.axes.flat:
-        axis.xaxis.set_minor_formatter(NullFormatter())  # which writes numbers over each other
+        axis.xaxis.set_minor_formatter(NullFormatter())  # it would write numbers over each other
     return interactive.explorable(saved(grid.figure, points, save), interactive.costs(points, front, hues))

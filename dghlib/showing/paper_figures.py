@@ -1,4 +1,4 @@
-"""Figures of the papers that are curves: accuracy against one setting, with the spread over seeds."""
+"""Figures of the papers with curves: accuracy against a setting, with the spread over seeds."""
 
 from collections.abc import Sequence
 
@@ -15,12 +15,12 @@ from dghlib.showing.figures import if_any, legend_below, panels, saved
 from dghlib.showing.paper_tables import labelled, settings_of
 from dghlib.showing.tables import QUANTIZER_TITLES, TITLES, short_name
 
-LEVELS = {REAL: "--", FLOAT: ":"}  # how a figure draws them
+LEVELS = {REAL: "--", FLOAT: ":"}  # line styles in figures
 
 
 @if_any
 def scope_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
-    """Return DGH's Figures 1 and 5: accuracy against the number of images that are matched together.
+    """Return DGH's Figures 1 and 5: accuracy against the number of images that match the statistics together.
 
     Stars are sets that are matched as a whole; the grey line is real images.
     """
@@ -74,20 +74,20 @@ def amount_curves(records: Sequence[Record], *, save: str | None = None) -> Figu
 
 @if_any
 def filter_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
-    """Return GenQ's Figure 6: accuracy against the part of the images made that its filters discard."""
+    """Return GenQ's Figure 6: accuracy against the share of the generated images that its filters discard."""
     rows = labelled(records, filter_of)
     rows["discarded"] = [discarded_of(record) for record in records]
     return _curves(rows[rows.bits != FLOAT], rows, "discarded", "discarded of the images made, in %", save)
 
 
 def filter_of(record: Record) -> str:
-    """Return the name of the filter, one of `FILTERS`, that chose a record's images."""
+    """Return the name of the filter, one of `FILTERS`, that selected a record's images."""
     shares = {share: name for name, share in FILTERS.items()}
     return shares[settings_of(record)["energy_share"]] if discarded_of(record) else "no filter"
 
 
 def discarded_of(record: Record) -> int | None:
-    """Return how many per cent of the images made were discarded."""
+    """Return the percentage of the generated images that were discarded."""
     if "images" not in record["inputs"]:
         return None
     return round(100 * (1 - 1 / settings_of(record)["oversampling"]))
@@ -98,7 +98,7 @@ POWERS = {"l1": 1.0, "l2": 2.0, "shrink_100": 2.4, "l3": 3.0, "l4": 4.0}
 
 @if_any
 def step_size_curves(records: Sequence[Record], *, save: str | None = None) -> Figure:
-    """Return GENIE's Figure A2: accuracy against the power p of the error by which weights' first steps are found."""
+    """Return GENIE's Figure A2: accuracy against the power p of the error for weights' initial step sizes."""
     rows = labelled(records, lambda record: QUANTIZER_TITLES[record["inputs"]["quantizer"]["method"]])
     searches = [record["inputs"]["quantizer"].get("config", {}).get("weight_search") for record in records]
     rows["power"] = [POWERS.get(search) for search in searches]
@@ -121,12 +121,12 @@ def _curves(
 
 
 def _axes(rows: pd.DataFrame) -> tuple[Figure, dict[str, Axes]]:
-    """Return a figure with a square for every network that was quantized."""
+    """Return a figure with a square for every quantized network."""
     return panels(list(dict.fromkeys(rows[rows.bits != FLOAT].model)))
 
 
 def _ticks(axis: Axes, values: pd.Series, *, log: bool) -> None:
-    """Mark the values that were tried."""
+    """Put ticks at the values that were tried."""
     if log:
         axis.set_xscale("log", base=2)
     tried = sorted(set(values))
@@ -134,19 +134,19 @@ def _ticks(axis: Axes, values: pd.Series, *, log: bool) -> None:
 
 
 def _levels(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return what does not depend on x, real images and the float network: mean top-1, by network."""
+    """Return the values that do not depend on x, of real images and the float network: mean top-1, by network."""
     level = rows[rows.source.isin(LEVELS)].groupby(["model", "source"], sort=False).top1.mean().reset_index()
     return level.assign(title=level.source.map(TITLES))
 
 
 def _finish(axis: Axes, levels: pd.DataFrame, model: str, xlabel: str) -> None:
-    """Draw the levels of a network, and name what is drawn."""
+    """Draw the levels of a network, and label the axes."""
     for level in levels[levels.model == model].itertuples():
         axis.axhline(level.top1, color="grey", linestyle=LEVELS[level.source], label=level.title)
     axis.set(title=short_name(model), xlabel=xlabel, ylabel="top-1 in %")
 
 
 def _means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return the numbers behind a figure: mean, spread and number of seeds."""
+    """Return the numbers of a figure: mean, spread and number of seeds."""
     groups = rows.groupby(["model", "bits", *by], sort=False).top1
     return groups.agg(mean="mean", spread="std", seeds="count").reset_index()

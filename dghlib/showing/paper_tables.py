@@ -1,4 +1,4 @@
-"""Tables of the papers in which a method varies: what a row stands for, and what the paper printed for it."""
+"""Tables of the papers in which a method varies: the meaning of a row, and the paper's numbers for it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,8 +20,8 @@ def by_row(
 ) -> pd.DataFrame:
     """Return top-1 in percent, mean ± standard deviation over seeds: rows of `row_of` by (network, bits).
 
-    The float networks are the last row. `rows` orders them; without, they come as the records do. With `paper`, the
-    name of a table whose methods are called as the rows are, its numbers follow in columns of their own.
+    The float networks are the last row. `rows` orders them; by default they have the order of the records. With
+    `paper`, the name of a table whose methods have the names of the rows, its numbers follow in columns of their own.
     """
     if not records:
         return nothing()
@@ -44,7 +44,7 @@ def by_row(
 
 
 def labelled(records: Sequence[Record], row_of: RowOf) -> pd.DataFrame:
-    """Return `tables.frame` with a column `row`: what `row_of` makes of a quantized network, "Float" of others."""
+    """Return `tables.frame` with a column `row`: the result of `row_of` for a quantized network, otherwise "Float"."""
     names = [TITLES[FLOAT] if "images" not in record["inputs"] else row_of(record) for record in records]
     return tables.frame(records).assign(row=names)
 
@@ -55,14 +55,14 @@ def settings_of(record: Record) -> dict[str, Any]:
 
 
 def parts_of(record: Record) -> str:
-    """Return which of DGH's parts a record has, as the rows of its Table 4 are called."""
+    """Return which of DGH's parts a record has, in the form of the rows of its Table 4."""
     settings = settings_of(record)
     on = [settings["scope"] is None, settings["preprocessing"], settings["output_stretching"]]
     return " + ".join(part for part, is_on in zip(PARTS, on, strict=True) if is_on) or "none"
 
 
 def table4(records: Sequence[Record]) -> pd.DataFrame:
-    """Return DGH's Table 4 beside the paper's numbers: a tick for every part that is on."""
+    """Return DGH's Table 4 with the paper's numbers: a tick for every part that is on."""
     rows = list(dict.fromkeys(paper_table("dgh_table4").method))
     table = by_row(records, parts_of, title="parts", rows=rows, paper="dgh_table4")
     if "parts" not in table.index.names:
@@ -74,19 +74,19 @@ def table4(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def intraq_part_of(record: Record) -> str:
-    """Return which of `INTRAQ_PARTS` a record's settings are: of those that fit, the one that says most."""
+    """Return which of `INTRAQ_PARTS` a record's settings are: of those that match, the most specific."""
     settings = settings_of(record)
     fitting = [name for name, changed in INTRAQ_PARTS.items() if changed.items() <= settings.items()]
     return max(fitting, key=lambda name: len(INTRAQ_PARTS[name]))
 
 
 def intraq_parts(records: Sequence[Record]) -> pd.DataFrame:
-    """Return top-1 with IntraQ images, with those that lack one part, and with those of other crops."""
+    """Return top-1 with IntraQ's images, with images that lack a part, and with images of other crops."""
     return by_row(records, intraq_part_of, title="IntraQ", rows=list(INTRAQ_PARTS))
 
 
 def step_sizes(records: Sequence[Record]) -> pd.DataFrame:
-    """Return top-1 by quantizer and by how the first steps of weights are searched."""
+    """Return top-1 by quantizer and by the search for the initial step sizes of weights."""
     return by_row(records, _search_of, title="first steps")
 
 
@@ -124,7 +124,7 @@ def methods_by_amount(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _corner(rows: pd.DataFrame) -> str:
-    """Say what a table's cells are: the measure, which tensors are quantized, and how many seeds a cell has."""
+    """Return the meaning of a table's cells: the measure, the quantized tensors, and the number of seeds."""
     return f"top-1 in %; quantized: {'; '.join(dict.fromkeys(rows.quantized))}; seeds: {tables.seeds_of(rows)}"
 
 
@@ -137,7 +137,7 @@ def paper_amounts(name: str) -> pd.DataFrame:
 
 
 def filtered_classes(records: Sequence[Record]) -> pd.DataFrame:
-    """Return how many classes networks (columns) find in what GenQ's filters leave: the mean over repetitions."""
+    """Return how many classes networks (columns) see in the images that GenQ's filters keep: mean over repetitions."""
     if not records:
         return nothing()
     rows = tables.observed(records, "classes")
@@ -162,7 +162,7 @@ def _maker_of(record: Record) -> str:
 
 
 def statistics(records: Sequence[Record]) -> pd.DataFrame:
-    """Return top-1 with images that are made from various statistics, and others beside them, by width."""
+    """Return top-1 with images from various statistics, and with other images, by width."""
     return by_row(records, _statistics_of, title="calibrated with")
 
 
@@ -177,7 +177,7 @@ def _statistics_of(record: Record) -> str:
 
 
 def printed(name: str) -> pd.DataFrame:
-    """Return a paper's table as printed: methods by (setting, network); ‡ marks what it took from another paper."""
+    """Return a paper's table as printed: methods by (setting, network); ‡ marks numbers from another paper."""
     numbers = paper_table(name, as_text=True)
     borrowed = numbers.source.str.contains(", from ").map({True: " ‡", False: ""})
     numbers["cell"] = (numbers["mean"] + " ± " + numbers.spread).str.removesuffix(" ± ") + borrowed
@@ -187,7 +187,7 @@ def printed(name: str) -> pd.DataFrame:
 
 
 def printed_ratios(name: str, of: str, to: str) -> dict[str, pd.Series]:
-    """Return how many times as large a method's numbers are as another's in a paper's table: networks by setting."""
+    """Return the ratios of a method's numbers to those of another in a paper's table: networks by setting."""
     numbers = paper_table(name).pivot_table("mean", ["setting", "network"], "method")
     return {str(setting): rows.dropna() for setting, rows in (numbers[of] / numbers[to]).groupby("setting")}
 

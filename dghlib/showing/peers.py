@@ -1,4 +1,4 @@
-"""What other people's tools make of networks beside ours, as the records of `benchmarks/peers.py` tell: tables."""
+"""The results of other tools and of dghlib on the same networks, from the records of `benchmarks/peers.py`: tables."""
 
 import json
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ TOOLS = {
     "quark": "Quark",
 }
 _METHODS = {"ptq": "ranges", "static": "ranges", "gptq": "GPTQ", "adaround": "AdaRound", **QUANTIZER_TITLES}
-_GRADIENT_PTQ = "gradient PTQ"  # what MCT calls GPTQ is not what others do
-_IMAGES = {"dgh by MCT": "DGH by MCT", **TITLES}
-_LEVEL = 0.5  # points: what is as near to the best is level with it
+_GRADIENT_PTQ = "gradient PTQ"  # MCT's GPTQ, which differs from the usual meaning
+_IMAGES = {"mct_dgh": "DGH by MCT", **TITLES}
+_LEVEL = 0.5  # points within which a result is level with the best
 
 
 def records() -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def records() -> list[dict[str, Any]]:
 
 
 def frame(found: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return a row for each copy: network, images, tool, method, bits, top1, seconds, and what its file does."""
+    """Return a row for each copy: network, images, tool, method, bits, top1, seconds, and facts about its file."""
     rows = []
     for record in found:
         for made in record["outputs"]["copies"]:
@@ -95,23 +95,25 @@ def _by_network(rows: pd.DataFrame, value: str, shown: str) -> pd.DataFrame:
 
 
 def files(found: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return, for each tool, the lines that a user writes, and at each width how its files fare under onnxruntime.
+    """Return, for each tool, the lines that a user writes, and at each width the results of its files in onnxruntime.
 
-    A file runs if onnxruntime takes it, and is in 4 bits if any of its constants are. How far its top-1 is from that of
-    the tool's simulation is the most over networks.
+    A file runs if onnxruntime accepts it, and is in 4 bits if any of its constants is. The difference of its top-1 from
+    that of the tool's simulation is the maximum over networks.
     """
     if not found:
         return nothing()
     rows, lines = frame(found), found[-1]["outputs"]["lines"]
     table = {}
     for name, title in TOOLS.items():
-        of_tool = rows[rows.tool == title]
-        cells = {bits: _fare(group) for bits, group in of_tool.groupby("bits", sort=False)}
+        made = rows[rows.tool == title]
+        cells = {bits: _fare(made[made.bits == bits]) for bits in dict.fromkeys(rows.bits)}
         table[title] = {"lines": lines.get(name, ""), **{f"files {bits}": cell for bits, cell in cells.items()}}
-    return pd.DataFrame(table).T.fillna("")
+    return pd.DataFrame(table, dtype=object).T
 
 
 def _fare(group: pd.DataFrame) -> str:
+    if group.empty:
+        return "not run"
     made, runs = int(group.file.sum()), int(group.file_top1.notna().sum())
     if not made:
         return "none" if group.top1.notna().any() else "cannot"
@@ -121,7 +123,7 @@ def _fare(group: pd.DataFrame) -> str:
 
 
 def above(found: Sequence[dict[str, Any]], tool: str, bits: str, images: str | None = None) -> pd.Series:
-    """Return by how many points the best of ours is above the best of a tool's: one number a network and set of images.
+    """Return by how many points our best method is above a tool's best: one number per network and set of images.
 
     `tool`: a name in `TOOLS`, or "any" for all others together.
     """
@@ -133,10 +135,10 @@ def above(found: Sequence[dict[str, Any]], tool: str, bits: str, images: str | N
 
 
 def time_of_level(found: Sequence[dict[str, Any]], bits: str) -> pd.Series:
-    """Return the seconds of ours as a part of theirs: one number a network and set of images, real and DGH's.
+    """Return our seconds relative to theirs: one number per network and set of images, real and DGH's.
 
-    Of both sides it is the fastest whose top-1 is level with the best of all tools, ours included; where one side has
-    none there is no number.
+    On both sides the fastest method counts whose top-1 is level with the best of all tools, ours included; if one side
+    has none, there is no number.
     """
     if not found:
         return pd.Series(dtype=float)

@@ -1,4 +1,4 @@
-"""The table that sums up the records of a plan: what `dgh run` prints."""
+"""The table of the records of a plan, which `dgh run` prints."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,7 +9,7 @@ import pandas as pd
 from dghlib.experiments.run import Record
 from dghlib.showing import deployment, detections, image_figures, paper_tables, sources, tables
 
-# Of all plans that are not for `tables.accuracy`.
+# For all plans whose table is not `tables.accuracy`.
 _TABLES: dict[str, Callable[..., Any]] = {
     "quantizers": tables.quantizers,
     "placements": tables.placements,
@@ -60,7 +60,7 @@ _TABLES: dict[str, Callable[..., Any]] = {
 
 
 def table_of(plan: str, records: Sequence[Record]) -> pd.DataFrame:
-    """Return the table of a plan, a key of `catalogue.PLANS`, from its records; of none, one that says so."""
+    """Return the table of a plan, a key of `catalogue.PLANS`, from its records; without records, a note."""
     if not records:
         return tables.nothing()
     return _TABLES.get(plan, tables.accuracy)(records)

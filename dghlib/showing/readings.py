@@ -1,8 +1,8 @@
-"""What a page says of its numbers, computed from the records that it shows: no sentence has to be kept up with them.
+"""The numbers in the sentences of a page, computed from its records, so that no sentence needs updates.
 
-A difference is that of runs that are alike in all but one thing (`_ALIKE`), seed by seed, as a mean over seeds for
-each setting. A number in a sentence is the range of these over all settings that the sentence is about: a notebook
-computes it, `say` gives it a name, and the sentence has the role {glue:text} with that name in the number's place.
+A difference is between runs that are equal in all respects but one (`_ALIKE`), seed by seed, as a mean over seeds for
+each setting. A number in a sentence is the range of these over all settings of the sentence: a notebook computes it,
+`say` names it, and the sentence has the role {glue:text} with that name instead of the number.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,14 @@ from dghlib.showing.tables import QUANTIZER_TITLES, TITLES, frame, method_title,
 
 _PAIR = ["model", "quantizer", "policy", "bits", "num_images", "seed"]
 _ALIKE = ("model", "source", "quantizer", "policy", "placement", "bits", "num_images", "seed")
-NOT_RECORDED = "(not recorded)"  # in the place of a number of which there is no record
+NOT_RECORDED = "(not recorded)"  # replaces a number without a record
 
-# What runs are compared by: a column of `tables.frame`, or a function of a record.
+# The property by which runs are compared: a column of `tables.frame`, or a function of a record.
 By = str | Callable[[Record], str]
 
 
 def say(**numbers: str | float) -> None:
-    """Give the numbers of a page's sentences their names; of whole ones, thousands stand apart."""
+    """Name the numbers of a page's sentences; whole numbers have separated thousands."""
     for name, number in numbers.items():
         text = f"{number:,}".replace(",", " ") if isinstance(number, int) else str(number)
         glue(name, text, display=False)
@@ -42,16 +42,16 @@ def gaps(
     measure: str = "top1",
     **where: Any,
 ) -> pd.Series:
-    """Return by how many points some runs are above others: one number a setting, the mean over its seeds.
+    """Return by how many points some runs are above others: one number per setting, the mean over its seeds.
 
     Args:
-        records: also of other runs.
-        row: what `by` is in the former, one value or several.
-        than: what it is in the latter; of several, each is compared with each.
-        by: what differs; of a function, the source may differ, too.
-        but: other columns in which runs may differ; what differs there is averaged.
+        records: may include other runs.
+        row: the value of `by` for the former, or several values.
+        than: the value for the latter; with several, each is compared with each.
+        by: the differing property; if it is a function, the source may differ, too.
+        but: other columns in which runs may differ; these differences are averaged.
         measure: of the outputs.
-        where: what columns of `tables.frame` are to be, one value or a list: `bits="W4A4"`.
+        where: required values of columns of `tables.frame`, one value or a list: `bits="W4A4"`.
     """
     rows = _quantized(records, by, where)
     alike = [name for name in _ALIKE if name not in (by, *but) and not (callable(by) and name == "source")]
@@ -71,7 +71,7 @@ def gaps(
 
 
 def lost(records: Sequence[Record], *, measure: str = "top1", **where: Any) -> pd.Series:
-    """Return the points that quantized networks lose of the float ones: one a setting, the mean over its seeds."""
+    """Return the points that quantized networks lose against float: one number per setting, the mean over its seeds."""
     rows = _quantized(records, "source", where)
     everything = frame(records)
     if rows.empty:
@@ -82,7 +82,7 @@ def lost(records: Sequence[Record], *, measure: str = "top1", **where: Any) -> p
 
 
 def minutes(records: Sequence[Record], **where: Any) -> pd.Series:
-    """Return the minutes of images and quantization together: one a setting, the mean over its seeds."""
+    """Return the minutes of images and quantization together: one number per setting, the mean over its seeds."""
     rows = _quantized(records, "source", where)
     if rows.empty:
         return pd.Series(dtype=float)
@@ -91,7 +91,7 @@ def minutes(records: Sequence[Record], **where: Any) -> pd.Series:
 
 
 def whole(records: Sequence[Record], measure: str = "top1") -> str:
-    """Return what the float networks reach."""
+    """Return the range of the float networks' values."""
     rows = frame(records)
     return between(rows[rows.bits == FLOAT][measure] if len(rows) else pd.Series(dtype=float))
 
@@ -102,7 +102,7 @@ def together(several: Sequence[pd.Series]) -> str:
 
 
 def spreads(records: Sequence[Record], *, measure: str = "top1", **where: Any) -> pd.Series:
-    """Return the standard deviations over seeds: one a setting with several seeds; of images of any settings."""
+    """Return the standard deviations over seeds: one per setting with several seeds; for images of any settings."""
     rows = _quantized(records, settings_title, where)
     if rows.empty:
         return pd.Series(dtype=float)
@@ -110,7 +110,7 @@ def spreads(records: Sequence[Record], *, measure: str = "top1", **where: Any) -
 
 
 def _quantized(records: Sequence[Record], by: By, where: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the rows of quantized networks that are as `where` says, with the value of `by` in the column "row"."""
+    """Return the rows of quantized networks that match `where`, with the value of `by` in the column "row"."""
     chosen = [record for record in records if record["inputs"].get("quantizer", {}).get("method", FLOAT) != FLOAT]
     rows = frame(chosen)
     for name, wanted in where.items() if chosen else ():
@@ -121,18 +121,18 @@ def _quantized(records: Sequence[Record], by: By, where: Mapping[str, Any]) -> p
 
 
 def by_scope(record: Record) -> str:
-    """Return how many images of a record's set were matched together, "all" for the whole set; "real" of real ones."""
+    """Return the scope of a record's images, "all" for the whole set; "real" for real images."""
     scope = settings_of(record).get("scope", REAL)
     return "all" if scope is None else str(scope)
 
 
 def by_filter(record: Record) -> str:
-    """Return which filter chose a record's images, and how many per cent it discarded: "energy 30"."""
+    """Return the filter that selected a record's images, and the percentage it discarded: "energy 30"."""
     return f"{filter_of(record)} {discarded_of(record)}"
 
 
 def by_search(record: Record) -> str:
-    """Return how the first steps of a record's weights were searched."""
+    """Return the search for the initial step sizes of a record's weights."""
     return str(record["inputs"]["quantizer"]["config"]["weight_search"])
 
 
@@ -142,7 +142,7 @@ def by_source_and_number(record: Record) -> str:
 
 
 def seen(records: Sequence[Record], table: str, value: str, *sets: str) -> pd.DataFrame:
-    """Return what observations say of sets of images, means over repetitions: networks by `sets`, NaN for others."""
+    """Return the results of observations of sets of images, means over repetitions: networks by `sets`, or NaN."""
     if not records:
         return pd.DataFrame(columns=list(sets), dtype=float)
     return observed(records, table).pivot_table(value, "model", "images").reindex(columns=list(sets))
@@ -154,13 +154,13 @@ def by_way(record: Record) -> str:
 
 
 def by_maker(record: Record) -> str:
-    """Say whether a record's images were made from the network that is quantized, "its own", or from "another's"."""
+    """Return whether a record's images were made from the quantized network, "its own", or from "another's"."""
     inputs = record["inputs"]
     return "another's" if inputs["images"].get("model", inputs["model"]) != inputs["model"] else "its own"
 
 
 def values(records: Sequence[Record], name: str) -> list[Any]:
-    """Return what a column of `tables.frame` has for quantized networks, in order."""
+    """Return the values of a column of `tables.frame` for quantized networks, in order."""
     rows = _quantized(records, "source", {})
     return sorted(set(rows[name])) if len(rows) else []
 
@@ -170,7 +170,7 @@ def _several(values: Any) -> list[Any]:
 
 
 def between(numbers: pd.Series, digits: int = 1) -> str:
-    """Return a range as sentences have it: "0.3 to 2.1", one number where there is one."""
+    """Return a range in the form of sentences: "0.3 to 2.1", or a single number."""
     numbers = numbers.dropna()
     if not len(numbers):
         return NOT_RECORDED
@@ -184,7 +184,7 @@ def above(numbers: pd.Series) -> str:
 
 
 def below(numbers: pd.Series, digits: int = 1) -> str:
-    """Return by how much less the former of `gaps` are, as `between`."""
+    """Return by how much the former of `gaps` are below the latter, in the form of `between`."""
     return between(-numbers, digits)
 
 
@@ -194,25 +194,25 @@ def median(numbers: pd.Series) -> str:
 
 
 def most(numbers: pd.Series, digits: int = 1) -> str:
-    """Return the largest of the numbers, whatever their signs."""
+    """Return the largest magnitude of the numbers."""
     return f"{numbers.abs().max():.{digits}f}" if len(numbers) else NOT_RECORDED
 
 
 def how_many(numbers: pd.Series, least: float) -> str:
-    """Return how many of the numbers are as large: "3 of 4"."""
+    """Return how many of the numbers are at least `least`: "3 of 4"."""
     return f"{(numbers >= least).sum()} of {len(numbers)}" if len(numbers) else NOT_RECORDED
 
 
 def distances(
     sets: Mapping[str, Sequence[Record]], other: str = REAL, *, measure: str = "top1", by_quantizer: bool = False
 ) -> pd.DataFrame:
-    """Return how far the images of each source end above (+) or below (-) those of `other`, in points.
+    """Return by how many points the images of each source end above (+) or below (-) those of `other`.
 
     Args:
-        sets: records by the name of their data, which heads a column.
-        other: the source that the rest is compared with.
+        sets: records by the name of their data, which is the title of a column.
+        other: the source with which the others are compared.
         measure: of the outputs.
-        by_quantizer: whether quantizers have columns of their own; else each width has one.
+        by_quantizer: whether quantizers have columns of their own; otherwise each width has a column.
     """
     columns = {
         (name, *key): column
@@ -230,7 +230,7 @@ def distances(
 def _columns(
     records: Sequence[Record], other: str, measure: str, by_quantizer: bool
 ) -> dict[tuple[str, ...], pd.Series]:
-    """Return the cells of one set of records: by (width,) or (quantizer, width), a series over titles of sources."""
+    """Return the cells of a set of records: by (width,) or (quantizer, width), a series over titles of sources."""
     rows = frame(records)
     if rows.empty or not (rows.source == other).any():
         return {}
@@ -253,7 +253,7 @@ def _columns(
 
 
 def span(points: pd.Series) -> str:
-    """Return a range of points, such as "+0.3 to +2.1", one number where there is one, nothing for none."""
+    """Return a range of points, such as "+0.3 to +2.1", or a single number, or nothing."""
     if not len(points):
         return ""
     low, high = (f"{round(end, 1) + 0.0:+.1f}" for end in (points.min(), points.max()))

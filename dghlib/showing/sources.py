@@ -1,4 +1,4 @@
-"""What calibration images of one network cost, from the records of observations."""
+"""The cost of calibration images of a network, from the records of observations."""
 
 from collections.abc import Collection, Sequence
 
@@ -6,7 +6,7 @@ import pandas as pd
 
 from dghlib.experiments.experiment import REAL, published
 from dghlib.experiments.run import Record
-from dghlib.showing.tables import TITLES, nothing, short_name
+from dghlib.showing.tables import TITLES, nothing, short_name, write_csv
 
 COST = {"passes per image": "{:.0f}", "seconds per image": "{:.3f}", "distance from the statistics": "{:.3g}"}
 
@@ -14,11 +14,11 @@ COST = {"passes per image": "{:.0f}", "seconds per image": "{:.3f}", "distance f
 def cost(
     records: Sequence[Record], *, sources: Collection[str] = tuple(TITLES), save: str | None = None
 ) -> pd.DataFrame:
-    """Return what the images of each source cost and how near they come to the statistics, from `image_costs`.
+    """Return the cost of each source's images and their distance from the statistics, from `image_costs`.
 
-    A pass is once forward and once backward through the network. The distance is that of Eq. 4 of the DGH paper,
-    over the whole set, as a mean over channels and layers. Numbers are means over repetitions. With `save`, a name,
-    they go to NAME.csv.
+    A pass is a forward and a backward pass through the network. The distance is that of Eq. 4 of the DGH paper, over
+    the whole set, as a mean over channels and layers. Numbers are means over repetitions. With `save`, a name, they are
+    written to NAME.csv.
     """
     numbers = cost_numbers(records)
     if numbers.empty:
@@ -29,7 +29,7 @@ def cost(
         table.loc[REAL, list(COST)[:2]] = ""
     table = table.rename(index=TITLES).rename_axis("calibrated with")
     if save:
-        table.to_csv(f"{save}.csv")
+        write_csv(f"{save}.csv", table, index=True)
     return table
 
 
@@ -45,10 +45,10 @@ def cost_numbers(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def spent(records: Sequence[Record]) -> pd.DataFrame:
-    """Return what the images behind a table of accuracies cost, so that nobody is favoured unseen.
+    """Return the cost of the images behind a table of accuracies, so that a comparison shows its costs.
 
-    That is, by source: steps, how many of their authors' steps these are, and by network the seconds that a set took,
-    median over repetitions. They are those of the machines that computed the records.
+    By source, it has the steps, their share of the authors' steps, and for each network the seconds of a set, median
+    over repetitions, on the machines that computed the records.
     """
     rows = []
     for record in records:
@@ -69,6 +69,6 @@ def spent(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def save_lines(records: Sequence[Record]) -> None:
-    """Write the line of `cost` of each source to cost_SOURCE.csv, for the pages of the methods."""
+    """Write the row of `cost` of each source to cost_SOURCE.csv, for the pages of the methods."""
     for source in records[0]["inputs"]["sets"] if records else ():
-        cost(records, sources=[source]).to_csv(f"cost_{source}.csv", index=False)
+        write_csv(f"cost_{source}.csv", cost(records, sources=[source]))

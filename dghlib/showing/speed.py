@@ -1,4 +1,4 @@
-"""How fast the methods are, as the records of `benchmarks/` tell: tables and figures."""
+"""The speed of the methods, from the records of `benchmarks/`: tables and figures."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def benchmark(name: str) -> dict[str, Any]:
     """Return the record of a benchmark.
 
     Raises:
-        FileNotFoundError: it was not recorded.
+        FileNotFoundError: there is no record.
     """
     path = PUBLISHED / "benchmarks" / f"{name}.json"
     if not path.exists():
@@ -28,11 +28,11 @@ def benchmark(name: str) -> dict[str, Any]:
 
 
 def rates(record: dict[str, Any]) -> pd.DataFrame:
-    """Return the images times steps per second of all ways, and their ratios: medians, with the range of the rounds."""
+    """Return the images times steps per second of all variants, and their ratios: medians, with the range of rounds."""
     columns = {
         "per_processor_second": "images x steps / CPU s",
         "per_wall_second": "images x steps / s",
-        "of_bare": "of its ceiling",
+        "of_bare": "of its bound",
         "times_mct": "times MCT",
         "times_mct_wall": "times MCT, wall",
         "times_frozen_mct": "times MCT, frozen weights",
@@ -46,7 +46,7 @@ def rates(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def times_mct(record: dict[str, Any]) -> pd.Series:
-    """Return how many times as fast as MCT a step of DGH is, processor time, medians: one a network and size."""
+    """Return the speed of a step of DGH relative to MCT, processor time, medians: one per network and size."""
     found = [speed for speed in record["outputs"] if speed["way"] == "ours" and speed["times_mct"]]
     return pd.Series([speed["times_mct"]["median"] for speed in found], dtype=float)
 
@@ -59,7 +59,7 @@ def _range(spread: dict[str, float] | None) -> str:
 
 
 def rates_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
-    """Return bars of the images times steps per processor second beside the bare network's, a group for each cell."""
+    """Return bars of the images times steps per processor second relative to the bare network, a group per cell."""
     speeds = pd.DataFrame(record["outputs"])
     speeds["cell"] = speeds.network + ", " + speeds.image_size.astype(str) + " px"
     for name in _SPREAD:
@@ -81,7 +81,7 @@ def rates_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
 
 
 def methods_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Return the images times steps per processor second of every method, and as parts of what the bare networks do."""
+    """Return the images times steps per processor second of every method, also relative to the bare networks."""
     rows = pd.concat({network: pd.DataFrame(found) for network, found in record["outputs"].items()}, names=["network"])
     rows["method"] = rows.method.map(TITLES)
     table = rows.reset_index("network").set_index(["network", "method"])
@@ -95,7 +95,7 @@ def methods_table(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def loop_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Return the processor seconds of 1 000 iterations of the reconstruction loop, beside the block's bare passes."""
+    """Return the processor seconds of 1 000 iterations of the reconstruction loop, and of the block's bare passes."""
     rows = pd.DataFrame(record["outputs"])
     rows["method"] = rows.method.map(QUANTIZER_TITLES)
     rows["of bare"] = rows.ratio.map(_range)
@@ -106,7 +106,7 @@ def loop_table(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def fine_tuning_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Return the processor seconds of 1 000 steps of fine-tuning, beside the bare passes of student and teacher."""
+    """Return the processor seconds of 1 000 steps of fine-tuning, and of the bare passes of student and teacher."""
     rows = pd.DataFrame(record["outputs"])
     cells = {title: rows[name].map("{:.0f}".format) for name, title in {"bare": "bare, s", "step": "step, s"}.items()}
     return pd.DataFrame(cells | {"of bare": rows.ratio.map(_range)}).set_index(rows.method.map(QUANTIZER_TITLES))
@@ -128,7 +128,7 @@ def hptq_table(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def files_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Return the processor milliseconds of ONNX files for one image, in integers beside float."""
+    """Return the processor milliseconds of ONNX files per image, in integers and in float."""
     rows = pd.DataFrame(record["outputs"])
     columns = {"float_ms": "float, ms", "integer_ms": "integers, ms", "of_float": "of float"}
     table = pd.DataFrame({title: rows[name].map(_range) for name, title in columns.items()})
@@ -140,14 +140,14 @@ def files_table(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def transformers_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Return the processor minutes that methods take on transformers of full size, beside forward passes."""
+    """Return the processor minutes of methods on full-size transformers, also relative to forward passes."""
     rows = pd.DataFrame(record["outputs"])
     cells = {"minutes": (rows.seconds / 60).map("{:.1f}".format), "times forward passes": rows.of_forward.map(_range)}
     return pd.DataFrame(cells).set_index([rows.network, rows.method.map(QUANTIZER_TITLES)])
 
 
 def scale_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
-    """Return what a step takes as batches become many, and what memory as images do; the CSV holds the former."""
+    """Return the time of a step against the number of batches, and the memory against images; CSV of the former."""
     steps, memory = pd.DataFrame(record["outputs"]["steps"]), pd.DataFrame(record["outputs"]["memory"])
     for name in _SPREAD:
         steps[name] = [spread[name] for spread in steps.milliseconds]
@@ -166,14 +166,14 @@ def scale_figure(record: dict[str, Any], *, save: str | None = None) -> Figure:
 
 
 def memory_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Return the most memory that a process held for each number of images, in MB."""
+    """Return the largest memory of a process for each number of images, in MB."""
     table = pd.DataFrame(record["outputs"]["memory"]).set_index("images")
     table["beside them"] = table.peak_mb - table.values_mb
     return table.round().astype(int).rename(columns={"peak_mb": "at most", "values_mb": "images and averages"})
 
 
 def quality_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Return the sets that were made, the seconds of each and how good it is."""
+    """Return the generated sets, with the seconds and the quality of each."""
     rows = _sets(record["outputs"]["sets"])
     columns = ["by", "steps", "processor s", "wall s", "distance", "top-1 in %"]
     return rows[columns].round({"processor s": 1, "wall s": 1, "distance": 4, "top-1 in %": 2}).set_index("by")
@@ -199,7 +199,7 @@ def quality_figure(record: dict[str, Any], *, save: str | None = None) -> Figure
 
 
 def circumstances(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return where and with what benchmarks ran."""
+    """Return the machines and versions of benchmarks."""
     rows = {
         record["inputs"]["benchmark"]: {
             "commit": record["provenance"]["commit"][:10],

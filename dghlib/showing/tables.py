@@ -1,4 +1,4 @@
-"""Tables of records: ours beside the paper's, as data frames, CSV files and foot lines."""
+"""Tables of records, with the paper's numbers: as data frames, CSV files and foot lines."""
 
 import html
 import math
@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
+from pandas.io.formats.style import Styler
 from torch import Tensor
 
 from dghlib.experiments.experiment import FLOAT, NO_IMAGES, REAL, changed_settings
@@ -16,10 +17,12 @@ from dghlib.experiments.quantized_looks import noise_rows, unit_rows
 from dghlib.experiments.run import Record
 from dghlib.models import FloatModel
 from dghlib.quantizers import QuantizedModel
+from dghlib.storage.records import write_atomically
 
-PROVENANCE = '<p class="provenance">'  # begins a foot line
+PROVENANCE = '<p class="provenance">'  # start of a foot line
+pd.options.styler.format.escape = "html"  # records can hold any text
 
-# How the sources are called in print, in the order of the rows.
+# Titles of the sources, in the order of the rows.
 TITLES = {
     NO_IMAGES: "No images",
     "noise": "Gaussian noise",
@@ -56,22 +59,22 @@ QUANTIZER_TITLES = {
     "erq": "ERQ",
     FLOAT: "Float",
 }
-# Which tensors are quantized (see `quantizers.placement`), the logits always; HPTQ has no choice.
+# The quantized tensors (see `quantizers.placement`), always with the logits; HPTQ has no choice.
 EVERY_TENSOR = "every_tensor"
 PLACEMENT_TITLES = {
     EVERY_TENSOR: "every tensor",
     "brecq": "all but image, addends, averages",
-    "genie": "what layers read, but the image",
-    "relu_only": "what leaves a ReLU",
+    "genie": "inputs of layers, except the image",
+    "relu_only": "outputs of ReLUs",
     "factors": "factors of products",
 }
 FEET = ("quantized", "seeds")  # rows below those of numbers
 SPARED = ", ends spared"  # of the academic setting: first and last layer at 8 bits, logits in float
 PAPER = "paper: "
 MEASURES = {"top1": "top-1 in %", "map": "mAP in %", "map50": "mAP50 in %"}
-# What `worst` shows of each table, in order.
+# The columns of each table that `worst` shows, in order.
 _WORST = {"noise": ["kind", "name", "bits", "own", "accumulated"], "units": ["unit", "learned", "before", "after"]}
-# Rows of the paper's tables that we call otherwise.
+# Rows of the paper's tables with other names here.
 PAPER_ROWS = {
     "Float": FLOAT,
     "ZeroQ": "zeroq",
@@ -84,7 +87,7 @@ PAPER_ROWS = {
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
-    """Return one row per record: what was run, and its outputs."""
+    """Return a row per record: its settings, and its outputs."""
     return pd.DataFrame([_row(record) for record in records])
 
 
@@ -114,7 +117,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def quantized_title(config: Mapping[str, Any]) -> str:
-    """Say which tensors a quantizer's settings have it quantize."""
+    """Return in words which tensors a quantizer quantizes with these settings."""
     spared = SPARED if config["bits"] == "academic" else ""
     return PLACEMENT_TITLES[config.get("placement", EVERY_TENSOR)] + spared
 
@@ -122,13 +125,13 @@ def quantized_title(config: Mapping[str, Any]) -> str:
 def with_feet(
     table: pd.DataFrame, rows: pd.DataFrame, row: str, columns: Sequence[str] = ("model", "bits")
 ) -> pd.DataFrame:
-    """Return a table with two rows more: which tensors are quantized in a column, and how many seeds its cells have.
+    """Return a table with 2 additional rows: the quantized tensors of each column, and the seeds of its cells.
 
     Args:
-        table: columns are named by pairs or triples.
-        rows: of `frame`; networks by the names that the table has.
-        row: the column of `rows` that names the rows of the table.
-        columns: those that name its columns.
+        table: its columns have names of 2 or 3 parts.
+        rows: of `frame`; networks with their names in the table.
+        row: the column of `rows` with the names of the table's rows.
+        columns: the columns of `rows` with the names of the table's columns.
     """
     said = {
         key: ["; ".join(dict.fromkeys(group.quantized)), _counts(group.groupby(row).seed.nunique())]
@@ -148,13 +151,13 @@ def _counts(numbers: pd.Series) -> str:
 
 
 def seeds_of(rows: pd.DataFrame) -> str:
-    """Return how many seeds the settings of quantized networks have, rows of `frame`: "3", or "1 to 3"."""
+    """Return the number of seeds of quantized networks' settings, from rows of `frame`: "3", or "1 to 3"."""
     setting = ["model", "source", "quantizer", "quantized", "bits", "num_images"]
     return _counts(rows[rows.bits != FLOAT].groupby(setting).seed.nunique())
 
 
 def observed(records: Sequence[Record], name: str) -> pd.DataFrame:
-    """Return a table of observations, with the network and the repetition in each row; of none, an empty one."""
+    """Return a table of observations, with the network and the repetition in each row; empty without observations."""
     if not records:
         return pd.DataFrame()
     parts = [
@@ -167,7 +170,7 @@ def observed(records: Sequence[Record], name: str) -> pd.DataFrame:
 
 
 def worst(records: Sequence[Record], name: str, count: int = 8) -> pd.DataFrame:
-    """Return the first rows of a table of observations that has the worst first: "noise" or "units"."""
+    """Return the first rows of a table of observations that begins with the worst: "noise" or "units"."""
     if not records:
         return nothing()
     rows = observed(records, name)[_WORST[name]].head(count)
@@ -185,8 +188,8 @@ def accuracy(
 ) -> pd.DataFrame:
     """Return a measure, a key of MEASURES, mean ± standard deviation over seeds: sources by (network, bits).
 
-    The float networks are the last row. With `paper`, the name of one of the paper's tables ("dgh_table2"), its
-    numbers follow in columns of their own, under the paper's names of networks. `bits` keeps some widths only.
+    The float networks are the last row. With `paper`, the name of one of the paper's tables ("dgh_table2"), its numbers
+    follow in columns of their own, under the paper's names of networks. `bits` selects widths.
     """
     if all(record["inputs"]["quantizer"]["method"] == FLOAT for record in records):
         return nothing()
@@ -210,12 +213,17 @@ def accuracy(
 
 
 def unmerged(table: pd.DataFrame) -> HTML:
-    """Return a table whose rows are named in full: equal names below each other are not merged into one cell."""
-    return HTML(table.style.set_table_attributes('class="dataframe"').to_html(sparse_index=False))
+    """Return a table with the full name of every row: equal names below each other are not merged into one cell."""
+    return HTML(_styled(table).to_html(sparse_index=False))
+
+
+def _styled(table: pd.DataFrame) -> Styler:
+    escaped = table.style.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
+    return escaped.set_table_attributes('class="dataframe"')
 
 
 def stacked(table: pd.DataFrame, *, merged: bool = True) -> HTML:
-    """Return a table as HTML: its columns of the paper, if it has any, below the others, as a table of their own.
+    """Return a table as HTML: the paper's columns, if there are any, follow below as a table of their own.
 
     With `merged`, equal names of rows below each other are one cell.
     """
@@ -230,19 +238,18 @@ def stacked(table: pd.DataFrame, *, merged: bool = True) -> HTML:
 
 def captioned(table: pd.DataFrame, title: str, *, merged: bool = True) -> HTML:
     """Return a table as HTML, with a caption; with `merged`, equal names of rows below each other are one cell."""
-    styled = table.style.set_caption(title).set_table_attributes('class="dataframe"')
-    return HTML(styled.to_html(sparse_index=merged))
+    return HTML(_styled(table).set_caption(title).to_html(sparse_index=merged))
 
 
 def nothing() -> pd.DataFrame:
-    """Return what a page shows whose records are of earlier versions of the methods, or were never made."""
+    """Return the table of a page without records of the current versions of the methods."""
     return pd.DataFrame({"no records": ["of these settings and versions"]}, index=[""])
 
 
 def in_order(columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return columns (network, width), each once: ours before the paper's, and the widths of a network together.
 
-    Networks and widths stay in the order in which they come first, also where some of a network's are missing.
+    Networks and widths keep the order of their first occurrence, also if some of a network's widths are missing.
     """
     networks, widths = ([column[place] for column in columns] for place in (0, 1))
     return sorted(
@@ -257,7 +264,7 @@ def cell(mean: float, spread: float | None, digits: int = 2) -> str:
 
 
 def short_name(model: str) -> str:
-    """Return a network's name without that of its profile."""
+    """Return a network's name without the name of its profile."""
     for profile in PROFILES:
         model = model.removeprefix(f"{profile}_")
     return model
@@ -266,7 +273,7 @@ def short_name(model: str) -> str:
 def paper_table(name: str, *, as_text: bool = False) -> pd.DataFrame:
     """Return a table of the papers: method, network, setting, mean, spread, source (table and row).
 
-    With `as_text` numbers stay as they are printed, and what is not printed is empty.
+    With `as_text` numbers stay as they are printed, and missing ones are empty.
     """
     path = resources.files("dghlib.showing") / "paper" / f"{name}.csv"
     return pd.read_csv(path, dtype=str, keep_default_na=False) if as_text else pd.read_csv(path)
@@ -287,7 +294,7 @@ def _paper_cells(name: str) -> dict[tuple[str, str, str], str]:
 def quantizers(records: Sequence[Record]) -> pd.DataFrame:
     """Return top-1 in percent, mean ± standard deviation over seeds, of every quantizer, by (network, source).
 
-    Rows are (width, what is quantized, quantizer); the float networks, and the number of seeds, are the last rows.
+    Rows are (width, quantized tensors, quantizer); the float networks, and the number of seeds, are the last rows.
     """
     if not records:
         return nothing()
@@ -319,8 +326,8 @@ def quantizers(records: Sequence[Record]) -> pd.DataFrame:
 def ways(records: Sequence[Record]) -> pd.DataFrame:
     """Return top-1 in percent, mean ± standard deviation over seeds: ways to quantize by (network, width).
 
-    A way is the source of images, what is quantized, the method, and the settings of the method that differ from its
-    default; the float networks are the last row.
+    A way is the source of images, the quantized tensors, the method, and the settings of the method that differ from
+    its default; the float networks are the last row.
     """
     if not records:
         return nothing()
@@ -346,7 +353,7 @@ def ways(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def method_title(record: Record) -> str:
-    """Name a record's quantizer, and what of its settings differs from the default."""
+    """Return the name of a record's quantizer, with the settings that differ from the default."""
     quantizer = record["inputs"]["quantizer"]
     changed = changed_settings(quantizer["method"], quantizer.get("config", {}))
     settings = [f"{name} = {value}" for name, value in changed.items()]
@@ -392,7 +399,7 @@ def units(quantized: QuantizedModel) -> pd.DataFrame:
 def settings(records: Sequence[Record]) -> pd.DataFrame:
     """Return top-1 in percent, mean ± standard deviation over seeds, of one method's variants: settings by network.
 
-    A row is named by the settings in which it differs from the method's default; real images are the last row.
+    The name of a row is the settings that differ from the method's default; real images are the last row.
     """
     if not records:
         return nothing()
@@ -409,7 +416,7 @@ def settings(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def settings_title(record: Record) -> str:
-    """Name a record's images by what differs from their method's default, apart from size and seed."""
+    """Return the settings of a record's images that differ from their method's default, except size and seed."""
     images = record["inputs"].get("images")
     if images is None or images["source"] == REAL:
         return TITLES[REAL]
@@ -417,10 +424,15 @@ def settings_title(record: Record) -> str:
     return ", ".join(f"{name} = {value}" for name, value in changed.items()) or "default"
 
 
+def write_csv(path: str, table: pd.DataFrame, *, index: bool = False) -> None:
+    """Write a table to a CSV file, atomically; raises OSError, which names the file, if it cannot be written."""
+    write_atomically(path, lambda temporary: table.to_csv(temporary, index=index))
+
+
 def save_csv(records: Sequence[Record], path: str, measure: str = "top1") -> None:
-    """Write the numbers behind tables, unrounded, one line per setting: mean, standard deviation, number of seeds."""
+    """Write the numbers of tables, unrounded, a line per setting: mean, standard deviation, number of seeds."""
     if not records:
-        nothing().to_csv(path, index=False)
+        write_csv(path, nothing())
         return
     rows = frame(records).assign(
         maker=[record["inputs"].get("images", {}).get("model", {}).get("name") for record in records],
@@ -429,11 +441,11 @@ def save_csv(records: Sequence[Record], path: str, measure: str = "top1") -> Non
     named = ["profile", "model", "quantizer", "bits", "policy", "source", "maker", "num_images", "settings"]
     keys = [name for name in named if name in rows and rows[name].notna().any()]
     groups = rows.groupby(keys, sort=False, dropna=False)[measure]
-    groups.agg(mean="mean", spread="std", seeds="count").reset_index().to_csv(path, index=False)
+    write_csv(path, groups.agg(mean="mean", spread="std", seeds="count").reset_index())
 
 
 def _all_changed_settings(record: Record) -> str:
-    """Name what differs from the defaults of the images' method and of the quantizer, apart from size and seed."""
+    """Return the settings that differ from the defaults of the images' method and quantizer, except size and seed."""
     inputs = record["inputs"]
     changed = changed_settings(inputs["quantizer"]["method"], inputs["quantizer"].get("config", {}))
     if "images" in inputs:
@@ -442,7 +454,7 @@ def _all_changed_settings(record: Record) -> str:
 
 
 def provenance(records: Sequence[Record], budget: str | None = None) -> HTML:
-    """Return the foot line of a page: what made its numbers, where, and in how long."""
+    """Return the foot line of a page: the origin of its numbers, and the time they took."""
     if not records:
         return HTML(f"{PROVENANCE}records: none</p>")
     made, inputs = [record["provenance"] for record in records], [record["inputs"] for record in records]
@@ -468,7 +480,7 @@ def image_sets(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def foot_line(parts: Mapping[str, str | None], made: Sequence[Mapping[str, Any]]) -> str:
-    """Return, as HTML, a foot line: some parts, then the provenance of all that a page shows."""
+    """Return, as HTML, a foot line: some parts, then the provenance of all records of a page."""
     commits = sorted({f"{each['commit'][:10]}{' (modified)' if each['modified'] else ''}" for each in made})
     versions = sorted({", ".join(f"{k} {v}" for k, v in sorted(each["versions"].items())) for each in made})
     how = {
@@ -477,6 +489,6 @@ def foot_line(parts: Mapping[str, str | None], made: Sequence[Mapping[str, Any]]
         "machine": "; ".join(sorted({each["machine"] for each in made})),
         "computed in": f"{sum(each['seconds'] for each in made):.0f} s",
     }
-    # Records come from other machines, too: what they say is text.
+    # Records come from other machines, too: their content is text.
     line = " · ".join(f"{name}: {html.escape(value)}" for name, value in {**parts, **how}.items() if value)
     return f"{PROVENANCE}{line}</p>"

@@ -10,7 +10,9 @@ import hashlib
 import http.client
 import json
 import logging
+import math
 import os
+import re
 import sys
 import time
 import urllib.error
@@ -24,7 +26,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from dghlib.choices import look_up
+from dghlib.choices import check_between, look_up
 from dghlib.storage.archives import DamagedArchive, contents_sha256
 from dghlib.storage.locks import claim
 from dghlib.storage.reading import Unreadable, reading
@@ -68,11 +70,23 @@ class Manifest:
     members: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         place, scheme = PurePosixPath(self.path), urlsplit(self.url).scheme
         if place.is_absolute() or ".." in place.parts or not place.parts:
             raise ValueError(f"a manifest's path must be inside the data directory, got {self.path!r}")
         if scheme not in ("http", "https"):
             raise ValueError(f"a manifest's url must begin with https:// or http://, got {self.url!r}")
+
+    def _check_kinds(self) -> None:
+        for name in ("path", "profile", "url", "origin", "licence", "sha256"):
+            if not isinstance(value := getattr(self, name), str):
+                raise TypeError(f"a manifest's {name} is text, got {value!r}")
+        if self.bytes is not None:
+            check_between(1, math.inf, "a manifest's bytes", self.bytes)
+        if not re.fullmatch("[0-9a-f]{,64}", self.sha256):
+            raise ValueError(f"a manifest's sha256 is up to 64 hexadecimal digits, got {self.sha256!r}")
+        if not isinstance(self.members, Sequence) or not all(isinstance(each, str) for each in self.members):
+            raise TypeError(f"a manifest's members are patterns of file names, got {self.members!r}")
 
     @property
     def size(self) -> str:
@@ -94,8 +108,17 @@ def use_data_dir(path: str | Path) -> None:
 
 @lru_cache
 def manifests() -> dict[str, Manifest]:
-    """Return the manifests by name; weights have the name of their model, archives the name of their data set."""
-    return {path.stem: Manifest(**json.loads(path.read_text())) for path in sorted(MANIFESTS.glob("*.json"))}
+    """Return the manifests by name; weights have the name of their model, archives the name of their data set.
+
+    Raises:
+        Unreadable: a manifest cannot be read; the message names its file.
+    """
+    return {path.stem: _manifest(path) for path in sorted(MANIFESTS.glob("*.json"))}
+
+
+def _manifest(path: Path) -> Manifest:
+    with reading(path, "a manifest", "data_manifests/ has sound ones"):
+        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def of_profile(profile: str) -> list[Manifest]:

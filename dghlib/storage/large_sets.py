@@ -12,6 +12,7 @@ from torch import Tensor
 
 LARGEST_IN_MEMORY = 2**30  # bytes of a set of values; 3 such sets exist while images are optimized
 _ITEM = 4  # bytes of a float32
+_BLOCK = 512  # bytes, in which a system counts what a file holds of the disk
 
 
 def reserve(file: Path, size: int) -> None:
@@ -20,14 +21,18 @@ def reserve(file: Path, size: int) -> None:
     Otherwise the file would be sparse, and a process that writes to its map on a full disk would be killed (SIGBUS).
 
     Raises:
-        OSError: the disk does not have enough space; the message names the size.
+        OSError: the disk does not have enough space; the message names the size. The file is left as it was.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
+    before = file.stat().st_size if file.exists() else None
     with file.open("ab") as handle:
         try:
             if size:
                 _allocate(handle.fileno(), size)
         except OSError as error:
+            handle.truncate(before or 0)
+            if before is None:
+                file.unlink()
             raise OSError(
                 error.errno,
                 f"no room for {file} of {size / 1e6:.0f} MB: {error.strerror}; make room, or take fewer images",
@@ -36,10 +41,11 @@ def reserve(file: Path, size: int) -> None:
 
 
 def _allocate(handle: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-    elif size > (found := os.fstatvfs(handle)).f_bavail * found.f_frsize:  # macOS has no such function
+    disk, held = os.fstatvfs(handle), os.fstat(handle).st_blocks * _BLOCK
+    if size - held > disk.f_bavail * disk.f_frsize:  # before anything is taken, which other processes would lack
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if hasattr(os, "posix_fallocate"):  # macOS has no such call
+        os.posix_fallocate(handle, 0, size)
 
 
 class BatchedValues:

@@ -108,6 +108,16 @@ def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None
         write(temporary)
 
 
+class _NotWritten(OSError):
+    """A file or folder that could not be written; of one in a folder, the reason is that of the file."""
+
+    def __init__(self, path: Path, error: Exception):
+        number = getattr(error, "errno", None) or errno.EIO
+        self.reason = getattr(error, "reason", None) or getattr(error, "strerror", None)
+        self.reason = self.reason or str(error).partition("\n")[0]
+        super().__init__(number, f"could not write {path}: {self.reason}; {_room(path)}")
+
+
 @contextmanager
 def _to_be_named(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; at the end of the block the file with this name is renamed to `path`."""
@@ -117,9 +127,7 @@ def _to_be_named(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
-        number = getattr(error, "errno", None) or errno.EIO
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise OSError(number, f"could not write {path}: {reason}; {_room(path)}") from error
+        raise _NotWritten(path, error) from error
     finally:
         remove(temporary)
 
@@ -173,8 +181,8 @@ def set_aside(path: Path, reason: str) -> Path:
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return the record at `path`, or None if there is none or it is corrupt; a corrupt record is set aside.
 
-    A record is sound if it parses, its parts are there, its numbers are finite, and its file name is the fingerprint
-    of its inputs.
+    A record is sound if it parses, its parts are there, its numbers are finite, its outputs are numbers or tables, and
+    its file name is the fingerprint of its inputs.
     """
     try:
         return _checked_record(path.read_text(encoding="utf-8"), path.stem)
@@ -191,6 +199,9 @@ def _checked_record(text: str, name: str) -> dict[str, Any]:
     if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in _PARTS):
         raise ValueError(f"it lacks {', '.join(_PARTS)}, each with entries by name")
     plain(record)
+    strange = [name for name, value in record["outputs"].items() if type(value) not in (int, float, dict)]
+    if strange or not record["outputs"]:
+        raise ValueError(f"outputs are numbers, or tables by name; it has {', '.join(strange) or 'none'}")
     if (found := fingerprint(record["inputs"])) != name:
         raise ValueError(f"its inputs have the fingerprint {found}, not its name's")
     return record
@@ -244,8 +255,8 @@ def code_version() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
-    """Return the output of git for the folder of this file, or an empty string outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    """Return the output of git for the folder of the package, or an empty string outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
