@@ -7,6 +7,7 @@ passes of all images run before and after it.
 From the repository's root: python -m benchmarks.transformers
 """
 
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -67,13 +68,13 @@ def main(arguments: list[str] | None = None) -> None:
     networks, images = ((SMALLEST,), 2) if options.smoke else (NETWORKS, 4)
     print(f"{'network':32}{'method':12}{'seconds':>8}  of forward passes ({images} images)")
     found = []
-    for name in tqdm(networks, desc="networks"):
+    for method, name in tqdm(list(itertools.product(METHODS, networks)), desc="methods on networks"):
         model = network(name)
-        for method in METHODS:
-            found.append(cost(model, measuring.smooth_images(images, model.image_shape[-1]), method))
-            print(f"{name:32}{method:12}{found[-1].seconds:8.0f}  {found[-1].of_forward}", flush=True)
-    inputs = {"networks": list(networks), "images": images, "bits": "W4A4"}
-    measuring.save(options, "transformers", inputs, found, time.perf_counter() - start)
+        found.append(cost(model, measuring.smooth_images(images, model.image_shape[-1]), method))
+        print(f"{name:32}{method:12}{found[-1].seconds:8.0f}  {found[-1].of_forward}", flush=True)
+        inputs = {"networks": list(networks), "images": images, "bits": "W4A4"}
+        # after every run: what was measured stays when the rest is stopped
+        measuring.save(options, "transformers", inputs, found, time.perf_counter() - start)
 
 
 if __name__ == "__main__":
