@@ -12,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_output
 from test_leaderboard import RECORDS
 from test_paper_pages import made_up
 
+from dghlib.bookmaking.book import _vega
 from dghlib.bookmaking.notebooks import _describe_figures
 from dghlib.plans.catalogue import PLANS
 from dghlib.showing import figures, interactive, leaderboard, paper_figures
@@ -49,6 +50,14 @@ def test_every_setting_of_the_leaderboard_is_a_dot_with_a_name() -> None:
     assert re.search(r'aria-label="[^"]*images: Real data; [^"]*method: HPTQ; model: shapes_residual[^"]*\+2\.00', dots)
     costs = _svg(leaderboard.cost_and_accuracy(rows, bits="W4A4", policy="full"))
     assert len(re.findall(r'aria-label="[^"]*calibrated with: [^"]*method: HPTQ', costs)) == 2  # DGH and real images
+
+
+def test_vega_gives_a_page_no_names_but_one() -> None:
+    """At its top level it declares `_` and hundreds of others, as scripts of the page do, and then nothing is drawn."""
+    script = _vega().strip()
+    assert script.startswith("(() => {")
+    assert re.search(r"Object\.assign\(window,\{vegaEmbed:[^}]*\}\);\}\)\(\);$", script)
+    assert not re.search(r"^\s*(?:import|export) ", script, re.MULTILINE)
 
 
 def test_a_page_has_the_chart_below_its_figure(tmp_path: Path) -> None:
