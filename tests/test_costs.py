@@ -67,14 +67,13 @@ def test_what_plans_share_is_paid_by_the_first_and_unknown_networks_cost_what_ot
     assert seconds == {"first": pytest.approx(48 + 1.6), "again": 0, "more": pytest.approx(48 + 1.6)}
 
 
-def test_the_time_left_is_scaled_by_what_this_machine_has_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast, "at_once", lambda: 2)  # pages without runs; the others follow each other
+def test_the_time_left_is_scaled_by_what_this_machine_has_shown() -> None:
     left = Forecast({"text": 0.0, "slow": 100.0, "slower": 400.0, "last": 0.0})
-    assert left.seconds == pytest.approx(500 + (2 + 2 / 2 + BUILDING) * PAGE_SECONDS)
+    assert left.seconds == pytest.approx(500 + (4 + BUILDING) * PAGE_SECONDS)
     left.done("text", 10.0)  # what a page takes without runs
-    assert left.seconds == pytest.approx(500 + (2 + 1 / 2 + BUILDING) * 10)
+    assert left.seconds == pytest.approx(500 + (3 + BUILDING) * 10)
     left.done("slow", 310.0)  # of which 300 for the runs
-    assert left.seconds == pytest.approx(400 * (300 + TRUST) / (100 + TRUST) + (1 + 1 / 2 + BUILDING) * 10)
+    assert left.seconds == pytest.approx(400 * (300 + TRUST) / (100 + TRUST) + (2 + BUILDING) * 10)
     assert str(left) == "about 16 min left"
     assert str(Forecast({"paper": 4 * 3600.0})) == "about 4 h left"
     left.done("slower", 900.0)
@@ -99,7 +98,7 @@ def test_the_runs_of_a_notebook_are_those_it_asks_for() -> None:
             assert runs == [], "by default such a page shows records alone"
             runs = runs_of(notebook.stem, computed="smoke")
         assert bool(runs) == asks, notebook.stem
-    assert runs_of("table2", seeds=2) == methods.table2("shapes", "quick", seeds=2)
+    assert runs_of("table2", seeds=2, networks=0) == methods.table2("shapes", "quick", seeds=2)
     assert {run.model for run in runs_of("table1", networks=1)} == set(first_models("shapes", 1))
 
 

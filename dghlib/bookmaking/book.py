@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from dghlib.bookmaking import terms
 from dghlib.bookmaking.accessible import accessible
-from dghlib.bookmaking.forecast import at_once, forecast, lacking_runs
+from dghlib.bookmaking.forecast import forecast, lacking_runs
 from dghlib.bookmaking.notebooks import (
     NOT_MADE,
     PAPERMILL_MARKER,
@@ -171,27 +170,20 @@ def _run_notebooks(
 def _execute(wanted: Mapping[Path, Mapping[str, Any]], folder: Path, progress: bool) -> dict[str, NotebookError]:
     """Execute notebooks with these values of their parameters; return the failures by name of notebook."""
     lacking = {path.stem: [] for path in wanted} if only_recorded() else lacking_runs(wanted)
-    left, numbers, failures = forecast(lacking), itertools.count(1), {}
-
-    def execute(notebook: Path) -> None:
-        name = notebook.stem
-        _report(f"[{next(numbers)}/{len(wanted)}] {name}, {left}", progress)
-        started = time.perf_counter()
-        try:
-            run_notebook(notebook, wanted[notebook], folder / notebook.name, progress=progress)
-        except NotebookError as failure:
-            failures[name] = failure
-        seconds = time.perf_counter() - started
-        left.done(name, seconds)
-        _report(f"      {name} {'FAILED' if name in failures else 'done'} in {seconds:.0f} s", progress)
-
+    left, failures = forecast(lacking), {}
     # Notebooks that compute come first: the others, which show all records, are then complete.
-    computing = [notebook for notebook in wanted if lacking[notebook.stem]]
-    with helped(list(dict.fromkeys(itertools.chain.from_iterable(lacking[each.stem] for each in computing)))):
-        for notebook in computing:
-            execute(notebook)
-    with ThreadPoolExecutor(at_once()) as pool:
-        list(pool.map(execute, [notebook for notebook in wanted if notebook not in computing]))
+    ordered = sorted(wanted, key=lambda notebook: not lacking[notebook.stem])
+    with helped(list(dict.fromkeys(itertools.chain.from_iterable(lacking[path.stem] for path in ordered)))):
+        for number, notebook in enumerate(ordered, start=1):
+            _report(f"[{number}/{len(ordered)}] {notebook.stem}, {left}", progress)
+            started = time.perf_counter()
+            try:
+                run_notebook(notebook, wanted[notebook], folder / notebook.name, progress=progress)
+            except NotebookError as failure:
+                failures[notebook.stem] = failure
+            seconds = time.perf_counter() - started
+            left.done(notebook.stem, seconds)
+            _report(f"      {'FAILED' if notebook.stem in failures else 'done'} in {seconds:.0f} s", progress)
     return failures
 
 

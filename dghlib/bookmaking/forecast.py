@@ -15,11 +15,9 @@ import nbformat
 
 from dghlib.experiments import costs
 from dghlib.experiments.experiment import Run
-from dghlib.experiments.helpers import MOST
 from dghlib.experiments.profiles import first_models
 from dghlib.experiments.run import Workshop, results_dir
 from dghlib.plans import fine_tuned, methods, observations, papers, quantized
-from dghlib.running import processes
 from dghlib.showing.leaderboard import all_records
 
 PAGE_SECONDS = 15.0  # for a page that computes nothing, until one has been executed
@@ -36,11 +34,6 @@ _CHOOSING = {
     "table3": methods.table3,  # by its own name, because that notebook has a parameter `methods`
     "detector_widths": methods.detector_widths,
 }
-
-
-def at_once() -> int:
-    """Return the number of notebooks that are executed together if they compute nothing; each takes 1 GB of memory."""
-    return min(processes.cores(), MOST + 1)
 
 
 class Forecast:
@@ -67,8 +60,7 @@ class Forecast:
         shown = sum(max(self.took[name] - page, 0) for name in busy)
         scale = (shown + TRUST) / (sum(self.work[name] for name in busy) + TRUST)
         left = [work for name, work in self.work.items() if name not in self.took]
-        pages = sum(1 if work else 1 / at_once() for work in left)
-        return scale * sum(left) + page * (pages + BUILDING)
+        return scale * sum(left) + page * (len(left) + BUILDING)
 
     def __str__(self) -> str:
         minutes = max(1, round(self.seconds / 60))
