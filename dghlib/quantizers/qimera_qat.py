@@ -16,6 +16,7 @@ from typing import Literal
 from torch import Tensor
 
 from dghlib.models import FloatModel
+from dghlib.quantizers.gdfq import OF_CODE
 from dghlib.quantizers.joint import Settings, fine_tune_jointly
 from dghlib.quantizers.quantized_model import QuantizedModel
 
@@ -32,19 +33,8 @@ class Config(Settings):
 
 PRESETS = {
     "default": Config(),
-    "published": Config(
-        distillation=0.1, cross_entropy=1.0, schedule="quarters", batch_size=200, warm_up=0.01, maker_rate=1e-3
-    ),
-    "published_imagenet": Config(
-        distillation=1e-3,
-        cross_entropy=1.0,
-        rate=1e-6,
-        schedule="quarters",
-        warm_up=1 / 8,
-        maker_rate=1e-3,
-        conditional=True,
-        mixed_classes=500,
-    ),
+    "published": Config(**OF_CODE["published"]),
+    "published_imagenet": Config(**OF_CODE["published_imagenet"], mixed_classes=500),
 }
 
 
