@@ -133,6 +133,7 @@ class Ending(nn.Module):
         lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True),
         lambda x: F.max_pool2d(x, 2, 3, 1, ceil_mode=True),
         lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+        lambda x: F.adaptive_avg_pool2d(x, (3, 5)),  # windows of 36 and more that overlap
         lambda x: F.adaptive_avg_pool2d(x[:, :, :7, :7], 1),
         lambda x: x[:, :, :7, :7].mean((2, 3)),
     ],
