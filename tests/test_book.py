@@ -174,6 +174,15 @@ def test_a_killed_kernel_is_told(tmp_path: Path) -> None:
         run_notebook(notebook, {}, tmp_path / "out" / "a.ipynb", progress=False)
 
 
+def test_figures_are_drawings(tmp_path: Path) -> None:
+    """In a kernel that is a copy, too, which has imported matplotlib before it was a notebook's."""
+    draws = "import matplotlib.pyplot as plt\nplt.figure(figsize=(1, 1)).gca().plot([0, 1]);"
+    run_notebook(write_notebook(tmp_path / "a.ipynb", draws), {}, tmp_path / "out" / "a.ipynb", progress=False)
+    cells = nbformat.read(tmp_path / "out" / "a.ipynb", as_version=4).cells
+    shown = [set(output.data) for cell in cells for output in cell.get("outputs", [])]
+    assert [kinds & {"image/svg+xml", "image/png"} for kinds in shown] == [{"image/svg+xml"}]
+
+
 def test_kernels_have_as_many_threads_as_asked_and_end_with_who_was_killed(tmp_path: Path) -> None:
     cell = (
         "import os, time, torch\nopen('seen', 'w').write(f'{os.getpid()} {torch.get_num_threads()}')\ntime.sleep(3600)"

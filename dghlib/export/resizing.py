@@ -64,7 +64,7 @@ def _nearest(graph: OnnxGraph, node: fx.Node, found: dict[str, Any]) -> str:
 def overlapping_average(graph: OnnxGraph, node: fx.Node) -> str:
     """Adaptive average pooling with overlapping windows: a product with a constant matrix on either side.
 
-    They add, and a division follows: sums of values on a grid are exact, so an average in the middle of 2 codes is, too.
+    They add, and a division follows: sums of values on a grid are exact, and so is an average between 2 codes.
     """
     before, after = shape_of(node.all_input_nodes[0])[2:], shape_of(node)[2:]
     rows, columns = (_windows(old, new) for old, new in zip(before, after, strict=True))
