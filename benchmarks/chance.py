@@ -10,7 +10,8 @@ seeds, whose spread the tables show. Runs of the plan of all quantizers are also
 - with the kernels of an older processor, which torch and oneDNN have for every x86 processor.
 
 In addition, a sample of the published runs is computed whose records name another processor than this one, with
-generated images that are made anew here.
+generated images that are made anew here. `--epsilon` repeats runs with another epsilon of Adam for the roundings, and
+saves them in a record of its own.
 
 From the repository's root: python -m benchmarks.chance --networks shapes_residual --elsewhere 12
 """
@@ -54,7 +55,9 @@ def planned(options: Any) -> list[Experiment]:
     methods, bits, networks = options.methods, options.bits, options.networks
     if options.smoke:
         methods, bits, networks = methods[:2], bits[:1], networks[:1]
-    chosen = {"bits": bits, "methods": methods, "models": networks}
+    chosen: dict[str, Any] = {"bits": bits, "methods": methods, "models": networks}
+    if options.epsilon:
+        chosen["rounding_epsilon"] = options.epsilon
     every = quantizers("shapes", budget, policies=["full"], sources=[REAL], seeds=seeds, **chosen)
     return [each for each in every if each.quantizer != FLOAT]
 
@@ -140,12 +143,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", nargs="+", type=int, default=[1], help="the first are those compared with")
     parser.add_argument("--elsewhere", type=int, default=0, help="published runs of another processor, at random")
+    parser.add_argument("--epsilon", type=float, help="rounding_epsilon of the methods that learn, if not the default")
     options = parser.parse_args(arguments)
+    name = "chance_epsilon" if options.epsilon else "chance"
     measuring.prepare(options)
     start, rows = time.perf_counter(), []
     every = [(each, ("", options.threads[0], 0.0)) for each in made_elsewhere(options.elsewhere, options.methods)]
     every += [(each, way) for each in planned(options) for way in ways(options.threads)]
     inputs = {"threads": options.threads, "last_bits": LAST_BITS, "older_kernels": OLDER_KERNELS}
+    inputs |= {"epsilon": options.epsilon} if options.epsilon else {}
     with TemporaryDirectory() as folder, older_kernels() as older:
         workshop = run.Workshop(Path(folder) / "results")
         for experiment, (differs, threads, by) in tqdm(every, desc="runs"):
@@ -165,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(*row.values(), flush=True)
             rows.append(row)
             # A run of hours that is stopped has the rows so far.
-            measuring.save(options, "chance", inputs, rows, time.perf_counter() - start)
+            measuring.save(options, name, inputs, rows, time.perf_counter() - start)
     torch.set_num_threads(1)
 
 

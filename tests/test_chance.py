@@ -40,7 +40,9 @@ def test_the_table_has_seeds_beside_all_other_chance() -> None:
     assert (row["method"], row["images"], row["runs"], row["seeds ±"]) == ("BRECQ", "Real data", 2, "1.41")
     assert (row["2 threads"], row["last bits"]) == ("0.52 (1.00)", "0.10 (0.20)")
     assert (row[chance.OTHER], row[chance.UNNAMED]) == ("0.35 (0.50)", "0.00 (0.00)")
+    assert row["top-1"] == "81.0"
     assert "no records" in chance.table(None).columns
+    assert chance.changes(None).empty
 
 
 def test_a_deviation_of_differences_is_that_of_the_results() -> None:

@@ -12,25 +12,28 @@ from dghlib.showing.tables import QUANTIZER_TITLES, TITLES, nothing
 UNNAMED = "records, processor not named"  # made before records named it
 OTHER = "records of another processor"
 _ROW = ["method", "bits", "source"]
+_CHANGE = ["run", *_ROW, "differs", "points", "seeds"]
 
 
-def found() -> dict[str, Any] | None:
-    """Return the record, None if there is none."""
-    return benchmark("chance") if (PUBLISHED / "benchmarks" / "chance.json").exists() else None
+def found(name: str = "chance") -> dict[str, Any] | None:
+    """Return the record of this name, None if there is none."""
+    return benchmark(name) if (PUBLISHED / "benchmarks" / f"{name}.json").exists() else None
 
 
-def changes(record: dict[str, Any]) -> pd.DataFrame:
+def changes(record: dict[str, Any] | None) -> pd.DataFrame:
     """Return the points of top-1 by which each repetition, and each published record, differs from the first variant.
 
     A row for each: run, method, bits, source, `differs` (the difference of the variant, `UNNAMED` or `OTHER`),
-    `points`, and `seeds`, the top-1 of the published records of all seeds.
+    `points`, and `seeds`, the top-1 of the published records of all seeds. Without a record there are no rows.
     """
+    if record is None:
+        return pd.DataFrame(columns=_CHANGE).astype({"points": float})
     rows = pd.DataFrame(record["outputs"])
     first = rows[rows.differs == ""]
     again = rows[rows.differs != ""].assign(points=lambda each: each.top1)
     recorded = first.dropna(subset="recorded").assign(points=lambda each: each.recorded)
     recorded["differs"] = [UNNAMED if _unnamed(machine) else OTHER for machine in recorded.recorded_on]
-    every = pd.concat([again, recorded], ignore_index=True)[["run", *_ROW, "differs", "points", "seeds"]]
+    every = pd.concat([again, recorded], ignore_index=True)[_CHANGE]
     return every.assign(points=every.points - every.run.map(first.set_index("run").top1))
 
 
@@ -74,7 +77,7 @@ def equal(points: pd.Series) -> str:
 def table(record: dict[str, Any] | None) -> pd.DataFrame:
     """Return standard deviations over seeds and by other causes, with the largest difference: (method, bits, images).
 
-    Points of top-1, over all networks; the first column has the number of runs.
+    Points of top-1, over all networks; the first columns have the number of runs and their mean top-1.
     """
     if record is None:
         return nothing()
@@ -83,6 +86,7 @@ def table(record: dict[str, Any] | None) -> pd.DataFrame:
     seeds = first[["seeds"]].apply(deviation_of_seeds).map("{:.2f}".format).replace("nan", "")
     cells = changes(record).groupby([*_ROW, "differs"]).points
     moved = cells.apply(lambda points: f"{deviation(points):.2f} ({points.abs().max():.2f})")
-    spread = pd.DataFrame({"runs": first.size(), "seeds ±": seeds}).join(moved.unstack("differs", fill_value=""))
+    facts = {"runs": first.size(), "top-1": first.top1.mean().map("{:.1f}".format), "seeds ±": seeds}
+    spread = pd.DataFrame(facts).join(moved.unstack("differs", fill_value=""))
     named = spread.rename(index=QUANTIZER_TITLES, level="method").rename(index=TITLES, level="source").fillna("")
     return named.rename_axis(index={"source": "images"}, columns="points: ± (largest)")
