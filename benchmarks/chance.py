@@ -9,11 +9,11 @@ seeds, whose spread the tables show. Runs of the plan of all quantizers are also
 - with images whose last bits differ: times 1 + 1e-7 times noise;
 - with the kernels of an older processor, which torch and oneDNN have for every x86 processor.
 
-In addition, a sample of the published runs is computed whose records name another processor than this one, with
-generated images that are made anew here. `--epsilon` repeats runs with another epsilon of Adam for the roundings, and
+In addition, a sample of the published runs with DGH's images is computed, made anew here, whose records name another
+processor than this one. `--epsilon` repeats runs with another epsilon of Adam for the roundings, and
 saves them in a record of its own.
 
-From the repository's root: python -m benchmarks.chance --networks shapes_residual --elsewhere 12
+From the repository's root: python -m benchmarks.chance --networks shapes_residual --elsewhere 8
 """
 
 import os
@@ -63,12 +63,13 @@ def planned(options: Any) -> list[Experiment]:
 
 
 def made_elsewhere(count: int, methods: Sequence[str]) -> list[Experiment]:
-    """Return a random sample of the published runs of shapes whose records name another processor than this one."""
+    """Return a random sample of the published runs with DGH's images whose records name another processor than this."""
     published, here = run.Workshop(run.PUBLISHED), provenance(0)["machine"]
     every = dict.fromkeys(each for plan in plans_of("shapes") for each in held(plan, "shapes"))
     found = []
     for each in every:
-        record = published.find(each) if isinstance(each, Experiment) and each.quantizer in methods else None
+        wanted = isinstance(each, Experiment) and each.quantizer in methods and each.source == "dgh"
+        record = published.find(each) if wanted else None
         if record and other_processor(record["provenance"]["machine"], here):
             found.append(each)
     return random.Random(0).sample(found, min(count, len(found)))
