@@ -1,15 +1,20 @@
 """Notebooks with parameters, and the book that is made of them."""
 
+import contextlib
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from conftest import until
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
@@ -167,6 +172,29 @@ def test_a_killed_kernel_is_told(tmp_path: Path) -> None:
     notebook = write_notebook(tmp_path / "a.ipynb", "import os\nos.kill(os.getpid(), 9)")
     with pytest.raises(NotebookError, match="killed or out of memory"):
         run_notebook(notebook, {}, tmp_path / "out" / "a.ipynb", progress=False)
+
+
+def test_kernels_have_as_many_threads_as_asked_and_end_with_who_was_killed(tmp_path: Path) -> None:
+    cell = (
+        "import os, time, torch\nopen('seen', 'w').write(f'{os.getpid()} {torch.get_num_threads()}')\ntime.sleep(3600)"
+    )
+    notebook, seen = write_notebook(tmp_path / "a.ipynb", cell), tmp_path / "out" / "seen"
+    program = (
+        "from pathlib import Path; from dghlib.bookmaking.notebooks import run_notebook\n"
+        f"run_notebook(Path({str(notebook)!r}), {{}}, Path({str(seen.with_name('a.ipynb'))!r}), progress=False)"
+    )
+    executing = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"OMP_NUM_THREADS": "3"})
+    until(lambda: seen.is_file() and seen.read_text(), lambda: executing.poll() is None)
+    kernel, threads = map(int, seen.read_text().split())
+    assert threads == 3
+    os.kill(kernel, 0)  # is there
+    executing.kill()
+    executing.wait()
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(3000):
+            os.kill(kernel, 0)
+            time.sleep(0.02)
+        pytest.fail("the kernel of a killed process lives on")
 
 
 def test_a_kernel_that_does_not_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_the_runs_of_a_notebook_are_those_it_asks_for() -> None:
             assert runs == [], "by default such a page shows records alone"
             runs = runs_of(notebook.stem, computed="smoke")
         assert bool(runs) == asks, notebook.stem
-    assert runs_of("table2", seeds=2) == methods.table2("shapes", "quick", seeds=2)
+    assert runs_of("table2", seeds=2, networks=0) == methods.table2("shapes", "quick", seeds=2)
     assert {run.model for run in runs_of("table1", networks=1)} == set(first_models("shapes", 1))
 
 

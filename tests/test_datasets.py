@@ -8,6 +8,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 
 from dghlib import datasets
 from dghlib.choices import UnknownName
-from dghlib.datasets import LabelledImages, batches, files, sample
+from dghlib.datasets import LabelledImages, batches, files, sample, shapes
 from dghlib.datasets.labelled import choose
 from dghlib.storage import assets
 from dghlib.storage.archives import DamagedArchive
@@ -48,6 +49,16 @@ def test_what_labelled_images_refuse(change: dict[str, torch.Tensor], error: typ
     good = {"images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "labels": torch.tensor([0, 1])}
     with pytest.raises(error, match=message):
         LabelledImages(**(good | change), classes=("a", "b"))
+
+
+def test_of_the_shapes_only_those_that_are_chosen_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = datasets.sample(datasets.load("shapes", "train", 60), 5, seed=1)
+    drawn = Mock(wraps=shapes._draw)
+    monkeypatch.setattr(shapes, "_draw", drawn)
+    chosen = datasets.draw("shapes", "train", 5, seed=1, available=60)
+    assert torch.equal(chosen.images, expected.images)
+    assert torch.equal(chosen.labels, expected.labels)
+    assert drawn.call_count == 5
 
 
 def test_a_sample_is_drawn_without_replacement_and_keeps_labels_with_images() -> None:

@@ -30,8 +30,13 @@ def noise(count: int, size: int = 16, seed: int = 0) -> Tensor:
 
 
 def by_default(path: Path, images: Tensor) -> tuple[np.ndarray, Counter[str]]:
-    """Run a file as anybody would; return what comes out, and how many nodes of each type the runtime made of it."""
+    """Run a file as anybody would; return what comes out, and how many nodes of each type the runtime made of it.
+
+    The option is the one that the README names for processors on which products of bytes overflow; on others it has no
+    effect.
+    """
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.optimized_model_filepath = str(path.with_suffix(".fused.onnx"))
     options.log_severity_level = 3  # that the fused file is for this processor
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

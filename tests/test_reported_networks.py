@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from dghlib import datasets, models
 from dghlib.evaluation import top1
-from dghlib.export import export_onnx
+from dghlib.export import export_onnx, open_session
 from dghlib.generators import dgh
 from dghlib.models import FloatModel
 from dghlib.quantizers import QuantizedModel, hptq
@@ -151,8 +150,7 @@ def test_a_network_that_was_reported_is_quantized_as_a_whole(name: str, tmp_path
         found = quantized(images)
         assert decibels(net(images), found) > 25  # 14 with a norm that is not folded
     export_onnx(path, model, quantized)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert np.array_equal(session.run(None, {"images": images.numpy()})[0], found.numpy())
+    assert np.array_equal(open_session(path).run(None, {"images": images.numpy()})[0], found.numpy())
 
 
 class TakesBytes(nn.Module):

@@ -1,10 +1,11 @@
-"""Files on x86 processors without VNNI, which an emulator stands in for: what is right there, and what is not."""
+"""Files on x86 processors without VNNI, for which an emulator can stand in: what is right there, and what is not."""
 
 import json
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from dghlib import models
 from dghlib.export import export_onnx
 from dghlib.quantizers import hptq
 
+HERE = platform.machine() == "x86_64" and not (
+    torch.cpu.get_capabilities()["avx_vnni"] or torch.cpu.get_capabilities()["avx512_vnni"]
+)
 EMULATOR = next(filter(None, map(shutil.which, ("qemu-x86_64-static", "qemu-x86_64"))), "")
 PROCESSOR = "Haswell"  # has AVX2, and adds products of bytes in 16 bits
 PROGRAM = """
@@ -33,9 +37,23 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not EMULATOR or platform.machine() != "x86_64", reason="needs qemu-x86_64, and an x86 processor")
-def test_three_settings_are_correct_without_vnni(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "processor",
+    [
+        pytest.param((), marks=pytest.mark.skipif(not HERE, reason="needs an x86 processor without VNNI"), id="here"),
+        pytest.param(
+            (EMULATOR, "-cpu", PROCESSOR),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(
+                    not EMULATOR or platform.machine() != "x86_64", reason="needs qemu-x86_64, and an x86 processor"
+                ),
+            ],
+            id="emulated",
+        ),
+    ],
+)
+def test_three_settings_are_correct_without_vnni(processor: Sequence[str], tmp_path: Path) -> None:
     """Signed bytes overflow; not so with the session option, as unsigned bytes, or with 7 bits of weights."""
     model = models.load("shapes_residual")
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
@@ -47,7 +65,7 @@ def test_three_settings_are_correct_without_vnni(tmp_path: Path) -> None:
         with torch.no_grad():
             expected[name] = quantized(images).numpy()
     ways = ["signed", "signed:careful", "unsigned", "seven"]
-    command = [EMULATOR, "-cpu", PROCESSOR, sys.executable, "-c", PROGRAM, *ways]
+    command = [*processor, sys.executable, "-c", PROGRAM, *ways]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=600)
     found = {way: np.array(values, np.float32) for way, values in json.loads(ran.stdout.splitlines()[-1]).items()}
     equal = {way: np.array_equal(values, expected[way.partition(":")[0]]) for way, values in found.items()}

@@ -17,15 +17,13 @@ from typing import Any
 
 import nbformat
 import papermill
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_markdown_cell, new_output
 from papermill.exceptions import PapermillExecutionError
 
+from dghlib.bookmaking.kernels import OwnInterpreter
 from dghlib.choices import nearest
 from dghlib.experiments.recorded import NotRecorded, only_recorded
-from dghlib.experiments.run import RESULTS_VARIABLE, results_dir
 from dghlib.showing import figures, interactive
 from dghlib.showing.tables import PROVENANCE, foot_line
 from dghlib.storage.records import provenance
@@ -63,19 +61,6 @@ class Parameter:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.type.__name__} = {self.default!r}  # {self.help}"
-
-
-class OwnInterpreter(AsyncKernelManager):
-    """Starts kernels with this interpreter, whatever others are registered, and with this folder of results."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        # ipykernel warns at every start that it talks to this process unencrypted, and shows a traceback of its own
-        # when Ctrl-C closes the connection. Output of cells is still shown.
-        options = ["--log-level=CRITICAL", "--InlineBackend.figure_formats=svg"]
-        environment = {RESULTS_VARIABLE: str(results_dir().absolute())}
-        return KernelSpec(argv=[*command, *options], env=environment, display_name="Python 3", language="python")
 
 
 def parameters_of(notebook: Path) -> dict[str, Parameter]:

@@ -18,9 +18,9 @@ from dghlib.commands.options import Device, Flag, Force, Images, Model, Preset, 
 from dghlib.commands.settings import parse_settings
 from dghlib.evaluation import top1
 from dghlib.experiments.profiles import PROFILES
-from dghlib.experiments.scoring import DRAWN_TRAINING_IMAGES, TEST_BATCH, quality, real_images
+from dghlib.experiments.scoring import TEST_BATCH, quality, real_images
 from dghlib.generators import GENERATORS
-from dghlib.images import load_images, normalise, save_images
+from dghlib.images import load_images, save_images
 from dghlib.models import FloatModel
 from dghlib.plans.parts import parse_bits
 from dghlib.quantizers import QUANTIZERS, WITHOUT_IMAGES, QuantizedModel, in_float, presets_of
@@ -185,11 +185,7 @@ def calibration_images(
             )
         return load_images(images, (model.mean, model.std))[0]
     assert real is not None  # mypy does not follow the comparison above
-    if model.task == "detection":
-        return real_images(real, model, num_images, seed)
-    available = DRAWN_TRAINING_IMAGES.get(real)  # so that the images are the real images of the book
-    data = datasets.draw(real, "train", num_images, seed, available, model.image_shape)
-    return normalise(data.images, model.mean, model.std)
+    return real_images(real, model, num_images, seed)
 
 
 def export(

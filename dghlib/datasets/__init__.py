@@ -13,7 +13,7 @@ from dghlib.datasets.cifar import cifar10
 from dghlib.datasets.coco import coco
 from dghlib.datasets.imagenet import imagenet
 from dghlib.datasets.imagenet_lite import imagenet_lite
-from dghlib.datasets.labelled import LabelledImages, batches, sample
+from dghlib.datasets.labelled import LabelledImages, batches, choose, sample
 from dghlib.datasets.tiny_imagenet import tiny_imagenet
 
 __all__ = [
@@ -96,6 +96,12 @@ def load(
     else:
         how = {"image_size": image_shape[1:]} if image_shape and str(name_or_path) in PHOTOGRAPHS else {}
         data = look_up(DATASETS, str(name_or_path), "data set")(split, num_images, **how)
+    return _of_shape(data, name_or_path, image_shape)
+
+
+def _of_shape(
+    data: LabelledImages, name_or_path: str | Path, image_shape: tuple[int, int, int] | None
+) -> LabelledImages:
     found = tuple(data.images.shape[1:])
     if image_shape is not None and found != tuple(image_shape):
         raise ValueError(
@@ -115,10 +121,14 @@ def draw(
     """Return `num_images` drawn from a data set without replacement, the same ones for the same seed.
 
     For a file or a folder this is `load` with a seed. A named data set is loaded (its first `available` images, if
-    given), and images are drawn from it. Raises as `load` does, and ValueError if there are fewer images.
+    given), and images are drawn from it; of `shapes`, only those are made. Raises as `load` does, and ValueError if
+    there are fewer images.
     """
     if str(name_or_path) not in DATASETS and _is_path(Path(name_or_path)):
         return load(name_or_path, split, num_images, image_shape, seed)
+    if name_or_path == "shapes":
+        numbers = choose(SHAPES_IMAGES if available is None else available, num_images, seed)
+        return _of_shape(shapes.chosen(split, numbers.tolist()), name_or_path, image_shape)
     return sample(load(name_or_path, split, available, image_shape), num_images, seed)
 
 

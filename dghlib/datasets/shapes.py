@@ -8,13 +8,13 @@ Images are uint8 (N, 3, 32, 32). Labels are cyclic: image k has label k modulo 4
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from dghlib.choices import look_up
+from dghlib.choices import check_at_least, look_up
 from dghlib.datasets.drawing import OUTLINES, TEXTURES, DrawnObject, Floats, paint
 from dghlib.datasets.labelled import LabelledImages
 from dghlib.datasets.surroundings import background, blur, contrasting, light
@@ -34,7 +34,16 @@ def classification(split: str, num_images: int) -> LabelledImages:
     Raises:
         ValueError: `split` is unknown, or `num_images` is below 1.
     """
-    return _drawn(_draw, look_up(_SEEDS, split, "split of shapes"), num_images, f"draw shapes {split}")
+    return chosen(split, _first(num_images))
+
+
+def chosen(split: str, numbers: Sequence[int]) -> LabelledImages:
+    """Draw the images of a split that have these numbers, in this order.
+
+    Raises:
+        UnknownName: there is no such split.
+    """
+    return _drawn(_draw, look_up(_SEEDS, split, "split of shapes"), numbers, f"draw shapes {split}")
 
 
 def plain_drawings(num_images: int) -> LabelledImages:
@@ -43,18 +52,21 @@ def plain_drawings(num_images: int) -> LabelledImages:
     Raises:
         ValueError: `num_images` is below 1.
     """
-    return _drawn(_draw_plainly, _PLAIN_SEED, num_images, "draw plain shapes")
+    return _drawn(_draw_plainly, _PLAIN_SEED, _first(num_images), "draw plain shapes")
+
+
+def _first(num_images: int) -> range:
+    check_at_least(1, "num_images", num_images)
+    return range(num_images)
 
 
 def _drawn(
-    draw: Callable[[np.random.Generator, int], np.ndarray], seed: int, num_images: int, title: str
+    draw: Callable[[np.random.Generator, int], np.ndarray], seed: int, numbers: Sequence[int], title: str
 ) -> LabelledImages:
-    if num_images < 1:
-        raise ValueError(f"num_images must be at least 1, got {num_images}")
-    images = np.empty((num_images, 3, SIZE, SIZE), dtype=np.uint8)
-    for k in tqdm(range(num_images), desc=title, unit="image", delay=3, leave=False):
-        images[k] = draw(np.random.default_rng((seed, k)), k % len(CLASSES))
-    labels = torch.arange(num_images) % len(CLASSES)
+    images = np.empty((len(numbers), 3, SIZE, SIZE), dtype=np.uint8)
+    for row, k in enumerate(tqdm(numbers, desc=title, unit="image", delay=3, leave=False)):
+        images[row] = draw(np.random.default_rng((seed, k)), k % len(CLASSES))
+    labels = torch.tensor(numbers) % len(CLASSES)
     return LabelledImages(torch.from_numpy(images), labels, CLASSES)
 
 

@@ -1,8 +1,7 @@
 """Two ways to make the book: from published records alone, and without them.
 
 In the first, which an environment variable enables, no network is loaded (`run.load_model`), so nothing can be computed
-by
-mistake: plans find their records and name the runs that have none, and a cell that needs a network stops with
+by mistake: plans find their records and name the runs that have none, and a cell that needs a network stops with
 `NotRecorded`. The cells after it still run, and a note replaces its error.
 
 In the second, `anew`, which `dgh book` enables, published records are not used: this machine computes its own.

@@ -55,12 +55,13 @@ def quality(
 
 
 def real_images(profile: str, model: FloatModel, num_images: int, seed: int) -> Tensor:
-    """Return random training images of a profile, (N, C, H, W) normalised; for a detector scaled to its size."""
-    available = DRAWN_TRAINING_IMAGES.get(data_of(profile))
+    """Return random training images of a profile, (N, C, H, W) normalised; for a detector scaled to its size.
+
+    Instead of a profile, classifiers also take the path of an `.npz` file or a folder of images.
+    """
     if model.task != "detection":
-        data = datasets.sample(_labelled_images(profile, "train", available, model.image_shape), num_images, seed)
-        return normalise(data.images, model.mean, model.std)
-    images = _annotated_images(profile, "train", available).images
+        return normalise(_drawn(data_of(profile), num_images, seed, model.image_shape).images, model.mean, model.std)
+    images = _annotated_images(profile, "train", DRAWN_TRAINING_IMAGES.get(data_of(profile))).images
     chosen = [images[k][None] for k in choose(len(images), num_images, seed).tolist()]
     return torch.cat([normalise(scaled(image, model.image_shape[1:]), model.mean, model.std) for image in chosen])
 
@@ -68,6 +69,11 @@ def real_images(profile: str, model: FloatModel, num_images: int, seed: int) -> 
 def data_of(profile: str) -> str:
     """Return the name of a profile's data set; also accepts the name of a data set."""
     return PROFILES[profile].data_set if profile in PROFILES else profile
+
+
+@cache
+def _drawn(data: str, num_images: int, seed: int, shape: tuple[int, int, int]) -> LabelledImages:
+    return datasets.draw(data, "train", num_images, seed, DRAWN_TRAINING_IMAGES.get(data), shape)
 
 
 @cache

@@ -25,6 +25,7 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "figure9": observations.figure9,
     "samples": papers.samples,
     "qimera_amounts": papers.qimera_amounts,
+    "qimera_table2": papers.qimera_table2,
     "step_sizes": papers.step_sizes,
     "genie_figureA5": observations.genie_figure_a5,
     "intraq_figure1": observations.intraq_figure1,

@@ -29,6 +29,7 @@ _TABLES: dict[str, Callable[..., Any]] = {
     "intraq_amounts": paper_tables.by_amount,
     "intraq_parts": paper_tables.intraq_parts,
     "genq_table2": tables.quantizers,
+    "qimera_table2": tables.quantizers,
     "genq_table3": tables.quantizers,
     "genq_table4": tables.quantizers,
     "every_tensor": tables.quantizers,
