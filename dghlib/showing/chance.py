@@ -82,7 +82,7 @@ def table(record: dict[str, Any] | None) -> pd.DataFrame:
     if record is None:
         return nothing()
     rows = pd.DataFrame(record["outputs"])
-    first = rows[rows.differs == ""].groupby(_ROW, sort=False)
+    first = rows[rows.differs == ""].groupby(_ROW)
     seeds = first[["seeds"]].apply(deviation_of_seeds).map("{:.2f}".format).replace("nan", "")
     cells = changes(record).groupby([*_ROW, "differs"]).points
     moved = cells.apply(lambda points: f"{deviation(points):.2f} ({points.abs().max():.2f})")
