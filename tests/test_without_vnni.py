@@ -13,12 +13,10 @@ import pytest
 import torch
 
 from dghlib import models
-from dghlib.export import export_onnx
+from dghlib.export import export_onnx, onnx_file, products_overflow
 from dghlib.quantizers import hptq
 
-HERE = platform.machine() == "x86_64" and not (
-    torch.cpu.get_capabilities()["avx_vnni"] or torch.cpu.get_capabilities()["avx512_vnni"]
-)
+HERE = products_overflow()
 EMULATOR = next(filter(None, map(shutil.which, ("qemu-x86_64-static", "qemu-x86_64"))), "")
 PROCESSOR = "Haswell"  # has AVX2, and adds products of bytes in 16 bits
 PROGRAM = """
@@ -40,7 +38,11 @@ print(json.dumps(found))
 @pytest.mark.parametrize(
     "processor",
     [
-        pytest.param((), marks=pytest.mark.skipif(not HERE, reason="needs an x86 processor without VNNI"), id="here"),
+        pytest.param(
+            (),
+            marks=pytest.mark.skipif(not HERE, reason="needs an x86 processor without VNNI"),
+            id="here",
+        ),
         pytest.param(
             (EMULATOR, "-cpu", PROCESSOR),
             marks=[
@@ -70,6 +72,19 @@ def test_three_settings_are_correct_without_vnni(processor: Sequence[str], tmp_p
     found = {way: np.array(values, np.float32) for way, values in json.loads(ran.stdout.splitlines()[-1]).items()}
     equal = {way: np.array_equal(values, expected[way.partition(":")[0]]) for way, values in found.items()}
     assert equal == {"signed": False, "signed:careful": True, "unsigned": True, "seven": True}
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_who_writes_a_file_that_overflows_here_is_told(
+    overflow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onnx_file, "products_overflow", lambda: overflow)
+    model = models.load("shapes_residual")
+    for bits, signed in ((8, True), (8, False), (7, True), (4, True)):
+        quantized = hptq.quantize(model, torch.zeros(2, 3, 32, 32), hptq.Config(weight_bits=bits))
+        export_onnx(tmp_path / f"{bits}-{signed}", model, quantized, signed_weights=signed)
+    told = [record.getMessage() for record in caplog.records if "session.x64quantprecision" in record.getMessage()]
+    assert [message.partition(":")[0] for message in told] == [str(tmp_path / "8-True")] * overflow
 
 
 def test_products_of_seven_bit_weights_fit_in_sixteen_bits(tmp_path: Path) -> None:
