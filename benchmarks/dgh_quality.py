@@ -24,10 +24,10 @@ from benchmarks.tools import Tool, tool
 from dghlib import models
 from dghlib.experiments.scoring import quality
 from dghlib.generators import dgh
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.models import FloatModel
 from dghlib.quantizers import hptq
 from dghlib.running.batchnorm import stored_statistics
+from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure
 
 NUM_IMAGES, BATCH_SIZE, EXTRA_PIXELS = 256, 128, 2
 TEST_IMAGES = 2000

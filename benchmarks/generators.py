@@ -22,9 +22,9 @@ from benchmarks import measuring
 from benchmarks.measuring import timed
 from dghlib import models
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
-from dghlib.generators.networks import GenieNetwork, QimeraNetwork, initialised
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import working_copy
+from dghlib.synthesis.networks import GenieNetwork, QimeraNetwork, initialised
 
 METHODS = [name for name in GENERATORS if name not in ("noise", "genq", *FOR_TRANSFORMERS)]
 STEPS = (2, 12)  # few and many

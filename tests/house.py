@@ -11,6 +11,7 @@ FLOORS = (
     ("choices", "running", "seeds"),
     ("storage",),
     ("evaluation", "images", "models"),
+    ("synthesis",),
     ("datasets", "generators", "quantizers"),
     ("export", "training"),
     ("experiments",),

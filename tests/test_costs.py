@@ -15,7 +15,7 @@ from dghlib.experiments import costs
 from dghlib.experiments.experiment import Run
 from dghlib.experiments.profiles import first_models
 from dghlib.experiments.run import Record
-from dghlib.plans import methods, observations, quantized
+from dghlib.plans import fine_tuned, methods, observations, quantized
 
 
 def _record(source: str, method: str, generation: float, quantization: float, **config: Any) -> Record:
@@ -56,6 +56,18 @@ def test_shared_images_are_paid_once_and_what_is_not_known_is_told() -> None:
     assert both.loc["all together"].to_dict() == both.loc["one"].to_dict()
     assert both.loc["one", "hours to make images"] == pytest.approx(48 / 3600)
     assert both.loc["one", "hours to quantize"] == pytest.approx(6 * 1.6 / 3600)
+
+
+def test_training_without_images_is_paid_by_its_steps() -> None:
+    trained = fine_tuned.trained_together("shapes", "smoke", models=["shapes_residual"], methods=["gdfq"], seeds=1)
+    made = _record("real", "gdfq", 0.0, 40.0, steps=20)
+    rounded = _record("real", "squant", 0.0, 2.0)
+    for record in (made, rounded):
+        del record["inputs"]["images"]
+    units = costs.unit_costs([made, rounded])
+    assert units == {("shapes_residual", "gdfq"): pytest.approx(2.0)}  # SQuant has no steps
+    table = costs.estimate(trained, units)
+    assert table.loc["gdfq"].to_dict() == {"runs": 1, "hours": pytest.approx(12 * 2 / 3600), "unknown": 0}
 
 
 def test_what_plans_share_is_paid_by_the_first_and_unknown_networks_cost_what_others_do() -> None:

@@ -10,10 +10,10 @@ from torch import nn
 
 from dghlib import models
 from dghlib.generators import deep_inversion
-from dghlib.generators.classes import labels_of
 from dghlib.generators.deep_inversion import jensen_shannon, total_variation, warm_up_and_cosine
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics, working_copy
+from dghlib.synthesis.classes import labels_of
 
 SMALL = deep_inversion.Config(num_images=24, batch_size=24, steps=60)
 

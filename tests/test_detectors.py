@@ -16,13 +16,13 @@ from dghlib import models
 from dghlib.datasets import scenes
 from dghlib.evaluation import found_boxes, mean_average_precision
 from dghlib.generators import dgh, genie_d, intraq, zeroq
-from dghlib.generators.classes import NotAClassifier
-from dghlib.generators.matching import measure, output_range
 from dghlib.models import FloatModel, coco, detectors, embedded
 from dghlib.quantizers import QuantizedModel, adaround, hptq
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.tracing import trace
 from dghlib.running.batchnorm import NoBatchNorm, stored_statistics
+from dghlib.synthesis.classes import NotAClassifier
+from dghlib.synthesis.matching import measure, output_range
 
 NAMES = list(detectors.NETS)
 

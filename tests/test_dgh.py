@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from dghlib.generators import dgh, noise
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, output_range
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics
 from dghlib.storage import large_sets
+from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure, output_range
 
 SMALL = dgh.Config(num_images=24, batch_size=8, steps=120)
 

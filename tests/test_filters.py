@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from dghlib import datasets, models
 from dghlib.generators import filters
-from dghlib.generators.classes import NotAClassifier
-from dghlib.generators.matching import measure
 from dghlib.images import normalise
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import NoBatchNorm, StoredStatistics, stored_statistics
+from dghlib.synthesis.classes import NotAClassifier
+from dghlib.synthesis.matching import measure
 
 
 def noise(count: int, model: FloatModel, seed: int = 0) -> Tensor:

@@ -16,13 +16,16 @@ from dghlib.export import export_onnx, open_session
 from dghlib.models import FloatModel
 from dghlib.quantizers import (
     QUANTIZERS,
+    adadfq,
     ait,
     fine_tuning,
+    gdfq,
     genie_m,
     genq_qat,
     hptq,
     intraq_qat,
     lsq,
+    qimera_qat,
     reconstruction,
     synq,
 )
@@ -35,7 +38,9 @@ from dghlib.quantizers.reconstruction import shortened
 from dghlib.quantizers.trainable import FixedRange, MinMaxWeight
 from dghlib.storage.checkpoints import Checkpoint, remove
 
-METHODS = {"lsq": lsq, "genq_qat": genq_qat, "intraq_qat": intraq_qat, "ait": ait, "synq": synq}
+OF_IMAGES = {"lsq": lsq, "genq_qat": genq_qat, "intraq_qat": intraq_qat, "ait": ait, "synq": synq}
+JOINT = {"gdfq": gdfq, "qimera_qat": qimera_qat, "adadfq": adadfq}  # take images for ranges alone
+METHODS = OF_IMAGES | JOINT
 
 
 def images(count: int = 48, seed: int = 0) -> Tensor:
@@ -56,6 +61,8 @@ def short(method: ModuleType, **changes: Any) -> Any:
     few: dict[str, Any] = {"iterations": 5} if method is genq_qat else {}
     if method is synq:
         few = {"features": 0.5, "maps": 0.005}
+    if method in JOINT.values():
+        few = {"batch_size": 32, "distillation": 1.0, "cross_entropy": 0.01}
     return method.Config(**{"weight_bits": 3, "activation_bits": 3, "steps": 40, "rate": 0.05, **few, **changes})
 
 

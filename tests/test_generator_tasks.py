@@ -9,11 +9,11 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, StepLR
 
 from dghlib.generators import deep_inversion, genie_d, intraq, qimera, zeroq
-from dghlib.generators.classes import NoFeatures, NotAClassifier, find_head
 from dghlib.generators.schedules import in_proportion
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.models import FloatModel
 from dghlib.storage.checkpoints import Checkpoint
+from dghlib.synthesis.classes import NoFeatures, NotAClassifier, find_head
 
 NOWHERE = Checkpoint(None, "")
 

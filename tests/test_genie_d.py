@@ -9,9 +9,9 @@ from torch import nn
 from dghlib import models
 from dghlib.generators import genie_d
 from dghlib.generators.genie_d import pixel_distance, swing_strided_convolutions, swung
-from dghlib.generators.networks import GenieNetwork, initialised
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics, working_copy
+from dghlib.synthesis.networks import GenieNetwork, initialised
 
 SMALL = genie_d.Config(num_images=16, batch_size=16, steps=30)
 

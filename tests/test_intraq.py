@@ -9,11 +9,11 @@ from torch import nn
 
 from dghlib import models
 from dghlib.generators import intraq
-from dghlib.generators.classes import Head, find_head, labels_of
 from dghlib.generators.intraq import ClassCentres, marginal_distance, soft_inception_loss, soft_targets
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics, working_copy
+from dghlib.synthesis.classes import Head, find_head, labels_of
+from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure
 
 # All three parts off.
 SMALL = intraq.Config(num_images=32, batch_size=8, steps=40, soft_target=1.0, nearest=0.0, farthest=2.0, crop_area=1.0)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dghlib.generators.matching import (
+from dghlib.running.batchnorm import StoredStatistics, moments, stored_statistics
+from dghlib.synthesis.matching import (
     STD_EPSILON,
     batch_norm_distance,
     batch_norm_norms,
@@ -16,7 +17,6 @@ from dghlib.generators.matching import (
     slack_penalty,
     with_pixels,
 )
-from dghlib.running.batchnorm import StoredStatistics, moments, stored_statistics
 
 TWO_LAYERS = StoredStatistics(
     names=("a", "b"), sizes=(2, 1), mean=torch.tensor([0.0, 1.0, 2.0]), variance=torch.tensor([1.0, 4.0, 9.0])

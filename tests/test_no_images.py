@@ -54,6 +54,12 @@ def noise(num_images: int, seed: int = 0) -> Tensor:
     return torch.randn(num_images, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
+def config_of(method: Any, **changes: Any) -> Any:
+    """Return a method's Config, with few steps if it learns."""
+    config = method.Config(**changes)
+    return replace(config, steps=8, batch_size=8, rate=0.0) if hasattr(config, "steps") else config
+
+
 def as_model(net: nn.Module) -> FloatModel:
     return FloatModel(name="net", net=net.eval(), image_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -69,7 +75,7 @@ def outputs(net: nn.Module, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("method", MODULES.values(), ids=MODULES.keys())
 def test_no_images_are_needed_and_the_float_model_is_left_as_it_is(method: Any, tiny_model: FloatModel) -> None:
     before, random_state = copy.deepcopy(tiny_model.net.state_dict()), torch.get_rng_state()
-    first, again = (method.quantize(tiny_model, None, method.Config()) for _ in range(2))
+    first, again = (method.quantize(tiny_model, None, config_of(method)) for _ in range(2))
     assert first.about["method"] in MODULES
     assert all(torch.equal(before[name], value) for name, value in tiny_model.net.state_dict().items())
     assert torch.equal(random_state, torch.get_rng_state())
@@ -79,11 +85,11 @@ def test_no_images_are_needed_and_the_float_model_is_left_as_it_is(method: Any, 
 
 @pytest.mark.parametrize("method", MODULES.values(), ids=MODULES.keys())
 def test_many_bits_are_float_and_files_hold_what_was_saved(method: Any, tiny_model: FloatModel, tmp_path: Path) -> None:
-    config = method.Config(weight_bits=16, activation_bits=32)
+    config = config_of(method, weight_bits=16, activation_bits=32)
     quantized = method.quantize(tiny_model, None, config)
     images = noise(8)
     torch.testing.assert_close(outputs(quantized, images), outputs(tiny_model.net, images), rtol=5e-3, atol=5e-3)
-    quantized = method.quantize(tiny_model, None, method.Config(weight_bits=4, activation_bits=4))
+    quantized = method.quantize(tiny_model, None, config_of(method, weight_bits=4, activation_bits=4))
     quantized.save(tmp_path / "file")
     torch.testing.assert_close(
         outputs(QuantizedModel.load(tmp_path / "file", tiny_model), images), outputs(quantized, images)
@@ -93,7 +99,7 @@ def test_many_bits_are_float_and_files_hold_what_was_saved(method: Any, tiny_mod
 @pytest.mark.parametrize("method", MODULES.values(), ids=MODULES.keys())
 def test_images_choose_the_grids_of_tensors_where_there_are_any(method: Any, tiny_model: FloatModel) -> None:
     told, seen, other = (
-        method.quantize(tiny_model, images, method.Config(activation_bits=4)).activation_quantizers()["relu"].scale
+        method.quantize(tiny_model, images, config_of(method, activation_bits=4)).activation_quantizers()["relu"].scale
         for images in (None, noise(16), 3 * noise(16))
     )
     assert len({told.item(), seen.item(), other.item()}) == 3
@@ -549,4 +555,4 @@ def test_dgh_quantize_needs_images_for_methods_that_do(
     assert cli.main([*command, "--method", "dfq"]) == 0
     assert saved_facts(tmp_path / "quantized.safetensors")["preparation"] == {"equalize": {"absorb": True}}
     assert cli.main([*command, "--method", "hptq", "--force"]) == 1
-    assert "No images are needed by --method squant or dfq or ocs" in capsys.readouterr().err
+    assert "No images are needed by --method squant or dfq or ocs or gdfq or" in capsys.readouterr().err

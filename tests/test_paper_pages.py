@@ -149,6 +149,21 @@ def test_plans_of_fine_tuning_never_mix_protocols() -> None:
         assert {config.weight_search != "min_max" for config in configs} == {searched}
 
 
+def test_generators_trained_with_the_student_are_rows_without_images_in_the_same_protocol() -> None:
+    experiments = fine_tuned.trained_together("shapes", "quick", models=["shapes_residual"], seeds=2)
+    of_table = PLANS["intraq_table3"]("shapes", "quick", seeds=1)[-1].quantizer_config
+    quantized = experiments[1:]
+    assert [each.seed for each in quantized] == [0, 0, 0, 1, 1, 1]
+    assert quantized[3].title == "shapes_residual gdfq W3A3 full, no images, seed 1"
+    for each in quantized:
+        config = each.quantizer_config
+        assert (config.bits, config.placement, config.steps) == (of_table.bits, of_table.placement, 400)
+    table = tables.quantizers(made_up(experiments))
+    assert list(table.index.get_level_values("method")) == ["GDFQ", "Qimera, fine-tuned", "AdaDFQ", "", ""]
+    assert list(table.columns) == [("residual", "No images")]
+    assert table.loc[("seeds", "", "")].tolist() == ["2"]
+
+
 def test_numbers_behind_a_table_are_saved_with_what_tells_them_apart(tmp_path: Path) -> None:
     records = made_up(papers.intraq_parts("shapes", "quick", **ONE))
     tables.save_csv(records, str(tmp_path / "t.csv"))

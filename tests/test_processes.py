@@ -15,13 +15,13 @@ import torch
 from conftest import make_tiny_model, until
 
 from dghlib.generators import dgh
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.images import load_images, save_images
 from dghlib.models import FloatModel
 from dghlib.running import processes
 from dghlib.running.batchnorm import stored_statistics
 from dghlib.storage import large_sets
 from dghlib.storage.checkpoints import Checkpoint, folder_beside, remove
+from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure
 
 CONFIG = dgh.Config(num_images=20, batch_size=4, steps=20)  # five batches: one process has one more than the other
 HALF = CONFIG.steps // 2

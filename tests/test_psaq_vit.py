@@ -17,12 +17,12 @@ from torchvision.models import SwinTransformer
 from dghlib.generators import attention, psaq_vit
 from dghlib.generators.attended import NoAttention
 from dghlib.generators.attention import RecordedAttention, open_attention
-from dghlib.generators.classes import labels_of
 from dghlib.generators.deep_inversion import total_variation
 from dghlib.generators.patch_similarity import BANDWIDTH, DENSITY_EPSILON
 from dghlib.generators.psaq_vit import Config, generate, image_entropies, patches_seen, rate
 from dghlib.models import FloatModel
 from dghlib.storage.checkpoints import Checkpoint
+from dghlib.synthesis.classes import labels_of
 
 
 def _swin() -> nn.Module:

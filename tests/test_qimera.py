@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from dghlib.generators import qimera
-from dghlib.generators.classes import find_head
-from dghlib.generators.networks import QimeraNetwork, mixtures_of
-from dghlib.generators.qimera import random_mixtures
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics, working_copy
+from dghlib.synthesis.class_maker import random_mixtures
+from dghlib.synthesis.classes import find_head
+from dghlib.synthesis.networks import QimeraNetwork, mixtures_of
 
 SMALL = qimera.Config(num_images=32, batch_size=16, steps=20)
 
@@ -96,8 +96,8 @@ def test_the_loss_by_hand(tiny_model, monkeypatch):
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(16) % 5
     targets = nn.functional.one_hot(labels, 5).float()
-    made = images + 0 * task.generator.embeddings.sum()
-    monkeypatch.setattr(task, "_made", lambda count, superposed, draws: (made, targets))
+    made = images + 0 * task.maker.generator.embeddings.sum()
+    monkeypatch.setattr(task.maker, "made", lambda count, superposed, draws: (made, targets))
     terms = task.step()
     net, bn = tiny_model.net, tiny_model.net.bn1
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_the_loss_falls_and_images_are_of_their_class(tiny_model):
     losses = [sum(task.step().values()) for _ in range(80)]
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
     with torch.no_grad():
-        images, targets = task._made(64, False, torch.Generator().manual_seed(0))
+        images, targets = task.maker.made(64, False, torch.Generator().manual_seed(0))
         predicted = tiny_model.net(images).argmax(1)
     assert (predicted == targets.argmax(1)).sum() >= 26  # of 64; by chance one in five
 
@@ -132,7 +132,7 @@ def test_the_rate_falls_at_each_quarter_but_the_last(tiny_model):
     task = _task(tiny_model, replace(SMALL, num_images=32, batch_size=16, steps=4))
     rates = []
     for _ in range(8):
-        rates.append(task.optimizer.param_groups[0]["lr"])
+        rates.append(task.maker.optimizer.param_groups[0]["lr"])
         task.step()
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
 
@@ -140,13 +140,13 @@ def test_the_rate_falls_at_each_quarter_but_the_last(tiny_model):
 def test_a_coin_decides_for_a_batch_in_training_and_the_share_for_the_images(tiny_model, monkeypatch):
     task = _task(tiny_model, replace(SMALL, num_images=30, superposed=0.4))
     asked: list[tuple[int, bool]] = []
-    made = task._made
+    made = task.maker.made
 
     def noted(count: int, superposed: bool, draws: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         asked.append((count, superposed))
         return made(count, superposed, draws)
 
-    monkeypatch.setattr(task, "_made", noted)
+    monkeypatch.setattr(task.maker, "made", noted)
     assert task.images().shape == (30, 3, 8, 8)
     assert asked == [(12, True), (16, False), (2, False)]
     asked.clear()
@@ -158,8 +158,8 @@ def test_a_coin_decides_for_a_batch_in_training_and_the_share_for_the_images(tin
 
 def test_embeddings_may_begin_with_the_classifier(tiny_model):
     task = _task(tiny_model, replace(SMALL, embeddings="classifier"))
-    assert torch.equal(task.generator.embeddings, tiny_model.net.linear.weight)
-    assert not torch.equal(_task(tiny_model, SMALL).generator.embeddings, tiny_model.net.linear.weight)
+    assert torch.equal(task.maker.generator.embeddings, tiny_model.net.linear.weight)
+    assert not torch.equal(_task(tiny_model, SMALL).maker.generator.embeddings, tiny_model.net.linear.weight)
 
 
 def test_presets_of_thousands_of_classes_run_with_few(tiny_model):

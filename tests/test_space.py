@@ -8,9 +8,9 @@ from conftest import make_tiny_model, make_tiny_transformer
 from torch import Tensor, nn
 
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS, deep_inversion
-from dghlib.generators.space import COLOUR_MEAN, COLOUR_STD, brought_over, is_normalised, working_twin
 from dghlib.images import per_channel
 from dghlib.models import FloatModel
+from dghlib.synthesis.space import COLOUR_MEAN, COLOUR_STD, brought_over, is_normalised, working_twin
 
 BUDGET = {"num_images": 6, "batch_size": 4, "steps": 8}
 IN_PIXELS = [name for name in GENERATORS if name != "genq"]  # GenQ draws pixels, whatever the network takes

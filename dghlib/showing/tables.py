@@ -50,6 +50,9 @@ QUANTIZER_TITLES = {
     "intraq_qat": "IntraQ, fine-tuned",
     "ait": "AIT",
     "synq": "SynQ",
+    "gdfq": "GDFQ",
+    "qimera_qat": "Qimera, fine-tuned",
+    "adadfq": "AdaDFQ",
     "squant": "SQuant",
     "dfq": "DFQ",
     "ocs": "OCS",
@@ -102,7 +105,8 @@ def _row(record: Record) -> dict[str, Any]:
         row |= {"source": FLOAT, "quantizer": FLOAT, "bits": FLOAT, "seed": 0}
     else:
         config = inputs["quantizer"]["config"]
-        images = inputs.get("images", {"source": NO_IMAGES, "config": {"seed": 0, "num_images": 0}})
+        none = {"source": NO_IMAGES, "config": {"seed": config.get("seed", 0), "num_images": 0}}
+        images = inputs.get("images", none)
         row |= {
             "source": images["source"],
             "quantizer": inputs["quantizer"]["method"],
