@@ -116,6 +116,13 @@ def largest(net: Any, x: Tensor) -> Tensor:
     return net.f(torch.max(x, 2)[0].mean(2))
 
 
+def weighed_by_places(net: Any, x: Tensor) -> Tensor:
+    """As detectors decode boxes: of the maps only the size and the type are read."""
+    x = net.body(x)
+    places = torch.arange(x.shape[3]).type_as(x) + 0.5
+    return net.f((x * places).mean((2, 3)) * x.new_full((1, 8), 0.25) + torch.ones_like(x)[:, :, 0, 0])
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "a norm that asks for the axes": lambda: Network(plain, Normed),
     "a norm of constants": lambda: Network(plain, wrap=Affine),
@@ -124,24 +131,27 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "a weight that is read besides": lambda: Network(read_besides),
     "pooling over a size": lambda: Network(pooled_over_the_whole),
     "padding where sizes need it": lambda: Network(padded_by_need),
+    "tensors like others": lambda: Network(weighed_by_places),
     "a maximum with its places": lambda: Network(largest),
     "parallel": lambda: nn.Sequential(nn.DataParallel(Network(plain)), nn.Linear(4, 4)),
 }
 
 
-def as_model(net: nn.Module, size: int = SIZE) -> FloatModel:
-    return FloatModel(name="net", net=net.eval(), image_shape=(3, size, size), mean=(0.5,) * 3, std=(0.25,) * 3)
+def as_model(net: nn.Module, size: int = SIZE, task: str = "classification") -> FloatModel:
+    shape = (3, size, size)
+    return FloatModel(name="net", net=net.eval(), image_shape=shape, mean=(0.5,) * 3, std=(0.25,) * 3, task=task)
 
 
 def decibels(wanted: Tensor, found: Tensor) -> float:
     return 10 * math.log10(wanted.square().sum() / (wanted - found).square().sum())
 
 
+@pytest.mark.parametrize("task", ["classification", "detection"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_that_was_reported_is_quantized_as_a_whole(name: str, tmp_path: Path) -> None:
+def test_a_network_that_was_reported_is_quantized_as_a_whole(name: str, task: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = NETWORKS[name]()
-    model, images, path = as_model(net), torch.randn(64, 3, SIZE, SIZE), tmp_path / "net.onnx"
+    model, images, path = as_model(net, task=task), torch.randn(64, 3, SIZE, SIZE), tmp_path / "net.onnx"
     quantized = hptq.quantize(model, images, hptq.Config())
     layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in net.modules())
     assert len(quantized.weight_quantizers()) == layers
