@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dghlib.showing import speed
+from dghlib.showing import chance, speed
 
 ROOT = Path(__file__).parents[1]
 
@@ -225,9 +225,23 @@ def test_a_sweep_that_was_killed_goes_on_and_tries_failures_again_if_asked(
 
 def test_chance(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = record_of(benchmark("chance"), "chance", tmp_path, monkeypatch)["outputs"]
-    assert [row["differs"] for row in rows] == 2 * ["", "2 threads", "last bits"]
-    assert {row["method"] for row in rows} == {"hptq", "brecq"}
+    assert [row["differs"] for row in rows] == 2 * ["", "last bits", "older kernels"]
+    assert len({row["run"] for row in rows}) == 2
+    assert not chance.table({"outputs": rows}).empty
     assert torch.get_num_threads() == 1
+
+
+def test_a_process_has_older_kernels(benchmark: Callable[[str], ModuleType]) -> None:
+    with benchmark("chance").older_kernels() as process:
+        assert process.submit(torch.backends.cpu.get_cpu_capability).result() == "DEFAULT"
+
+
+def test_processors_are_told_apart(benchmark: Callable[[str], ModuleType]) -> None:
+    other = benchmark("chance").other_processor
+    here = "Linux x86_64, AMD EPYC (cpu family 25, model 1), AVX2, 1 threads"
+    assert other("Linux x86_64, AMD EPYC (cpu family 25, model 17), AVX512, 1 threads", here)
+    assert not other(here.replace("1 threads", "2 threads"), here)
+    assert not other("Linux x86_64, x86_64, 1 threads", here), "it may be the same"
 
 
 def test_last_bits_are_the_last() -> None:

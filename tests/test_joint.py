@@ -224,9 +224,11 @@ def test_images_are_in_the_space_of_the_network() -> None:
     pixels = replace(model, net=OfPixels().eval(), mean=(0.0,) * 3, std=(1 / 255,) * 3)
     for method in METHODS.values():
         config = short(method, steps=2, warm_up=0.5)
-        usual, brought = (maker_of(each, config)._learn(0, None)[0] for each in (model, pixels))
+        makers = [maker_of(each, config) for each in (model, pixels)]
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (COLOUR_MEAN, COLOUR_STD))
-        torch.testing.assert_close(brought / 255, usual * std + mean, rtol=0, atol=1e-4)
+        for make in (joint._Maker.calibration_images, lambda maker: maker._learn(0, None)[0]):
+            usual, brought = (make(maker) for maker in makers)
+            torch.testing.assert_close(brought / 255, usual * std + mean, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -55,6 +55,14 @@ def test_eight_bits_are_close_to_float(name: str, tiny_model: FloatModel) -> Non
     assert (logits(quantized, images()) - expected).square().mean() < 1e-3 * expected.square().mean()
 
 
+def test_a_gradient_far_below_epsilon_decides_no_rounding(tiny_model: FloatModel) -> None:
+    config = short(adaround, activation_bits=32, penalty=0.0)
+    plain = logits(nearest(tiny_model, images(), config, {}), images())
+    for epsilon, same in ((1e6, True), (1e-8, False)):
+        learned = adaround.quantize(tiny_model, images(), dataclasses.replace(config, rounding_epsilon=epsilon))
+        assert torch.allclose(logits(learned, images()), plain, atol=1e-3) is same
+
+
 def test_step_sizes_of_eight_bit_weights_change_slowly(tiny_model: FloatModel) -> None:
     """Their rate is absolute, and may be ten times such a step."""
     config = short(genie_m, weight_bits=8, activation_bits=8, scale_rate=0.05)
