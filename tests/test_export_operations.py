@@ -1,4 +1,4 @@
-"""Every operation that has a translation to ONNX gives there what it gives in torch, for any number of images."""
+"""Every operation with a translation to ONNX gives the same results as in torch, for any number of images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +71,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Around(nn.Module):
-    """One operation on eight maps of a convolution."""
+    """One operation on 8 maps of a convolution."""
 
     def __init__(self, operation: Any):
         super().__init__()
@@ -92,7 +92,7 @@ def noise(count: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_files_compute_what_torch_does(name: str, tmp_path: Path) -> None:
+def test_files_compute_the_same_as_torch(name: str, tmp_path: Path) -> None:
     model, path = as_model(OPERATIONS[name]), tmp_path / "net.onnx"
     quantized = hptq.quantize(model, noise(8), hptq.Config(activation_bits=16))
     for written, tolerance in ((None, 1e-5), (quantized, 1e-3)):
@@ -106,7 +106,7 @@ def test_files_compute_what_torch_does(name: str, tmp_path: Path) -> None:
                 np.testing.assert_allclose(found, expected, rtol=1e-4, atol=tolerance * np.abs(expected).max())
 
 
-def test_nearest_interpolation_takes_torch_s_pixels_for_all_sizes(tmp_path: Path) -> None:
+def test_nearest_interpolation_takes_the_pixels_of_torch(tmp_path: Path) -> None:
     for before, after in ((14, 8), (5, 9), (7, 23), (24, 10)):
         net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Upsample(size=(after, after))).eval()
         model = FloatModel(name="net", net=net, image_shape=(1, before, before), mean=(0.5,), std=(0.25,))
@@ -123,7 +123,7 @@ def test_operations_that_return_several_tensors_are_named(tmp_path: Path) -> Non
 
 
 class Upsampled(nn.Module):
-    """A map that a convolution reads after it was interpolated to the size of the image."""
+    """A map that is interpolated to the size of the image and read by a convolution."""
 
     def __init__(self) -> None:
         super().__init__()

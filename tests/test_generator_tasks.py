@@ -73,7 +73,7 @@ def test_tasks_see_the_images_of_those_before():
     assert seen == [(0, []), (1, [-1.0]), (2, [-1.0, -1.0])]
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run():
+def test_a_loss_that_is_nan_stops_the_run():
     task = _task(lambda images: {"good": images.sum(), "bad": images.log().sum()})
     with pytest.raises(FloatingPointError, match=r"the loss of test is .*'bad': nan.* after 0 steps"):
         run_tasks(lambda *_: task, count=1, steps=2, saved=NOWHERE, title="test", progress=False)
