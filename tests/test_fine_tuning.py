@@ -221,7 +221,7 @@ def test_the_seed_decides(tiny_model: FloatModel) -> None:
     assert not torch.equal(one, other)
 
 
-def test_32_bits_are_float(tiny_model: FloatModel) -> None:
+def test_32_bits_equal_float(tiny_model: FloatModel) -> None:
     quantized = ait.quantize(tiny_model, images(), short(ait, weight_bits=32, activation_bits=32, steps=3))
     torch.testing.assert_close(logits(quantized, images()), logits(tiny_model.net, images()))
 

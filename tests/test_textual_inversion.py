@@ -98,7 +98,7 @@ def test_the_loss_is_that_of_the_pipelines_own_networks(folder):
     torch.testing.assert_close(loss, (told - noise).square().mean(), rtol=1e-3, atol=1e-4)
 
 
-def test_the_seed_alone_decides(folder):
+def test_the_token_depends_only_on_the_seed(folder):
     first = learn(small(folder))
     torch.manual_seed(123)
     state = torch.get_rng_state()
