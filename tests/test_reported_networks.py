@@ -124,7 +124,7 @@ def weighed_by_places(net: Any, x: Tensor) -> Tensor:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "a norm that asks for the axes": lambda: Network(plain, Normed),
+    "a norm that reads the number of axes": lambda: Network(plain, Normed),
     "a norm of constants": lambda: Network(plain, wrap=Affine),
     "a norm of buffers": lambda: Network(plain, wrap=Frozen),
     "casts that do nothing": lambda: Network(casts),
