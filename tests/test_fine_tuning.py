@@ -149,7 +149,7 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_killed_run_goes_on_to_the_same_result(
+def test_a_killed_run_continues_to_the_same_result(
     name: str, tiny_model: FloatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method, config = METHODS[name], short(METHODS[name], steps=9)
@@ -213,7 +213,7 @@ def test_a_start_must_be_a_quantized_copy_of_the_network(tiny_model: FloatModel)
         genq_qat.quantize(tiny_model, images(), short(genq_qat), start=start)
 
 
-def test_the_seed_decides(tiny_model: FloatModel) -> None:
+def test_the_result_depends_on_the_seed(tiny_model: FloatModel) -> None:
     one, again, other = (
         logits(synq.quantize(tiny_model, images(), short(synq, steps=3, seed=seed)), images()) for seed in (0, 0, 1)
     )
