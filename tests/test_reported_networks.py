@@ -127,12 +127,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "a norm that reads the number of axes": lambda: Network(plain, Normed),
     "a norm of constants": lambda: Network(plain, wrap=Affine),
     "a norm of buffers": lambda: Network(plain, wrap=Frozen),
-    "casts that do nothing": lambda: Network(casts),
-    "a weight that is read besides": lambda: Network(read_besides),
-    "pooling over a size": lambda: Network(pooled_over_the_whole),
-    "padding where sizes need it": lambda: Network(padded_by_need),
-    "tensors like others": lambda: Network(weighed_by_places),
-    "a maximum with its places": lambda: Network(largest),
+    "casts without effect": lambda: Network(casts),
+    "a weight with another reader": lambda: Network(read_besides),
+    "pooling over the size of a map": lambda: Network(pooled_over_the_whole),
+    "padding that depends on the size": lambda: Network(padded_by_need),
+    "tensors created like others": lambda: Network(weighed_by_places),
+    "a maximum with its indices": lambda: Network(largest),
     "parallel": lambda: nn.Sequential(nn.DataParallel(Network(plain)), nn.Linear(4, 4)),
 }
 
