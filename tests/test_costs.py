@@ -58,7 +58,7 @@ def test_shared_images_are_counted_once_and_unknown_costs_are_reported() -> None
     assert both.loc["one", "hours to quantize"] == pytest.approx(6 * 1.6 / 3600)
 
 
-def test_training_without_images_is_paid_by_its_steps() -> None:
+def test_the_cost_of_training_without_images_is_proportional_to_its_steps() -> None:
     trained = fine_tuned.trained_together("shapes", "smoke", models=["shapes_residual"], methods=["gdfq"], seeds=1)
     made = _record("real", "gdfq", 0.0, 40.0, steps=20)
     rounded = _record("real", "squant", 0.0, 2.0)

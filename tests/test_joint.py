@@ -1,4 +1,4 @@
-"""Generators that are trained with the student: what they learn from, what ranges come from, and how a run goes on."""
+"""Generators that are trained with the student: what they learn from, the ranges, and how runs continue."""
 
 import math
 from dataclasses import replace
@@ -47,9 +47,9 @@ def equal(some: list[Tensor], others: list[Tensor]) -> bool:
 # The generator network
 
 
-def test_the_network_of_gdfq_has_its_size_and_its_input() -> None:
+def test_the_network_of_gdfq_has_the_published_size_and_input() -> None:
     network = GdfqNetwork((3, 32, 32), torch.randn(10, 100))
-    assert sum(value.numel() for value in network.parameters()) == 1_052_139  # counted in the authors' code
+    assert sum(value.numel() for value in network.parameters()) == 1_052_139  # as in the authors' code
     seen: list[Tensor] = []
     network.linear.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     classes, noise = torch.tensor([[3], [7]]), torch.randn(2, 1, 100)
@@ -79,7 +79,7 @@ def test_the_generator_network_alone_learns_its_classes_and_statistics(name: str
     assert after[1] < before[1]
 
 
-def test_a_step_is_the_gradient_of_the_loss_at_the_rate_of_the_quarter(tiny_model: FloatModel) -> None:
+def test_a_step_follows_the_gradient_at_the_rate_of_its_quarter(tiny_model: FloatModel) -> None:
     settings = short(gdfq, classes=2.0, statistics=0.3, maker_rate=0.01, schedule="quarters")
     maker, again = maker_of(tiny_model, settings), maker_of(tiny_model, settings)
     maker._learn(20, None)
@@ -92,7 +92,7 @@ def test_a_step_is_the_gradient_of_the_loss_at_the_rate_of_the_quarter(tiny_mode
         torch.testing.assert_close(value, expected)
 
 
-def test_mixtures_are_asked_for_as_often_as_the_settings_say(tiny_model: FloatModel) -> None:
+def test_the_share_of_mixtures_is_that_of_the_settings(tiny_model: FloatModel) -> None:
     for probability, share in ((0.0, 0.0), (1.0, 1.0)):
         maker = maker_of(tiny_model, short(qimera_qat, superposed=probability))
         _, targets = maker._learn(0, None)
@@ -106,7 +106,7 @@ def test_mixtures_are_asked_for_as_often_as_the_settings_say(tiny_model: FloatMo
 def test_adaptive_terms_by_hand() -> None:
     settings = Settings(bounds=2.0, disagreement=3.0, agreement=5.0, lower=0.25, upper=0.75)
     wanted = torch.tensor([[2.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
-    answer = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.0]])  # apart by 2, 0 and 1/2
+    answer = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.0]])  # differences 2, 0 and 1/2
     targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     terms = adaptive_terms(wanted, answer, targets, settings)
 
@@ -114,7 +114,7 @@ def test_adaptive_terms_by_hand() -> None:
         p = 1 / (1 + math.exp(-apart))
         return -p * math.log(p) - (1 - p) * math.log(1 - p)
 
-    share = (entropy(0.5) - entropy(2)) / (math.log(2) - entropy(2))  # 0 and 1 for the others
+    share = (entropy(0.5) - entropy(2)) / (math.log(2) - entropy(2))  # it is 0 and 1 for the others
     assert share > 0.75
     assert terms["bounds"].item() == pytest.approx(2 * (0.25 + (1 - 0.75) + (share - 0.75)) / 3, rel=1e-5)
     apart = [math.log(1 + math.exp(-d)) for d in (2, 0, 0.5)]
@@ -134,10 +134,10 @@ def test_equal_answers_have_finite_gradients() -> None:
 # The student
 
 
-def test_the_generator_learns_from_the_student_and_leaves_it_alone(
+def test_the_generator_learns_from_the_student_without_changing_it(
     tiny_model: FloatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither weights nor gradients of the student change in the step of the generator network, which depends on it."""
+    """A step of the generator network changes no weights and no gradients of the student."""
     seen: list[bool] = []
     minibatch = joint._Maker.minibatch
 
@@ -161,7 +161,7 @@ def test_the_generator_learns_from_the_student_and_leaves_it_alone(
     assert not equal(weights(alone.maker.generator), weights(watching.maker.generator))
 
 
-def test_ranges_are_of_images_made_when_the_generator_network_has_learned_alone(tiny_model: FloatModel) -> None:
+def test_ranges_are_of_images_made_after_the_warm_up(tiny_model: FloatModel) -> None:
     config = short(gdfq, rate=0.0)
     maker = maker_of(tiny_model, config)
     for step in range(10):
@@ -175,7 +175,7 @@ def test_ranges_are_of_images_made_when_the_generator_network_has_learned_alone(
     assert scales[0] != scales[2]
 
 
-def test_the_student_learns_the_classes_that_images_were_made_for() -> None:
+def test_the_student_learns_the_classes_of_the_images() -> None:
     answer = torch.tensor([[0.0, 0.0, 4.0]])
     wanted = torch.tensor([[9.0, 0.0, 0.0]])
     of_teacher, of_target = (
@@ -186,7 +186,7 @@ def test_the_student_learns_the_classes_that_images_were_made_for() -> None:
     assert of_target.item() == pytest.approx(-(logs[1] + logs[2]).item() / 2)
 
 
-def test_the_seed_decides_and_images_are_new_in_every_step(
+def test_the_result_depends_on_the_seed_and_images_are_new_in_every_step(
     tiny_model: FloatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Tensor] = []
@@ -232,7 +232,7 @@ def test_images_are_in_the_space_of_the_network() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_killed_in_the_warm_up_goes_on_to_the_same_result(
+def test_a_run_killed_in_the_warm_up_continues_to_the_same_result(
     name: str, tiny_model: FloatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method, config = METHODS[name], short(METHODS[name], steps=12)
@@ -289,7 +289,7 @@ def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
         Settings(**changes)
 
 
-def test_published_settings_are_those_of_the_code() -> None:
+def test_published_settings_are_those_of_the_authors_code() -> None:
     for method, distilled, labelled in ((gdfq, 0.1, 1.0), (qimera_qat, 0.1, 1.0), (adadfq, 1.0, 0.0)):
         published = method.PRESETS["published"]
         assert (published.distillation, published.cross_entropy) == (distilled, labelled)

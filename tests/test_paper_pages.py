@@ -149,7 +149,7 @@ def test_plans_of_fine_tuning_never_mix_protocols() -> None:
         assert {config.weight_search != "min_max" for config in configs} == {searched}
 
 
-def test_generators_trained_with_the_student_are_rows_without_images_in_the_same_protocol() -> None:
+def test_generators_trained_with_the_student_are_rows_without_images() -> None:
     experiments = fine_tuned.trained_together("shapes", "quick", models=["shapes_residual"], seeds=2)
     of_table = PLANS["intraq_table3"]("shapes", "quick", seeds=1)[-1].quantizer_config
     quantized = experiments[1:]

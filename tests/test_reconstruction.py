@@ -64,7 +64,7 @@ def test_a_gradient_far_below_epsilon_decides_no_rounding(tiny_model: FloatModel
 
 
 def test_steps_of_eight_bit_weights_change_slowly(tiny_model: FloatModel) -> None:
-    """Their rate is absolute, and may be ten times such a step."""
+    """Their rate is absolute, and can be 10 times such a step."""
     config = short(genie_m, weight_bits=8, activation_bits=8, scale_rate=0.05)
     quantized = genie_m.quantize(tiny_model, images(), config)
     expected = logits(tiny_model.net, images())

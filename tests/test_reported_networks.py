@@ -117,7 +117,7 @@ def largest(net: Any, x: Tensor) -> Tensor:
 
 
 def weighed_by_places(net: Any, x: Tensor) -> Tensor:
-    """As detectors decode boxes: of the maps only the size and the type are read."""
+    """Detectors decode boxes in this way: only the size and the type of the maps are read."""
     x = net.body(x)
     places = torch.arange(x.shape[3]).type_as(x) + 0.5
     return net.f((x * places).mean((2, 3)) * x.new_full((1, 8), 0.25) + torch.ones_like(x)[:, :, 0, 0])
