@@ -1,17 +1,17 @@
-"""How far results lie apart by chance: other seeds, threads, processors, and the last bits of the images.
+"""How much results vary by chance: with seeds, threads, processors, and the last bits of the images.
 
-Threads and processors add numbers up in other orders, which moves the last bits of sums; what learns for many steps may
-end elsewhere. Runs of the embedded networks at the budget `quick` are repeated here. Beside each result stands the
-record of the same inputs that came with the repository, with the processor that made it, and the records of the other
-seeds, whose spread the tables show. Runs of the plan of all quantizers are also repeated
+Threads and processors add numbers in other orders, which changes the last bits of sums; methods that learn for many
+steps can end at other results. Runs of the embedded networks at the budget `quick` are repeated here. Each result is
+saved with the published result of the same inputs, with the processor that computed it, and with the published results
+of the other seeds, whose spread the tables show. Runs of the plan of all quantizers are also repeated
 
 - with other numbers of threads, if several are given;
 - with images whose last bits differ: times 1 + 1e-7 times noise;
 - with the kernels of an older processor, which torch and oneDNN have for every x86 processor.
 
-In addition, a sample of the published runs with DGH's images is computed, made anew here, whose records name another
+In addition, a sample of the published runs with DGH's images is repeated, with new images, whose records name another
 processor than this one. `--epsilon` repeats runs with another epsilon of Adam for the roundings, and
-saves them in a record of its own.
+saves them in a separate record.
 
 From the repository's root: python -m benchmarks.chance --networks shapes_residual --elsewhere 8
 """
@@ -43,7 +43,7 @@ from dghlib.quantizers.starting import LearningSettings
 from dghlib.storage.records import provenance
 
 LAST_BITS = 1e-7  # of float32, relative
-# Both are read with the first sums. Without AVX2 there are half as many sums at once, and no fused products.
+# Both are read at the first sum. Without AVX2, half as many sums are computed at once, without fused products.
 OLDER_KERNELS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX"}
 _UNNAMED = "x86_64, x86_64"  # in old records, which do not name the processor
 _MOST_SEEDS = 5
@@ -129,7 +129,7 @@ def older_kernels() -> ProcessPoolExecutor:
     os.environ.update(OLDER_KERNELS)
     try:
         process = ProcessPoolExecutor(1, get_context("spawn"))
-        process.submit(os.getpid).result()  # now it has started, with this environment
+        process.submit(os.getpid).result()  # the process has started, with this environment
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -138,11 +138,15 @@ def older_kernels() -> ProcessPoolExecutor:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measuring.parser(__doc__)
-    parser.add_argument("--networks", nargs="+", default=list(PROFILES["shapes"].models), help="of the profile shapes")
+    parser.add_argument(
+        "--networks", nargs="+", default=list(PROFILES["shapes"].models), help="networks of the profile shapes"
+    )
     parser.add_argument("--methods", nargs="+", default=BLOCK_BY_BLOCK, choices=BLOCK_BY_BLOCK)
     parser.add_argument("--bits", nargs="+", default=["W4A4", "W2A4"])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--threads", nargs="+", type=int, default=[1], help="the first are those compared with")
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=[1], help="numbers of threads; the others are compared with the first"
+    )
     parser.add_argument("--elsewhere", type=int, default=0, help="published runs of another processor, at random")
     parser.add_argument("--epsilon", type=float, help="rounding_epsilon of the methods that learn, if not the default")
     options = parser.parse_args(arguments)
@@ -171,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
             }
             print(*row.values(), flush=True)
             rows.append(row)
-            # A run of hours that is stopped has the rows so far.
+            # A stopped run of hours keeps its rows.
             measuring.save(options, name, inputs, rows, time.perf_counter() - start)
     torch.set_num_threads(1)
 

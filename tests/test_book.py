@@ -174,8 +174,8 @@ def test_a_killed_kernel_is_reported(tmp_path: Path) -> None:
         run_notebook(notebook, {}, tmp_path / "out" / "a.ipynb", progress=False)
 
 
-def test_figures_are_drawings(tmp_path: Path) -> None:
-    """In a kernel that is a copy, too, which has imported matplotlib before it was a notebook's."""
+def test_figures_are_vector_graphics(tmp_path: Path) -> None:
+    """Also in kernels that are copies of a process which imported matplotlib earlier."""
     draws = "import matplotlib.pyplot as plt\nplt.figure(figsize=(1, 1)).gca().plot([0, 1]);"
     run_notebook(write_notebook(tmp_path / "a.ipynb", draws), {}, tmp_path / "out" / "a.ipynb", progress=False)
     cells = nbformat.read(tmp_path / "out" / "a.ipynb", as_version=4).cells

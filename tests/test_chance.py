@@ -1,4 +1,4 @@
-"""Changes by chance are told from runs of the same inputs."""
+"""Variation by chance: repetitions are compared with runs of the same inputs."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def test_each_repetition_is_compared_with_the_run_of_its_seed() -> None:
     assert points[chance.UNNAMED] == pytest.approx([0.0])
 
 
-def test_the_table_has_seeds_beside_all_other_chance() -> None:
+def test_the_table_has_seeds_beside_other_causes_of_variation() -> None:
     (row,) = chance.table(RECORD).reset_index().to_dict("records")
     assert (row["method"], row["images"], row["runs"], row["seeds ±"]) == ("BRECQ", "Real data", 2, "1.41")
     assert (row["2 threads"], row["last bits"]) == ("0.52 (1.00)", "0.10 (0.20)")
@@ -51,7 +51,7 @@ def test_a_deviation_of_differences_is_that_of_the_results() -> None:
     assert chance.deviation(one - other) == pytest.approx(pd.concat([one, other]).std(), rel=0.05)
 
 
-def test_sentences_count_what_seeds_do_not_cover() -> None:
+def test_sentences_count_differences_beyond_those_of_seeds() -> None:
     moved = chance.changes(RECORD)
     assert chance.equal(moved.points) == "2 of 6"
     assert chance.beyond(moved) == "0 of 6"
