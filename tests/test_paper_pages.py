@@ -114,9 +114,9 @@ def test_genqs_images_for_transformers_are_filtered_by_patches() -> None:
 
 def test_numbers_that_a_paper_cites_are_marked() -> None:
     printed = paper_tables.printed("genq_table2")
-    assert printed.loc["ZeroQ", ("BRECQ W2A4", "ResNet-50")] == "64.16 ‡"
-    assert printed.loc["ZeroQ", ("BRECQ W2A4", "MNasNet")] == "13.83"
-    assert printed.loc["KW", ("BRECQ W4A4", "MobileNet-b")] == "61.94 ‡"
+    assert printed.loc[("BRECQ W2A4", "ZeroQ"), "ResNet-50"] == "64.16 ‡"
+    assert printed.loc[("BRECQ W2A4", "ZeroQ"), "MNasNet"] == "13.83"
+    assert printed.loc[("BRECQ W4A4", "KW"), "MobileNet-b"] == "61.94 ‡"
 
 
 def test_amounts_and_printed_numbers() -> None:
