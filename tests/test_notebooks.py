@@ -38,6 +38,13 @@ def nothing_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_profile_of_a_book_suits_every_notebook_that_takes_it(path: Path) -> None:
+    """`make book` passes its profile on; a page about other networks names its parameter differently."""
+    profile = parameters_of(path).get("profile")
+    assert profile is None or profile.default == "shapes"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RESULTS_VARIABLE, str(results))
     monkeypatch.chdir(tmp_path)
