@@ -96,6 +96,13 @@ def test_distances_can_separate_quantizers() -> None:
     assert table.columns.tolist() == [("shapes", "HPTQ", "W8A8")]
 
 
+def test_distances_of_many_columns_are_rows() -> None:
+    """So that no column lies beyond the edge of a page."""
+    sets = {str(number): [record("dgh", 80.0), record("real", 81.0)] for number in range(10)}
+    assert distances(sets).columns.tolist() == ["DGH"]
+    assert distances(dict(list(sets.items())[:9])).index.tolist() == ["DGH"]
+
+
 def test_pages_without_records_say_so() -> None:
     for table in (tables.quantizer_costs([]), tables.quantizers([]), distances({"shapes": []})):
         assert table.to_numpy().tolist() == [["of these settings and versions"]]

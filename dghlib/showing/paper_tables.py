@@ -9,11 +9,10 @@ from dghlib.experiments.experiment import FLOAT
 from dghlib.experiments.run import Record
 from dghlib.plans.papers import INTRAQ_PARTS, PARTS
 from dghlib.showing import tables
-from dghlib.showing.tables import PAPER, QUANTIZER_TITLES, TITLES, cell, nothing, paper_table, short_name
+from dghlib.showing.tables import PAPER, QUANTIZER_TITLES, TITLES, WIDEST, cell, nothing, paper_table, short_name
 
 # From a record of a quantized network to the name of its row.
 RowOf = Callable[[Record], str]
-WIDEST = 9  # columns of numbers that fit on a page
 
 
 def by_row(

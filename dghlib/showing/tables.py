@@ -74,6 +74,7 @@ PLACEMENT_TITLES = {
 FEET = ("quantized", "seeds")  # rows below those of numbers
 SPARED = ", ends spared"  # of the academic setting: first and last layer at 8 bits, logits in float
 PAPER = "paper: "
+WIDEST = 9  # columns of numbers that fit on a page
 MEASURES = {"top1": "top-1 in %", "map": "mAP in %", "map50": "mAP50 in %"}
 # The columns of each table that `worst` shows, in order.
 _WORST = {"noise": ["kind", "name", "bits", "own", "accumulated"], "units": ["unit", "learned", "before", "after"]}
