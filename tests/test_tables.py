@@ -153,3 +153,15 @@ def test_texts_of_records_are_escaped_in_html(show: Callable[[pd.DataFrame], Any
     shown = show(pd.DataFrame({"<script>": ["<script>"]}, index=["<script>"])).data
     assert "<script>" not in shown
     assert shown.count("&lt;script&gt;") == 3
+
+
+def test_groups_of_columns_are_rows_if_there_are_too_many() -> None:
+    columns = pd.MultiIndex.from_product(
+        [["one", "two"], ["W8A8", "W4A8", "W4A4", "W3A3", "W2A4"]], names=["top-1", ""]
+    )
+    table = pd.DataFrame([[""] * 5 + list("abcde"), list("fghij") * 2], index=["ZeroQ", "DGH"], columns=columns)
+    fitted = tables.fitting(table)
+    assert list(fitted.index) == [("one", "DGH"), ("two", "ZeroQ"), ("two", "DGH")]
+    assert "".join(fitted.loc[("two", "ZeroQ")]) == "abcde"
+    assert fitted.columns.name == "top-1"
+    assert tables.fitting(table.iloc[:, :9]).equals(table.iloc[:, :9])
