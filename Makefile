@@ -18,9 +18,9 @@ export PROFILE BUDGET NB P PORT
 
 VENV  := .venv
 BIN   := $(VENV)/bin
-# exists, and is newer than its prerequisites, when the environment is complete
+# This file exists, and is newer than its prerequisites, when the environment is complete.
 READY := $(VENV)/.ready
-# other people's tools, pinned, each in an environment of its own with the same torch and onnxruntime
+# Other people's tools are pinned. Each has its own environment, with the same torch and onnxruntime.
 TOOLS := _build/tools
 PACKAGES_mct         := model-compression-toolkit==2.6.1 onnx==1.23.2 onnxscript==0.7.2
 PACKAGES_aimet       := aimet-torch==2.42.0 onnx==1.23.2
@@ -39,7 +39,7 @@ help: ## list the targets
 	@echo
 	@echo "PROFILE  shapes (default, needs no data), cifar10, tiny_imagenet or imagenet_lite"
 	@echo "BUDGET   smoke (seconds), quick (default), standard (hours) or paper (the paper's own settings)"
-	@echo "PYTHON   the interpreter to set up with, 3.11 or later (default python3)"
+	@echo "PYTHON   the interpreter of the environment, 3.11 or later (default python3)"
 
 setup: $(READY) ## install the locked packages into .venv (6 GB on disk)
 
@@ -54,7 +54,7 @@ results: $(READY) ## compute the records that the book shows and results/ lacks 
 
 notebook: $(READY) ## run a notebook with your parameters: NB=table2 P="seeds=5"
 	@test -n "$$NB" || \
-		{ echo "which one? make notebook NB=... out of: $(basename $(notdir $(wildcard notebooks/*.ipynb)))" >&2; exit 1; }
+		{ echo "name a notebook: make notebook NB=..., one of: $(basename $(notdir $(wildcard notebooks/*.ipynb)))" >&2; exit 1; }
 	@$(BIN)/dgh notebook "$$NB" --words="$$P"
 
 test: $(READY) ## run all tests
@@ -88,7 +88,7 @@ bench: $(READY) $(foreach tool,mct aimet onnxruntime nncf brevitas quark,$(TOOLS
 	@$(BIN)/dgh data imagenet_lite
 	@$(BIN)/python -m benchmarks.peers --save
 
-package: ## build the wheel and the source archive into _build/package, and test the wheel in an environment of its own
+package: ## build the wheel and the source archive into _build/package, and test the wheel in its own environment
 	@rm -rf _build/package _build/alone
 	@$(PYTHON) -m venv _build/alone
 	@_build/alone/bin/pip install --quiet --disable-pip-version-check uv
@@ -119,7 +119,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "dghlib needs Python 3.11 or later; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-		{ echo "$(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+		{ echo "$(PYTHON) cannot create environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "setting up $(VENV): packages first (6 GB on disk), then dghlib itself"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
@@ -128,7 +128,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 $(TOOLS)/%/.ready: requirements.lock Makefile | $(READY)
-	@echo "setting up $(TOOLS)/$* (6 GB on disk, shared with the package manager's cache where links can be made)"
+	@echo "setting up $(TOOLS)/$* (6 GB on disk, shared with the cache of the package manager if the disk allows links)"
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(TOOLS)/$*
 	@$(BIN)/uv pip install --quiet --system-certs --python $(TOOLS)/$*/bin/python $(PACKAGES_$*) \
 		$$(grep -oE '^(torch|torchvision|onnxruntime)==[^ ]+' requirements.lock)

@@ -1,1 +1,1 @@
-"""How fast the methods are; each module is a program: python -m benchmarks.NAME."""
+"""Benchmarks; each module is a program: `python -m benchmarks.NAME`."""

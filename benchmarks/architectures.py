@@ -1,14 +1,15 @@
-"""How far the architectures of torchvision and timm come: traced, quantized, written to ONNX, run, equal to simulation.
+"""How many architectures of torchvision and timm are traced, quantized, exported, run, and equal to their simulation.
 
-Every architecture that has a batch norm gets random weights, and batch-norm statistics of one pass in train mode, at
-the smallest of a few image sizes that it takes. HPTQ at 8 bits is calibrated with noise; then the file runs under
-onnxruntime's default settings, and its answers are compared with the simulation's, bit for bit. Each architecture has
-a process of its own, with limits of time and memory, and counts for every stage that it passes; of the stage that it
-fails the message is kept.
+Every architecture that has a batch norm gets random weights, and the batch-norm statistics of 1 pass in train mode, at
+the smallest of a few image sizes that it takes. HPTQ at 8 bits is calibrated with noise. Then onnxruntime runs the ONNX
+file with its default settings, and its outputs are compared with those of the simulation, bit for bit. Each
+architecture has its own process, with limits of time and memory. Its outcome lists the stages that it passed and, if a
+stage failed, the message.
 
-torchvision has all of its classifiers and segmentation networks; timm, with more than a thousand, those
-of OF_TIMM, or all whose names hold a word: `timm:mobilenet`. What is done is kept as it goes, with the commit that did
-it: a sweep that was killed goes on where it was, and with --again tries what failed with the code of now.
+All classifiers and segmentation networks of torchvision are tried. Of timm, which has more than 1000 networks, those of
+OF_TIMM are tried, or all whose names contain a word: `timm:mobilenet`. Each outcome is saved at once, with the commit
+of the code. A sweep that was killed continues where it stopped; with --again, it also tries again what failed, with the
+current code.
 
 From the repository's root: python -m benchmarks.architectures torchvision timm --save
 """
@@ -40,8 +41,8 @@ from dghlib.storage.records import code_version, write_atomically
 
 SEGMENTATION = torchvision.models.list_models(module=torchvision.models.segmentation)
 STAGES = ("traced", "quantized", "exported", "ran", "equal")
-SIZES = (64, 96, 128, 224, 256, 299, 384)  # pixels, the first that an architecture takes
-# Of timm, the smallest of each family that has batch norm, and of large families one of each kind.
+SIZES = (64, 96, 128, 224, 256, 299, 384)  # in pixels; the first size that an architecture takes is used
+# From timm: the smallest network of each family that has batch norm, and of large families one of each kind.
 OF_TIMM = """
     botnet26t_256 eca_halonext26ts lambda_resnet26t sehalonet33ts bat_resnext26ts eca_resnext26ts gcresnext26ts
     gernet_s mobileone_s0 regnetz_b16 repvgg_a0 resnet32ts coat_lite_tiny convmixer_768_32 cpubone_nano csatv2
@@ -65,17 +66,17 @@ DONE = Path("_build/architectures.jsonl")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How far an architecture came.
+    """How far an architecture got.
 
     Attributes:
-        name: with its library, `torchvision:resnet18`.
-        image_size: pixels of a side.
-        stages: those of STAGES that it passed, in their order; the rest follows the failure.
-        failure: what the next stage said, in a line; empty if there is none.
-        in_float: weights that no layer holds, which stay in float.
-        batch_norm: whether it has one; if not, nothing else was tried.
-        seconds: on the wall, of its process.
-        commit: of the code that tried it.
+        name: library and architecture, `torchvision:resnet18`.
+        image_size: side in pixels.
+        stages: the stages that it passed, in the order of STAGES; the next one failed.
+        failure: the message of the stage that failed, in 1 line; empty if none failed.
+        in_float: number of weights that belong to no layer, so that they stay in float.
+        batch_norm: whether it has batch norms; if not, nothing else was tried.
+        seconds: wall time of its process.
+        commit: commit of the code that tried it.
     """
 
     name: str
@@ -89,12 +90,12 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Whether it came to a stage that it did not pass."""
+        """Whether a stage failed."""
         return self.failure != ""
 
 
 def names_of(library: str) -> list[str]:
-    """Return the names of a library's classifiers of images and pixels, or of those that hold what follows a colon."""
+    """Return a library's image classifiers and segmentation networks whose names contain the text after a colon."""
     library, _, part = library.partition(":")
     if library == "torchvision":
         names = torchvision.models.list_models(module=torchvision.models) + SEGMENTATION
@@ -106,12 +107,12 @@ def names_of(library: str) -> list[str]:
 
 
 def has_batch_norm(net: nn.Module) -> bool:
-    """Say whether a network has one."""
+    """Return whether a network has a batch norm."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
 
 
 def network(name: str) -> nn.Module:
-    """Return an architecture with random weights, always the same."""
+    """Return an architecture with random weights, the same in every call."""
     library, _, architecture = name.partition(":")
     torch.manual_seed(0)
     if library == "torchvision":
@@ -123,10 +124,10 @@ def network(name: str) -> nn.Module:
 
 
 def fitted(net: nn.Module) -> int:
-    """Give batch norms the statistics of noise, at the smallest size that the network takes; return it in pixels.
+    """Give batch norms the statistics of noise, at the smallest size that the network takes; return the size in pixels.
 
     Raises:
-        ValueError: no size will do.
+        ValueError: the network takes no size of SIZES.
     """
     for norm in (module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)):
         norm.momentum = 1.0
@@ -139,7 +140,7 @@ def fitted(net: nn.Module) -> int:
 
 
 def outcome(name: str) -> Outcome:
-    """Return how far an architecture comes, in this process."""
+    """Return how far an architecture gets, computed in this process."""
     net = network(name)
     if not has_batch_norm(net):
         return Outcome(name, 0, (), "", 0, batch_norm=False)
@@ -165,11 +166,11 @@ def outcome(name: str) -> Outcome:
 
 
 def _quantized(model: FloatModel, images: Tensor, passed: list[str]) -> QuantizedModel:
-    """Return a network in integers; write into `passed` whether it was traced and quantized."""
+    """Return a network in integers; append to `passed` whether it was traced and quantized."""
     try:
         quantized = hptq.quantize(model, images, hptq.Config())
     except Exception:
-        folded_graph(model)  # raises if it was tracing that failed
+        folded_graph(model)  # raises the error again if tracing failed
         passed.append("traced")
         raise
     passed += ["traced", "quantized"]
@@ -185,7 +186,7 @@ def _check_equal(quantized: nn.Module, images: Tensor, found: list[Tensor]) -> N
 
 
 def _in_a_process(name: str) -> Outcome:
-    """Return how far an architecture comes, in a process forked from one that has imported all that it needs."""
+    """Return how far an architecture gets, in a process forked from one that has imported all that it needs."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["timm", "torchvision", "benchmarks.measuring", "dghlib.export"])
     heard, told = context.Pipe(duplex=False)
@@ -218,16 +219,16 @@ def _read(line: str) -> Outcome:
 
 
 def counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    """Return how many architectures there are, have a batch norm, and then passed each stage."""
+    """Return the number of architectures, of those with batch norm, and of those that passed each stage."""
     passed = Counter(stage for each in outcomes for stage in each.stages)
     normed = sum(each.batch_norm for each in outcomes)
     return {"all": len(outcomes), "with batch norm": normed} | {stage: passed[stage] for stage in STAGES}
 
 
 def sweep(names: Sequence[str], run: Callable[[str], Outcome], kept: Path, again: bool = False) -> list[Outcome]:
-    """Return how far architectures come, and keep it as it goes; what is kept is not run, unless it failed and `again`.
+    """Return how far architectures get, and save each outcome at once. Saved ones are reused unless failed and `again`.
 
-    What modified code does is kept until the next sweep alone.
+    Outcomes of modified code are used only until the next sweep.
     """
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
     done = {each.name: each for each in map(_read, lines) if each.commit and not (again and each.failed)}
@@ -246,7 +247,7 @@ def sweep(names: Sequence[str], run: Callable[[str], Outcome], kept: Path, again
 def main(arguments: list[str] | None = None, run: Callable[[str], Outcome] = _in_a_process) -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("libraries", nargs="*", default=["torchvision"], help="torchvision, timm, or timm:PART_OF_NAME")
-    parser.add_argument("--again", action="store_true", help="try those that failed before, too")
+    parser.add_argument("--again", action="store_true", help="also try again those that failed")
     options = parser.parse_args(arguments)
     measuring.prepare(options)
     names = [name for library in options.libraries for name in names_of(library)]

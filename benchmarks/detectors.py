@@ -1,8 +1,9 @@
-"""What it takes to make an image for each of COCO's detectors, and to quantize it, at full size.
+"""The cost of making an image for each of COCO's detectors, and of quantizing the detector, at full size.
 
-One image each, as large as the detector wants it: a forward pass of backbone, neck and head; one step of DGH, all that
-goes before and after it included; HPTQ with the image that came of that; a forward pass of what it made. Where the
-public weights are not in the data directory, random ones stand in: that changes no shape, and hardly a second.
+For each detector, 1 image of the size that the detector takes, and the times of: a forward pass of backbone, neck and
+head; 1 step of DGH with all that precedes and follows it; HPTQ with the image; and a forward pass of the quantized
+detector. If the public weights are not in the data directory, random weights are used: this changes no shape, and
+hardly the times.
 
 From the repository's root: python -m benchmarks.detectors
 """
@@ -29,7 +30,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Cost:
-    """What one detector takes, and what of it was quantized."""
+    """The times of one detector, and the number of its layers and tensors that were quantized."""
 
     model: str
     weights: str
@@ -43,7 +44,7 @@ class Cost:
 
 
 def detector(name: str) -> tuple[FloatModel, str]:
-    """Return one of COCO's detectors, and whose weights it has: public ones where they are, else random ones."""
+    """Return one of COCO's detectors, with public weights if they are there, else random ones; and which they are."""
     try:
         return models.load(name), "public"
     except MissingAsset:
@@ -53,10 +54,10 @@ def detector(name: str) -> tuple[FloatModel, str]:
 
 
 def cost(name: str, image_shape: tuple[int, int, int] | None = None) -> Cost:
-    """Return what a detector takes, of images of another shape if one is given.
+    """Return the costs of a detector, at another image shape if one is given.
 
     Raises:
-        FloatingPointError: what the quantized detector answers is not finite.
+        FloatingPointError: an output of the quantized detector is not finite.
     """
     model, weights = detector(name)
     model = replace(model, image_shape=image_shape or model.image_shape)
@@ -82,7 +83,7 @@ def cost(name: str, image_shape: tuple[int, int, int] | None = None) -> Cost:
 
 
 def _timed(run: Callable[[], Result]) -> tuple[Seconds, Result]:
-    """Return what a run took, and what came of it."""
+    """Return the seconds and the result of a run."""
     made: list[Result] = []
     return measuring.timed(lambda: made.append(run())), made[0]
 

@@ -1,12 +1,13 @@
-"""How fast DGH makes images: beside the bare network, and beside the Model Compression Toolkit (MCT) of its authors.
+"""How fast DGH makes images, beside the bare network and the Model Compression Toolkit (MCT) of DGH's authors.
 
-Counted are images times steps in a second, of whole generation steps: preprocessing, both losses, optimizer. The bare
-network, unmodified, channels_last, passes each image forward and back to the input and does nothing else; ours with a
-second forward pass (Algorithm 1 of the paper) is held against the bare network with one more; ours compiled counts
-from when it is compiled. All run on one thread, what is in this process in turns, step by step; then the toolkit, as it
-is and with weights that its caller froze, whose steps are told from its start by a run of one and a run of more.
+The unit is images x steps per second, of whole generation steps: preprocessing, both losses, optimizer. The bare
+network is the unmodified network in channels_last, which passes each image forward and back to the input. Our runs with
+a second forward pass (Algorithm 1 of the paper) are compared with the bare network with another forward pass. Our
+compiled runs are timed after compilation. All runs use 1 thread. Those of this process take turns, step by step. Then
+the toolkit runs, unmodified and with weights that its caller froze; the time of its steps is the difference of a run of
+1 step and a longer run.
 
-Some cells take minutes a round; the default ones take half an hour together. From the repository's root, once
+Some cells take minutes per round; the default ones take half an hour in all. From the repository's root, after
 `make bench` has made MCT's environment, all cells, which take hours:
 python -m benchmarks.dgh --networks resnet18 resnet50 mobilenet_v2 --sizes 64 112 224
 """
@@ -37,7 +38,7 @@ CEILINGS = {"ours": "bare", "ours, compiled": "bare", "ours, second forward": "b
 
 @dataclass(frozen=True)
 class Speed:
-    """One way on one network: images x steps per second, of the ceiling of its kind, and as multiples of MCT's."""
+    """The speed of one way on one network: images x steps per second, and ratios to the bare network and to MCT."""
 
     network: str
     image_size: int
@@ -53,7 +54,7 @@ class Speed:
 def bare_run(
     model: FloatModel, batch_size: int, *, forward: bool = False, batches: int = BATCHES, device: str = "cpu"
 ) -> Callable[[int], Seconds]:
-    """Return what passes every batch through the network and back to the input, and `forward` once more."""
+    """Return a run that passes every batch forward and back to the input, and with `forward`, forward once more."""
     net = copy.deepcopy(model.net).requires_grad_(False).to(device, memory_format=torch.channels_last)
     images = torch.randn(batch_size, *model.image_shape, device=device)
     leaf = images.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -72,7 +73,7 @@ def bare_run(
 def our_run(
     model: FloatModel, batch_size: int, *, second_forward: bool = False, compiled: bool = False
 ) -> Callable[[int], Seconds]:
-    """Return what generates on, from where it was."""
+    """Return a run of our generator, which continues from its last state."""
     config = dgh.Config(num_images=BATCHES * batch_size, batch_size=batch_size, second_forward=second_forward)
     generation = dgh._Run(model, config, "cpu")
     generation.begin()
@@ -87,7 +88,7 @@ def our_run(
 
 
 def their_run(theirs: Tool, model: FloatModel, batch_size: int, frozen: bool) -> Callable[[int], Seconds]:
-    """Return what lets the toolkit generate, as it does by default."""
+    """Return a run of the toolkit's generator with its default settings."""
     settings = {"num_images": BATCHES * batch_size, "data_gen_batch_size": batch_size, "frozen": frozen}
     size = model.image_shape[1]
     return lambda steps: theirs.ask(do="generate", n_iter=steps, image_size=size, **settings)[0]
@@ -96,7 +97,7 @@ def their_run(theirs: Tool, model: FloatModel, batch_size: int, frozen: bool) ->
 def step_times(
     here: dict[str, Callable[[int], Seconds]], toolkit: dict[str, Callable[[int], Seconds]], image_size: int
 ) -> dict[str, Seconds]:
-    """Return what a step of each run takes: the mean of a few, of more if images are small and steps short."""
+    """Return the seconds of a step of each run: the mean of a few steps, of more if images are small."""
     steps = max(2, 256 // image_size)
     taken: dict[str, list[Seconds]] = {name: [] for name in here}
     for _ in range(steps):
@@ -112,7 +113,7 @@ def step_times(
 
 
 def speeds(model: FloatModel, theirs: Tool, batch_size: int, rounds: int, *, compiled: bool = True) -> Iterator[Speed]:
-    """Yield how fast everything is on a network; `compiled` or not, since compiling takes a minute or two."""
+    """Yield the speed of every way on a network; `compiled` or not, since compilation takes 1 to 2 minutes."""
     here = {
         "bare": bare_run(model, batch_size),
         "bare and forward": bare_run(model, batch_size, forward=True),
@@ -120,14 +121,14 @@ def speeds(model: FloatModel, theirs: Tool, batch_size: int, rounds: int, *, com
         "ours, second forward": our_run(model, batch_size, second_forward=True),
     }
     if compiled:
-        torch.compiler.reset()  # it compiles a few networks in a process, and no more
+        torch.compiler.reset()  # torch compiles only a few networks per process
         here["ours, compiled"] = our_run(model, batch_size, compiled=True)
     toolkit = {
         "MCT": their_run(theirs, model, batch_size, False),
         "MCT, frozen weights": their_run(theirs, model, batch_size, True),
     }
     for run in here.values():
-        run(1)  # what only the first step takes
+        run(1)  # without the extra time of the first step
     bar = tqdm(range(rounds), desc=f"{model.name}, {model.image_shape[1]} pixels")
     turns = [step_times(here, toolkit, model.image_shape[1]) for _ in bar]
     images = BATCHES * batch_size
@@ -160,8 +161,8 @@ def show(speed: Speed) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measuring.parser(__doc__)
-    parser.add_argument("--networks", nargs="+", default=[], help="of torchvision's; each with all of --sizes")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[64], help="of images, in pixels")
+    parser.add_argument("--networks", nargs="+", default=[], help="networks of torchvision, each with all of --sizes")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[64], help="sizes of the images in pixels")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     measuring.prepare(options)
@@ -180,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
                 show(speed)
                 found.append(speed)
         inputs = {"cells": cells[:done], "batch_size": batch_size, "rounds": rounds, "mct": theirs.versions}
-        # after every cell: what was measured stays when the rest is stopped
+        # after every cell, so that a stopped run keeps its results
         measuring.save(options, "dgh", inputs, found, time.perf_counter() - start)
 
 

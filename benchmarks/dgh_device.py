@@ -1,10 +1,11 @@
-"""How long DGH takes on a device, as the paper reports it: 1 024 images of 224 pixels, 1 000 steps, from start to end.
+"""How long DGH takes on a device, as the paper reports it: 1024 images of 224 pixels, 1000 steps, from start to end.
 
-Beside it, the device's ceiling: the bare network's passes forward and back to the input, channels_last, for a tenth of
-the steps or so, before and after. No toolkit is needed.
+Beside it, the limit of the device: forward and backward passes of the bare network to its input, in channels_last,
+for about a tenth of the steps, before and after. The toolkit is not needed.
 
 From the repository's root, minutes on a large GPU: python -m benchmarks.dgh_device --device cuda
-On a processor, small: python -m benchmarks.dgh_device --device cpu --networks resnet18 --size 32 --images 64 --steps 4
+On a CPU, with small settings: python -m benchmarks.dgh_device --device cpu --networks resnet18 --size 32 --images 64
+--steps 4
 """
 
 import platform
@@ -23,20 +24,20 @@ from dghlib.models import FloatModel
 
 @dataclass(frozen=True)
 class Generation:
-    """One whole generation by the clock on the wall: its seconds, images x steps per second, of the ceiling, memory."""
+    """One whole generation: wall seconds, images x steps per second, ratio to the bare network, memory."""
 
     network: str
     seconds: float
     per_second: float
     of_bare: float
-    peak_mb: float  # of the device, or of the process where the device is a processor
+    peak_mb: float  # of the device, or of the process if the device is the CPU
 
 
 def generation(model: FloatModel, config: dgh.Config, device: str, compiled: bool) -> Generation:
-    """Make images and measure all of it, compiling included."""
+    """Generate images and measure the whole run, with compilation."""
     batches = -(-config.num_images // config.batch_size)
     bare = bare_run(model, config.batch_size, batches=batches, device=device)
-    bare(1)  # what a first run costs more
+    bare(1)  # without the extra time of the first run
     steps = max(1, config.steps // 20)
     before = bare(steps).wall / steps
     if torch.device(device).type == "cuda":
@@ -59,7 +60,7 @@ def generation(model: FloatModel, config: dgh.Config, device: str, compiled: boo
 
 
 def peak_mb(device: str) -> float:
-    """Return the most memory that was in use."""
+    """Return the peak memory in MB."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
@@ -67,9 +68,9 @@ def peak_mb(device: str) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measuring.parser(__doc__)
-    parser.add_argument("--device", default="cuda", help="cuda, cpu")
+    parser.add_argument("--device", default="cuda", help="cuda or cpu")
     parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet50", "mobilenet_v2"], help="torchvision's")
-    parser.add_argument("--size", type=int, default=224, help="of images, in pixels")
+    parser.add_argument("--size", type=int, default=224, help="size of the images in pixels")
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=1000)

@@ -1,11 +1,11 @@
-"""Seconds until DGH's images are as good as those of the Model Compression Toolkit (MCT) of its authors.
+"""Seconds until DGH's images are as good as those of the Model Compression Toolkit (MCT) of DGH's authors.
 
-Good is twofold, and both are measured alike for both: the distance of the whole set's statistics from the stored ones
-(DGH, Eq. 4, standard deviations, means over channels and layers), and the accuracy of the network when HPTQ has
-calibrated it with the images, every tensor at 4 bits. The toolkit makes its images once; ours are made anew with more
-and more steps, since the rates of a run depend on its length. Processor time on one thread.
+Quality is measured in 2 ways, which are the same for both: the distance of the whole set's statistics from the stored
+ones (DGH, Eq. 4, standard deviations, means over channels and layers), and the accuracy of the network after HPTQ
+has calibrated it with the images, every tensor at 4 bits. The toolkit makes its images once. Ours are made again with
+more and more steps, since the learning rates of a run depend on its length. Processor time on 1 thread.
 
-It needs CIFAR-10's test images and ResNet-20, see `make data PROFILE=cifar10`. From the repository's root:
+The benchmark needs CIFAR-10's test images and ResNet-20, see `make data PROFILE=cifar10`. From the repository's root:
 python -m benchmarks.dgh_quality --steps 25 50 100 200 --their-steps 300
 """
 
@@ -24,10 +24,10 @@ from benchmarks.tools import Tool, tool
 from dghlib import models
 from dghlib.experiments.scoring import quality
 from dghlib.generators import dgh
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.models import FloatModel
 from dghlib.quantizers import hptq
 from dghlib.running.batchnorm import stored_statistics
+from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure
 
 NUM_IMAGES, BATCH_SIZE, EXTRA_PIXELS = 256, 128, 2
 TEST_IMAGES = 2000
@@ -36,7 +36,7 @@ BITS = 4
 
 @dataclass(frozen=True)
 class Made:
-    """A set of images: who made it in how many steps, what that took, how good it is."""
+    """A set of images: who made it, in how many steps and seconds, and its quality."""
 
     by: str
     steps: int
@@ -46,7 +46,7 @@ class Made:
 
 
 def ours(model: FloatModel, num_images: int, steps: int) -> tuple[Seconds, Tensor]:
-    """Make images."""
+    """Return the seconds and the images of our generator."""
     settings = {"num_images": num_images, "batch_size": min(num_images, BATCH_SIZE), "extra_pixels": EXTRA_PIXELS}
     config = dataclasses.replace(dgh.PRESETS["default"], **settings, steps=steps)
     images: list[Tensor] = []
@@ -55,7 +55,7 @@ def ours(model: FloatModel, num_images: int, steps: int) -> tuple[Seconds, Tenso
 
 
 def theirs(toolkit: Tool, model: FloatModel, num_images: int, steps: int) -> tuple[Seconds, Tensor]:
-    """Let the toolkit make images."""
+    """Return the seconds and the images of the toolkit's generator."""
     settings = {"num_images": num_images, "data_gen_batch_size": min(num_images, BATCH_SIZE), "n_iter": steps}
     size = model.image_shape[1]
     seconds, _ = toolkit.ask(do="generate", image_size=size, extra_pixels=EXTRA_PIXELS, file="made.pt", **settings)
@@ -64,14 +64,14 @@ def theirs(toolkit: Tool, model: FloatModel, num_images: int, steps: int) -> tup
 
 @torch.no_grad()
 def distance(model: FloatModel, images: Tensor) -> float:
-    """Return how far the statistics of all images together are from the stored ones."""
+    """Return the distance of the statistics of all images together from the stored ones."""
     layers = stored_statistics(model.net, model.image_shape)
     weights = channel_weights(layers.sizes, "mean", torch.device("cpu"))
     return float(batch_norm_distance(measure(model.net, images, layers).moments[0], layers, weights, "std"))
 
 
 def rated(by: str, steps: int, made: tuple[Seconds, Tensor], model: FloatModel, test_images: int) -> Made:
-    """Return how good images are."""
+    """Return a set of images with its quality."""
     seconds, images = made
     quantized = hptq.quantize(model, images, hptq.Config(weight_bits=BITS, activation_bits=BITS))
     top1 = quality("cifar10", test_images, model, quantized)["top1"]
@@ -83,7 +83,7 @@ def rated(by: str, steps: int, made: tuple[Seconds, Tensor], model: FloatModel, 
 
 
 def times_fewer(sets: Sequence[Made], measure_of_quality: str) -> float | None:
-    """Return how many times the processor time of ours the toolkit took; None if ours never was as good."""
+    """Return the ratio of the toolkit's processor time to ours at equal quality; None if ours is never as good."""
     sign = -1 if measure_of_quality == "distance" else 1
     best = next(made for made in sets if made.by == "MCT")
     enough = sign * getattr(best, measure_of_quality)
@@ -93,7 +93,7 @@ def times_fewer(sets: Sequence[Made], measure_of_quality: str) -> float | None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measuring.parser(__doc__)
-    parser.add_argument("--steps", nargs="+", type=int, default=[25, 50, 100, 200], help="of our runs")
+    parser.add_argument("--steps", nargs="+", type=int, default=[25, 50, 100, 200], help="numbers of steps of our runs")
     parser.add_argument("--their-steps", type=int, default=300)
     options = parser.parse_args(arguments)
     measuring.prepare(options)

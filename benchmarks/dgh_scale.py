@@ -1,8 +1,8 @@
-"""What many images cost DGH: the time of a step as batches become many, and memory as images do.
+"""How the cost of DGH grows with the number of images: the time of a step with the batches, the memory with the images.
 
-A step, which moves one batch, takes what a run of more steps takes longer than a run of fewer, in processor time on
-one thread; all numbers of batches in turns. Memory is the largest that a process of its own held, in which images
-beyond `large_sets.LARGEST_IN_MEMORY` lie in files.
+A step moves one batch. Its time is the difference of a run of more steps and a run of fewer, in processor time on
+1 thread; the numbers of batches take turns. Memory is the peak of a process of its own, in which images beyond
+`large_sets.LARGEST_IN_MEMORY` are in files.
 
 From the repository's root: python -m benchmarks.dgh_scale --images 1024 100000
 """
@@ -23,10 +23,10 @@ from dghlib.models import FloatModel
 
 NETWORK = "shapes_residual"
 BATCHES = (2, 8, 32, 128, 512, 2048)
-BATCH_SIZE = 4  # small, so that what a batch costs beside its passes would show
-MOVES = 512  # of batches in a measurement, at least
+BATCH_SIZE = 4  # small, so that costs of a batch beside its passes would be visible
+MOVES = 512  # least number of batches in a measurement
 IMAGES = (256, 1024, 4096, 16384)
-TOGETHER = 128  # images in a batch, where memory is measured
+TOGETHER = 128  # images in a batch when memory is measured
 
 PEAK = """
 import resource, sys
@@ -45,16 +45,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @dataclass(frozen=True)
 class StepCost:
-    """Milliseconds of processor time that one batch's step takes in a set of so many batches."""
+    """Milliseconds of processor time of one batch's step in a set of `batches` batches."""
 
     batches: int
     milliseconds: Spread
-    of_fewest: Spread  # as a multiple of the same in the smallest set
+    of_fewest: Spread  # as a multiple of the time in the smallest set
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The most that a process held, and what images, both averages of their optimizer and the result make of it."""
+    """The peak memory of a process, and the part of the images, both optimizer averages and the result."""
 
     images: int
     peak_mb: float
@@ -62,7 +62,7 @@ class Memory:
 
 
 def step_milliseconds(model: FloatModel, batches: int, moves: int) -> float:
-    """Return what moving one of so many batches takes."""
+    """Return the time of a step of one batch, in a set of this number of batches."""
     few, many = 1, 1 + max(1, moves // batches)
 
     def seconds(steps: int) -> float:
@@ -73,8 +73,8 @@ def step_milliseconds(model: FloatModel, batches: int, moves: int) -> float:
 
 
 def step_costs(model: FloatModel, counts: Sequence[int], moves: int, rounds: int) -> list[StepCost]:
-    """Return what a step costs for every number of batches."""
-    step_milliseconds(model, counts[0], moves)  # the first run warms up
+    """Return the cost of a step for every number of batches."""
+    step_milliseconds(model, counts[0], moves)  # the first run is a warm-up
     turns = [
         {batches: step_milliseconds(model, batches, moves) for batches in counts}
         for _ in tqdm(range(rounds), desc="numbers of batches")
@@ -90,7 +90,7 @@ def step_costs(model: FloatModel, counts: Sequence[int], moves: int, rounds: int
 
 
 def memory(model: FloatModel, images: int) -> Memory:
-    """Return the most memory that it takes to move so many images once."""
+    """Return the peak memory of moving this number of images once."""
     command = [sys.executable, "-c", PEAK, NETWORK, str(images), str(TOGETHER)]
     kilobytes = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     channels, height, width = model.image_shape

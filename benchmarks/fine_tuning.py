@@ -1,8 +1,8 @@
-"""What a step of fine-tuning costs beside the bare networks'.
+"""The cost of a step of fine-tuning, compared with passes of the bare networks.
 
-Bare is a forward pass of the float network, batch norms folded, a backward pass to its weights and biases, and a
-second forward pass for the teacher. A step also draws, crops and mirrors images, rounds weights and tensors, compares
-answers and moves what is learned. Both take turns in one process, on one thread.
+Bare is a forward pass of the float network with folded batch norms, a backward pass to its weights and biases, and
+a second forward pass for the teacher. A step also draws, crops and mirrors images, rounds weights and tensors, compares
+outputs and updates the learned values. Both take turns in one process, on 1 thread.
 
 From the repository's root: python -m benchmarks.fine_tuning
 """
@@ -40,7 +40,7 @@ class Cost:
 
 
 def cost(model: FloatModel, images: Tensor, method: str, rounds: int) -> Cost:
-    """Return what a step of a method costs; all images are one batch."""
+    """Return the cost of a step of a method; all images are one batch."""
     bare_run, learn, turns = bare(model, images), _FineTuning._learn, list[tuple[float, float]]()
 
     def in_turns(tuning: _FineTuning, step: int) -> None:
@@ -61,7 +61,7 @@ def cost(model: FloatModel, images: Tensor, method: str, rounds: int) -> Cost:
 
 
 def bare(model: FloatModel, images: Tensor) -> Callable[[], None]:
-    """Return what passes two float networks forward and one of them backward, as often as a turn has steps."""
+    """Return a run that passes 2 float networks forward and one of them backward, as often as a turn has steps."""
     student, teacher = folded_graph(model), folded_graph(model)
     learned = [value.requires_grad_() for value in student.parameters()]
     images = images.contiguous(memory_format=torch.channels_last)

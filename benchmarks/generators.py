@@ -1,9 +1,9 @@
-"""How much of the bare networks' speed each method keeps that makes images.
+"""The speed of each method that makes images, compared with the bare networks that the method runs.
 
-Bare is a forward pass and a backward pass to the input alone through the networks that a method runs: the trained
-one, with GENIE-D's and Qimera's generator network before it. "trained" adds the gradients of that network's weights,
-which those two need. A step takes what a run of more steps takes longer than a run of fewer: processor time, on one
-thread, everything in turn, the best of several rounds.
+Bare is a forward pass and a backward pass to the input alone through the networks of a method: the trained
+network, after the generator network of GENIE-D or Qimera. "trained" adds the gradients of the generator network's
+weights, which GENIE-D and Qimera need. The time of a step is the difference of a run of more steps and a run of fewer,
+in processor time on 1 thread. All runs take turns, and the best of several rounds counts.
 
 From the repository's root: python -m benchmarks.generators shapes_residual shapes_inverted --batch-size 64
 """
@@ -22,9 +22,9 @@ from benchmarks import measuring
 from benchmarks.measuring import timed
 from dghlib import models
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS
-from dghlib.generators.networks import GenieNetwork, QimeraNetwork, initialised
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import working_copy
+from dghlib.synthesis.networks import GenieNetwork, QimeraNetwork, initialised
 
 METHODS = [name for name in GENERATORS if name not in ("noise", "genq", *FOR_TRANSFORMERS)]
 STEPS = (2, 12)  # few and many
@@ -34,7 +34,7 @@ FEWEST = (1, 2)
 def bare_run(
     net: nn.Module, shape: tuple[int, ...], generator: nn.Module | None, trained: bool
 ) -> Callable[[int], None]:
-    """Return what runs forward and back to the input, or, where the generator network is `trained`, to its weights."""
+    """Return a run forward and back to the input, and to the weights of the generator network if it is `trained`."""
 
     def run(steps: int) -> None:
         for _ in range(steps):
@@ -50,14 +50,14 @@ def bare_run(
 
 
 def method_run(name: str, model: FloatModel, batch_size: int) -> Callable[[int], object]:
-    """Return what runs a method on one batch."""
+    """Return a run of a method on one batch."""
     method = GENERATORS[name]
     config = replace(method.PRESETS["default"], num_images=batch_size, batch_size=batch_size)
     return lambda steps: method.generate(model, replace(config, steps=steps), progress=False)
 
 
 def timings(model: FloatModel, batch_size: int, rounds: int, numbers: tuple[int, int]) -> dict[str, float]:
-    """Return the seconds of one step of each method and of what it is compared with; of runs of few and many steps."""
+    """Return the seconds of a step of each method and of its bare networks, from runs of few and many steps."""
     few, many = numbers
     net = working_copy(model.net, "cpu", model.image_shape)
     image_shape, num_classes = model.image_shape, net(torch.zeros(2, *model.image_shape)).shape[1]
@@ -91,7 +91,7 @@ class _Conditioned(nn.Module):
 
 
 def rates(best: dict[str, float], batch_size: int) -> Iterator[dict[str, Any]]:
-    """Yield a method's images times steps in a second, as parts of what the bare networks do too."""
+    """Yield each method's images x steps per second, and their ratios to those of the bare networks."""
     for method in METHODS:
         bare, trained = best.get(f"{method} bare", best["bare"]), best.get(f"{method} trained")
         yield {

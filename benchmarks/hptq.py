@@ -1,11 +1,11 @@
 """How long HPTQ takes, beside the Model Compression Toolkit (MCT) of its authors, which searches in numpy.
 
-Both quantize the same network in 8 bits with the same images, each in its own process, in turns, on one thread, with
-free thresholds for weights, which are the default there, and with powers of two, the default here. The error of the
-logits, as a part of their energy, shows that both do the same work. A bare forward pass of all images, through the
-network as it is, is what no calibration goes without: ours is told as a multiple of it.
+Both quantize the same network in 8 bits with the same images, each in its own process, in turns, on 1 thread, with
+free thresholds for weights, the toolkit's default, and with powers of 2, our default. The error of the logits,
+relative to their energy, shows that both compute the same. No calibration can avoid a forward pass of all images
+through the float network, the bare pass: our time is also given as a multiple of it.
 
-From the repository's root, once `make bench` has made MCT's environment: python -m benchmarks.hptq
+From the repository's root, after `make bench` has made MCT's environment: python -m benchmarks.hptq
 """
 
 import time
@@ -23,13 +23,13 @@ from dghlib.models import FloatModel
 from dghlib.quantizers import hptq
 
 THRESHOLDS = ("free", "power_of_two")
-# Of torchvision, since the toolkit's process has none of ours.
+# From torchvision, since the toolkit's process has none of our networks.
 NETWORKS, SMALLEST, IMAGE_SIZE = ("resnet18", "mobilenet_v2"), "smallest", 224
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One run: what it took, and the error of its logits."""
+    """One run: its seconds, and the error of its logits."""
 
     seconds: Seconds
     error: float
@@ -37,10 +37,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of both and of bare passes, how many times faster ours is, over the rounds; errors of the logits.
+    """Seconds of both and of bare passes, our speed-up over the rounds, and errors of the logits.
 
     Attributes:
-        of_bare: the processor time of ours as a multiple of the bare passes'.
+        of_bare: our processor time as a multiple of that of the bare passes.
     """
 
     network: str
@@ -59,7 +59,7 @@ class Comparison:
 
 
 def our_turn(model: FloatModel, images: Tensor, weight_thresholds: str) -> Turn:
-    """Quantize the network with ours."""
+    """Quantize the network with our HPTQ."""
     config = hptq.Config(weight_thresholds=weight_thresholds)
     made = []
     took = measuring.timed(lambda: made.append(hptq.quantize(model, images, config)))
@@ -71,20 +71,20 @@ def our_turn(model: FloatModel, images: Tensor, weight_thresholds: str) -> Turn:
 
 
 def their_turn(theirs: Tool, weight_thresholds: str) -> Turn:
-    """Let the toolkit quantize it."""
+    """Quantize the network with the toolkit."""
     seconds, error = theirs.ask(do="quantize", weight_thresholds=weight_thresholds)
     return Turn(seconds, error)
 
 
 @torch.no_grad()
 def bare_pass(model: FloatModel, images: Tensor) -> None:
-    """Pass all images, in batches as big as those that calibrate."""
+    """Pass all images, in batches of the size that calibration uses."""
     for batch in images.split(hptq.Config().batch_size):
         model.net(batch)
 
 
 def compare(model: FloatModel, images: Tensor, theirs: Tool, rounds: int) -> Iterator[Comparison]:
-    """Yield how both fare, for every kind of thresholds."""
+    """Yield the comparison for every kind of thresholds."""
     for thresholds in THRESHOLDS:
         turns = [
             (
@@ -122,7 +122,7 @@ def comparison(network: str, thresholds: str, turns: list[tuple[Seconds, Turn, T
 
 
 def smallest() -> FloatModel:
-    """Return a network of two layers."""
+    """Return a network of 2 layers."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net.append(nn.Linear(8, 5))
     return FloatModel(name=SMALLEST, net=net.eval(), image_shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
                 show(result)
                 found.append(result)
         inputs = {"networks": names, "images": list(images.shape), "rounds": rounds, "mct": theirs.versions}
-        # after every network: what was measured stays when the rest is stopped
+        # after every network, so that a stopped run keeps its results
         measuring.save(options, "hptq", inputs, found, time.perf_counter() - start)
 
 

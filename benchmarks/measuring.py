@@ -1,7 +1,7 @@
 """What the benchmarks share: their options, a clock, networks, images, and records.
 
-What is compared runs in turns, in one process or beside it, so that other load on the machine meets all alike. What
-counts is processor time on one thread and, of the ratios of the rounds, the median.
+Runs that are compared take turns, in one process or in processes side by side, so that other load on the machine
+affects all alike. What counts is processor time on 1 thread and, for ratios, the median over the rounds.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "benchmarks"
 
 @dataclass(frozen=True)
 class Seconds:
-    """What a run took: time of the processor, of all its threads, and by the clock on the wall."""
+    """The seconds of a run: processor time of all threads, and wall time."""
 
     processor: float
     wall: float
@@ -33,7 +33,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of several values, and how far they lie apart."""
+    """The median of several values, and their range."""
 
     median: float
     lowest: float
@@ -48,38 +48,38 @@ class Spread:
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:
-    """Return a parser of the options that all benchmarks have."""
+    """Return a parser with the options that all benchmarks have."""
     options = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--smoke", action="store_true", help="the smallest size, in seconds: shows that it runs")
+    options.add_argument("--smoke", action="store_true", help="the smallest sizes, to check in seconds that it runs")
     options.add_argument("--save", action="store_true", help=f"write a record to {'/'.join(RESULTS.parts[-2:])}")
     options.add_argument(
-        "--default-allocator", action="store_true", help="let the C library give back what tensors free"
+        "--default-allocator", action="store_true", help="let the C library return freed memory to the system"
     )
     return options
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Let this process use one thread, and memory as `dgh` does."""
+    """Let this process use 1 thread, and keep freed memory as `dgh` does."""
     torch.set_num_threads(1)
     if not options.default_allocator:
         keep_freed_memory()
 
 
 def timed(run: Callable[[], object]) -> Seconds:
-    """Return what a run took."""
+    """Return the seconds of a run."""
     wall, processor = time.perf_counter(), time.process_time()
     run()
     return Seconds(time.process_time() - processor, time.perf_counter() - wall)
 
 
 def settled(device: str) -> None:
-    """Wait until a device has done what it was given; a processor has."""
+    """Wait until a device has finished its work; the CPU always has."""
     if torch.device(device).type != "cpu":
         torch.accelerator.synchronize()
 
 
 def network(name: str, image_size: int) -> FloatModel:
-    """Return a network of torchvision's with random weights, its batch norms trained on a few of `smooth_images`."""
+    """Return a network of torchvision with random weights, its batch norms trained on a few of `smooth_images`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = torchvision.models.get_model(name)
@@ -92,13 +92,13 @@ def network(name: str, image_size: int) -> FloatModel:
 
 
 def smooth_images(count: int, size: int) -> Tensor:
-    """Return coloured noise (count, 3, size, size) with neighbours alike, always the same."""
+    """Return smooth coloured noise (count, 3, size, size), the same in every call."""
     coarse = torch.randn(count, 3, -(-size // 8), -(-size // 8), generator=torch.Generator().manual_seed(0))
     return nn.functional.interpolate(coarse, size, mode="bilinear")
 
 
 def save(options: argparse.Namespace, name: str, inputs: dict[str, Any], outputs: Any, seconds: float) -> None:
-    """Write a record, if it was asked for."""
+    """Write a record if --save asks for it."""
     if options.save:
         kept = not options.default_allocator
         path = RESULTS / f"{name}{'' if kept else '_default_allocator'}.json"

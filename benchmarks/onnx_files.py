@@ -1,9 +1,10 @@
-"""How fast ONNX files run: 8-bit integers beside float, under onnxruntime as it is by default, on one thread.
+"""How fast ONNX files run: 8-bit integers compared with float, under onnxruntime with its defaults, on 1 thread.
 
-A network of each family, those of torchvision and EfficientNet-Lite0 with random weights, on which speed does not
-depend, and one image. The files take turns in one process, so that other load on the machine meets all alike. Integer
-ones come twice: with signed weights, which are the default, and with unsigned ones, which need no session option on x86
-processors without VNNI. How many layers the runtime computes in integers is counted in the graph that it makes of them.
+The networks are one of each family, those of torchvision and EfficientNet-Lite0 with random weights, which do not
+affect the speed. The input is 1 image. The files take turns in one process, so that other load on the machine affects
+all alike. Integer files come in 2 forms: with signed weights, the default, and with unsigned ones, which need no
+session option on x86 processors without VNNI. The number of layers that the runtime computes in integers is counted
+in the graph that it makes of each file.
 
 From the repository's root: python -m benchmarks.onnx_files
 """
@@ -38,10 +39,10 @@ INTEGERS = ("QLinearConv", "QGemm", "QLinearAdd")
 
 @dataclass(frozen=True)
 class Latency:
-    """Processor milliseconds for one image, of the float file and of one of integers, and of their ratios.
+    """Processor milliseconds for 1 image of the float file and of an integer file, and their ratios.
 
     Attributes:
-        of_float: the integer file's time as a part of the float one's, over the rounds.
+        of_float: the integer file's time as a fraction of the float file's time, over the rounds.
         integers: nodes of each kind that compute in integers; `floats`: convolutions that do not.
     """
 
@@ -55,7 +56,7 @@ class Latency:
 
 
 def network(name: str, image_size: int) -> FloatModel:
-    """Return an embedded network, EfficientNet-Lite0, or one of torchvision's."""
+    """Return an embedded network, EfficientNet-Lite0, or a network of torchvision."""
     if name == LITE:
         shape, net = (3, image_size, image_size), EfficientNetLite0().eval()
         return FloatModel(name=name, net=net, image_shape=shape, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -63,7 +64,7 @@ def network(name: str, image_size: int) -> FloatModel:
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
-    """Return a session on one thread, which writes what it makes of the file beside it."""
+    """Return a session on 1 thread, which writes its optimized graph beside the file."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     options.optimized_model_filepath = str(path.with_suffix(".fused"))
@@ -71,7 +72,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def compare(model: FloatModel, rounds: int) -> Iterator[Latency]:
-    """Yield how long the files of a network take: with signed weights, and with unsigned ones."""
+    """Yield the latency of a network's integer files: with signed weights, and with unsigned ones."""
     images = measuring.smooth_images(2, model.image_shape[1])
     quantized = hptq.quantize(model, images, hptq.Config())
     with TemporaryDirectory() as folder:

@@ -1,12 +1,12 @@
-"""What other people's tools make of the same networks, images and widths, beside what ours makes of them.
+"""The results of other people's tools on the same networks, images and widths, beside those of this library.
 
-Each tool copies a network as its own documentation has it, in a process and an environment of its own, with as many
-steps where it learns as ours. A copy's accuracy is that of the tool's simulation; its file, where the tool exports one,
-runs under onnxruntime, and is looked at for numbers of 4 bits. Lines of code are those that the workers mark as what a
-user writes. MCT also makes DGH images of its own.
+Each tool quantizes a network as its own documentation shows, in its own process and environment; if it learns, in as
+many steps as ours. A copy's accuracy is that of the tool's simulation. If the tool exports a file, the file runs under
+onnxruntime, and its 4-bit constants are counted. Lines of code are those that the workers mark as what a user writes.
+MCT also makes DGH images of its own.
 
-A network with images of a source has a record of its own, which is written after every copy. From the repository's
-root, once `make bench` has made the environments:
+Each network with images of a source has its own record, which is written after every copy. From the repository's
+root, after `make bench` has made the environments:
 python -m benchmarks.peers --networks shapes_residual --sources real
 """
 
@@ -63,19 +63,19 @@ EIGHT_BITS_ALONE = ("nncf",)
 OURS, OUR_METHODS = "dghlib", ("hptq", "squant", "brecq")
 DGH, THEIR_DGH = "dgh", "mct_dgh"
 SOURCES = (REAL, DGH, THEIR_DGH)
-LIMIT = 1800  # seconds of a tool's process
+LIMIT = 1800  # in seconds, for a tool's process
 _INT4 = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 _BEGIN, _END = "# what a user writes", "# until here"
 
 
 @dataclass(frozen=True)
 class File:
-    """What a tool exported.
+    """The file that a tool exported.
 
     Attributes:
-        kilobytes: of the file.
-        four_bits: how many constants it holds in 4 bits; those are true 4-bit numbers, two a byte.
-        top1: under onnxruntime, in percent; None if that does not run it, or to other shapes.
+        kilobytes: size of the file.
+        four_bits: number of constants that the file stores as true 4-bit numbers, 2 in a byte.
+        top1: under onnxruntime, in percent; None if it cannot run the file, or returns other shapes.
     """
 
     kilobytes: int
@@ -86,10 +86,10 @@ class File:
 
 @dataclass(frozen=True)
 class Copy:
-    """A quantized network: who made it, of what, and what that took and came to.
+    """A quantized network: its tool, method, widths and images, the seconds, and the result.
 
     Attributes:
-        top1: of the tool's simulation, in percent; None if there is none, and `failure` says why.
+        top1: accuracy of the tool's simulation in percent; None if there is none, and `failure` says why.
         file: None if the tool exported none.
     """
 
@@ -106,7 +106,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Subject:
-    """A network with its images to calibrate with, by source, and its labelled test images."""
+    """A network with its calibration images by source, and its labelled test images."""
 
     model: FloatModel
     images: dict[str, Tensor]
@@ -127,7 +127,7 @@ def subject(name: str, source: str, budget: Budget) -> Subject:
 
 
 def images_by_mct(model: FloatModel, budget: Budget) -> Tensor:
-    """Return images that the toolkit makes as it does by default, in as many steps as ours."""
+    """Return images that the toolkit makes with its default settings, in as many steps as ours."""
     settings = {"num_images": budget.num_images, "data_gen_batch_size": budget.batch_size, "n_iter": budget.steps}
     with tool("mct", traced(model)) as theirs:
         theirs.ask(do="generate", image_size=model.image_shape[1], file="made.pt", **settings)
@@ -135,7 +135,7 @@ def images_by_mct(model: FloatModel, budget: Budget) -> Tensor:
 
 
 def traced(model: FloatModel) -> fx.GraphModule:
-    """Return a network as a graph, which is of no class of ours."""
+    """Return a network as a graph, which needs no class of this library."""
     return fx.symbolic_trace(model.net)
 
 
@@ -143,7 +143,7 @@ def traced(model: FloatModel) -> fx.GraphModule:
 
 
 def our_config(method: str, weight_bits: int, activation_bits: int, iterations: int) -> Any:
-    """Return the settings of one of our methods with every tensor quantized, learning for so many iterations."""
+    """Return the settings of one of our methods, with every tensor quantized and this number of iterations."""
     bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
     if method == "brecq":
         return shortened(brecq.Config(placement="every_tensor", **bits), iterations)
@@ -151,7 +151,7 @@ def our_config(method: str, weight_bits: int, activation_bits: int, iterations: 
 
 
 def our_copy(of: Subject, source: str, method: str, widths: tuple[int, int], iterations: int) -> Copy:
-    """Return what one of our methods comes to."""
+    """Return the copy of one of our methods."""
     model, config = of.model, our_config(method, *widths, iterations)
     images, made = of.images[source], list[QuantizedModel]()
     quantize = {"hptq": hptq, "squant": squant, "brecq": brecq}[method].quantize
@@ -164,7 +164,7 @@ def our_copy(of: Subject, source: str, method: str, widths: tuple[int, int], ite
 
 
 def as_a_user_writes(model: FloatModel, images: Tensor, path: Path) -> None:
-    """Copy a network as our documentation has it: counted as the tools' lines are."""
+    """Quantize a network as our documentation shows; its lines are counted like those of the tools."""
     # what a user writes
     from dghlib.export import export_onnx
     from dghlib.quantizers import brecq
@@ -178,9 +178,9 @@ def as_a_user_writes(model: FloatModel, images: Tensor, path: Path) -> None:
 
 
 def their_copies(of: Subject, source: str, name: str, iterations: int) -> Iterator[tuple[Copy, dict[str, str]]]:
-    """Yield what a tool comes to, by each of its methods and at each width, and its versions.
+    """Yield the copies of a tool, by each of its methods and at each width, with its versions.
 
-    Each method has a process of its own.
+    Each method has its own process.
     """
     for method in METHODS[name]:
         widths = list(WIDTHS[:1] if name in EIGHT_BITS_ALONE else WIDTHS)
@@ -195,14 +195,14 @@ def their_copies(of: Subject, source: str, name: str, iterations: int) -> Iterat
 
 
 def failed(source: str, name: str, method: str, widths: tuple[int, int], error: ToolFailed) -> Copy:
-    """Return what a tool comes to that cannot make a copy."""
+    """Return the copy that says why a tool failed."""
     return Copy(source, name, method, *widths, None, None, None, str(error))
 
 
 def their_copy(
     of: Subject, source: str, theirs: Tool, name: str, method: str, widths: tuple[int, int], iterations: int
 ) -> Copy:
-    """Return what a tool comes to."""
+    """Return the copy of a tool."""
     bits = dict(zip(("weight_bits", "activation_bits"), widths, strict=True))
     try:
         seconds, told = theirs.ask(do="copy", method=method, iterations=iterations, **bits)
@@ -215,20 +215,20 @@ def their_copy(
 
 
 def file_of(path: Path, of: Subject) -> File:
-    """Return what a file holds, and what it reaches."""
+    """Return what a file contains, and the accuracy it reaches."""
     held = onnx.load(path)
     constants = [*held.graph.initializer, *(each.t for node in held.graph.node for each in node.attribute)]
     four_bits = sum(each.data_type in _INT4 for each in constants)
     reached, failure = None, ""
     try:
         reached = accuracy(path, of)
-    except Exception as error:  # whatever the runtime raises is its answer
+    except Exception as error:  # every error of the runtime is a result
         failure = f"{type(error).__name__}: {error}"[:300]
     return File(path.stat().st_size // 1024, four_bits, reached, failure)
 
 
 def accuracy(path: Path, of: Subject) -> float:
-    """Return what a file reaches under onnxruntime as it is by default, in percent."""
+    """Return the top-1 of a file in percent, under onnxruntime with its defaults."""
     session = open_session(path, threads=1)
     (asked,) = session.get_inputs()
     size = asked.shape[0] if isinstance(asked.shape[0], int) else TEST_BATCH
@@ -241,7 +241,7 @@ def accuracy(path: Path, of: Subject) -> float:
 
 
 def lines_of(path: Path) -> int:
-    """Return how many lines a file marks as what a user writes; empty ones and comments do not count."""
+    """Return the number of lines that a file marks as what a user writes, without empty ones and comments."""
     inside, count = False, 0
     for line in path.read_text().splitlines():
         text = line.strip()
@@ -251,7 +251,7 @@ def lines_of(path: Path) -> int:
 
 
 def lines() -> dict[str, int]:
-    """Return what a user writes with each tool, in lines."""
+    """Return the number of lines that a user writes with each tool."""
     paths = {name: WORKERS / f"{name}_worker.py" for name in METHODS} | {OURS: Path(__file__)}
     return {name: lines_of(path) for name, path in paths.items()}
 
@@ -301,7 +301,7 @@ def measure(network: str, source: str, budget: Budget, options: argparse.Namespa
         found.append(made)
         if told:
             versions[made.tool] = told
-        # after every copy: what was measured stays when the rest is stopped
+        # after every copy, so that a stopped run keeps its results
         outputs = {"float": float_top1, "lines": lines(), "copies": found}
         facts = {**inputs, "limit": LIMIT, "tools": versions}
         measuring.save(options, f"peers_{network}_{source}", facts, outputs, time.perf_counter() - start)

@@ -1,8 +1,8 @@
-"""What an iteration of reconstruction costs beside the bare block's.
+"""The cost of an iteration of reconstruction, compared with passes of the bare block.
 
-Bare is a forward pass of the same block in float, batch norms folded, and a backward pass to its weights, with the
-same error for a loss. The loop also draws minibatches, rounds weights and activations as they are learned, and steps
-the optimizer. Both take turns in one process, on one thread; every turn of the loop starts a new optimizer.
+Bare is a forward pass of the same block in float, with folded batch norms, and a backward pass to its weights, with the
+same error as loss. The loop also draws minibatches, rounds weights and activations as they are learned, and steps
+the optimizer. Both take turns in one process, on 1 thread; every turn of the loop starts with a new optimizer.
 
 From the repository's root: python -m benchmarks.reconstruction
 """
@@ -28,8 +28,8 @@ from dghlib.quantizers.units import Unit, piece_of
 from dghlib.storage.checkpoints import Checkpoint
 
 METHODS = ("brecq", "qdrop", "genie_m")
-ITERATIONS = 5  # of a turn; the penalty counts in four of them, the same part as in a long run
-SEARCHES = {"weight_search": "shrink_80", "activation_search": "shrink_80"}  # the quickest; iterations cost the same
+ITERATIONS = 5  # of a turn; the penalty counts in 4 of them, the same share as in a long run
+SEARCHES = {"weight_search": "shrink_80", "activation_search": "shrink_80"}  # the fastest
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _Measured(_Reconstruction):
             return super()._teach(unit, sweep, bar)
 
     def _bare_run(self, unit: Unit, sweep: Sweep) -> Callable[[], None]:
-        """Return what passes the float block forward and backward as often as the loop does in a turn."""
+        """Return a run that passes the float block forward and backward as often as the loop does in a turn."""
         nodes = {node.name: node for node in self.teacher.graph.nodes}
         piece = piece_of(self.teacher, nodes[unit.entry], nodes[unit.exit])
         weights = [parameter.requires_grad_() for parameter in piece.parameters() if parameter.ndim > 1]
@@ -85,7 +85,7 @@ class _Measured(_Reconstruction):
 
 
 def costs(model: FloatModel, images: Tensor, blocks: Collection[str], rounds: int) -> Iterator[Cost]:
-    """Yield what the blocks cost with every method, for every sweep that it makes; all images are one batch."""
+    """Yield the cost of the blocks with every method, for every sweep of the method; all images are one batch."""
     for method in tqdm(METHODS, desc=model.name):
         config = QUANTIZERS[method].Config(iterations=ITERATIONS, batch_size=len(images), **SEARCHES)
         config = replace(config, step_iterations=min(config.step_iterations, ITERATIONS))

@@ -1,7 +1,7 @@
-"""Other people's tools, each in a process and an environment of its own, which `make bench` makes.
+"""Other people's tools, each in its own process and environment, which `make bench` makes.
 
-A tool's worker, `workers/NAME_worker.py`, runs without dghlib in `_build/tools/NAME`. It is started with a folder of
-what it needs, asked by lines of JSON on its standard input, and answers by lines on its standard output (see
+A tool's worker, `workers/NAME_worker.py`, runs without dghlib in `_build/tools/NAME`. It starts with a folder of its
+inputs, reads questions as lines of JSON from its standard input, and answers with lines on its standard output (see
 `workers/working.py`).
 """
 
@@ -26,15 +26,15 @@ WORKERS = Path(__file__).with_name("workers")
 
 
 class ToolFailed(RuntimeError):
-    """A tool cannot do what it was asked for, or took too long."""
+    """A tool cannot do its task, or took too long."""
 
 
 class Tool:
-    """The other process.
+    """The process of a tool.
 
     Attributes:
-        versions: of its packages.
-        folder: which both read and write.
+        versions: versions of its packages.
+        folder: the folder that both processes read and write.
     """
 
     def __init__(self, folder: Path, questions: IO[str], answers: IO[str]):
@@ -42,12 +42,12 @@ class Tool:
         self.versions = self._answer()
 
     def ask(self, **question: Any) -> tuple[Seconds, Any]:
-        """Let it work; return what the work took and came to.
+        """Send a question; return the seconds of the work and the result.
 
         Raises:
-            ToolFailed: it said that it cannot, or ended.
+            ToolFailed: the tool reported an error, or its process ended.
         """
-        with contextlib.suppress(BrokenPipeError):  # an ended process answers nothing, which is told below
+        with contextlib.suppress(BrokenPipeError):  # an ended process gives no answer, which is reported below
             print(json.dumps(question), file=self.questions, flush=True)
         answer = self._answer()
         if "error" in answer:
@@ -57,12 +57,12 @@ class Tool:
     def _answer(self) -> dict[str, Any]:
         line = self.answers.readline()
         if not line:
-            raise ToolFailed("its process ended before it answered: it took too long, or what it said is above")
+            raise ToolFailed("its process ended before it answered: it took too long, or its error is printed above")
         return json.loads(line)
 
 
 def python_of(name: str) -> Path:
-    """Return the interpreter of a tool's environment, which need not be there."""
+    """Return the path of the interpreter in a tool's environment, which may not exist."""
     return ENVIRONMENTS / name / "bin" / "python"
 
 
@@ -70,15 +70,15 @@ def python_of(name: str) -> Path:
 def tool(
     name: str, net: nn.Module, images: Tensor | None = None, *, test: Tensor | None = None, limit: float | None = None
 ) -> Iterator[Tool]:
-    """Start a tool on a network: on images if it is to quantize, on test images if it is to answer them.
+    """Start a tool on a network, with images to quantize with, or test images to compute logits of.
 
-    After `limit` seconds it is stopped, whatever it is at.
+    It is stopped after `limit` seconds, in any state.
 
     Raises:
-        SystemExit: it has no environment.
+        SystemExit: the tool has no environment.
     """
     if not python_of(name).exists():
-        raise SystemExit(f"{python_of(name)} is not there; `make bench` makes it")
+        raise SystemExit(f"{python_of(name)} does not exist; `make bench` makes it")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as folder:
         for what, value in (("net", net), ("images", images), ("test", test)):

@@ -1,8 +1,8 @@
-"""What it takes to quantize vision transformers of full size, beside passing the images through them once.
+"""The cost of quantizing vision transformers of full size, compared with forward passes of the same images.
 
-ViT-B, DeiT-B and Swin-B of timm with random weights, W4A4, on one thread, with four images of 224 pixels: what a
-method takes grows with the images, of which the papers have 32. A whole run of a method is measured once; forward
-passes of all images run before and after it.
+ViT-B, DeiT-B and Swin-B of timm with random weights, W4A4, on 1 thread, with 4 images of 224 pixels. The cost of a
+method grows with the number of images; the papers have 32. A whole run of a method is measured once; forward passes
+of all images run before and after it.
 
 From the repository's root: python -m benchmarks.transformers
 """
@@ -28,7 +28,7 @@ METHODS = ("repq_vit", "ptq4vit", "erq")
 
 @dataclass(frozen=True)
 class Cost:
-    """Processor seconds of a method on all images, and how many times as long as the forward passes that is."""
+    """Processor seconds of a method on all images, and their ratio to those of the forward passes."""
 
     network: str
     method: str
@@ -37,7 +37,7 @@ class Cost:
 
 
 def network(name: str) -> FloatModel:
-    """Return a network of timm's with random weights, always the same."""
+    """Return a network of timm with random weights, the same in every call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = timm.create_model(name, pretrained=False).eval()
@@ -45,7 +45,7 @@ def network(name: str) -> FloatModel:
 
 
 def cost(model: FloatModel, images: Tensor, method: str) -> Cost:
-    """Return what a method takes with these images; a batch is one image, so that memory suffices."""
+    """Return the cost of a method with these images; a batch is 1 image, so that memory suffices."""
     fields = QUANTIZERS[method].Config.__dataclass_fields__
     batched = {"batch_size": 1} if "batch_size" in fields else {}
     config = QUANTIZERS[method].Config(weight_bits=4, activation_bits=4, **batched)
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         found.append(cost(model, measuring.smooth_images(images, model.image_shape[-1]), method))
         print(f"{name:32}{method:12}{found[-1].seconds:8.0f}  {found[-1].of_forward}", flush=True)
         inputs = {"networks": list(networks), "images": images, "bits": "W4A4"}
-        # after every run: what was measured stays when the rest is stopped
+        # after every run, so that a stopped run keeps its results
         measuring.save(options, "transformers", inputs, found, time.perf_counter() - start)
 
 

@@ -35,7 +35,8 @@ COMMANDS = {
         "Quantize a network, calibrated with generated or real images, or with a method that needs none.\n\n"
         "hptq takes seconds. adaround, brecq, qdrop and genie_m learn block by block: an hour or more with the "
         "published settings, minutes with --preset quick. lsq, genq_qat, intraq_qat, ait and synq train the whole "
-        "network towards the outputs of the float network. squant, dfq and ocs need no images.",
+        "network towards the outputs of the float network; gdfq, qimera_qat and adadfq also make the images for this. "
+        "These, squant, dfq and ocs need no images.",
         "dgh quantize shapes_residual --real shapes --bits W4A8 --out q.safetensors",
     ),
     "export": (

@@ -1,7 +1,7 @@
-"""Commands of `dgh` in processes of their own: what they made and left behind, and how an error was told.
+"""Commands of `dgh` in their own processes: the files that they make and leave behind, and how errors are reported.
 
-The process that calls this has imported the package (`preload`), so that a command takes no longer than its work, and a
-kill at any moment of it is one of its work.
+The calling process has imported the package (`preload`), so that a command takes no longer than its work, and a kill at
+any moment of it hits this work.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ from dghlib.storage import checkpoints
 
 NETWORK = "shapes_residual"
 RUN = (*("run", "table2", "--budget", "smoke", "--models", NETWORK, "--sources", "noise", "--bits", "W8A8"), "--anew")
-PROCESSOR_SECONDS = 120  # a command of a campaign takes a few; one that takes so many has not noticed what is wrong
-LARGEST = 8 * 2**30  # bytes of a file, and half of those of memory: nobody else on this machine is to lack any
+PROCESSOR_SECONDS = 120  # a command of a campaign takes a few; one that takes this long has not noticed the fault
+LARGEST = 8 * 2**30  # bytes of a file, and half the bytes of memory: other programs must not run out of either
 CHANGED = "THE FLOAT MODEL WAS CHANGED"
-_BAR = ("it/s", "s/it", "image/s", "s/image", "batch/s", "s/batch", "B/s", "?", "%|")  # what progress bars are told by
+_BAR = ("it/s", "s/it", "image/s", "s/image", "batch/s", "s/batch", "B/s", "?", "%|")  # of progress bars
 _NEEDED = (
     *("dghlib.commands.networks", "dghlib.commands.runs", "dghlib.commands.settings", "dghlib.experiments.cluster"),
     *("dghlib.export", "dghlib.showing.plan_tables", "dghlib.showing.figures", "dghlib.bookmaking.book"),
@@ -41,9 +41,9 @@ _NEEDED = (
 
 
 class Ended(NamedTuple):
-    """How a command ended: its exit status, negative for a signal, what it said of itself and what it printed.
+    """How a command ended: its exit status (negative for a signal), its messages, and what it printed.
 
-    `seconds` are those of the processor, `wall` those of the clock.
+    `seconds` is processor time, `wall` is wall time.
     """
 
     status: int
@@ -54,7 +54,7 @@ class Ended(NamedTuple):
 
 
 def preload() -> None:
-    """Import what commands need, and compute nothing: processes are forked from this one."""
+    """Import what commands need without computing anything: processes are forked from this one."""
     for name in _NEEDED:
         importlib.import_module(name)
     torch.set_num_threads(1)
@@ -72,9 +72,9 @@ def dgh(
     eager: bool = False,
     orphans: bool = False,
 ) -> Ended:
-    """Run `dgh` in a folder, in a process of its own; `before` is called in there, `eager` saves every step.
+    """Run `dgh` in a folder, in its own process, which first calls `before`; `eager` saves a checkpoint at every step.
 
-    What processes it leaves behind are ended with it, unless they are to be `orphans`.
+    Processes that it leaves behind are ended with it, unless `orphans` allows them.
     """
     said, printed = (folder.with_name(f"{folder.name}.{stream}") for stream in ("said", "printed"))
     started = time.monotonic()
@@ -93,7 +93,7 @@ def dgh(
 def _be_the_command(
     folder: Path, words: Sequence[str], said: Path, printed: Path, before: Callable[[], object], eager: bool
 ) -> None:
-    """Run `dgh` in the place of this process."""
+    """Replace this process by `dgh`."""
     with contextlib.suppress(BaseException):
         status = 99
         status = _command(folder, words, said, printed, before, eager)
@@ -137,7 +137,7 @@ def _save_always(self: checkpoints.Checkpoint, state: Callable[[], dict[str, Any
 
 
 def _watched_networks() -> list[tuple[Any, str]]:
-    """Return a list that gets every network that a command loads, with the sum of its weights as they were then."""
+    """Return a list of every network that a command loads, with the sum of its weights after loading."""
     from dghlib.commands import networks
 
     load, loaded = networks._model, list[tuple[Any, str]]()
@@ -152,7 +152,7 @@ def _watched_networks() -> list[tuple[Any, str]]:
 
 
 def told(ended: Ended, *names: str, statuses: Sequence[int] = (1,)) -> str:
-    """Return what is wrong with how an error was told; nothing if it is one line that names all that it is about."""
+    """Return what is wrong with how an error is reported; "" if it is one line that names all that it is about."""
     lines = [line.rpartition("\r")[2] for line in ended.said.splitlines()]
     errors = [line for line in lines if line.startswith("dgh: ")]
     if CHANGED in ended.said:
@@ -173,12 +173,12 @@ def told(ended: Ended, *names: str, statuses: Sequence[int] = (1,)) -> str:
 
 
 def _of_a_user(line: str) -> bool:
-    """Return whether a line is one of ours: of an error, a warning, a list below one, or a progress bar."""
+    """Return whether a line is meant for users: of an error, a warning, a list below one, or a progress bar."""
     return line.startswith(("dgh: ", "  ")) or any(part in line for part in _BAR)
 
 
 def content_of(folder: Path, under: str = "OUT") -> dict[str, bytes]:
-    """Return all files that a command made, by their paths, as what they have to be again."""
+    """Return all files that a command made, by path, as they must be after the next run."""
     made = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -192,15 +192,15 @@ def content_of(folder: Path, under: str = "OUT") -> dict[str, bytes]:
 
 
 def _content(path: Path, name: str) -> bytes:
-    """Return what a file holds, less seconds: of a record, what was computed; of images, the pixels."""
+    """Return the content of a file without seconds: of a record, what was computed; of images, the pixels."""
     content = path.read_bytes()
     if path.suffix == ".json" and b'"provenance"' in content:
         record = json.loads(content)
         outputs = {name: value for name, value in record["outputs"].items() if not name.endswith("seconds")}
         return json.dumps([record["inputs"], outputs]).encode()
-    if "/images/" in name and path.suffix == ".safetensors":  # with the seconds that the book's runs took for them
+    if "/images/" in name and path.suffix == ".safetensors":  # these contain the seconds of the book's runs
         return content[8 + struct.unpack("<Q", content[:8])[0] :]
-    # The pages of a book say when and how fast they were made; its tables and records do not.
+    # The pages of a book contain times; its tables and records do not.
     paged = name.startswith("_build/") and path.suffix != ".csv"
     return b"there" if paged else content
 
@@ -212,7 +212,7 @@ def differing(found: dict[str, bytes], wanted: dict[str, bytes]) -> str:
 
 
 def make_sound(folder: Path) -> None:
-    """Make sound files of all kinds in a folder."""
+    """Make intact files of all kinds in a folder."""
     images = ("--method", "noise", "--set", "num_images=8", "--out", "images.safetensors")
     for words in (
         ("generate", NETWORK, *images),
@@ -223,7 +223,7 @@ def make_sound(folder: Path) -> None:
         ended = dgh(folder, words)
         if ended.status != 0:
             raise RuntimeError(f"dgh {' '.join(words)} fails: {ended.said}")
-    drawn = datasets.load("shapes", "test", 8).images  # of several classes, which a student needs
+    drawn = datasets.load("shapes", "test", 8).images  # a student needs several classes
     save_images(folder / "drawn.safetensors", normalise(drawn, (0.42,) * 3, (0.26,) * 3), {})
     draws = np.random.default_rng(0)
     pixels = draws.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
@@ -235,22 +235,22 @@ def make_sound(folder: Path) -> None:
         Image.fromarray(image).save(folder / "photos" / "a" / f"{number}.png")
     state = {"key": "of another run", "states": [{"finished": [], "step": 1, "task": None}], "elapsed": 1.0}
     torch.save(state, folder / "state.safetensors.checkpoint")
-    shutil.rmtree(folder / "images", ignore_errors=True)  # that the run's records are made of; they are there
+    shutil.rmtree(folder / "images", ignore_errors=True)  # the run's records, which exist, are made of these
 
 
 class Undisturbed(NamedTuple):
-    """What a command makes and prints that nothing disturbs, and how long it takes."""
+    """What an undisturbed command makes and prints, and how long it takes."""
 
     made: dict[str, bytes]
     ended: Ended
 
 
 class Workplace:
-    """Folders of sound files, as a case needs them, and what commands make of those undisturbed.
+    """Folders of intact files, as a case needs them, and the results of undisturbed commands on them.
 
     Args:
-        folder: where.
-        make_sound: makes the sound files in a folder that is there.
+        folder: the folder of all these folders.
+        make_sound: makes the intact files in an existing folder.
     """
 
     def __init__(self, folder: Path, make_sound: Callable[[Path], object]):
@@ -261,17 +261,17 @@ class Workplace:
         self.known: dict[str, Undisturbed] = {}
 
     def fresh(self, name: str) -> Path:
-        """Return a new folder with the sound files."""
+        """Return a new folder with the intact files."""
         target = self.folder / name
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(self.sound, target)
         return target
 
     def wanted(self, title: str, words: Sequence[str], under: str = "OUT", **how: Any) -> Undisturbed:
-        """Return what a command makes, by its title.
+        """Return the result of a command, by its title.
 
         Raises:
-            RuntimeError: it fails undisturbed, so that nothing could be told of it disturbed.
+            RuntimeError: it fails undisturbed, so that disturbing it would show nothing.
         """
         if title not in self.known:
             folder = self.fresh("undisturbed")

@@ -1,13 +1,15 @@
 """Campaigns: kills, broken disks, bad inputs and hostile servers, by the hundred, and how many the package survives.
 
-`python tests/campaigns.py` runs what has no outcome yet of each kind, an hour or so; with names of KINDs, those alone.
-It may be stopped and started again: outcomes are kept in `_build/campaigns`, with the commit, and what failed is tried
-again; delete that folder to begin anew. With `--save`, a record goes to `results/benchmarks`, with what
-`planted_faults.py` recorded beside it, and its table to CONTRIBUTING.md. pytest does not collect this file.
+`python tests/campaigns.py` runs all cases without an outcome, in about an hour; with names of KINDs, only these kinds.
+It can be stopped and started again: outcomes are saved in `_build/campaigns`, with the commit, and failed cases are
+tried again. To start from the beginning, delete that folder. With `--save`, a record is written to
+`results/benchmarks`, with the record of `planted_faults.py`, and its table to CONTRIBUTING.md. pytest does not collect
+this file.
 
-Each case has a number and a seed and can be repeated: `python tests/campaigns.py inputs --only 17`. What is survived,
-and how, is said in `planted_kills`, `planted_disks`, `planted_inputs` and `planted_servers`, which list the cases; a
-hostile server is survived if what gets the file's name is the file, and an honest one makes up for it.
+Each case has a number and a seed and can be repeated: `python tests/campaigns.py inputs --only 17`. The modules
+`planted_kills`, `planted_disks`, `planted_inputs` and `planted_servers` list the cases, and say what it means to
+survive them. A hostile server is survived if only the right file gets the file's name, and an honest server then
+completes the download.
 """
 
 import argparse
@@ -36,12 +38,12 @@ RECORD = ROOT / "results" / "benchmarks" / "campaigns.json"
 FAULTS = RECORD.with_name("planted_faults.json")
 PAGE = ROOT / "CONTRIBUTING.md"
 HEADER = "| kind | tried | survived at first | survived now |\n|---|---|---|---|\n"
-# Of the faults that an audit planted before there was a list of them: how many, and how many the tests noticed.
+# An audit planted faults before there was a list of them: how many, and how many the tests noticed.
 AUDITED = {"planted": 96, "noticed": 72}
 
 
 def hostile_server(work: Workplace, number: int, draws: random.Random) -> tuple[str, str]:
-    """Download from a server that sends something else than the file."""
+    """Download from a server that does not send the file."""
     folder = work.folder / f"server{number}"
     folder.mkdir()
     return planted_servers.tried(folder, draws)
@@ -57,7 +59,7 @@ KINDS: dict[str, tuple[Try, int]] = {
 
 
 def sound_files(folder: Path) -> None:
-    """Make what cases begin with."""
+    """Make the files that cases start with."""
     make_sound(folder)
     planted_kills.make_book(folder)
 
@@ -71,7 +73,7 @@ def run(kind: str, numbers: Sequence[int], version: dict[str, Any]) -> None:
     if not wanted:
         return
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
-        os.chmod(folder, 0o755)  # for the account that may do the least
+        os.chmod(folder, 0o755)  # for the unprivileged account
         work = Workplace(Path(folder), sound_files)
         for number in wanted:
             started = time.monotonic()
@@ -86,23 +88,23 @@ def run(kind: str, numbers: Sequence[int], version: dict[str, Any]) -> None:
 
 
 def attempts(kind: str) -> list[dict[str, Any]]:
-    """Return all outcomes of a kind, one after the other."""
+    """Return all outcomes of a kind, in the order of the attempts."""
     file = KEPT / f"{kind}.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def outcomes(kind: str) -> list[dict[str, Any]]:
-    """Return the outcomes of a kind, the last of each case."""
+    """Return the last outcome of each case of a kind."""
     return list({outcome["case"]: outcome for outcome in attempts(kind)}.values())
 
 
 def survived(found: Sequence[Mapping[str, Any]]) -> int:
-    """Return how many of so many outcomes have no problem."""
+    """Return how many outcomes have no problem."""
     return sum(not outcome["problem"] for outcome in found)
 
 
 def summed_up() -> dict[str, dict[str, int]]:
-    """Return, of each kind, how many were tried, how many survived the first time, and how many the last."""
+    """Return for each kind how many cases were tried, survived at first, and survived in the last attempt."""
     table = {}
     for kind in KINDS:
         first = {outcome["case"]: outcome for outcome in reversed(attempts(kind))}
@@ -113,10 +115,10 @@ def summed_up() -> dict[str, dict[str, int]]:
 
 
 def save(version: dict[str, Any]) -> None:
-    """Write a record of all outcomes, and of the commits that they are of; and the table of it."""
+    """Write a record of all outcomes and their commits, and its table."""
     found = {kind: outcomes(kind) for kind in KINDS}
     if any(one["modified"] for each in found.values() for one in each):
-        raise SystemExit(f"some outcomes are of code that no commit holds: delete {KEPT} and begin anew")
+        raise SystemExit(f"some outcomes are of modified code: delete {KEPT} and start again")
     outputs: dict[str, Any] = {"kinds": summed_up()}
     outputs["failed"] = [{"kind": kind, **one} for kind, each in found.items() for one in each if one["problem"]]
     outputs["commits"] = sorted({one["commit"] for each in found.values() for one in each})
@@ -134,7 +136,7 @@ def save(version: dict[str, Any]) -> None:
 def table_of(outputs: Mapping[str, Any]) -> str:
     """Return the table of a record, as CONTRIBUTING.md has it."""
     counts = ("tried", "survived at first", "survived now")
-    found = {kind: outputs["kinds"][kind] for kind in KINDS}  # a record has its entries in the order of their names
+    found = {kind: outputs["kinds"][kind] for kind in KINDS}  # entries of a record are sorted by name
     rows = [f"| {kind} | {' | '.join(str(each[count]) for count in counts)} |" for kind, each in found.items()]
     if faults := outputs.get("faults"):
         audited = "{noticed} of {planted}".format(**faults["audited"])
@@ -143,11 +145,11 @@ def table_of(outputs: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run what is asked for, and say how it ended."""
+    """Run the cases that are asked for, and print how they ended."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("kinds", nargs="*", help=f"of {', '.join(KINDS)}; all without")
-    options.add_argument("--only", type=int, nargs="*", help="the numbers of cases, to be repeated")
-    options.add_argument("--known", action="store_true", help="run nothing: sum up what is known")
+    options.add_argument("kinds", nargs="*", help=f"of {', '.join(KINDS)}; default: all")
+    options.add_argument("--only", type=int, nargs="*", help="numbers of cases to repeat")
+    options.add_argument("--known", action="store_true", help="run nothing, and sum up the saved outcomes")
     options.add_argument("--save", action="store_true", help="write a record to results/benchmarks")
     chosen = options.parse_args()
     version = code_version()

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, networks small enough to run at once, and waiting for what happens elsewhere."""
+"""Shared by all tests: one thread, networks small enough to run at once, and waiting for other processes."""
 
 import copy
 import time
@@ -14,15 +14,15 @@ from dghlib.running.allocator import keep_freed_memory
 
 
 def until(happened: Callable[[], object], alive: Callable[[], object]) -> None:
-    """Wait for something to happen, however busy the machine is; fail if what should do it has ended without."""
+    """Wait for an event, however busy the machine is; fail if the process that should cause it has ended."""
     while not happened():
         if not alive():
-            assert happened(), "what should have done it has ended"
+            assert happened(), "the process that should have done it has ended"
         time.sleep(0.02)
 
 
 def tell_classes_apart(model: FloatModel, images: Tensor) -> None:
-    """Move the biases of TinyNet's classes so that none is the likeliest of all images."""
+    """Move the biases of TinyNet's classes so that no class is the most probable one for all images."""
     with torch.no_grad():
         logits = copy.deepcopy(model.net).eval()(images)
         linear = model.net.get_submodule("linear")
@@ -31,7 +31,7 @@ def tell_classes_apart(model: FloatModel, images: Tensor) -> None:
 
 
 class TinyNet(nn.Module):
-    """Two convolutions with batch norm, a shortcut, a linear layer: (N, 3, 8, 8) -> (N, 5)."""
+    """2 convolutions with batch norm, a shortcut, a linear layer: (N, 3, 8, 8) -> (N, 5)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def make_tiny_model(seed: int = 0) -> FloatModel:
 
 
 def make_tiny_transformer(seed: int = 0, image_size: int = 8) -> FloatModel:
-    """Return a vision transformer with random weights: patches of 2 pixels, two heads, two layers, five classes."""
+    """Return a vision transformer with random weights: patches of 2 pixels, 2 heads, 2 layers, 5 classes."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = VisionTransformer(
@@ -79,12 +79,12 @@ def make_tiny_transformer(seed: int = 0, image_size: int = 8) -> FloatModel:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread_that_keeps_its_memory() -> None:
-    """Let torch use one thread: more wait for each other when tests or other programs run side by side."""
+    """Let torch use 1 thread: several wait for each other when programs run side by side."""
     torch.set_num_threads(1)
     keep_freed_memory()
 
 
 @pytest.fixture
 def tiny_model() -> FloatModel:
-    """A fresh tiny model, so that a test may damage it."""
+    """Return a new tiny model, which a test may change."""
     return make_tiny_model()

@@ -1,4 +1,4 @@
-"""The floors of `dghlib`, read from its imports: `python tests/house.py` prints the drawing that CONTRIBUTING shows."""
+"""The floors of `dghlib`, read from its imports: `python tests/house.py` prints the table of CONTRIBUTING.md."""
 
 import ast
 from collections.abc import Iterator
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import dghlib
 
-# From the bottom. A room imports itself and lower floors; the rooms of one floor never import each other.
+# From the lowest. A room imports itself and lower floors; the rooms of one floor never import each other.
 FLOORS = (
     ("choices", "running", "seeds"),
     ("storage",),
     ("evaluation", "images", "models"),
+    ("synthesis",),
     ("datasets", "generators", "quantizers"),
     ("export", "training"),
     ("experiments",),
@@ -22,8 +23,8 @@ FLOORS = (
 )
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 PACKAGE = Path(dghlib.__file__).parent
-LIBRARY = FLOORS[: FLOORS.index(("experiments",))]  # what an engineer needs; the rest makes the book
-# The type that passes between rooms.
+LIBRARY = FLOORS[: FLOORS.index(("experiments",))]  # the library; the other rooms make the book
+# The type that every room may use.
 FOR_ALL = {("dghlib.models", "FloatModel"), ("dghlib.models.float_model", "FloatModel")}
 
 
@@ -43,7 +44,7 @@ def rooms_used(source: str) -> set[str]:
 
 
 def arrows() -> dict[str, set[str]]:
-    """Return, for every room, the other rooms that it imports."""
+    """Return the other rooms that every room imports."""
     found: dict[str, set[str]] = {room: set() for room in FLOOR_OF}
     for path in PACKAGE.rglob("*.py"):
         room = path.relative_to(PACKAGE).with_suffix("").parts[0]
@@ -53,7 +54,7 @@ def arrows() -> dict[str, set[str]]:
 
 
 def drawing() -> str:
-    """Return the house as a table, the roof first: floors, and whom each room imports."""
+    """Return the house as a table, highest floor first: the rooms, and the rooms that each imports."""
     used = arrows()
     lines = ["| floor | room | imports |", "|---|---|---|"]
     for number, floor in reversed(list(enumerate(FLOORS))):

@@ -1,4 +1,4 @@
-"""What the plain loops of the specification tests share: statistics as the papers define them, one layer at a time."""
+"""Shared by the specification tests: statistics as the papers define them, in plain loops over the layers."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ def norms_of(net: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def seen_by_norms(net: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
-    """Return the logits, and for each batch norm what it is given, its running mean and its running variance."""
+    """Return the logits, and for each batch norm its input, its running mean and its running variance."""
     given: list[Tensor] = []
     hooks = [norm.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])) for norm in norms_of(net)]
     logits = net(images)
@@ -22,7 +22,7 @@ def seen_by_norms(net: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[Te
 
 
 def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return them for every channel of (N, C, H, W), over all images: the biased variance."""
+    """Return the mean and the biased variance of every channel of (N, C, H, W), over all images."""
     mean = x.mean((0, 2, 3))
     return mean, (x - mean[:, None, None]).square().mean((0, 2, 3))
 

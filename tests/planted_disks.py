@@ -1,8 +1,8 @@
-"""Disks that are full, or have no more names, may not be written, or take no large file; and then are as they should.
+"""Disks that are full, have no more names, are read-only or take no large file, and are then repaired.
 
-`CASES` lists them: every command that writes, and what is wrong with the place where it is to. It has to say so in one
-line that names the path and to leave nothing half written; given again once the place is sound, it succeeds. Small
-disks are mounted in memory, which takes an administrator.
+`CASES` lists every command that writes, and the trouble with the place where it writes. The command must say so in 1
+line that names the path, and leave nothing half written. Repeated after the repair, it succeeds. Small disks are
+mounted in memory, which needs an administrator's rights.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from typing import NamedTuple
 from campaign_commands import NETWORK, Undisturbed, Workplace, content_of, dgh, differing, nothing, told
 from planted_kills import COMMANDS, LEARN, SHORT
 
-NOBODY = 65534  # the account that may do the least
-LARGEST = 20_000  # bytes of a file, where large ones are forbidden
+NOBODY = 65534  # an unprivileged account
+LARGEST = 20_000  # in bytes, where large files are forbidden
 PAGE = 4096
 WRITERS: dict[str, tuple[str, ...]] = {
     **{name: words for name, words in COMMANDS.items() if name != "evaluate"},
@@ -32,7 +32,7 @@ SEVERAL_FILES = ("generate a folder", "report", "run")
 
 
 class Case(NamedTuple):
-    """A command, and what is wrong with the disk."""
+    """A command, and the trouble with the disk."""
 
     command: str
     trouble: str
@@ -46,11 +46,11 @@ CASES = [
     *(Case(name, "no large files") for name in WRITERS if name not in MAPPED),
     *(Case(name, "no room for maps") for name in MAPPED for _ in range(3)),
 ]
-OF_CHECKPOINTS = (".checkpoint", ".checkpoint.values")  # what is to stay, so that nothing is computed again
+OF_CHECKPOINTS = (".checkpoint", ".checkpoint.values")  # these stay, so that nothing is computed again
 
 
 def disk(work: Workplace, number: int, draws: random.Random) -> tuple[str, str]:
-    """Give a command a disk that is not as it should be, then a sound one; return its name and what was wrong."""
+    """Give a command a broken disk, then an intact one; return the case's name and what was wrong."""
     case = CASES[number]
     words, map_files = WRITERS[case.command], partial(_map_files, case.command in MAPPED)
     wanted = work.wanted(case.command, words, before=map_files)
@@ -65,7 +65,7 @@ def disk(work: Workplace, number: int, draws: random.Random) -> tuple[str, str]:
         full = dgh(folder, words, before=before)
         if full.status == 0:
             return name, differing(content_of(folder), wanted.made)
-        if problem := told(full, *([] if case.command in MAPPED else ["OUT"])):  # maps may lie elsewhere
+        if problem := told(full, *([] if case.command in MAPPED else ["OUT"])):  # maps may be in another folder
             return name, problem
         if left := _half_written(folder, files):
             return name, f"left {left}"
@@ -75,29 +75,29 @@ def disk(work: Workplace, number: int, draws: random.Random) -> tuple[str, str]:
 
 
 def _half_written(folder: Path, files: set[str]) -> list[str]:
-    """Return what is neither a checkpoint nor, of a command that writes many files, a whole one."""
+    """Return files that are not checkpoints and, for a command that writes many files, not complete ones."""
     made = [name for name in content_of(folder) if "/" not in name and not name.endswith(OF_CHECKPOINTS)]
     others = {path.name for path in folder.iterdir()} - files - {"OUT", "tmp"}
     return made + sorted(name for name in others if not name.endswith(OF_CHECKPOINTS))
 
 
 def _map_files(wanted: bool) -> None:
-    """Let what a command computes lie in mapped files beside it, as that of a large one does."""
+    """Let a command put its values in mapped files, as a command with large sets does."""
     if wanted:
         from dghlib.generators import dgh as images
 
         images.LARGEST_IN_MEMORY = 0
-        with contextlib.suppress(OSError):  # where nothing can be made
+        with contextlib.suppress(OSError):  # the disk may be full or read-only
             os.makedirs("tmp", exist_ok=True)
         os.environ["TMPDIR"], tempfile.tempdir = "tmp", None
 
 
-Broken = tuple[str, Callable[[], object], Callable[[], object]]  # its name, what spoils it, what mends it
+Broken = tuple[str, Callable[[], object], Callable[[], object]]  # its name, the break, the repair
 
 
 @contextlib.contextmanager
 def _broken(folder: Path, trouble: str, wanted: Undisturbed, draws: random.Random) -> Iterator[Broken]:
-    """Do to a folder what a trouble is; yield its name, what is to be called by the command, and what mends it."""
+    """Break a folder; yield the trouble's name, a function for the command to call, and the repair."""
     if trouble == "not allowed":
         folder.chmod(0o555)
         yield trouble, partial(os.setuid, NOBODY), partial(folder.chmod, 0o777)
@@ -125,7 +125,7 @@ def _mount(*words: str) -> None:
 
 @contextlib.contextmanager
 def _mounted(folder: Path, options: str) -> Iterator[None]:
-    """Mount a small disk of memory over a folder, its files linked."""
+    """Mount a small disk in memory over a folder, with links to its files."""
     own = folder.rename(folder.with_name(f"{folder.name}.files"))
     folder.mkdir()
     _mount("-t", "tmpfs", "-o", options, "tmpfs", str(folder))

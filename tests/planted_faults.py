@@ -1,13 +1,13 @@
 """Plants faults in a copy of the package, one at a time, and counts how many the tests notice.
 
-`python tests/planted_faults.py` plants all that `planted_faults.txt` lists and nobody has planted yet, in a quarter of
-an hour to an hour; with WORDs, those whose file has one in its name. It may be stopped and started again, and several
-may run at once: the last outcome of each fault is kept in `_build/planted_faults`. A fault is planted again if its file
-has changed since, or if it was not noticed and its tests have changed. With `--save`, a record goes to
-`results/benchmarks`. pytest does not collect this file.
+`python tests/planted_faults.py` plants all faults of `planted_faults.txt` that have no outcome, in a quarter of
+an hour to an hour; with WORDs, only those in files whose names contain one. It can be stopped and started again, and
+several processes can run at once: the last outcome of each fault is saved in `_build/planted_faults`. A fault is
+planted again if its file has changed, or if it was not noticed and its tests have changed. With `--save`, a record is
+written to `results/benchmarks`. pytest does not collect this file.
 
-Each fault is planted for a process of its own, forked from one that has imported what the package needs, so that a
-fault takes as long as its tests, and a fault that ends the process is one that was noticed.
+Each fault is planted for its own process, forked from one that has imported what the package needs, so that a
+fault takes only the time of its tests. A fault that ends the process counts as noticed.
 """
 
 import argparse
@@ -35,15 +35,15 @@ ROOT = Path(__file__).parents[1]
 LIST = Path(__file__).with_suffix(".txt")
 KEPT = ROOT / "_build" / "planted_faults"
 RECORD = ROOT / "results" / "benchmarks" / "planted_faults.json"
-SECONDS = 900  # for the tests of one fault; tests that hang have noticed it
-ENDED, FAILED = 0, 1  # what pytest says of a run whose tests passed, or of which one failed
+SECONDS = 900  # for the tests of one fault; tests that hang count as failed
+ENDED, FAILED = 0, 1  # exit status of pytest if all tests passed, or if one failed
 NEEDED = ("torch", "torchvision", "numpy", "pandas", "scipy.stats", "seaborn", "onnx", "onnxruntime", "nbformat", "PIL")
 
 
 class Fault(NamedTuple):
     """A mistake that somebody could make: in `file` of the package, `old` becomes `new`.
 
-    `tests` should notice: names of test files, with a word in brackets if the tests of that word will do.
+    `tests` are the names of test files that should notice it, some with a word in brackets that selects tests.
     """
 
     file: str
@@ -82,7 +82,7 @@ def planted(fault: Fault, text: str) -> str:
 
 @contextlib.contextmanager
 def private_copy() -> Iterator[Path]:
-    """Yield a copy of package and tests, beside links to what else the repository holds."""
+    """Yield a copy of package and tests, with links to the rest of the repository."""
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
         for path in ROOT.iterdir():
             if path.name in ("dghlib", "tests"):
@@ -93,19 +93,19 @@ def private_copy() -> Iterator[Path]:
 
 
 def fails(copy: Path, tests: Sequence[str]) -> bool:
-    """Return whether one of the tests fails, or hangs, or ends its process."""
+    """Return whether one of the tests fails, hangs, or ends its process."""
     if (child := os.fork()) == 0:
         _be_the_tests(copy, tests)
     ended = _status(child)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # with what the tests have started
+        os.killpg(child, signal.SIGKILL)  # also ends what the tests have started
     if ended is None:
         os.waitpid(child, 0)
     return ended != ENDED
 
 
 def _status(child: int) -> int | None:
-    """Return how a process ended, None if it takes too long."""
+    """Return the exit status of a process, or None if it takes too long."""
     started = time.monotonic()
     while time.monotonic() - started < SECONDS:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -116,7 +116,7 @@ def _status(child: int) -> int | None:
 
 
 def _be_the_tests(copy: Path, tests: Sequence[str]) -> None:
-    """Run tests in the place of this process."""
+    """Replace this process by a run of the tests."""
     os.setsid()
     os.chdir(copy)
     quiet = os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -153,18 +153,18 @@ def outcome_of(fault: Fault, copy: Path) -> dict[str, Any]:
 
 
 def kept(fault: Fault) -> Path:
-    """Return the file of a fault's last outcome."""
+    """Return the file with a fault's last outcome."""
     return KEPT / f"{fingerprint([fault.file, fault.old, fault.new])}.json"
 
 
 def _tests_of(fault: Fault) -> dict[str, str]:
-    """Return the sums of a fault's test files."""
+    """Return the checksums of a fault's test files."""
     return {name: _sum(f"tests/test_{name.partition('[')[0]}.py") for name in fault.tests}
 
 
 @functools.cache
 def _sum(file: str) -> str:
-    """Return the sum of a file as it is when it is first asked for, as in the copy."""
+    """Return the checksum of a file as it was at the first call, which is also its state in the copy."""
     return hashlib.sha256((ROOT / file).read_bytes()).hexdigest()
 
 
@@ -175,7 +175,7 @@ def last(fault: Fault) -> dict[str, Any] | None:
 
 
 def known(fault: Fault) -> dict[str, Any] | None:
-    """Return the outcome of a fault in its file as it is now, unless its tests may notice it by now."""
+    """Return a fault's outcome if its file is unchanged, and its tests too unless they noticed it; else None."""
     outcome = last(fault)
     if outcome is None or outcome["code"] != _sum(f"dghlib/{fault.file}"):
         return None
@@ -185,7 +185,7 @@ def known(fault: Fault) -> dict[str, Any] | None:
 def plant(faults: Sequence[Fault]) -> None:
     """Plant all faults whose outcome is not known, first those that were never planted.
 
-    Tests that fail without any fault say nothing about its faults: these are left out, with a message.
+    Tests that fail without any fault show nothing: their faults are left out, with a message.
     """
     for name in NEEDED:
         importlib.import_module(name)
@@ -209,7 +209,7 @@ def plant(faults: Sequence[Fault]) -> None:
 
 
 def summed_up(faults: Sequence[Fault]) -> dict[str, Any]:
-    """Return how many faults were noticed, by file, and those that were not, by the last outcome of each."""
+    """Return how many faults were noticed, in all and by file, and which were missed, by their last outcomes."""
     found = [outcome for fault in faults if (outcome := last(fault))]
     by_file: dict[str, list[int]] = {}
     for outcome in found:
@@ -228,14 +228,14 @@ def summed_up(faults: Sequence[Fault]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Plant what is asked for, print what was found, and save it."""
+    """Plant the chosen faults, print the outcomes, and save them."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("words", nargs="*", help="of names of files; all without")
-    options.add_argument("--save", action="store_true", help="write a record to results/benchmarks of what is known")
-    options.add_argument("--known", action="store_true", help="plant nothing: sum up what is known")
+    options.add_argument("words", nargs="*", help="words in names of files; default: all files")
+    options.add_argument("--save", action="store_true", help="write a record of the outcomes to results/benchmarks")
+    options.add_argument("--known", action="store_true", help="plant nothing, and sum up the saved outcomes")
     chosen = options.parse_args()
     for fault in listed():
-        _ = kept(fault), _tests_of(fault)  # so that the sums of all files are those of now
+        _ = kept(fault), _tests_of(fault)  # so that the checksums of all files are those at the start
     faults = [fault for fault in listed() if not chosen.words or any(word in fault.file for word in chosen.words)]
     version = code_version()
     if not chosen.known:

@@ -1,8 +1,8 @@
-"""Inputs that are damaged, or were never sound: `CASES` lists them, each a command that is given one.
+"""Inputs that are damaged or impossible: `CASES` lists them, each with a command that reads it.
 
-A command survives a bad input if it says so in one line that names what it is about, runs no code that is in it, writes
-nothing, and leaves the float network as it was. Some it may take: a flipped bit of an image is an image. A state that
-it can do without it makes anew, and keeps what it could not read.
+A command survives a bad input if it reports this in 1 line that names the input, runs no code in it, writes nothing,
+and leaves the float network unchanged. Some bad inputs may be accepted: an image with a flipped bit is an image. State
+that a command can do without is computed again, and the unreadable file is kept.
 """
 
 import gzip
@@ -25,15 +25,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 MARKER = "code-was-run"
-WEIGHTS = "weights/resnet18_imagenet.pth.tar"  # of which no sum is published
+WEIGHTS = "weights/resnet18_imagenet.pth.tar"  # no checksum of this file is published
 TWO = ("--num-images", "2")
 ALIKE = "all values -1, those of steps, too"
-Ends = Literal["refused", "taken or refused", "warned", "made anew", "taken or made anew"]
+Ends = Literal["refused", "taken or refused", "warned", "made again", "taken or made again"]
 Damage = Callable[[Path, random.Random], object]
 
 
 class Reader(NamedTuple):
-    """A command, and the file of those that it reads that is damaged; how it may end if nobody can read that."""
+    """A command, the damaged file that it reads, and how the command may end."""
 
     file: str
     words: tuple[str, ...]
@@ -41,7 +41,7 @@ class Reader(NamedTuple):
 
 
 class Input(NamedTuple):
-    """A command with a bad input: what it is, what makes it, how the command may end, what its error has to name."""
+    """A command with a bad input: its name, what plants it, how the command may end, what its error must name."""
 
     name: str
     words: tuple[str, ...]
@@ -69,14 +69,14 @@ READERS = (
     Reader("photos.npz", (*QUANTIZE_REAL, "photos.npz")),
     Reader("photos.npz", ("evaluate", NETWORK, "--data", "photos.npz", *TWO)),
     Reader("photos/a/0.png", (*QUANTIZE_REAL, "photos")),
-    Reader("state.safetensors.checkpoint", (*GENERATE, "--out", "state.safetensors"), "made anew"),
-    Reader("records", (*RUN, "--seeds", "1", "--results", "records"), "made anew"),
+    Reader("state.safetensors.checkpoint", (*GENERATE, "--out", "state.safetensors"), "made again"),
+    Reader("records", (*RUN, "--seeds", "1", "--results", "records"), "made again"),
     Reader(WEIGHTS, ("export", "imagenet_resnet18", "--out", "OUT.onnx", "--data-dir", ".")),
 )
 
 
 class _Bomb:
-    """What runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path(MARKER),)
@@ -132,7 +132,7 @@ def _changed_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Dam
 
 
 def _changed_facts(change: Callable[[dict[str, Any]], object]) -> Damage:
-    """Change what a file of tensors says of itself: its header, and what is in there as text."""
+    """Change the header of a file of tensors, and the text in it."""
 
     def changed(path: Path, draws: random.Random) -> None:
         content = path.read_bytes()
@@ -185,7 +185,7 @@ def _of_zero_points(change: Callable[[torch.Tensor], object]) -> Callable[[dict[
 
 
 def _changed_header(change: Callable[[dict[str, Any]], object]) -> Damage:
-    """Change what a file of a quantized network says of itself."""
+    """Change the header of a file of a quantized network."""
 
     def changed(metadata: dict[str, Any]) -> None:
         header = json.loads(metadata["__metadata__"]["dghlib"])
@@ -196,7 +196,7 @@ def _changed_header(change: Callable[[dict[str, Any]], object]) -> Damage:
 
 
 def _changed_grids(change: Callable[[list[Any]], Any], *parts: str) -> Damage:
-    """Change what it says of its grids, of those of weights and tensors, or of one part."""
+    """Change the grids in it, those of weights and tensors, or of one of them."""
     wanted: Sequence[str] = parts or ("weights", "activations")
     return _changed_header(
         lambda header: [header.update({part: {k: change(v) for k, v in header[part].items()}}) for part in wanted]
@@ -291,7 +291,7 @@ OF_ENDING: dict[str, dict[str, Damage]] = {
         "a layer less": _changed_state(lambda state: state.pop("fc.bias")),
     },
 }
-# What a file of a quantized network says of its grids, and what it cannot say.
+# Grids of a quantized network's file that are impossible.
 GRIDS: dict[str, Damage] = {
     "scale 0": _changed_tensors(_of_scales(lambda tensor: tensor.zero_())),
     "a negative scale": _changed_tensors(_of_scales(lambda tensor: tensor.neg_())),
@@ -333,15 +333,15 @@ GRIDS: dict[str, Damage] = {
 
 def _read(reader: Reader, name: str, damage: Damage) -> Input:
     """Return the input of a command that reads a damaged file."""
-    # A byte of a tensor is as good as another, and images that are all alike get a warning.
+    # Any byte of a tensor is valid, and images that are all equal get a warning.
     harmless = {"a bit flipped", "longer", "of cyan, magenta, yellow and black", "gray of 16 bits"}
     if reader.file.endswith(".png"):
         harmless |= {"cut by a byte"}
     ends: Ends = "taken or refused" if name in harmless and reader.ends == "refused" else reader.ends
     if (reader.file, name) == ("images.safetensors", ALIKE):
         ends = "warned"
-    if reader.file == "records" and name in ("a bit flipped", "cut by a byte"):  # a digit is as good as another
-        ends = "taken or made anew"
+    if reader.file == "records" and name in ("a bit flipped", "cut by a byte"):  # any digit is valid
+        ends = "taken or made again"
     return Input(
         f"{reader.words[0]} of {reader.file}: {name}",
         reader.words,
@@ -393,7 +393,7 @@ CASES: list[Input] = [
 
 
 def damaged_input(work: Workplace, number: int, draws: random.Random) -> tuple[str, str]:
-    """Give a command a bad input; return the name of the case, and what is wrong with what came of it."""
+    """Give a command a bad input; return the name of the case, and what was wrong with the outcome."""
     case = CASES[number]
     folder = work.fresh(f"input{number}")
     case.plant(folder, draws)
@@ -401,10 +401,10 @@ def damaged_input(work: Workplace, number: int, draws: random.Random) -> tuple[s
     ended = dgh(folder, case.words, before=case.before)
     if (folder / MARKER).exists():
         return case.name, "code in the file was run"
-    if ended.status == 0 and case.ends == "taken or made anew":
+    if ended.status == 0 and case.ends == "taken or made again":
         return case.name, ""
-    if case.ends.endswith("made anew"):
-        return case.name, _made_anew(folder, ended.status, ended.said)
+    if case.ends.endswith("made again"):
+        return case.name, _made_again(folder, ended.status, ended.said)
     if ended.status == 0 and case.ends in ("taken or refused", "warned"):
         warned = case.ends != "warned" or "dgh: " in ended.said
         return case.name, "" if warned else "it was taken without a warning"
@@ -423,6 +423,6 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def _made_anew(folder: Path, status: int, said: str) -> str:
+def _made_again(folder: Path, status: int, said: str) -> str:
     kept = any(".corrupt" in path.name or ".checkpoint." in path.name for path in folder.rglob("*"))
-    return "" if status == 0 and kept else f"not made anew: {said[-300:]}"
+    return "" if status == 0 and kept else f"not made again: {said[-300:]}"

@@ -1,7 +1,7 @@
-"""Kills: of every command at any moment of its work, while it saves, while it tests, on a cluster, and of a book.
+"""Kills: of every command at any moment, during saves, during tests, on a cluster, and of a book.
 
-`CASES` lists them; what a case's number is stays the same for as long as the list does. A killed command is given
-again, and has to make and print what an undisturbed one does, bit for bit, and to leave nothing else.
+`CASES` lists them; a case keeps its number as long as the list is unchanged. A killed command is repeated, and must
+make and print exactly what an undisturbed one does, bit for bit, and leave nothing else.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ SET = ("--set", "num_images=6", "--set", "batch_size=4", "--set")
 LEARN = ("--images", "images.safetensors", "--bits", "W4A4", "--method")
 SHORT = ("--set", "iterations=4", "--set", "step_iterations=2", "--out", "OUT.safetensors")
 TABLE = ("run", "table2", "--budget", "smoke", "--models", NETWORK, "--bits", "W8A8", "--seeds", "1", "--anew")
-# What is killed, and what is given too little room: each writes OUT, and what it begins with is among the sound files.
+# Commands that are killed, or get too little room: each writes OUT, and reads the intact files.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "generate zeroq": ("generate", NETWORK, "--method", "zeroq", *SET, "steps=6", "--out", "OUT.safetensors"),
     "generate dgh": ("generate", NETWORK, *SET, "steps=6", "--out", "OUT.npz"),
@@ -49,7 +49,7 @@ BOOK = ("book", "--budget", "smoke")
 
 
 class Case(NamedTuple):
-    """What is killed, and when: at `any moment`, `in saving`, `in a test`; on a cluster, which of its processes."""
+    """A command, and when it is killed: at `any moment`, `in saving`, `in a test`; on a cluster, which process."""
 
     command: str
     when: str
@@ -65,7 +65,7 @@ CASES = [
 
 
 def kill(work: Workplace, number: int, draws: random.Random) -> tuple[str, str]:
-    """Kill what a case says; return its name, and what is wrong with what came of it."""
+    """Kill the process of a case; return the case's name, and what was wrong with the outcome."""
     case = CASES[number]
     return {"cluster": _on_a_cluster, "book": _a_book}.get(case.command, _alone)(work, case, number, draws)
 
@@ -85,7 +85,7 @@ def _alone(work: Workplace, case: Case, number: int, draws: random.Random) -> tu
 def _again(
     work: Workplace, folder: Path, words: Sequence[str], wanted: Undisturbed, under: str = "OUT", eager: bool = True
 ) -> str:
-    """Give a killed command again; return what is wrong with the outcome."""
+    """Repeat a killed command; return what is wrong with the outcome."""
     again = dgh(folder, words, eager=eager)
     if again.status != 0:
         return f"given again: {told(again) or again.said[-300:]}"
@@ -95,14 +95,14 @@ def _again(
 
 
 def _forced(words: Sequence[str], folder: Path) -> Sequence[str]:
-    """Return a command that may replace what the killed one finished; a folder of images has to go first."""
+    """Return a command that may replace the killed command's output; a folder of images is deleted first."""
     if words[0] == "generate" and words[-1] == "OUT":
         shutil.rmtree(folder / "OUT", ignore_errors=True)
     return words if words[0] in ("run", "book") else (*words, "--force")
 
 
 def _death(when: str, seconds: float, draws: random.Random) -> tuple[str, Callable[[], object]]:
-    """Return the words for a moment, and what has a process killed then."""
+    """Return the words for a moment, and a function that has the process killed at this moment."""
     times, before = draws.randint(1, 3), draws.random() < 0.5
     if when == "in saving":
         return f"{'before' if before else 'after'} save {times}", partial(_die_in_saving, times, before)
@@ -117,7 +117,7 @@ def _die() -> None:
 
 
 def _die_in_saving(times: int, before: bool) -> None:
-    """Let this process be killed when it names a finished file for so many-th time, before or after it does."""
+    """Let this process be killed before or after it renames a finished file for the `times`-th time."""
     rename, count = os.replace, 0
 
     def replace(source: Any, target: Any) -> None:
@@ -133,7 +133,7 @@ def _die_in_saving(times: int, before: bool) -> None:
 
 
 def _die_in_a_test(times: int) -> None:
-    """Let this process be killed while a network is tested, when so many batches or images have been."""
+    """Let this process be killed while a network is tested, at the `times`-th batch or image."""
     from dghlib.evaluation import classification, detection
 
     count = 0
@@ -150,7 +150,7 @@ def _die_in_a_test(times: int) -> None:
 
 
 class Cluster:
-    """A scheduler and two workers, each a process in a folder of its own."""
+    """A scheduler and 2 workers, each a process in its own folder."""
 
     def __init__(self, folder: Path):
         self.folder, self.address = folder, folder / "scheduler.json"
@@ -195,7 +195,7 @@ class Cluster:
         os.waitpid(self.pids.pop(name), 0)
 
     def close(self) -> None:
-        """Kill all."""
+        """Kill all processes."""
         for name in list(self.pids):
             self.kill(name)
 
@@ -211,7 +211,7 @@ def _cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def _kill_later(process: int, seconds: float) -> None:
-    """Let a process of its own, whose end is nobody's business, kill another one in so many seconds."""
+    """Start a process that kills another one after some seconds; nobody waits for it."""
     if os.fork() == 0:
         time.sleep(seconds)
         with contextlib.suppress(ProcessLookupError):
@@ -236,7 +236,7 @@ def _on_a_cluster(work: Workplace, case: Case, number: int, draws: random.Random
     words = _words_of(shared)
     with _cluster(shared) as started:
         killed = dgh(folder, words, before=_death_on(started, case.when, moment))
-        if case.when == "a worker":  # the other one takes over: nobody has to give the command again
+        if case.when == "a worker":  # the other worker continues: the command need not be repeated
             problem = told(killed) if killed.status else differing(content_of(folder), wanted.made)
             return name, problem
     if killed.status == 0 or (killed.status > 0 and case.when != "the scheduler"):
@@ -249,7 +249,7 @@ def _on_a_cluster(work: Workplace, case: Case, number: int, draws: random.Random
 
 
 def _words_of(shared: Path) -> Sequence[str]:
-    """Return the command that asks a cluster, whose address is in a file beside."""
+    """Return the command for a cluster, whose address is in a file of the folder."""
     return [*CLUSTER[:-1], str(shared / "scheduler.json")]
 
 
@@ -262,14 +262,14 @@ def _death_on(cluster: Cluster, who: str, moment: float) -> Callable[[], object]
     def without_a_scheduler() -> None:
         from dghlib.experiments import cluster as asking
 
-        asking.SECONDS_TO_CONNECT = 5  # else each case waits a minute for it
+        asking.SECONDS_TO_CONNECT = 5  # otherwise each case waits a minute for it
         _kill_later(cluster.pids["scheduler"], moment)
 
     return without_a_scheduler
 
 
 def make_book(folder: Path) -> None:
-    """Write a repository of two notebooks, one that computes and one that shows."""
+    """Write a repository of 2 notebooks, one that computes and one that shows records."""
     (folder / "book").mkdir()
     (folder / "notebooks").mkdir()
     (folder / "book" / "_toc.yml").write_text(

@@ -1,4 +1,4 @@
-"""Networks that nobody should write, as users have written them: `planted_words.py` names them at the command line."""
+"""Bad networks that users have written or could write: `planted_words.py` names them on the command line."""
 
 import warnings
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from dghlib.models import FloatModel
 
 
 class Net(nn.Module):
-    """Two convolutions with batch norm and a linear layer, and what is done to its logits: (N, 3, 8, 8) -> (N, 5)."""
+    """2 convolutions with batch norm and a linear layer, and an operation on the logits: (N, 3, 8, 8) -> (N, 5)."""
 
     def __init__(self, answer: Callable[[Tensor], Any] = lambda logits: logits):
         super().__init__()
@@ -45,7 +45,7 @@ def _nothing_known(*arguments: Any) -> None:
     raise KeyError("weights")
 
 
-# What networks answer instead of logits.
+# Networks that return something other than logits.
 def answers_a_dict() -> FloatModel:
     return _model(Net(lambda logits: {"logits": logits}).eval())
 
@@ -78,7 +78,7 @@ def answers_infinity() -> FloatModel:
     return _model(Net(lambda logits: logits / 0).eval())
 
 
-# What fails in them.
+# Networks that fail.
 def fails() -> FloatModel:
     return _model(Net(_fail).eval())
 
@@ -113,7 +113,7 @@ def is_no_module() -> FloatModel:
     return _model(lambda images: images)
 
 
-# What their weights hold.
+# Networks with impossible weights.
 def holds_nan() -> FloatModel:
     return _changed(lambda net: net.conv1.weight.fill_(torch.nan))
 
@@ -144,7 +144,7 @@ def is_on_no_device() -> FloatModel:
     return _model(Net().eval().to("meta"))
 
 
-# What they take.
+# Networks with other inputs.
 def takes_larger_images() -> FloatModel:
     return _model(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 14 * 14, 5)).eval())
 
@@ -162,7 +162,7 @@ def takes_two_images() -> FloatModel:
     return _model(_Two().eval())
 
 
-# What torch cannot follow.
+# Networks that cannot be traced.
 class _Chooses(Net):
     def forward(self, x: Tensor) -> Any:
         return super().forward(x if x.sum() > 0 else -x)
@@ -190,7 +190,7 @@ def is_scripted() -> FloatModel:
     return _model(torch.jit.script(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))).eval())
 
 
-# What is said of their images.
+# Networks with wrong facts about their images.
 def says_two_numbers() -> FloatModel:
     return _model(Net().eval(), image_shape=(8, 8))
 

@@ -1,4 +1,4 @@
-"""Servers that send something else than the file that was asked for, as `campaigns.py` draws them."""
+"""Servers that send something other than the requested file, as `campaigns.py` draws them."""
 
 import contextlib
 import gzip
@@ -18,11 +18,11 @@ from dghlib.storage.assets import Manifest
 
 
 def tried(folder: Path, draws: random.Random) -> tuple[str, str]:
-    """Download from a hostile server, then from an honest one; return what it did, and what was wrong with that."""
+    """Download from a hostile server, then from an honest one; return what it sent, and what went wrong."""
     file = io.BytesIO()
     torch.save({"weight": torch.arange(50_000.0)}, file)
     content = file.getvalue()
-    known = draws.random() < 0.7  # its size and sum are published
+    known = draws.random() < 0.7  # whether its size and checksum are published
     with _serving() as server:
         manifest = Manifest(
             path="things/file.bin",
@@ -69,19 +69,19 @@ def _problem(server: Server, manifest: Manifest, content: bytes) -> str:
         if "\n" in str(error) or not (manifest.url in str(error) or str(target) in str(error)):
             return f"told without address and path: {error!r}"
     if target.exists() and target.read_bytes() != content:
-        # Without a sum nobody can tell a byte of a tensor from another; all else can be told.
+        # Without a checksum, a changed byte of a tensor cannot be noticed; everything else can.
         if manifest.sha256 or len(target.read_bytes()) != len(content):
             return "another file has its name"
         target.unlink()
     honest = Server(url=server.url, content=content)
     server.__dict__.update(honest.__dict__)
-    for _ in range(2):  # what was kept of the hostile server's bytes is found out by the first
+    for _ in range(2):  # the first notices the bytes that were kept of the hostile server
         with contextlib.suppress(ValueError):
             assets.fetch(manifest, progress=False)
         if target.exists() and target.read_bytes() == content:
             left = [path.name for path in target.parent.iterdir() if path != target]
             return f"left {left}" if left else ""
-    return "an honest server does not make up for it"
+    return "the download from an honest server fails"
 
 
 @contextlib.contextmanager

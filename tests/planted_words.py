@@ -1,4 +1,4 @@
-"""Commands that ask for what cannot be: settings, networks, images, manifests, other words; see `planted_inputs`."""
+"""Commands that ask for the impossible: settings, networks, images, manifests, other words; see `planted_inputs`."""
 
 import dataclasses
 import inspect
@@ -25,7 +25,7 @@ QUANTIZE = ("quantize", NETWORK, "--images", "images.safetensors", *OUT)
 
 
 class Words(NamedTuple):
-    """Words that cannot be followed, or hardly: what they are, what is planted for them, how the command may end."""
+    """Words of an impossible or odd command: their name, what is planted for them, how the command may end."""
 
     name: str
     words: tuple[str, ...]
@@ -35,19 +35,19 @@ class Words(NamedTuple):
     before: Callable[[], object] = nothing
 
 
-# What a setting of a type is not.
+# Values that a setting of a type cannot have.
 WRONG: dict[Any, tuple[str, ...]] = {
     bool: ("no", "2", "1.0"),
     int: ("1.9", "many", "inf", "1e3"),
     float: ("nan", "inf", "much", "-inf"),
     str: ("nothing",),
 }
-FREE = ("pipeline", "revision", "scheduler", "prompt", "token", "class_names")  # settings that may be any text
+FREE = ("pipeline", "revision", "scheduler", "prompt", "token", "class_names")  # settings that take any text
 AMOUNTS = ("num_images", "batch_size", "steps", "iterations", "candidates", "latent_size", "mixed_classes")
 
 
 def _settings() -> Iterator[Words]:
-    """Yield, for every setting of every method, a value that it cannot have."""
+    """Yield an impossible value for every setting of every method."""
     for method, module in (GENERATORS | QUANTIZERS).items():
         of = ("generate", NETWORK, *OUT) if method in GENERATORS else QUANTIZE
         for number, (field, kind) in enumerate(_kinds(module.Config)):
@@ -68,7 +68,7 @@ def _kinds(config: type) -> Iterator[tuple[str, Any]]:
 
 
 def _networks() -> Iterator[Words]:
-    """Yield every network of `planted_networks`, and commands that it is given to."""
+    """Yield every network of `planted_networks`, with the commands that take it."""
     few = ("--set", "num_images=4", "--set", "steps=2")
     taken = ("answers_a_dict", "answers_a_tuple", "answers_a_list", "draws_by_chance", "chooses_by_values")
     for name, function in inspect.getmembers(planted_networks, inspect.isfunction):
@@ -92,7 +92,7 @@ def _small(folder: Path) -> None:
 
 
 def _images() -> Iterator[Words]:
-    """Yield sets of images that are none, or odd: as sets of ours, and as folders."""
+    """Yield sets of images that are empty, impossible or odd, as image sets and as folders."""
     sets: dict[str, tuple[torch.Tensor, Any]] = {
         "all zero": (torch.zeros(4, 3, 32, 32), "warned"),
         "pixels from 0 to 1": (torch.rand(4, 3, 32, 32), "warned"),
@@ -162,7 +162,7 @@ SOUND = {"path": "x/file", "profile": "own", "url": "https://127.0.0.1:1/", "ori
 
 
 def _manifests() -> Iterator[Words]:
-    """Yield manifests that lead elsewhere, or are none."""
+    """Yield manifests that are invalid, or whose paths or addresses lead elsewhere."""
     changes: dict[str, Any] = {
         "a path that leaves the folder": {"path": "../file"},
         "a path that leaves it further down": {"path": "a/../../file"},
@@ -206,7 +206,7 @@ def _use_own() -> None:
 
 NOISE = ("generate", NETWORK, "--method", "noise", "--set", "num_images=2")
 TABLE = ("run", "table2", "--budget", "smoke", "--results", "OUT")
-# name: words, and what the error has to name
+# name: words, and what the error must name
 OTHERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "a million threads": ((*NOISE, *OUT, "--threads", "1000000"), ("--threads", "1000000")),
     "no threads": ((*NOISE, *OUT, "--threads", "0"), ("--threads", "0")),

@@ -1,4 +1,4 @@
-"""Tables of finished pages: captions, scopes, frames; tables that are wide, filtered and sorted, in a browser."""
+"""Tables of finished pages: captions, scopes and frames; wide, filtered and sorted tables in a browser."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_tables_of_results_get_captions_scopes_and_a_frame() -> None:
     assert len(re.findall(r"<th(?![^>]*scope)[ >]", page)) == 0
 
 
-def test_captions_that_are_there_stay_and_other_tables_get_scopes_alone() -> None:
+def test_existing_captions_stay_and_tables_without_results_get_only_scopes() -> None:
     styled = accessible(
         '<h1>T</h1><table class="dataframe"><caption>Own</caption><tbody><tr><td>1 ± 2</td></tr></table>'
     )
@@ -38,12 +38,12 @@ def test_captions_that_are_there_stay_and_other_tables_get_scopes_alone() -> Non
     assert plain == '<h1>T</h1><table><thead><tr><th scope="col">a</th></tr></thead></table>'
 
 
-def test_a_table_below_a_formula_is_named_by_it() -> None:
+def test_a_table_below_a_formula_gets_the_formula_as_caption() -> None:
     page = accessible(r'<h2>\(\lambda\)</h2><table class="dataframe"><tbody><tr><td>1</td></tr></table>')
     assert r'<caption class="unseen">\(\lambda\)</caption>' in page
 
 
-def test_the_papers_numbers_are_a_table_below_ours() -> None:
+def test_the_papers_columns_become_a_second_table_below() -> None:
     columns = pd.MultiIndex.from_tuples([("ours", "W8A8"), ("paper: RN18", "W8A8")])
     table = pd.DataFrame([["1", ""], ["2", "3"]], index=["noise", "DGH"], columns=columns)
     ours, papers = tables.stacked(table).data.split("</table>")[:2]
@@ -51,7 +51,7 @@ def test_the_papers_numbers_are_a_table_below_ours() -> None:
     assert "paper: RN18" not in ours
     assert "<caption>The paper</caption>" in papers
     assert "DGH" in papers
-    assert "noise" not in papers  # the paper has no such row
+    assert "noise" not in papers  # the paper has no row b
     assert "<caption" not in tables.stacked(table[["ours"]]).data
 
 

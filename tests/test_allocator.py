@@ -1,4 +1,4 @@
-"""Freed memory is kept: blocks that are taken again cost no page faults."""
+"""Freed memory is kept: using it again costs no page faults."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
-def test_blocks_are_taken_again() -> None:
+def test_freed_blocks_are_used_again() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     keep, plain = (
         int(
@@ -34,5 +34,5 @@ def test_blocks_are_taken_again() -> None:
         )
         for how in ("keep", "plain")
     )
-    assert plain > 32 * 1000  # blocks of about a thousand pages
+    assert plain > 32 * 1000  # a block has about 1000 pages
     assert keep < plain / 5

@@ -1,4 +1,4 @@
-"""The house stands straight: who imports whom, and what every module says of itself."""
+"""The rules of CONTRIBUTING.md on imports, docstrings and repeated code."""
 
 import ast
 import re
@@ -31,13 +31,13 @@ def forbidden_imports(room: str, source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "__init__.py"])
-def test_imports_are_of_lower_floors(module: str) -> None:
+def test_modules_import_only_lower_floors(module: str) -> None:
     room = Path(module).with_suffix("").parts[0]
     assert room in FLOOR_OF, "a new room needs a floor in FLOORS"
     assert forbidden_imports(room, (PACKAGE / module).read_text()) == []
 
 
-def test_the_package_itself_imports_only_what_is_for_all() -> None:
+def test_the_package_init_imports_only_the_lowest_floors() -> None:
     source = (PACKAGE / "__init__.py").read_text()
     assert {pair for pair in imports_of(source) if pair[0].startswith("dghlib")} <= FOR_ALL
 
@@ -74,11 +74,11 @@ def test_an_import_of_a_higher_floor_is_noticed(room: str, source: str) -> None:
         ("cli", "from dghlib import experiments, models"),
     ],
 )
-def test_an_import_that_goes_down_is_allowed(room: str, source: str) -> None:
+def test_an_import_of_a_lower_floor_is_allowed(room: str, source: str) -> None:
     assert forbidden_imports(room, source) == []
 
 
-def test_the_drawing_in_contributing_is_of_this_house() -> None:
+def test_the_table_in_contributing_matches_the_imports() -> None:
     assert drawing() in (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8"), "python tests/house.py"
 
 
@@ -95,12 +95,12 @@ def test_the_library_needs_none_of_the_books_packages(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_says_what_it_is(module: str) -> None:
+def test_every_module_has_a_docstring(module: str) -> None:
     assert ast.get_docstring(ast.parse((PACKAGE / module).read_text()))
 
 
 @pytest.mark.parametrize("name", [*GENERATORS, *QUANTIZERS])
-def test_every_method_names_its_source_and_how_it_differs(name: str) -> None:
+def test_every_method_names_its_source_and_its_differences(name: str) -> None:
     text = (GENERATORS | QUANTIZERS)[name].__doc__ or ""
     assert "Source:" in text
     assert "Differences" in text

@@ -1,4 +1,4 @@
-"""What a page shows of the sweep of architectures."""
+"""The page of the sweep of architectures."""
 
 from typing import Any
 
@@ -30,12 +30,12 @@ def test_stages_are_counted_by_library_and_together() -> None:
     assert table.loc["all"].tolist() == [5, 4, 4, 3, 3, 3, 2]
 
 
-def test_shares_are_of_networks_with_batch_norm_and_of_files_that_ran() -> None:
+def test_shares_count_networks_with_batch_norm_and_files_that_ran() -> None:
     assert architectures.percent(RECORD) == pytest.approx({"traced": 100, "ran": 75, "equal": 100 * 2 / 3})
     assert architectures.in_float(RECORD) == 1
 
 
-def test_failures_are_told_by_stage() -> None:
+def test_failures_are_listed_by_stage() -> None:
     table = architectures.failures_table(RECORD)
     assert table["not"].to_dict() == {"timm:b": "bit for bit", "timm:c": "quantized"}
     assert table.loc["timm:c", "what was said"] == "ValueError: no"

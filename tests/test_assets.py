@@ -1,4 +1,4 @@
-"""Finding, verifying and downloading files, against a server on the loopback interface."""
+"""Finding, verifying and downloading files, from a server on the loopback interface."""
 
 import errno
 import gzip
@@ -29,14 +29,14 @@ CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
 @dataclass
 class Server:
-    """What the next answers are like; `ranges` holds the Range header of every request so far."""
+    """The next answers of the server; `ranges` holds the Range header of every request so far."""
 
     url: str = ""
     content: bytes = CONTENT
-    statuses: list[int] = field(default_factory=list)  # to answer with, one a request, before any 200
-    cuts: list[int] = field(default_factory=list)  # bytes after which to hang up, one a request
+    statuses: list[int] = field(default_factory=list)  # status codes of the first requests, before any 200
+    cuts: list[int] = field(default_factory=list)  # bytes after which to close the connection, one number a request
     knows_ranges: bool = True
-    shift: int = 0  # of the ranges that it says it sends
+    shift: int = 0  # offset of the ranges that it claims to send
     encoding: str = ""
     ranges: list[str | None] = field(default_factory=list)
     sent: int = 0  # bytes, all requests together
@@ -57,7 +57,7 @@ class Server:
             request.send_header("Content-Encoding", self.encoding)
         request.end_headers()
         body = body[: self.cuts.pop(0)] if self.cuts else body
-        with suppress(ConnectionError):  # the client may hang up too
+        with suppress(ConnectionError):  # the client may close the connection too
             for at in range(0, len(body), len(CONTENT)):
                 self.sent += request.wfile.write(body[at : at + len(CONTENT)])
 
@@ -85,7 +85,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty data directory; dropped connections are tried again at once, twice."""
+    """An empty data directory; after dropped connections, 2 more attempts follow at once."""
     monkeypatch.setenv("DGHLIB_DATA", str(tmp_path))
     monkeypatch.setattr(assets, "RETRY_DELAYS", (0, 0))
     return tmp_path / "things"
@@ -108,7 +108,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# Archives whose bytes may change
+# Archives whose bytes may differ
 
 
 def zipped(members: dict[str, bytes], root: str = "repository-1234") -> bytes:
@@ -124,7 +124,7 @@ MEMBERS = {"images/b.png": b"second", "images/a.png": b"first", "list.txt": b"a 
 
 @pytest.fixture
 def packed(manifest: Manifest) -> Manifest:
-    """An archive of which the images and the list count, by their names and sums."""
+    """The manifest of an archive that is verified by the names and checksums of its images and its list."""
     lines = sorted(
         f"{Path(name).name} {hashlib.sha256(content).hexdigest()}\n"
         for name, content in MEMBERS.items()
@@ -134,8 +134,8 @@ def packed(manifest: Manifest) -> Manifest:
     return replace(manifest, bytes=None, sha256=contents, members=["images/*.png", "list.txt"])
 
 
-def test_an_archive_is_verified_by_what_is_in_it(folder: Path, packed: Manifest, server: Server) -> None:
-    """Another folder, another order and another file beside them are the same images."""
+def test_an_archive_is_verified_by_its_contents(folder: Path, packed: Manifest, server: Server) -> None:
+    """Another folder, another order and additional files do not change the images."""
     server.content = zipped(MEMBERS)
     path = assets.fetch(packed, progress=False)
     path.unlink()
@@ -144,7 +144,7 @@ def test_an_archive_is_verified_by_what_is_in_it(folder: Path, packed: Manifest,
 
 
 @pytest.mark.parametrize("change", [{"images/a.png": b"First"}, {"images/c.png": b"third"}])
-def test_another_image_in_an_archive_is_noticed(
+def test_a_changed_image_in_an_archive_is_noticed(
     change: dict[str, bytes], folder: Path, packed: Manifest, server: Server
 ) -> None:
     server.content = zipped(MEMBERS | change)
@@ -166,18 +166,18 @@ def test_a_damaged_archive_is_not_kept(
 # Downloads
 
 
-def test_a_whole_download_is_verified_and_named(folder: Path, manifest: Manifest) -> None:
+def test_a_complete_download_is_verified_and_renamed(folder: Path, manifest: Manifest) -> None:
     assert assets.fetch(manifest, progress=False) == folder / "file.bin"
     assert files_in(folder) == {"file.bin": CONTENT}
 
 
-def test_what_is_there_is_not_downloaded_again(folder: Path, manifest: Manifest, server: Server) -> None:
+def test_existing_files_are_not_downloaded_again(folder: Path, manifest: Manifest, server: Server) -> None:
     for _ in range(2):
         assets.fetch(manifest, progress=False)
     assert server.ranges == [None]
 
 
-def test_a_cut_connection_is_taken_up_where_it_ended(folder: Path, manifest: Manifest, server: Server) -> None:
+def test_an_interrupted_download_is_resumed(folder: Path, manifest: Manifest, server: Server) -> None:
     server.cuts = [400_000, 100_000]
     assets.fetch(manifest, progress=False)
     assert server.ranges == [None, "bytes=400000-", "bytes=500000-"]
@@ -191,7 +191,7 @@ def test_a_file_of_unknown_size_is_received_to_its_end(folder: Path, manifest: M
     assert files_in(folder) == {"file.bin": CONTENT}
 
 
-def test_a_whole_part_of_unknown_size_gets_its_name(folder: Path, manifest: Manifest, server: Server) -> None:
+def test_a_complete_part_of_unknown_size_is_renamed(folder: Path, manifest: Manifest, server: Server) -> None:
     folder.mkdir()
     (folder / "file.bin.part").write_bytes(CONTENT)
     server.statuses = [416]
@@ -199,9 +199,7 @@ def test_a_whole_part_of_unknown_size_gets_its_name(folder: Path, manifest: Mani
     assert files_in(folder) == {"file.bin": CONTENT}
 
 
-def test_the_first_digits_of_a_sum_are_checked(
-    folder: Path, manifest: Manifest, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_shortened_checksum_is_checked(folder: Path, manifest: Manifest, caplog: pytest.LogCaptureFixture) -> None:
     assets.fetch(replace(manifest, sha256=manifest.sha256[:8]), progress=False)
     assert not caplog.records
     with pytest.raises(WrongChecksum, match="says 00000000"):
@@ -217,7 +215,7 @@ def _weights() -> bytes:
 @pytest.mark.parametrize(
     "sent", [b"<!DOCTYPE html>", _weights()[:-1000], gzip.compress(_weights()), _weights()[5:], bytes(9999)]
 )
-def test_without_a_sum_weights_have_to_be_weights(
+def test_weights_without_a_checksum_must_be_a_checkpoint(
     folder: Path, manifest: Manifest, server: Server, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     unknown = replace(manifest, sha256="", bytes=None)
@@ -234,7 +232,7 @@ def test_without_a_sum_weights_have_to_be_weights(
 @pytest.mark.parametrize(
     ("wrong", "message"), [({"shift": 7}, "asked for the bytes from 1000 on"), ({"encoding": "gzip"}, "in gzip")]
 )
-def test_an_answer_that_brings_other_bytes_is_not_appended(
+def test_an_answer_with_other_bytes_is_not_appended(
     folder: Path, manifest: Manifest, server: Server, wrong: dict[str, Any], message: str
 ) -> None:
     folder.mkdir()
@@ -246,7 +244,7 @@ def test_an_answer_that_brings_other_bytes_is_not_appended(
     assert files_in(folder) == {"file.bin.part": CONTENT[:1000]}
 
 
-def test_two_downloads_at_once_are_one(folder: Path, manifest: Manifest, server: Server) -> None:
+def test_two_simultaneous_downloads_fetch_the_file_once(folder: Path, manifest: Manifest, server: Server) -> None:
     downloads = [threading.Thread(target=assets.fetch, args=(manifest,), kwargs={"progress": False}) for _ in range(4)]
     for download in downloads:
         download.start()
@@ -256,7 +254,7 @@ def test_two_downloads_at_once_are_one(folder: Path, manifest: Manifest, server:
     assert files_in(folder) == {"file.bin": CONTENT}
 
 
-def test_a_part_that_is_a_link_is_not_followed(folder: Path, manifest: Manifest, tmp_path: Path) -> None:
+def test_a_part_that_is_a_symbolic_link_is_refused(folder: Path, manifest: Manifest, tmp_path: Path) -> None:
     folder.mkdir()
     (tmp_path / "elsewhere").write_bytes(b"of somebody")
     (folder / "file.bin.part").symlink_to(tmp_path / "elsewhere")
@@ -268,7 +266,7 @@ def test_a_part_that_is_a_link_is_not_followed(folder: Path, manifest: Manifest,
 @pytest.mark.parametrize(
     "changed", [{"path": "../x"}, {"path": "/etc/x"}, {"path": "a/../../x"}, {"path": ""}, {"url": "file:///etc/x"}]
 )
-def test_a_manifest_stays_in_the_data_directory_and_on_the_web(manifest: Manifest, changed: dict[str, Any]) -> None:
+def test_paths_and_addresses_that_lead_elsewhere_are_refused(manifest: Manifest, changed: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="a manifest's"):
         replace(manifest, **changed)
 
@@ -283,13 +281,13 @@ def test_a_manifest_stays_in_the_data_directory_and_on_the_web(manifest: Manifes
         ({"members": 3}, "patterns of file names, got 3"),
     ],
 )
-def test_what_a_manifest_says_is_of_its_kind(manifest: Manifest, changed: dict[str, Any], message: str) -> None:
+def test_manifest_fields_of_wrong_types_are_refused(manifest: Manifest, changed: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         replace(manifest, **changed)
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", '{"path": "x"}', "[" * 100_000])
-def test_a_manifest_that_cannot_be_read_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_manifest_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.json").write_text(text)
     monkeypatch.setattr(assets, "MANIFESTS", tmp_path)
     assets.manifests.cache_clear()
@@ -298,7 +296,7 @@ def test_a_manifest_that_cannot_be_read_is_named(text: str, tmp_path: Path, monk
     assets.manifests.cache_clear()
 
 
-def test_after_too_many_cuts_the_bytes_are_kept_for_the_next_run(
+def test_after_too_many_interruptions_the_bytes_are_kept_for_the_next_run(
     folder: Path, manifest: Manifest, server: Server
 ) -> None:
     server.cuts = [100_000, 100_000, 100_000]
@@ -310,7 +308,7 @@ def test_after_too_many_cuts_the_bytes_are_kept_for_the_next_run(
     assert files_in(folder) == {"file.bin": CONTENT}
 
 
-def test_a_part_that_is_whole_needs_no_server(folder: Path, manifest: Manifest, server: Server) -> None:
+def test_a_complete_part_needs_no_server(folder: Path, manifest: Manifest, server: Server) -> None:
     folder.mkdir()
     (folder / "file.bin.part").write_bytes(CONTENT)
     assets.fetch(manifest, progress=False)
@@ -318,7 +316,7 @@ def test_a_part_that_is_whole_needs_no_server(folder: Path, manifest: Manifest, 
     assert files_in(folder) == {"file.bin": CONTENT}
 
 
-def test_a_server_that_knows_no_ranges_sends_all_again(folder: Path, manifest: Manifest, server: Server) -> None:
+def test_a_server_without_ranges_sends_the_whole_file_again(folder: Path, manifest: Manifest, server: Server) -> None:
     folder.mkdir()
     (folder / "file.bin.part").write_bytes(CONTENT[:1000])
     server.knows_ranges = False
@@ -327,7 +325,7 @@ def test_a_server_that_knows_no_ranges_sends_all_again(folder: Path, manifest: M
 
 
 @pytest.mark.parametrize("sent", [CONTENT[:-1] + b"x", CONTENT + b"more"], ids=["changed", "longer"])
-def test_a_wrong_checksum_names_both_sums_and_leaves_nothing(
+def test_a_wrong_checksum_is_reported_and_nothing_is_left(
     folder: Path, manifest: Manifest, server: Server, sent: bytes
 ) -> None:
     server.content = sent
@@ -339,14 +337,14 @@ def test_a_wrong_checksum_names_both_sums_and_leaves_nothing(
 
 
 def test_an_endless_answer_is_cut_off(folder: Path, manifest: Manifest, server: Server) -> None:
-    server.content = CONTENT * 64  # more than the buffers of a connection hold
+    server.content = CONTENT * 64  # more than the buffers of a connection can store
     with pytest.raises(WrongChecksum):
         assets.fetch(replace(manifest, bytes=1000), progress=False)
     assert server.sent < len(server.content)
     assert files_in(folder) == {}
 
 
-def test_another_file_in_its_place_is_left_there(folder: Path, manifest: Manifest, server: Server) -> None:
+def test_an_existing_file_with_other_content_is_not_replaced(folder: Path, manifest: Manifest, server: Server) -> None:
     folder.mkdir()
     (folder / "file.bin").write_bytes(b"the user's own")
     with pytest.raises(WrongChecksum, match=manifest.sha256):
@@ -355,7 +353,7 @@ def test_another_file_in_its_place_is_left_there(folder: Path, manifest: Manifes
     assert server.ranges == []
 
 
-def test_a_refusal_is_not_tried_again(folder: Path, manifest: Manifest, server: Server) -> None:
+def test_a_missing_page_is_not_requested_again(folder: Path, manifest: Manifest, server: Server) -> None:
     server.statuses = [404]
     with pytest.raises(DownloadFailed, match=rf"{re.escape(manifest.url)} answered 404 Not Found"):
         assets.fetch(manifest, progress=False)
@@ -363,7 +361,7 @@ def test_a_refusal_is_not_tried_again(folder: Path, manifest: Manifest, server: 
     assert files_in(folder) == {}
 
 
-def test_a_busy_server_is_tried_again(folder: Path, manifest: Manifest, server: Server) -> None:
+def test_a_busy_server_is_asked_again(folder: Path, manifest: Manifest, server: Server) -> None:
     server.statuses = [503, 503]
     assets.fetch(manifest, progress=False)
     assert files_in(folder) == {"file.bin": CONTENT}
@@ -375,7 +373,7 @@ def test_a_host_that_does_not_answer_is_reported(folder: Path, manifest: Manifes
         assets.fetch(nowhere, progress=False)
 
 
-def test_a_full_disk_is_told(folder: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(folder: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -394,18 +392,18 @@ def test_the_progress_bar_can_be_silenced(
     assert ("file.bin" in err) == progress
 
 
-# What is there
+# Files that exist
 
 
 @pytest.fixture
 def known(folder: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The place of the only file that has a manifest, under the name "file"; it is not there yet."""
+    """The path of the only file with a manifest, which is named "file" and does not exist yet."""
     monkeypatch.setattr(assets, "manifests", lambda: {"file": manifest})
     folder.mkdir()
     return folder / "file.bin"
 
 
-def test_a_missing_file_says_which_command_gets_it(known: Path) -> None:
+def test_a_missing_file_is_reported_with_the_command_that_gets_it(known: Path) -> None:
     with pytest.raises(MissingAsset) as error:
         assets.locate("file")
     for hint in (str(known), "dgh data test", "make data PROFILE=test", "1.0 MB", "DGHLIB_DATA"):
@@ -415,7 +413,7 @@ def test_a_missing_file_says_which_command_gets_it(known: Path) -> None:
 def test_a_file_is_verified_where_it_lies(known: Path, manifest: Manifest, caplog: pytest.LogCaptureFixture) -> None:
     known.write_bytes(CONTENT)
     assert assets.locate("file") == known
-    known.write_bytes(CONTENT[:100])  # seen although the first verdict is kept
+    known.write_bytes(CONTENT[:100])  # noticed although the first result is cached
     with pytest.raises(WrongChecksum, match=manifest.sha256) as error:
         assets.locate("file")
     assert hashlib.sha256(CONTENT[:100]).hexdigest() in str(error.value)
@@ -476,10 +474,10 @@ def test_the_manifests_are_complete() -> None:
     ]
     for manifest in assets.manifests().values():
         assert manifest.url.startswith("https://")
-        not_a_file_name = ":" in manifest.url.removeprefix("https:")  # not one of every system
-        named_otherwise = not_a_file_name or manifest.members  # by a commit
+        not_a_file_name = ":" in manifest.url.removeprefix("https:")  # not a file name on every system
+        named_otherwise = not_a_file_name or manifest.members  # or by a commit
         name = Path(manifest.path).name
-        if name != "sachin_best_vit_cifar10.pth":  # its publisher does not say whose it is
+        if name != "sachin_best_vit_cifar10.pth":  # its address does not contain this name
             assert manifest.url.endswith(Path(name).suffix if named_otherwise else name)
         published_in_part = manifest.bytes is None and not manifest.members
         assert re.fullmatch("[0-9a-f]{8}|" if published_in_part else "[0-9a-f]{64}", manifest.sha256)
@@ -498,7 +496,7 @@ def test_a_profile_lists_its_files() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, manifest in assets.manifests().items() if manifest.bytes])
-def test_files_at_hand_have_the_size_of_their_manifest(name: str) -> None:
+def test_downloaded_files_have_the_size_in_their_manifest(name: str) -> None:
     try:
         path = assets.locate(name)
     except (MissingAsset, WrongChecksum) as error:

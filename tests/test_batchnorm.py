@@ -1,4 +1,4 @@
-"""Batch-norm statistics: against torch's own, and the bank against the whole set at once."""
+"""Batch-norm statistics compared with torch, and the bank compared with moments of the whole set."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from dghlib.running.batchnorm import (
 
 
 @pytest.mark.parametrize("shape", [(8, 5), (8, 5, 7), (8, 5, 4, 3)])
-def test_moments_are_what_batch_norm_remembers_in_train_mode(shape):
+def test_moments_equal_the_statistics_of_batch_norm_in_train_mode(shape):
     x = torch.randn(shape) * 3 + 1
     norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)](5, momentum=1.0)
     norm(x)
@@ -49,9 +49,9 @@ def test_gradients_of_moments_are_right():
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_rounding_makes_no_variance_negative():
+def test_variances_stay_nonnegative_despite_rounding():
     constant = torch.tensor([1000.1, 33.3, 0.1]).expand(4, 3)[:, :, None, None].expand(4, 3, 5, 5)
-    measured = moments(constant) * torch.tensor([1.0, 1 - 1e-6]).view(1, 2, 1)  # as rounding may have it
+    measured = moments(constant) * torch.tensor([1.0, 1 - 1e-6]).view(1, 2, 1)  # as rounding can make it
     assert (variance_of(measured) == 0).all()
 
 
@@ -61,8 +61,8 @@ def test_half_precision_does_not_overflow():
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 3, 3), (8, 24, 16, 16), (5, 16, 7, 7), (4, 600, 1, 1)])
-def test_moments_of_many_layouts_equal_the_plain_ones(shape):
-    """Rows are laid side by side where channels are few."""
+def test_moments_of_many_layouts_equal_the_plain_formula(shape):
+    """Rows are put side by side where channels are few."""
     x = torch.randn(shape) * 2 - 3
     plain = torch.stack([x.double().mean((0, 2, 3)), x.double().square().mean((0, 2, 3))])
     torch.testing.assert_close(moments(x)[0].double(), plain, rtol=1e-5, atol=1e-6)
@@ -86,8 +86,8 @@ def test_a_layer_called_twice_pools_its_calls_by_size(fast):
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
-def test_measuring_norms_equal_the_plain_network(groups, tiny_model):
-    """The plain network and hooks say what is right: output, moments, and the gradient of both to the images."""
+def test_measuring_norms_leave_outputs_and_gradients_unchanged(groups, tiny_model):
+    """Hooks on the plain network give the expected output, moments, and gradients to the images."""
     plain = tiny_model.net.eval().requires_grad_(False)
     for module in plain.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -109,7 +109,7 @@ def test_measuring_norms_equal_the_plain_network(groups, tiny_model):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_measuring_ends_with_the_run(tiny_model):
+def test_measuring_norms_are_removed_after_the_run(tiny_model):
     fast = working_copy(tiny_model.net, "cpu", tiny_model.image_shape)
     names = stored_statistics(fast, tiny_model.image_shape).names
     with pytest.raises(RuntimeError):
@@ -123,11 +123,11 @@ def test_measuring_ends_with_the_run(tiny_model):
 
 
 @pytest.mark.parametrize("batch_sizes", [[4, 4, 4], [5, 5, 2], [12]])
-def test_the_bank_equals_the_whole_set_at_once(batch_sizes):
+def test_the_bank_equals_moments_of_the_whole_set(batch_sizes):
     x = torch.randn(12, 7, 4, 4) * torch.logspace(-2, 2, 7).view(7, 1, 1)
     bank = MomentBank(batch_sizes, num_channels=7)
     parts = [moments(part)[0] for part in x.split(batch_sizes)]
-    for _ in range(3):  # storing again replaces, it does not add
+    for _ in range(3):  # storing a batch again replaces its moments
         for index, part in enumerate(parts):
             bank.store(index, part)
     whole = moments(x)[0]
@@ -135,7 +135,7 @@ def test_the_bank_equals_the_whole_set_at_once(batch_sizes):
         torch.testing.assert_close(bank.blend(index, part), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_the_running_total_does_not_drift():
+def test_the_running_total_accumulates_no_rounding_errors():
     bank = MomentBank([1, 1], num_channels=3)
     bank.store(0, torch.ones(2, 3))
     bank.store(1, torch.ones(2, 3))
@@ -145,7 +145,7 @@ def test_the_running_total_does_not_drift():
     torch.testing.assert_close(bank.blend(1, torch.ones(2, 3)), torch.ones(2, 3), rtol=0, atol=1e-6)
 
 
-def test_gradients_flow_through_the_fresh_batch_alone():
+def test_only_the_current_batch_gets_gradients():
     bank = MomentBank([3, 1], num_channels=2)
     bank.store(0, torch.ones(2, 2))
     fresh = torch.zeros(2, 2, requires_grad=True)
@@ -155,7 +155,7 @@ def test_gradients_flow_through_the_fresh_batch_alone():
     assert torch.equal(gradient, torch.full((2, 2), 0.25))
 
 
-def test_a_bank_that_is_not_full_says_so():
+def test_an_incomplete_bank_is_an_error():
     bank = MomentBank([1, 1, 1], num_channels=2)
     bank.store(0, torch.zeros(2, 2))
     with pytest.raises(RuntimeError, match=r"batches \[2\] were never stored"):
@@ -163,7 +163,7 @@ def test_a_bank_that_is_not_full_says_so():
 
 
 class Varied(nn.Module):
-    """Batch norms of several kinds: reached, reached late, frozen, never reached, without statistics."""
+    """Batch norms of several kinds: reached, reached late, frozen, not reached, without statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class Varied(nn.Module):
         return self.late(self.forgetful(self.frozen(self.conv(x))).mean((2, 3)))
 
 
-def test_layers_come_in_the_order_in_which_they_are_reached():
+def test_layers_are_in_the_order_of_the_forward_pass():
     net = Varied().eval()
     found = stored_statistics(net, (3, 4, 4))
     assert found.names == ("frozen", "late")
@@ -185,12 +185,12 @@ def test_layers_come_in_the_order_in_which_they_are_reached():
     assert found.mean.shape == found.variance.shape == (8,)
 
 
-def test_no_batch_norm_is_an_error_that_says_what_to_do():
+def test_a_network_without_batch_norm_is_refused_with_a_remedy():
     with pytest.raises(NoBatchNorm, match=r"Sequential has no batch norm.*Calibrate with real images"):
         stored_statistics(nn.Sequential(nn.Conv2d(3, 4, 1)), (3, 4, 4))
 
 
-def test_no_reached_batch_norm_is_an_error_that_names_them():
+def test_a_network_that_reaches_no_batch_norm_is_refused():
     class Bypassed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -219,7 +219,7 @@ def test_a_negative_variance_is_named(tiny_model):
         stored_statistics(tiny_model.net, tiny_model.image_shape)
 
 
-def test_a_working_copy_leaves_the_network_as_it_was(tiny_model):
+def test_a_working_copy_leaves_the_network_unchanged(tiny_model):
     net = tiny_model.net.train()
     clone = working_copy(net, "cpu", tiny_model.image_shape)
     assert net.training
@@ -228,7 +228,7 @@ def test_a_working_copy_leaves_the_network_as_it_was(tiny_model):
     assert not any(parameter.requires_grad for parameter in clone.parameters())
 
 
-def test_a_network_that_views_its_feature_maps_works_too():
+def test_networks_that_view_their_feature_maps_work():
     class Views(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -244,7 +244,7 @@ def test_a_network_that_views_its_feature_maps_works_too():
     torch.testing.assert_close(working_copy(net, "cpu", (3, 6, 6))(images), net(images))
 
 
-def test_a_batch_norm_is_known_by_the_statistics_that_it_keeps() -> None:
+def test_batch_norms_of_other_classes_are_found_by_their_statistics() -> None:
     class Frozen(nn.Module):
         weight: Tensor
         bias: Tensor

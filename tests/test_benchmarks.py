@@ -1,4 +1,4 @@
-"""Every benchmark runs, at its smallest size, and its record holds what its table shows."""
+"""Every benchmark runs at its smallest size, and its record contains the numbers of its table."""
 
 import importlib
 import json
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from dghlib.showing import speed
+from dghlib.showing import chance, speed
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """A benchmark's module by its name."""
+    """The module of a benchmark, by its name."""
     monkeypatch.syspath_prepend(str(ROOT))
     return lambda name: importlib.import_module(f"benchmarks.{name}")
 
@@ -53,12 +53,12 @@ def test_transformers(benchmark: Callable[[str], ModuleType], tmp_path: Path, mo
     module = benchmark("transformers")
     record = record_of(module, "transformers", tmp_path, monkeypatch)
     assert [cost["method"] for cost in record["outputs"]] == list(module.METHODS)
-    assert all(cost["of_forward"]["lowest"] > 1 for cost in record["outputs"])  # each passes the images, and more
+    assert all(cost["of_forward"]["lowest"] > 1 for cost in record["outputs"])  # each also passes the images
     assert list(speed.transformers_table(record).columns) == ["minutes", "times forward passes"]
 
 
 def test_fine_tuning(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured is the step of the loop itself; crops and rounding make it slower than the bare networks."""
+    """The step of the loop itself is measured; crops and rounding make it slower than the bare networks."""
     module = benchmark("fine_tuning")
     monkeypatch.setattr(module, "METHODS", ("intraq_qat", "genq_qat"))
     learn, steps = module._FineTuning._learn, []
@@ -76,7 +76,7 @@ def test_reconstruction(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What is measured is the loop itself: as many runs of the library's `learn` as there are sweeps and rounds."""
+    """The loop itself is measured: `learn` runs once for each sweep and round."""
     module = benchmark("reconstruction")
     calls = []
     monkeypatch.setattr(module, "learn", lambda *arguments, learn=module.learn: calls.append(learn(*arguments)))
@@ -99,7 +99,7 @@ def test_hptq(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Both do the same work: with powers of two the errors are alike."""
+    """Both compute the same: with powers of 2, their errors are alike."""
     record = record_of(benchmark("hptq"), "hptq", tmp_path, monkeypatch)
     assert record["inputs"]["mct"]["model-compression-toolkit"] == "2.6.1"
     free, power_of_two = record["outputs"]
@@ -114,7 +114,7 @@ def test_hptq(
 def test_detectors(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (cost,) = record_of(benchmark("detectors"), "detectors", tmp_path, monkeypatch)["outputs"]
     assert cost["generation"]["processor"] > cost["forward"]["processor"] > 0
-    assert cost["quantized_layers"] == 98  # all convolutions of MobileNetV3, and those of the head
+    assert cost["quantized_layers"] == 98  # all convolutions of MobileNetV3 and of the head
     assert (cost["model"], cost["image_shape"]) == ("coco_ssdlite", [3, 64, 96])
 
 
@@ -130,13 +130,13 @@ def test_onnx_files(benchmark: Callable[[str], ModuleType], tmp_path: Path, monk
         assert row["of_float"]["lowest"] > 0
 
 
-def test_a_spread_is_a_median_and_its_bounds(benchmark: Callable[[str], ModuleType]) -> None:
+def test_a_spread_is_a_median_and_a_range(benchmark: Callable[[str], ModuleType]) -> None:
     spread = benchmark("measuring").Spread.of([3.0, 1.0, 2.0, 9.0, 2.5])
     assert (spread.median, spread.lowest, spread.highest) == (2.5, 1.0, 9.0)
     assert str(spread) == "2.50 (1.00 to 9.00)"
 
 
-def test_a_run_without_kept_memory_is_another_record(
+def test_a_run_without_kept_memory_gets_its_own_record(
     benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measuring = benchmark("measuring")
@@ -162,14 +162,14 @@ def test_dgh_device(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The command for a GPU, on the processor."""
+    """The command for a GPU runs on the CPU."""
     record = record_of(benchmark("dgh_device"), "dgh_device", tmp_path, monkeypatch)
     (result,) = record["outputs"]
     assert result["per_second"] == pytest.approx(record["inputs"]["num_images"] / result["seconds"])
     assert result["of_bare"] > 0
 
 
-def test_times_fewer_are_of_the_cheapest_set_that_is_as_good(benchmark: Callable[[str], ModuleType]) -> None:
+def test_times_fewer_uses_the_cheapest_set_of_equal_quality(benchmark: Callable[[str], ModuleType]) -> None:
     module, seconds = benchmark("dgh_quality"), benchmark("measuring").Seconds
 
     def made(by: str, processor: float, distance: float, top1: float) -> object:
@@ -194,7 +194,7 @@ def test_architectures(benchmark: Callable[[str], ModuleType], tmp_path: Path, m
     assert not module.outcome("torchvision:vit_b_16").batch_norm
 
 
-def test_a_sweep_that_was_killed_goes_on_and_tries_failures_again_if_asked(
+def test_a_killed_sweep_continues_and_tries_failures_again_on_demand(
     benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, tried = benchmark("architectures"), []
@@ -225,12 +225,26 @@ def test_a_sweep_that_was_killed_goes_on_and_tries_failures_again_if_asked(
 
 def test_chance(benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = record_of(benchmark("chance"), "chance", tmp_path, monkeypatch)["outputs"]
-    assert [row["differs"] for row in rows] == 2 * ["", "2 threads", "last bits"]
-    assert {row["method"] for row in rows} == {"hptq", "brecq"}
+    assert [row["differs"] for row in rows] == 2 * ["", "last bits", "older kernels"]
+    assert len({row["run"] for row in rows}) == 2
+    assert not chance.table({"outputs": rows}).empty
     assert torch.get_num_threads() == 1
 
 
-def test_last_bits_are_the_last() -> None:
+def test_a_process_has_older_kernels(benchmark: Callable[[str], ModuleType]) -> None:
+    with benchmark("chance").older_kernels() as process:
+        assert process.submit(torch.backends.cpu.get_cpu_capability).result() == "DEFAULT"
+
+
+def test_other_processors_are_recognised(benchmark: Callable[[str], ModuleType]) -> None:
+    other = benchmark("chance").other_processor
+    here = "Linux x86_64, AMD EPYC (cpu family 25, model 1), AVX2, 1 threads"
+    assert other("Linux x86_64, AMD EPYC (cpu family 25, model 17), AVX512, 1 threads", here)
+    assert not other(here.replace("1 threads", "2 threads"), here)
+    assert not other("Linux x86_64, x86_64, 1 threads", here), "it can be the same processor"
+
+
+def test_moved_images_differ_only_in_their_last_bits() -> None:
     images = torch.ones(1000)
     away = (importlib.import_module("benchmarks.chance").moved(images, 1e-7) - images).abs()
     assert 0 < away.max() < 1e-6

@@ -1,4 +1,4 @@
-"""Notebooks with parameters, and the book that is made of them."""
+"""Notebooks with parameters, and the book that they become."""
 
 import contextlib
 import json
@@ -63,7 +63,7 @@ def test_parameters_have_types_defaults_and_help(tmp_path: Path) -> None:
     assert [str(parameter) for parameter in found.values()] == PARAMETERS.replace('"', "'").splitlines()
 
 
-def test_strings_are_read_as_the_declared_type(tmp_path: Path) -> None:
+def test_values_are_converted_to_the_declared_type(tmp_path: Path) -> None:
     notebook = write_notebook(tmp_path / "a.ipynb")
     words = ["seeds=5", "rate=1", "name=x=y", "fast=True"]
     assert check_parameters(notebook, parse_assignments(words)) == {
@@ -86,7 +86,7 @@ def test_strings_are_read_as_the_declared_type(tmp_path: Path) -> None:
         ({"name": 3}, "parameter 'name' got 3, which is not of type str"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_runs(
+def test_wrong_parameters_are_refused_before_anything_runs(
     tmp_path: Path, given: dict[str, object], message: str
 ) -> None:
     notebook = write_notebook(tmp_path / "in" / "a.ipynb", "print('ran')")
@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(
 @pytest.mark.parametrize(
     ("words", "message"), [(["seeds"], "cannot read 'seeds'"), (["a=1", "a=2"], "'a' is given twice")]
 )
-def test_assignments_that_are_none_are_refused(words: list[str], message: str) -> None:
+def test_malformed_assignments_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         parse_assignments(words)
 
@@ -116,7 +116,7 @@ def test_an_unknown_notebook_suggests_the_nearest(tmp_path: Path) -> None:
         parameters_of(tmp_path / "tabel2.ipynb")
 
 
-def test_a_run_leaves_a_finished_copy_and_its_files(
+def test_a_run_leaves_an_executed_copy_and_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     foreign = tmp_path / "jupyter" / "kernels" / "python3"
@@ -137,18 +137,18 @@ def test_a_run_leaves_a_finished_copy_and_its_files(
 
     cells = nbformat.read(output, as_version=4).cells
     assert cells[2].source.splitlines() == ["# Parameters", "seeds = 5", "rate = 0.5", 'name = "a b"', "fast = False"]
-    assert "remove-input" in cells[1].metadata.tags  # the defaults, which would only confuse
-    assert '<p class="provenance">' in cells[-1].source  # no cell said what made the page
+    assert "remove-input" in cells[1].metadata.tags  # the defaults, which would confuse readers
+    assert '<p class="provenance">' in cells[-1].source  # no cell printed a foot line
     drawing = {"image": {"alt": "a figure", "classes": "drawing"}}
     assert [cell.metadata.get("mystnb") for cell in cells[4:6]] == [None, drawing]
     assert all("hide-input" in cell.metadata.tags for cell in cells[2:6])
-    assert text_of(output) == f"5 {sys.executable}\n"  # of this interpreter, and without the progress
-    assert "half of it" in capfd.readouterr().err  # which is passed on
+    assert text_of(output) == f"5 {sys.executable}\n"  # of this interpreter; progress is left out
+    assert "half of it" in capfd.readouterr().err  # progress is passed on
     assert sorted(path.name for path in output.parent.iterdir()) == ["a.csv", "a.ipynb"]
     assert str(tmp_path) not in output.read_text(encoding="utf-8")
 
 
-def test_a_page_that_says_what_made_it_gets_no_second_foot_line() -> None:
+def test_a_page_with_a_foot_line_gets_no_second_one() -> None:
     for shown, feet in (("<p>a table</p>", 1), ('<p class="provenance">of its records</p>', 0)):
         cell = new_code_cell(outputs=[new_output("display_data", {"text/html": shown})])
         page = new_notebook(cells=[cell], metadata={"papermill": {"duration": 61.0}})
@@ -168,13 +168,22 @@ def test_a_failure_keeps_what_was_computed_and_the_earlier_copy(tmp_path: Path) 
     assert "so far" in text_of(caught.value.partial)
 
 
-def test_a_killed_kernel_is_told(tmp_path: Path) -> None:
+def test_a_killed_kernel_is_reported(tmp_path: Path) -> None:
     notebook = write_notebook(tmp_path / "a.ipynb", "import os\nos.kill(os.getpid(), 9)")
     with pytest.raises(NotebookError, match="killed or out of memory"):
         run_notebook(notebook, {}, tmp_path / "out" / "a.ipynb", progress=False)
 
 
-def test_kernels_have_as_many_threads_as_asked_and_end_with_who_was_killed(tmp_path: Path) -> None:
+def test_figures_are_vector_graphics(tmp_path: Path) -> None:
+    """Also in kernels that are copies of a process which imported matplotlib earlier."""
+    draws = "import matplotlib.pyplot as plt\nplt.figure(figsize=(1, 1)).gca().plot([0, 1]);"
+    run_notebook(write_notebook(tmp_path / "a.ipynb", draws), {}, tmp_path / "out" / "a.ipynb", progress=False)
+    cells = nbformat.read(tmp_path / "out" / "a.ipynb", as_version=4).cells
+    shown = [set(output.data) for cell in cells for output in cell.get("outputs", [])]
+    assert [kinds & {"image/svg+xml", "image/png"} for kinds in shown] == [{"image/svg+xml"}]
+
+
+def test_kernels_use_the_wanted_threads_and_end_with_their_killed_parent(tmp_path: Path) -> None:
     cell = (
         "import os, time, torch\nopen('seen', 'w').write(f'{os.getpid()} {torch.get_num_threads()}')\ntime.sleep(3600)"
     )
@@ -187,17 +196,17 @@ def test_kernels_have_as_many_threads_as_asked_and_end_with_who_was_killed(tmp_p
     until(lambda: seen.is_file() and seen.read_text(), lambda: executing.poll() is None)
     kernel, threads = map(int, seen.read_text().split())
     assert threads == 3
-    os.kill(kernel, 0)  # is there
+    os.kill(kernel, 0)  # fails if there is none
     executing.kill()
     executing.wait()
     with contextlib.suppress(ProcessLookupError):
         for _ in range(3000):
             os.kill(kernel, 0)
             time.sleep(0.02)
-        pytest.fail("the kernel of a killed process lives on")
+        pytest.fail("the kernel of a killed process still runs")
 
 
-def test_a_kernel_that_does_not_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_does_not_start_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise RuntimeError("Kernel died before replying to kernel_info")
 
@@ -217,7 +226,7 @@ def test_the_table_of_contents_gives_the_notebooks_in_order(tmp_path: Path) -> N
     assert notebook_names(toc) == ["b", "a", "c"]
 
 
-def test_a_folder_without_a_book_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_book_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="run this in a clone"):
         build_book(tmp_path, {})
 
@@ -256,9 +265,9 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
     monkeypatch.setattr(book, "run_notebook", run_only({"table2", "table2_public", "figure8"}))
     executed = tmp_path / "_build" / "executed"
     executed.mkdir(parents=True)
-    (executed.parent / "html").mkdir()  # so that there is something to read, and no first look is taken
+    (executed.parent / "html").mkdir()  # so that pages exist, and no first build precedes
     methods = [page.stem for page in (ROOT / "book" / "methods").glob("*.md")]
-    for source in [*methods, "dgh", "real"]:  # what the page of all sources writes for other pages
+    for source in [*methods, "dgh", "real"]:  # files that the page of all sources writes for other pages
         (executed / f"cost_{source}.csv").write_text("seconds\n1\n")
         Image.new("RGB", (8, 8)).save(executed / f"images_{source}.png")
 
@@ -284,7 +293,7 @@ def test_the_chapters_build_without_warnings_around_a_notebook_that_fails(
         assert visit(program, html) == []
 
 
-def test_links_pictures_and_scripts_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+def test_broken_links_pictures_and_scripts_are_reported(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.html").write_text('<p id="here"><a href="sub/b.html#there">b</a><img src="sub/x.png"></p>')
     (tmp_path / "sub" / "b.html").write_text('<a href="../a.html#here"><a href="#gone"><a href="https://example.org/">')
@@ -299,7 +308,7 @@ without_browser = pytest.mark.skipif(browser() is None, reason="there is no chro
 
 
 @without_browser
-def test_what_a_browser_finds_wrong_is_told(tmp_path: Path) -> None:
+def test_errors_in_a_browser_are_reported(tmp_path: Path) -> None:
     text = "<p>As much text as a page needs.</p>"
     wrong = {
         "a": f"{text}<p id='here'>",
@@ -321,7 +330,7 @@ def test_what_a_browser_finds_wrong_is_told(tmp_path: Path) -> None:
 
 
 @without_browser
-def test_tables_are_there_as_csv(tmp_path: Path) -> None:
+def test_tables_can_be_downloaded_as_csv(tmp_path: Path) -> None:
     script = (ROOT / "book" / "_static" / "csv.js").as_uri()
     text = """<!doctype html><html><body><p>As much text as a page needs.</p><div class="cell_output"><table>
         <tr><th rowspan=2>net</th><th colspan=2>W4, A4</th></tr><tr><th>mean</th><th>spread</th></tr>
@@ -337,7 +346,7 @@ def test_tables_are_there_as_csv(tmp_path: Path) -> None:
 
 
 @without_browser
-def test_the_book_of_this_clone_shows_nothing_wrong() -> None:
+def test_the_book_of_this_clone_has_no_errors() -> None:
     html = ROOT / "_build" / "html"
     built = html / "index.html"
     changed = max(path.stat().st_mtime for folder in ("book", "notebooks") for path in (ROOT / folder).rglob("*.*"))
@@ -359,7 +368,7 @@ def run_only(names: set[str]) -> Callable[..., None]:
     return run
 
 
-def test_the_front_page_is_there_while_the_rest_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_front_page_exists_while_the_rest_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "_toc.yml").write_text(
         "root: index\nchapters:\n- file: notebooks/table2\n- file: notebooks/figure1\n"
@@ -384,7 +393,7 @@ def test_the_front_page_is_there_while_the_rest_is_computed(tmp_path: Path, monk
     monkeypatch.setattr(book, "run_notebook", run)
     monkeypatch.setattr(book, "_build_pages", build)
     build_book(tmp_path, {}, progress=False)
-    assert computed == [False, True, True]  # the front page's from records alone, then both
+    assert computed == [False, True, True]  # first the front page's from records alone, then both
     assert pages == [[False, True], [False, False]]
     build_book(tmp_path, {}, progress=False)
-    assert len(pages) == 3, "there were pages to read: no second look"
+    assert len(pages) == 3, "pages existed: no first build was needed"

@@ -1,4 +1,4 @@
-"""The programs that are run on demand, campaigns and planted faults, in small; and the table of what they found."""
+"""The programs that are run on demand, campaigns and planted faults, in small, and the table of their results."""
 
 import json
 import random
@@ -30,7 +30,7 @@ def test_nearly_all_faults_can_be_planted() -> None:
     assert len(stale) <= 0.05 * len(faults), f"renew {planted_faults.LIST.name}: {stale}"
 
 
-def test_a_fault_that_is_not_there_cannot_be_planted() -> None:
+def test_a_fault_whose_text_is_missing_cannot_be_planted() -> None:
     fault = planted_faults.Fault("seeds.py", "no such text", "", ())
     with pytest.raises(
         ValueError, match=r"seeds\.py holds 'no such text' 0 times, not once: renew planted_faults\.txt"
@@ -64,7 +64,7 @@ def test_an_error_is_one_line_that_names_the_file(status: int, said: str, proble
     assert bool(problem) == bool(found)
 
 
-def test_what_a_killed_command_leaves_behind_counts(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_command_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "OUT.safetensors").write_bytes(b"whole")
     (tmp_path / ".OUT.safetensors.lock").touch()
     left = campaign_commands.content_of(tmp_path)
@@ -73,20 +73,20 @@ def test_what_a_killed_command_leaves_behind_counts(tmp_path: Path) -> None:
     assert not campaign_commands.differing({"OUT.safetensors": b"whole"}, {"OUT.safetensors": b"whole"})
 
 
-def test_the_table_in_contributing_is_that_of_the_record() -> None:
+def test_the_table_in_contributing_matches_the_record() -> None:
     found = json.loads(campaigns.RECORD.read_text(encoding="utf-8"))["outputs"]
     assert campaigns.table_of(found) in campaigns.PAGE.read_text(encoding="utf-8")
     assert found["faults"]["noticed"] >= 0.95 * found["faults"]["planted"]
 
 
-def test_what_survived_at_first_is_told_from_what_survives_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_and_last_outcomes_are_counted_separately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaigns, "KEPT", tmp_path)
     lines = [{"case": 1, "problem": "a traceback"}, {"case": 2, "problem": ""}, {"case": 1, "problem": ""}]
     (tmp_path / "inputs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert campaigns.summed_up()["inputs"] == {"tried": 2, "survived at first": 1, "survived now": 2}
 
 
-def test_cases_are_as_many_as_they_are_to_be_and_have_names_of_their_own() -> None:
+def test_cases_are_many_and_their_names_are_unique() -> None:
     names = [case.name for case in planted_inputs.CASES]
     assert len(set(names)) == len(names) >= 250
     assert len(planted_kills.CASES) >= 100

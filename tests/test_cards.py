@@ -1,4 +1,4 @@
-"""Cards of networks and data sets say what is so."""
+"""Cards of networks and data sets state facts."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from dghlib.storage.assets import MissingAsset
 
 
 @pytest.mark.parametrize("name", cards.CARDS)
-def test_a_card_is_true(name: str) -> None:
+def test_a_card_matches_its_network(name: str) -> None:
     try:
         model = models.load(name)
     except (MissingAsset, ImportError):

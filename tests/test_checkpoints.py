@@ -1,4 +1,4 @@
-"""Checkpoints: saved, found again, and never mistaken for another run's."""
+"""Checkpoints: saved, loaded, and never used for another run."""
 
 import pytest
 import torch
@@ -16,19 +16,19 @@ def test_the_saved_state_is_loaded_unchanged(tmp_path):
     assert torch.equal(loaded["images"], images)
 
 
-def test_a_checkpoint_of_another_run_is_kept_for_that_run(tmp_path, caplog):
+def test_a_checkpoint_of_another_run_is_kept_for_it(tmp_path, caplog):
     Checkpoint(tmp_path / "c", "one run").save({"step": 3})
     assert Checkpoint(tmp_path / "c", "another run").load() is None
     assert "another run" in caplog.text
     Checkpoint(tmp_path / "c", "another run").save({"step": 5})
     for key, step in {"one run": 3, "another run": 5, "a third run": None}.items():
         state = Checkpoint(tmp_path / "c", key).load()
-        assert (state and state["step"]) == step, "what one run has done cost another its state"
+        assert (state and state["step"]) == step, "one run destroyed the state of another"
 
 
 @pytest.mark.parametrize("size", [20, 500, None])
 def test_a_damaged_checkpoint_is_set_aside(size, tmp_path, caplog):
-    """Of a file that was cut off, torch says this or that."""
+    """For a truncated file, torch raises different errors."""
     if size is None:
         (tmp_path / "c").write_bytes(b"PK\x03\x04 torn")
     else:
@@ -39,7 +39,7 @@ def test_a_damaged_checkpoint_is_set_aside(size, tmp_path, caplog):
     assert "not a checkpoint" in caplog.text
 
 
-def test_earlier_files_that_were_set_aside_stay_and_large_sets_move_along(tmp_path):
+def test_files_set_aside_earlier_stay_and_large_sets_are_moved_with_them(tmp_path):
     for number in range(3):
         (tmp_path / "c").write_text(f"damaged {number}")
         folder_beside(tmp_path / "c").mkdir()
@@ -51,7 +51,7 @@ def test_earlier_files_that_were_set_aside_stay_and_large_sets_move_along(tmp_pa
         assert (folder_beside(tmp_path / name) / "images").read_text() == f"images {number}"
 
 
-def test_a_large_set_waits_with_the_checkpoint_of_its_run(tmp_path):
+def test_a_large_set_is_kept_with_the_checkpoint_of_its_run(tmp_path):
     path = tmp_path / "c"
     Checkpoint(path, "one run").save({"step": 3})
     folder_beside(path).mkdir()
@@ -73,13 +73,13 @@ def test_a_checkpoint_is_saved_only_when_due(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_without_a_path_nothing_is_written_or_asked_for():
+def test_without_a_path_nothing_is_saved():
     nowhere = Checkpoint(None, "key", seconds=0)
     nowhere.save_when_due(lambda: 1 / 0)  # type: ignore[return-value, arg-type]
     assert nowhere.load() is None
 
 
-def test_seconds_of_earlier_starts_count(tmp_path):
+def test_seconds_of_interrupted_runs_are_added(tmp_path):
     path = tmp_path / "c"
     assert elapsed(path) == 0
     first = Checkpoint(path, "key")

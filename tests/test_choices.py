@@ -1,4 +1,4 @@
-"""Settings: what is not of its field's type is refused by name, in every Config there is."""
+"""Settings of wrong types are refused by name, in every Config."""
 
 import dataclasses
 from typing import Any, Literal
@@ -40,13 +40,13 @@ class Settings:
         ({"limit": True}, TypeError, "limit must be a number"),
     ],
 )
-def test_wrong_types_are_told(setting: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_types_are_refused(setting: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         check_types(Settings(**setting))
     check_types(Settings(rate=2, limit=None))
 
 
-def test_numbers_that_nobody_means_are_told() -> None:
+def test_absurdly_large_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="steps must be at most 2147483647, got 2147483648"):
         check_at_least(1, "steps", 2**31)
 
@@ -81,14 +81,14 @@ class _Fails(nn.Module):
         (KeyError("a key of mine"), ValueError, r"_Fails fails on .*: KeyError: 'a key of mine'"),
     ],
 )
-def test_a_network_that_fails_is_not_said_to_take_other_shapes(
+def test_a_failing_network_is_reported_with_its_own_error(
     error: Exception, kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
         output_for(_Fails(error), torch.zeros(1, 3, 8, 8))
 
 
-def test_images_that_seem_to_be_pixels_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_images_that_look_like_pixels_cause_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     model = make_tiny_model()
     check_images(torch.randn(4, 3, 8, 8), model)
     assert not caplog.text

@@ -1,4 +1,4 @@
-"""The command line: the three steps of an engineer, settings in their types, errors in one line."""
+"""The command line: the 3 steps of an engineer, settings with types, errors in 1 line."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ from dghlib.storage.locks import claim
 
 @pytest.fixture(autouse=True)
 def threads_of_other_processes_stay(monkeypatch):
-    """Restore afterwards what `--threads` sets."""
+    """Restore after a test what `--threads` changed."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -59,7 +59,7 @@ def test_generate_quantize_evaluate(tmp_path, capsys):
     assert "of 96 images" in printed
 
 
-def test_generate_says_what_to_do_about_classes_that_are_missing(tmp_path, capsys, monkeypatch):
+def test_generate_warns_of_missing_classes_with_a_remedy(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(networks, "_logits", lambda model, images: torch.tensor([[1.0, 0.0]]))
     generate = ["generate", "shapes_inverted", "--out", str(tmp_path / "images.safetensors"), "--force"]
     few = ["--set", "batch_size=8", "--set", "steps=1", "--set"]
@@ -69,7 +69,7 @@ def test_generate_says_what_to_do_about_classes_that_are_missing(tmp_path, capsy
     assert "may restore them" not in capsys.readouterr().out
 
 
-def test_export_report_and_a_file_that_is_there(tmp_path, capsys, monkeypatch):
+def test_export_and_report_do_not_replace_files(tmp_path, capsys, monkeypatch):
     quantized, exported = tmp_path / "model.safetensors", tmp_path / "model.onnx"
     quantize = ["quantize", "shapes_bottleneck", "--real", "shapes", "--num-images", "16", "--bits", "W4A4"]
     short = ["--method", "brecq", "--set", "iterations=1", "--set", "step_iterations=1"]
@@ -105,7 +105,7 @@ def test_export_report_and_a_file_that_is_there(tmp_path, capsys, monkeypatch):
     assert kinds == {onnx.TensorProto.UINT4}
 
 
-def test_a_detector_is_quantized_and_what_it_finds_is_kept(tmp_path, capsys, monkeypatch):
+def test_a_detector_is_quantized_and_its_boxes_are_saved(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(scoring.DRAWN_TRAINING_IMAGES, "shapes_detection", 16)
     quantized, boxes = tmp_path / "model.safetensors", tmp_path / "boxes.json"
     real = ["--real", "shapes_detection", "--num-images", "8"]
@@ -153,14 +153,14 @@ def test_profiles_of_the_package_need_no_data(capsys):
     assert "needs no data" in capsys.readouterr().out
 
 
-def test_threads_are_counted_from_one(capsys):
+def test_threads_below_one_are_refused(capsys):
     assert cli.main(["evaluate", "shapes_bottleneck", "--threads", "1000000"]) == 1
     assert "--threads must be from 1 to" in capsys.readouterr().err
     assert cli.main(["evaluate", "shapes_bottleneck", "--threads", "-3"]) == 1
     assert "--threads must be from 1 to" in capsys.readouterr().err
 
 
-def test_quantizing_happens_on_the_device_that_is_named(tmp_path, capsys):
+def test_quantize_uses_the_named_device(tmp_path, capsys):
     arguments = ["--real", "shapes", "--num-images", "4", "--out", str(tmp_path / "q"), "--device", "nonsense"]
     assert _dgh("quantize", "shapes_bottleneck", *arguments) == 1
     assert "nonsense" in capsys.readouterr().err
@@ -173,7 +173,7 @@ def test_calibration_with_real_images(tmp_path):
     assert out.exists()
 
 
-def test_real_images_are_those_of_the_book_and_as_large_as_the_network_wants(tmp_path):
+def test_real_images_are_those_of_the_book_at_the_networks_size(tmp_path):
     model = models.load("shapes_bottleneck")
     real = networks.calibration_images(model, None, "shapes", 6, 1)
     assert torch.equal(real, scoring.real_images("shapes", model, 6, 1))
@@ -201,7 +201,7 @@ def broken():
 """
 
 
-def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):
+def test_a_users_own_network_is_quantized(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_network.py").write_text(OWN)
     assert (
@@ -219,7 +219,7 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):
     assert "cannot get a network from 'own_network:broken': KeyError: 'weights'" in capsys.readouterr().err
 
 
-def test_channels_that_no_png_file_has_are_refused_before_images_are_made(tmp_path, monkeypatch, capsys):
+def test_channels_that_png_files_lack_are_refused_before_generation(tmp_path, monkeypatch, capsys):
     four = dataclasses.replace(make_tiny_model(), image_shape=(4, 8, 8), mean=(0.5,) * 4, std=(0.5,) * 4)
     monkeypatch.setattr(models, "load", lambda name: four)
     monkeypatch.setattr(noise, "generate", lambda *arguments, **settings: pytest.fail("began"))
@@ -227,7 +227,7 @@ def test_channels_that_no_png_file_has_are_refused_before_images_are_made(tmp_pa
     assert "PNG files have 1 or 3 channels, the network's images have 4: name an .npz file" in capsys.readouterr().err
 
 
-def test_gray_images_go_all_the_way(tmp_path, monkeypatch, capsys):
+def test_gray_images_work_in_all_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_gray.py").write_text(OWN)
     few = ["--set", "num_images=4", "--set", "steps=2"]
@@ -246,7 +246,7 @@ def test_gray_images_go_all_the_way(tmp_path, monkeypatch, capsys):
     assert "have 1 classes, but the network has 2" in capsys.readouterr().err
 
 
-def test_a_network_in_half_precision_or_without_logits(tmp_path, monkeypatch, capsys):
+def test_networks_in_half_precision_or_without_logits(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = """
 def half():
@@ -277,7 +277,7 @@ def named():
 SHORT = ["--method", "brecq", "--bits", "W4A4", "--set", "iterations=1", "--set", "step_iterations=1"]
 
 
-def test_what_was_computed_lasts_until_it_is_written(tmp_path, monkeypatch, capsys):
+def test_the_checkpoint_is_kept_until_the_result_is_written(tmp_path, monkeypatch, capsys):
     out = tmp_path / "model.safetensors"
     quantize = ["quantize", "shapes_bottleneck", "--real", "shapes", "--num-images", "8", *SHORT, "--out", str(out)]
     with monkeypatch.context() as full:
@@ -291,7 +291,7 @@ def test_what_was_computed_lasts_until_it_is_written(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize("command", ["generate", "quantize", "export", "report"])
-def test_where_nothing_can_be_written_nothing_is_computed(command, tmp_path, monkeypatch, capsys):
+def test_nothing_is_computed_if_the_output_cannot_be_written(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(models, "load", lambda name: pytest.fail("began"))
     source = {"quantize": ["--real", "shapes"], "report": ["--real", "shapes", "--quantized", "x"]}.get(command, [])
     if command == "generate":
@@ -312,7 +312,7 @@ def test_where_nothing_can_be_written_nothing_is_computed(command, tmp_path, mon
         assert message in capsys.readouterr().err
 
 
-def test_errors_that_were_not_written_for_users_are_one_line_too(monkeypatch, capsys):
+def test_unexpected_errors_are_one_line(monkeypatch, capsys):
     def broken(profile):
         raise KeyError("x")
 
@@ -322,7 +322,7 @@ def test_errors_that_were_not_written_for_users_are_one_line_too(monkeypatch, ca
 
 
 @pytest.mark.parametrize("error", [MemoryError("of 9 GB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_too_little_memory_is_told_with_a_remedy(error, monkeypatch, capsys):
+def test_too_little_memory_is_reported_with_a_remedy(error, monkeypatch, capsys):
     def broken(profile):
         raise error
 
@@ -355,14 +355,14 @@ def test_too_little_memory_is_told_with_a_remedy(error, monkeypatch, capsys):
         (["run", "table2", "--models", "resnet"], "model must be one of"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(arguments, message, capsys):
+def test_wrong_arguments_are_reported_in_one_line(arguments, message, capsys):
     assert _dgh(*arguments) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("dgh: ")
     assert message in error
 
 
-def test_a_plan_is_told_whose_records_it_shows(tmp_path, monkeypatch, capsys):
+def test_run_says_how_many_records_come_from_the_repository(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "PUBLISHED", tmp_path / "published")
     for wanted in table2("shapes", "smoke", sources=["noise"], bits=["W8A8"], seeds=1, models=["shapes_residual"]):
         record = {"inputs": run.inputs_of(wanted), "outputs": {"top1": 12.34}, "provenance": {}}
@@ -372,7 +372,7 @@ def test_a_plan_is_told_whose_records_it_shows(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "2 of 2 records are from the repository" in shown
     assert "12.34" in shown
-    monkeypatch.setenv(ANEW_VARIABLE, "")  # restored afterwards: the command sets it
+    monkeypatch.setenv(ANEW_VARIABLE, "")  # the command sets it, so it is restored afterwards
     assert _dgh("run", "table2", *words, "--results", str(tmp_path / "own"), "--anew") == 0
     shown = capsys.readouterr().out
     assert "are from the repository" not in shown
@@ -390,7 +390,7 @@ for command in commands:
 """
 
 
-def test_a_plain_install_computes_and_says_which_extra_the_rest_needs(tmp_path):
+def test_a_plain_installation_computes_and_names_missing_extras(tmp_path):
     pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
     extras = pyproject["project"]["optional-dependencies"]
     optional = {Requirement(line).name for name in extras if name != "dev" for line in extras[name]}
@@ -428,7 +428,7 @@ def test_settings_are_read_in_the_types_of_their_fields():
     }
 
 
-def test_lists_are_read_from_words_and_from_files(tmp_path):
+def test_lists_are_read_from_arguments_and_files(tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("tench, Tinca tinca\ngoldfish\n")
     read = settings.parse_settings(genq.Config(), ["class_names=cat,dog", "scheduler=None", "size=64"])
@@ -440,13 +440,13 @@ def test_lists_are_read_from_words_and_from_files(tmp_path):
         settings.parse_settings(genq.Config(), ["weights=1"])
 
 
-def test_only_dgh_shares_its_images_among_processes(tmp_path, monkeypatch, capsys):
+def test_only_dgh_runs_in_several_processes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(processes, "count", lambda: 2)
     assert _dgh("generate", "shapes_bottleneck", "--method", "zeroq", "--out", str(tmp_path / "set")) == 1
     assert "zeroq works only in a single process" in capsys.readouterr().err
 
 
-def test_ctrl_c_is_told(monkeypatch, capsys):
+def test_ctrl_c_is_reported_in_one_line(monkeypatch, capsys):
     def interrupted(*args, **settings):
         raise KeyboardInterrupt
 
@@ -456,12 +456,12 @@ def test_ctrl_c_is_told(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_teaches_by_example(command, capsys):
+def test_help_has_examples(command, capsys):
     assert cli.main([command, "--help"]) == 0
     assert f"dgh {command} " in capsys.readouterr().out.partition("example:")[2]
 
 
-def test_threads_are_set_here_and_in_processes_that_are_started(monkeypatch):
+def test_threads_are_set_for_this_process_and_its_children(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setattr(processes, "cores", lambda: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -471,7 +471,7 @@ def test_threads_are_set_here_and_in_processes_that_are_started(monkeypatch):
     torch.set_num_threads(before)
 
 
-def test_help_waits_for_nothing_heavy():
+def test_help_imports_no_heavy_packages():
     code = """
 import sys
 from dghlib import cli
@@ -497,27 +497,27 @@ print(status, sorted({"torch", "pandas", "numpy"} & set(sys.modules)))
         (["data", "shapes", "--profle", "x"], "--profle"),
     ],
 )
-def test_words_that_cannot_be_read_are_told_in_one_line(words, message, capsys):
+def test_unreadable_arguments_are_reported_in_one_line(words, message, capsys):
     assert cli.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 
 
 @pytest.mark.parametrize("method", settings.METHODS)
-def test_every_setting_has_a_meaning(method):
+def test_every_setting_is_explained(method):
     config = settings.METHODS[method].Config
     assert {field.name for field in dataclasses.fields(config) if field.init} <= settings._meanings(config).keys()
 
 
-def test_settings_are_listed_with_what_they_mean(capsys):
+def test_settings_are_listed_with_their_meaning(capsys):
     assert _dgh("settings", "brecq") == 0
     shown = capsys.readouterr().out
     assert "  iterations = 20000\n      steps per unit" in shown
-    assert "  activation_bits = 4\n      2 to 8" in shown  # of a base class, which says it of two fields at once
+    assert "  activation_bits = 4\n      2 to 8" in shown  # from a base class, whose comment explains 2 fields
     assert _dgh("settings", "dgh") == 0
     shown = capsys.readouterr().out
     assert "preset fixed_weight: relative = False, output_share = None" in shown
     assert "  steps = 1000\n      sweeps over all batches\n" in shown
-    assert "  output_share = 0.4\n      norm of the reward's gradient" in shown  # its comment stands above
+    assert "  output_share = 0.4\n      norm of the reward's gradient" in shown  # its comment is above the field
     assert _dgh("settings", "brec") == 1
     assert "did you mean 'brecq'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Plans on a Dask cluster: workers in processes and folders of their own, one of them killed."""
+"""Plans on a Dask cluster of workers in their own processes and folders, one of which is killed."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ SMOKE: dict[str, Any] = {"profile": "shapes", "budget": "smoke", "models": ["sha
 
 
 class Cluster:
-    """A scheduler and workers on this machine, each a process in a folder of its own."""
+    """A scheduler and workers on this machine, each a process in its own folder."""
 
     def __init__(self, folder: Path):
         self.folder, self.address = folder, str(folder / "scheduler.json")
@@ -62,7 +62,7 @@ class Cluster:
 
 @pytest.fixture
 def workers(tmp_path: Path) -> Iterator[Cluster]:
-    """A cluster of two workers."""
+    """A cluster of 2 workers."""
     started = Cluster(tmp_path)
     yield started
     started.close()
@@ -72,7 +72,7 @@ def _comparable(records: list[run.Record]) -> list[tuple[Any, float | list[str]]
     return [(record["inputs"], record["outputs"].get("top1", list(record["outputs"]))) for record in records]
 
 
-def test_a_killed_worker_loses_nothing_and_records_are_the_same(workers, tmp_path):
+def test_records_are_the_same_after_a_worker_was_killed(workers, tmp_path):
     experiments: list[Run] = [*methods.table2(**SMOKE, sources=["noise", "dgh"])]
     experiments += observations.figure3(**SMOKE, num_images=8)
     found: list[run.Record] = []
@@ -95,7 +95,7 @@ def test_a_killed_worker_loses_nothing_and_records_are_the_same(workers, tmp_pat
 
 
 class Lost:
-    """A future, and the client that waits for it, after the scheduler was killed."""
+    """A future and its client after the scheduler was killed."""
 
     def __init__(self, status: str, workers: dict[str, int]):
         self.status, self.workers = status, workers
@@ -115,7 +115,7 @@ class Lost:
 @pytest.mark.parametrize(
     ("status", "workers"), [("cancelled", {"n_workers": 1}), ("finished", {"n_workers": 1}), ("finished", {})]
 )
-def test_a_lost_scheduler_is_one_error_with_a_remedy(status, workers, tmp_path, monkeypatch):
+def test_a_lost_scheduler_is_reported_with_a_remedy(status, workers, tmp_path, monkeypatch):
     lost, experiments = Lost(status, workers), methods.table2(**SMOKE, sources=[])[:1]
     monkeypatch.setattr(cluster, "_submit", lambda *arguments: {lost: experiments[0]})
     monkeypatch.setattr("distributed.as_completed", lambda futures: futures)
@@ -123,13 +123,13 @@ def test_a_lost_scheduler_is_one_error_with_a_remedy(status, workers, tmp_path, 
         cluster._compute_all(lost, list(experiments), run.Workshop(tmp_path), "cpu", progress=False)
 
 
-def test_what_is_found_asks_no_cluster(tmp_path):
+def test_a_plan_with_all_records_needs_no_cluster(tmp_path):
     experiments = methods.table2(**SMOKE, sources=[])[:1]
     first = run.run(experiments, results=tmp_path, progress=False)
     assert cluster.run_on_cluster(experiments, "tcp://127.0.0.1:1", results=tmp_path) == first
 
 
-def test_an_address_where_nothing_answers(tmp_path, capsys, monkeypatch):
+def test_an_address_without_a_scheduler_is_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cluster, "SECONDS_TO_CONNECT", 1)
     arguments = ["run", "table2", "--budget", "smoke", "--results", str(tmp_path)]
     assert cli.main([*arguments, "--cluster", "tcp://127.0.0.1:1"]) == 1
@@ -138,6 +138,6 @@ def test_an_address_where_nothing_answers(tmp_path, capsys, monkeypatch):
     assert "no scheduler has written" in capsys.readouterr().err
 
 
-def test_a_worker_with_other_code_refuses(monkeypatch):
+def test_a_worker_with_other_code_is_refused(monkeypatch):
     with pytest.raises(RuntimeError, match=r"started from .*0000"):
         cluster._check_code({"commit": "0000", "modified": False})

@@ -1,4 +1,4 @@
-"""The part of COCO for two cores: read from its archive, and made of COCO's own files."""
+"""The small part of COCO: read from its archive, and made from COCO's own files."""
 
 import csv
 import io
@@ -53,14 +53,14 @@ def write_archive(folder: Path, annotations: dict[str, Any]) -> None:
     write_zip(folder / coco_lite.ARCHIVE, {"coco_lite/instances_val.json": json.dumps(annotations)})
 
 
-def test_without_the_archive_the_command_is_told(data_dir: Path) -> None:
+def test_a_missing_archive_is_reported_with_the_command(data_dir: Path) -> None:
     with pytest.raises(assets.MissingAsset, match="dgh data coco_lite"):
         load_annotated(NAME)
     with pytest.raises(UnknownName, match="split of coco_lite 'tset'"):
         load_annotated(NAME, "tset")
 
 
-def test_what_is_wrong_with_an_archive_is_named(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_an_archive_are_named(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coco_lite, "_chosen_ids", lambda: {"val": {5}, "train": {6}})
     write_archive(data_dir, described(5, 8, 8, []))
     with pytest.raises(FileNotFoundError, match=r"lacks the image coco_lite/val/000000000005\.jpg"):
@@ -79,7 +79,7 @@ def test_what_is_wrong_with_an_archive_is_named(data_dir: Path, monkeypatch: pyt
 
 @pytest.fixture
 def published(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """COCO's own files in little, of which photograph 7 is not in the part."""
+    """Small versions of COCO's own files; photograph 7 is not in the part."""
     monkeypatch.setattr(coco_lite, "_chosen_ids", lambda: {"val": {5}, "train": {6}})
     everything = described(5, 640, 426, [[236.98, 142.51, 24.7, 69.5]])
     everything["images"] += described(7, 50, 50, [])["images"]
@@ -108,28 +108,28 @@ def test_the_archive_is_made_of_the_published_files(published: Path) -> None:
     data = load_annotated(NAME)
     assert data.image_ids == [5]
     assert data.images[0].shape == (3, 277, 416)
-    assert data.annotations["annotations"][0]["bbox"] == [154.04, 92.66, 16.05, 45.19]  # as that of our records has it
+    assert data.annotations["annotations"][0]["bbox"] == [154.04, 92.66, 16.05, 45.19]  # as in the records
     train = load_annotated(NAME, "train")
-    assert train.images[0].shape == (3, 416, 300)  # is small enough
+    assert train.images[0].shape == (3, 416, 300)  # it is small enough
     assert train.annotations["annotations"][0]["bbox"] == [1, 2, 3, 4]
     made = path.stat().st_mtime_ns
-    assert coco_lite.prepare(progress=False).stat().st_mtime_ns == made  # is not made again
+    assert coco_lite.prepare(progress=False).stat().st_mtime_ns == made  # it is not made again
 
 
-def test_another_photograph_than_was_annotated_is_refused(published: Path) -> None:
+def test_a_photograph_that_differs_from_its_annotation_is_refused(published: Path) -> None:
     (published / "coco/train2017/000000000006.jpg").write_bytes(photograph(300, 300))
     with pytest.raises(ValueError, match=r"train2017/000000000006\.jpg has \(300, 300\) pixels, COCO says 300 x 416"):
         coco_lite.prepare(progress=False)
     assert not (published / coco_lite.ARCHIVE).exists()
 
 
-def test_annotations_that_lack_a_photograph_are_refused(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_annotations_without_a_listed_photograph_are_refused(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coco_lite, "_chosen_ids", lambda: {"val": {5, 99}, "train": {6}})
     with pytest.raises(ValueError, match="do not describe photograph 99"):
         coco_lite.prepare(progress=False)
 
 
-def test_the_list_names_the_photographs_of_the_archive() -> None:
+def test_the_list_matches_the_photographs_of_the_archive() -> None:
     with (assets.MANIFESTS / "coco_lite.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len({row["image_id"] for row in rows}) == len(rows) == 287 + 127

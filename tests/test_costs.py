@@ -1,4 +1,4 @@
-"""Cost estimates by hand: proportions from two records, a plan of shared images, what is left of a book."""
+"""Cost estimates by hand: in proportion to 2 records, for shared images, and for the rest of a book."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from dghlib.experiments import costs
 from dghlib.experiments.experiment import Run
 from dghlib.experiments.profiles import first_models
 from dghlib.experiments.run import Record
-from dghlib.plans import methods, observations, quantized
+from dghlib.plans import fine_tuned, methods, observations, quantized
 
 
 def _record(source: str, method: str, generation: float, quantization: float, **config: Any) -> Record:
@@ -36,7 +36,7 @@ RECORDS = [
 ]
 
 
-def test_a_unit_costs_what_the_least_disturbed_record_shows() -> None:
+def test_the_cost_of_a_unit_is_that_of_the_fastest_record() -> None:
     assert costs.unit_costs(RECORDS) == {
         ("shapes_residual", "dgh"): pytest.approx(1.0),  # 48 seconds for 16 images of 3 steps
         ("shapes_residual", "hptq"): pytest.approx(0.1),
@@ -44,7 +44,7 @@ def test_a_unit_costs_what_the_least_disturbed_record_shows() -> None:
     }
 
 
-def test_shared_images_are_paid_once_and_what_is_not_known_is_told() -> None:
+def test_shared_images_are_counted_once_and_unknown_costs_are_reported() -> None:
     experiments = methods.table2("shapes", "smoke", models=["shapes_residual"], sources=["dgh", "zeroq"], seeds=1)
     table = costs.estimate(experiments, costs.unit_costs(RECORDS))
     assert table.loc["dgh"].to_dict() == {"runs": 1, "hours": pytest.approx(48 / 3600), "unknown": 0}
@@ -58,7 +58,19 @@ def test_shared_images_are_paid_once_and_what_is_not_known_is_told() -> None:
     assert both.loc["one", "hours to quantize"] == pytest.approx(6 * 1.6 / 3600)
 
 
-def test_what_plans_share_is_paid_by_the_first_and_unknown_networks_cost_what_others_do() -> None:
+def test_the_cost_of_training_without_images_is_proportional_to_its_steps() -> None:
+    trained = fine_tuned.trained_together("shapes", "smoke", models=["shapes_residual"], methods=["gdfq"], seeds=1)
+    made = _record("real", "gdfq", 0.0, 40.0, steps=20)
+    rounded = _record("real", "squant", 0.0, 2.0)
+    for record in (made, rounded):
+        del record["inputs"]["images"]
+    units = costs.unit_costs([made, rounded])
+    assert units == {("shapes_residual", "gdfq"): pytest.approx(2.0)}  # SQuant has no steps
+    table = costs.estimate(trained, units)
+    assert table.loc["gdfq"].to_dict() == {"runs": 1, "hours": pytest.approx(12 * 2 / 3600), "unknown": 0}
+
+
+def test_shared_runs_count_for_the_first_plan_and_unknown_networks_cost_as_others() -> None:
     ours, both = (
         methods.table2("shapes", "smoke", models=names, sources=["dgh"], bits=["W8A8"], seeds=1)
         for names in (["shapes_residual"], ["shapes_residual", "shapes_inverted"])
@@ -67,10 +79,10 @@ def test_what_plans_share_is_paid_by_the_first_and_unknown_networks_cost_what_ot
     assert seconds == {"first": pytest.approx(48 + 1.6), "again": 0, "more": pytest.approx(48 + 1.6)}
 
 
-def test_the_time_left_is_scaled_by_what_this_machine_has_shown() -> None:
+def test_the_time_left_is_scaled_to_the_speed_of_this_machine() -> None:
     left = Forecast({"text": 0.0, "slow": 100.0, "slower": 400.0, "last": 0.0})
     assert left.seconds == pytest.approx(500 + (4 + BUILDING) * PAGE_SECONDS)
-    left.done("text", 10.0)  # what a page takes without runs
+    left.done("text", 10.0)  # the time of a page without runs
     assert left.seconds == pytest.approx(500 + (3 + BUILDING) * 10)
     left.done("slow", 310.0)  # of which 300 for the runs
     assert left.seconds == pytest.approx(400 * (300 + TRUST) / (100 + TRUST) + (2 + BUILDING) * 10)
@@ -90,19 +102,19 @@ def runs_of(name: str, **chosen: object) -> list[Run]:
     return forecast._runs(page, values | chosen)
 
 
-def test_the_runs_of_a_notebook_are_those_it_asks_for() -> None:
-    """The forecast reads them from the notebooks' code, so a change of its form must not leave it behind."""
+def test_the_forecast_finds_the_runs_of_every_notebook() -> None:
+    """It reads them from the notebooks' code, so it must follow the form of this code."""
     for notebook in NOTEBOOKS.glob("*.ipynb"):
         runs, asks = runs_of(notebook.stem), "run.run" in notebook.read_text(encoding="utf-8")
         if "computed" in parameters_of(notebook):
-            assert runs == [], "by default such a page shows records alone"
+            assert runs == [], "by default this page shows only records"
             runs = runs_of(notebook.stem, computed="smoke")
         assert bool(runs) == asks, notebook.stem
     assert runs_of("table2", seeds=2, networks=0) == methods.table2("shapes", "quick", seeds=2)
     assert {run.model for run in runs_of("table1", networks=1)} == set(first_models("shapes", 1))
 
 
-def test_the_runs_of_a_notebook_are_as_it_chooses_them() -> None:
+def test_the_forecast_follows_the_choices_of_a_notebook() -> None:
     smoke = {"budget": "smoke", "recorded": "smoke"}
     ours, detector = ["shapes_residual"], ["shapes_ssdlite"]
     assert runs_of("which_layer", **smoke, model="shapes_residual", method="qdrop", bits="W2A4") == quantized.layers(
@@ -123,8 +135,8 @@ def test_the_runs_of_a_notebook_are_as_it_chooses_them() -> None:
     ]
 
 
-def test_a_notebook_that_cannot_be_followed_has_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The forecast comes before the pages: what is wrong with one is told there, and none of the others is lost."""
+def test_the_forecast_ignores_notebooks_that_it_cannot_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page itself reports its error; the other pages are not affected."""
     monkeypatch.chdir(tmp_path)
     page = Path("a.ipynb")
     run = (
@@ -137,7 +149,7 @@ def test_a_notebook_that_cannot_be_followed_has_no_runs(tmp_path: Path, monkeypa
     assert not Path("written").exists()
 
 
-def test_a_page_about_one_network_lacks_the_runs_of_that_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_about_one_network_needs_only_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGHLIB_RESULTS", str(tmp_path / "results"))
     page = NOTEBOOKS / "genq_table1.ipynb"
     values = {name: parameter.default for name, parameter in parameters_of(page).items()} | {"budget": "smoke"}

@@ -1,4 +1,4 @@
-"""Data sets: what they return, from files made here; what they say of files that are not right."""
+"""Data sets: what they return from files made here, and their errors for files that are wrong."""
 
 import io
 import logging
@@ -24,7 +24,7 @@ from dghlib.storage.archives import DamagedArchive
 
 
 def numbered(num_images: int, num_classes: int = 4) -> LabelledImages:
-    """Images (N, 3, 2, 2) whose pixels all hold the image's number; labels go round."""
+    """Images (N, 3, 2, 2) whose pixels all have the image's number; labels repeat."""
     numbers = torch.arange(num_images)
     pixels = numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
     return LabelledImages(pixels, numbers % num_classes, tuple("abcdefgh"[:num_classes]))
@@ -45,13 +45,15 @@ def numbered(num_images: int, num_classes: int = 4) -> LabelledImages:
         ({"labels": torch.tensor([-1, 1])}, ValueError, "labels must be 0 to 1, .* got -1 to 1"),
     ],
 )
-def test_what_labelled_images_refuse(change: dict[str, torch.Tensor], error: type[Exception], message: str) -> None:
+def test_wrong_images_or_labels_are_refused(
+    change: dict[str, torch.Tensor], error: type[Exception], message: str
+) -> None:
     good = {"images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "labels": torch.tensor([0, 1])}
     with pytest.raises(error, match=message):
         LabelledImages(**(good | change), classes=("a", "b"))
 
 
-def test_of_the_shapes_only_those_that_are_chosen_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_chosen_shapes_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = datasets.sample(datasets.load("shapes", "train", 60), 5, seed=1)
     drawn = Mock(wraps=shapes._draw)
     monkeypatch.setattr(shapes, "_draw", drawn)
@@ -71,7 +73,7 @@ def test_a_sample_is_drawn_without_replacement_and_keeps_labels_with_images() ->
     assert not torch.equal(sample(data, 60, seed=2).images, drawn.images)
 
 
-def test_a_choice_of_more_than_there_are() -> None:
+def test_choosing_more_images_than_exist_is_refused() -> None:
     assert choose(5, None).tolist() == [0, 1, 2, 3, 4]
     for wrong in (0, 6):
         with pytest.raises(ValueError, match=f"num_images must be 1 to 5, .* got {wrong}"):
@@ -89,14 +91,14 @@ def test_batches_are_normalised_and_the_last_is_smaller() -> None:
     assert torch.allclose(images[1, :, 0, 1], torch.tensor(expected))
 
 
-def test_what_batches_refuse() -> None:
+def test_wrong_batches_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         batches(numbered(3), (0.0,) * 3, (1.0,) * 3, 0)
     with pytest.raises(ValueError, match="3 channels, but mean has 1 entries and std 1"):
         batches(numbered(3), (0.0,), (1.0,), 2)
 
 
-# Anybody's .npz
+# .npz files of users
 
 
 def save(path: Path, **arrays: np.ndarray) -> Path:
@@ -109,14 +111,14 @@ LABELS = np.array([1, 0], dtype=np.int16)
 
 
 @pytest.mark.parametrize("stored", [PIXELS, PIXELS.transpose(0, 3, 1, 2)], ids=["channels_last", "channels_first"])
-def test_an_npz_of_either_layout(tmp_path: Path, stored: np.ndarray) -> None:
+def test_an_npz_of_either_layout_is_read(tmp_path: Path, stored: np.ndarray) -> None:
     data = datasets.load(save(tmp_path / "mine.npz", images=stored, labels=LABELS))
     assert torch.equal(data.images, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
     assert data.labels.tolist() == [1, 0]
     assert data.classes == ("0", "1")
 
 
-def test_the_classes_of_an_npz(tmp_path: Path) -> None:
+def test_class_names_of_an_npz_are_read(tmp_path: Path) -> None:
     path = save(tmp_path / "mine.npz", images=PIXELS, labels=LABELS, classes=np.array(["cat", "dog", "eel"]))
     assert files.npz(path).classes == ("cat", "dog", "eel")
 
@@ -136,31 +138,31 @@ def test_the_classes_of_an_npz(tmp_path: Path) -> None:
         ({"images": PIXELS, "labels": np.array([{}, {}])}, "not an .npz file of plain arrays"),
     ],
 )
-def test_what_is_wrong_with_an_npz(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+def test_errors_of_an_npz_are_named(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(ValueError, match=rf"bad\.npz.*{message}"):
         files.npz(save(tmp_path / "bad.npz", **arrays))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not arrays at all"])
-def test_a_file_that_is_no_npz(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_npz_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.npz"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"bad\.npz is not an \.npz file"):
         files.npz(path)
 
 
-def test_a_single_array_is_no_npz(tmp_path: Path) -> None:
+def test_a_single_array_is_not_an_npz(tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", PIXELS)
     with pytest.raises(ValueError, match=r"one\.npy is not an \.npz file"):
         datasets.load(tmp_path / "one.npy")
 
 
-# Anybody's folder
+# Folders of users
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes: a red and a grey image of 8x8, a blue one of 8x8."""
+    """2 classes: a red and a grey image of 8x8, and a blue one of 8x8."""
     for name in ("a", "b"):
         (tmp_path / "set" / name).mkdir(parents=True)
     Image.new("RGB", (8, 8), "blue").save(tmp_path / "set" / "a" / "blue.png")
@@ -170,7 +172,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def test_a_folder_of_images(folder: Path) -> None:
+def test_a_folder_of_images_is_read(folder: Path) -> None:
     data = datasets.load(folder)
     assert data.images[:, :, 3, 3].tolist() == [[0, 0, 255], [77, 77, 77], [255, 0, 0]]
     assert data.labels.tolist() == [0, 1, 1]
@@ -179,20 +181,18 @@ def test_a_folder_of_images(folder: Path) -> None:
 
 def test_images_are_scaled_and_cropped_to_the_wanted_size(folder: Path) -> None:
     stripes = np.zeros((10, 30, 3), np.uint8)
-    stripes[:, 8:22] = 200  # the middle third, which a centred square crop keeps, and what scaling blends in
+    stripes[:, 8:22] = 200  # the middle third, which a centred square crop keeps, and pixels that scaling blends in
     Image.fromarray(stripes).save(folder / "a" / "wide.png")
     data = datasets.load(folder, image_shape=(3, 5, 5))
     assert data.images.shape == (4, 3, 5, 5)
     assert bool((data.images[1] == 200).all())
 
 
-def test_some_images_of_a_folder(folder: Path) -> None:
+def test_some_images_of_a_folder_are_chosen(folder: Path) -> None:
     assert len(datasets.load(folder, num_images=2)) == 2
 
 
-def test_images_of_a_folder_that_are_not_asked_for_are_not_opened(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_chosen_images_of_a_folder_are_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every, read = datasets.load(folder), files.read_image
     opened: list[Path] = []
 
@@ -208,22 +208,22 @@ def test_images_of_a_folder_that_are_not_asked_for_are_not_opened(
         assert len(opened) == 2
 
 
-def test_grey_networks_get_grey_images_and_a_folder_alone_is_one_class(folder: Path) -> None:
+def test_grey_networks_get_grey_images_and_a_flat_folder_is_one_class(folder: Path) -> None:
     data = datasets.load(folder / "b", image_shape=(1, 4, 4))
-    assert data.images[:, 0, 2, 2].tolist() == [77, 76]  # red is 76 of 255 bright
+    assert data.images[:, 0, 2, 2].tolist() == [77, 76]  # the brightness of red is 76 of 255
     assert data.classes == ("b",)
     np.savez(folder / "colour.npz", images=PIXELS, labels=np.zeros(len(PIXELS), int))
     with pytest.raises(ValueError, match=r"3 channels, .*; wanted \(1, 4, 4\)"):
         datasets.load(folder / "colour.npz", image_shape=(1, 4, 4))
 
 
-def test_a_folder_of_several_sizes(folder: Path) -> None:
+def test_a_folder_of_several_sizes_needs_an_image_shape(folder: Path) -> None:
     Image.new("RGB", (9, 6)).save(folder / "b" / "z.png")
     with pytest.raises(ValueError, match=r"z\.png has height and width \(6, 9\), .* give an image_shape"):
         datasets.load(folder)
 
 
-def test_an_unreadable_image(folder: Path) -> None:
+def test_an_unreadable_image_is_named(folder: Path) -> None:
     broken = folder / "b" / "broken.png"
     for content in (b"no image", (folder / "b" / "red.png").read_bytes()[:50]):
         broken.write_bytes(content)
@@ -231,7 +231,7 @@ def test_an_unreadable_image(folder: Path) -> None:
             datasets.load(folder)
 
 
-def test_a_folder_without_images(folder: Path) -> None:
+def test_a_folder_without_images_is_refused(folder: Path) -> None:
     (folder / "c").mkdir()
     with pytest.raises(ValueError, match=r"set/c holds no image"):
         datasets.load(folder)
@@ -242,7 +242,7 @@ def test_a_folder_without_images(folder: Path) -> None:
 # By name
 
 
-def test_names_paths_and_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_and_paths_are_found_and_others_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert datasets.load("shapes", num_images=3).images.shape == (3, 3, 32, 32)
     with pytest.raises(UnknownName, match=r"unknown data set 'cifar' \(did you mean 'cifar10'"):
@@ -252,18 +252,18 @@ def test_names_paths_and_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             datasets.load(path)
 
 
-def test_images_of_another_size_than_wanted() -> None:
+def test_images_of_the_wrong_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"3 channels, height and width \(32, 32\); wanted \(3, 64, 64\)"):
         datasets.load("shapes", num_images=3, image_shape=(3, 64, 64))
 
 
 @pytest.mark.parametrize("name", datasets.DATASETS)
-def test_an_unknown_split(name: str) -> None:
+def test_an_unknown_split_is_refused(name: str) -> None:
     with pytest.raises(UnknownName, match=f"split of {name} 'tset'.*did you mean 'test'"):
         datasets.load(name, "tset")
 
 
-# The public archives, small ones made here
+# The public archives, as small ones made here
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def place(path: Path, content: bytes) -> None:
 
 
 def cifar_archive() -> bytes:
-    """Three test images and two in each training batch, laid out as in the public archive."""
+    """3 test images and 2 in each training batch, with the layout of the public archive."""
     stored = io.BytesIO()
     names = ["test_batch", *(f"data_batch_{number}" for number in range(1, 6))]
     batches_of = {
@@ -295,7 +295,7 @@ def cifar_archive() -> bytes:
     return stored.getvalue()
 
 
-def test_cifar10_from_its_archive(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10_is_read_from_its_archive(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = data_dir / "cifar10" / "cifar-10-python.tar.gz"
     place(path, cifar_archive())
     published = replace(assets.manifests()["cifar10"], sha256=assets.file_sha256(path))
@@ -314,7 +314,7 @@ def test_another_cifar10_archive_is_never_unpickled(data_dir: Path) -> None:
         datasets.load("cifar10")
 
 
-def test_cifar10_from_an_npz(data_dir: Path) -> None:
+def test_cifar10_is_read_from_an_npz(data_dir: Path) -> None:
     (data_dir / "cifar10").mkdir()
     save(data_dir / "cifar10" / "cifar10_test.npz", images=np.zeros((4, 32, 32, 3), np.uint8), labels=np.arange(4))
     assert len(datasets.load("cifar10", "test")) == 4
@@ -348,7 +348,7 @@ def place_tiny_imagenet(data_dir: Path, members: dict[str, bytes]) -> None:
     place(data_dir / "tiny_imagenet" / "tiny-imagenet-200.zip", stored.getvalue())
 
 
-def test_tiny_imagenet_from_a_part_of_its_archive(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tiny_imagenet_is_read_from_a_part_of_its_archive(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     place_tiny_imagenet(data_dir, TINY)
     with caplog.at_level(logging.WARNING):
         test, train = datasets.load("tiny_imagenet", "test"), datasets.load("tiny_imagenet", "train")
@@ -362,7 +362,7 @@ def test_tiny_imagenet_from_a_part_of_its_archive(data_dir: Path, caplog: pytest
     assert len(datasets.load("tiny_imagenet", "test", 1)) == 1
 
 
-def test_a_tiny_imagenet_archive_that_is_not_right(data_dir: Path) -> None:
+def test_a_wrong_tiny_imagenet_archive_is_refused(data_dir: Path) -> None:
     place_tiny_imagenet(data_dir, {name: content for name, content in TINY.items() if "val_1" not in name})
     with pytest.raises(ValueError, match=r"200\.zip is not laid out as the public archive \(.*val_1\.JPEG"):
         datasets.load("tiny_imagenet", "test")
@@ -371,13 +371,13 @@ def test_a_tiny_imagenet_archive_that_is_not_right(data_dir: Path) -> None:
         datasets.load("tiny_imagenet", "test")
 
 
-# The real ones, where they are at hand
+# The real ones, if they are on this machine
 
 
 @pytest.mark.parametrize(
     ("name", "size", "per_class"), [("cifar10", 32, [1000] * 10), ("tiny_imagenet", 64, [50] * 200)]
 )
-def test_the_real_test_sets_are_whole_and_balanced(name: str, size: int, per_class: list[int]) -> None:
+def test_the_real_test_sets_are_complete_and_balanced(name: str, size: int, per_class: list[int]) -> None:
     try:
         data = datasets.load(name, "test")
     except assets.MissingAsset as error:
@@ -389,8 +389,8 @@ def test_the_real_test_sets_are_whole_and_balanced(name: str, size: int, per_cla
 # ImageNet
 
 
-def test_imagenet_from_folders(data_dir: Path) -> None:
-    """A wide image whose middle square is red: scaled to 256 and cut to 224, nothing but red is left."""
+def test_imagenet_is_read_from_folders(data_dir: Path) -> None:
+    """Of a wide image with a red square in the middle, scaled to 256 and cropped to 224, only red is left."""
     for name, colour in (("n02", (255, 0, 0)), ("n01", (0, 255, 0))):
         image = Image.new("RGB", (120, 60), (0, 0, 255))
         image.paste(colour, (30, 0, 90, 60))
@@ -404,14 +404,14 @@ def test_imagenet_from_folders(data_dir: Path) -> None:
     assert (data.images[1, 1:] == 0).all()
 
 
-def test_imagenet_that_is_missing_says_where_it_belongs(data_dir: Path) -> None:
+def test_missing_imagenet_is_reported_with_its_path(data_dir: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"imagenet.val is missing.*image-net.org"):
         datasets.load("imagenet", "test")
 
 
 @pytest.mark.parametrize("size", [(224, 224), (128, 128), (64, 96)])
-def test_a_test_crop_is_the_middle_of_eight_sevenths(size: tuple[int, int]) -> None:
-    """Of an image with a frame of another colour, a sixteenth wide on each side, nothing of the frame is left."""
+def test_a_test_crop_removes_a_sixteenth_on_each_side(size: tuple[int, int]) -> None:
+    """Nothing is left of a frame of another colour that is 1/16 of the image wide on each side."""
     stored = io.BytesIO()
     height, width = size
     image = Image.new("RGB", (2 * width, 2 * height), (0, 0, 255))
@@ -451,7 +451,7 @@ def place_lite(data_dir: Path, members: dict[str, bytes], name: str = "val1300",
     return path
 
 
-def test_imagenet_lite_from_a_repositorys_archive(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_imagenet_lite_is_read_from_a_repositorys_archive(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     place_lite(data_dir, LITE, root="acuity-1234/ILSVRC2012_VAL_SET")
     with caplog.at_level(logging.WARNING):
         data = datasets.load("imagenet_lite", "test", image_shape=(3, 32, 48))
@@ -482,13 +482,13 @@ def test_samples_of_imagenet_lite_have_the_class_of_their_wordnet_id(data_dir: P
         ({"synset_words.txt": WORDS[:5000]}, r"synset_words.txt names \d+ classes, expected 1000, sorted"),
     ],
 )
-def test_an_archive_of_imagenet_lite_that_is_not_right(change: dict, message: str, data_dir: Path) -> None:
+def test_a_wrong_archive_of_imagenet_lite_is_refused(change: dict, message: str, data_dir: Path) -> None:
     place_lite(data_dir, LITE | change, root="ILSVRC2012_VAL_SET")
     with pytest.raises(ValueError, match=message):
         datasets.load("imagenet_lite", "test", image_shape=(3, 32, 32))
 
 
-def test_imagenet_lite_that_is_damaged_lacking_or_missing(data_dir: Path) -> None:
+def test_damaged_incomplete_or_missing_imagenet_lite_is_reported(data_dir: Path) -> None:
     with pytest.raises(assets.MissingAsset, match=r"samples1000.zip is missing. `dgh data imagenet_lite`"):
         datasets.load("imagenet_lite", "train")
     path = place_lite(data_dir, dict(list(SAMPLES.items())[:998]), "samples1000")

@@ -10,10 +10,10 @@ from torch import nn
 
 from dghlib import models
 from dghlib.generators import deep_inversion
-from dghlib.generators.classes import labels_of
 from dghlib.generators.deep_inversion import jensen_shannon, total_variation, warm_up_and_cosine
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics, working_copy
+from dghlib.synthesis.classes import labels_of
 
 SMALL = deep_inversion.Config(num_images=24, batch_size=24, steps=60)
 
@@ -59,7 +59,7 @@ def test_the_terms_are_weighted_and_the_first_batch_norm_more(tiny_model):
     terms = loss(images)
     assert set(terms) == {"class", "BNS", "TV", "size"}
     assert terms["size"].item() == pytest.approx(1e-5 * 3 / 2)
-    assert terms["TV"].item() == pytest.approx(1e-4 * 3 * 3)  # right, below and one diagonal
+    assert terms["TV"].item() == pytest.approx(1e-4 * 3 * 3)  # neighbours on the right, below and on one diagonal
     expected = nn.functional.cross_entropy(tiny_model.net(images), torch.zeros(2, dtype=torch.long))
     assert terms["class"].item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -74,7 +74,7 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert warm_up_and_cosine(0, 1) == pytest.approx(1 / 1.05)
 
 
-def test_jitter_shifts_around_the_border_by_up_to_its_limit_and_flips_half_the_time(tiny_model):
+def test_jitter_rolls_images_up_to_its_limit_and_flips_half_of_them(tiny_model):
     images = torch.zeros(1, 3, 8, 8)
     images[0, 0, 4, 4] = 1
     loss = _loss(tiny_model, replace(SMALL, jitter=2, flip=False))
@@ -86,7 +86,7 @@ def test_jitter_shifts_around_the_border_by_up_to_its_limit_and_flips_half_the_t
     assert columns.count(3) == pytest.approx(200, abs=50)
 
 
-def test_images_are_recognised_as_their_class_and_can_be_pixels():
+def test_images_are_classified_as_their_class_and_can_be_pixels():
     model = models.load("shapes_residual")
     images = deep_inversion.generate(model, SMALL, progress=False)
     labels = labels_of("deep_inversion", SMALL, 48)
@@ -100,11 +100,11 @@ def test_images_are_recognised_as_their_class_and_can_be_pixels():
 
 @pytest.fixture
 def student() -> FloatModel:
-    """Return a network that judges otherwise."""
+    """Return a network that classifies differently."""
     return replace(make_tiny_model(seed=1), name="student")
 
 
-def test_competition_drives_the_networks_apart(tiny_model, student):
+def test_competition_increases_the_disagreement_of_the_networks(tiny_model, student):
     def disagreement(weight: float) -> float:
         config = replace(SMALL, competition_weight=weight)
         images = deep_inversion.generate(tiny_model, config, progress=False, student=student if weight else None)
@@ -114,7 +114,7 @@ def test_competition_drives_the_networks_apart(tiny_model, student):
     assert disagreement(20.0) > 1.2 * disagreement(0.0)
 
 
-def test_a_student_that_does_not_fit_is_refused(tiny_model, student):
+def test_an_unsuitable_student_is_refused(tiny_model, student):
     adi = replace(deep_inversion.PRESETS["adi"], num_images=2, steps=1)
     with pytest.raises(ValueError, match=r"competition_weight is 0\.2 and there is none"):
         deep_inversion.generate(tiny_model, adi, progress=False)

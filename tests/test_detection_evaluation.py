@@ -1,4 +1,4 @@
-"""Mean average precision: by hand, against the truth itself, and what can be wrong with annotations and answers."""
+"""Mean average precision: by hand, of the annotations themselves, and with wrong annotations and outputs."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from dghlib.evaluation.detection import NoBoxes, save_results
 
 
 def annotated(boxes: list[dict[str, Any]], categories: tuple[int, ...] = (1,)) -> dict[str, list[dict[str, Any]]]:
-    """Return annotations of two images of 100x100 pixels."""
+    """Return annotations of 2 images of 100x100 pixels."""
     defaults = {"image_id": 1, "category_id": 1, "iscrowd": 0, "area": 1600}
     return {
         "images": [{"id": k, "height": 100, "width": 100, "file_name": f"{k}.png"} for k in (1, 2)],
@@ -27,7 +27,7 @@ def box(left: float, *, image: int = 1, category: int = 1, score: float = 0.9, w
     return {"image_id": image, "category_id": category, "bbox": [left, 0, width, 40], "score": score}
 
 
-def test_the_truth_scores_100() -> None:
+def test_the_annotated_boxes_score_100() -> None:
     data = scenes.detection("test", 20)
     truth = [
         {key: entry[key] for key in ("image_id", "category_id", "bbox")} | {"score": 1.0}
@@ -39,7 +39,7 @@ def test_the_truth_scores_100() -> None:
 
 def test_precision_by_hand() -> None:
     annotations = annotated([{"bbox": [0, 0, 40, 40]}, {"bbox": [50, 0, 40, 40]}])
-    # The better one is wrong, the other right: precision 1/2 up to recall 1/2, then nothing. COCO looks at 101
+    # The box with the better score is wrong, the other right: precision 1/2 up to recall 1/2, then 0. COCO uses 101
     # recalls, 0 to 1, of which 51 are up to 1/2.
     found = [box(20, image=2, score=0.9), box(0, score=0.8)]
     assert mean_average_precision(annotations, found)["map"] == pytest.approx(100 * 0.5 * 51 / 101)
@@ -54,14 +54,14 @@ def test_overlap_counts_at_ten_thresholds() -> None:
     assert percent["map75"] == 0
 
 
-def test_sizes_are_told_apart() -> None:
+def test_precision_is_split_by_object_size() -> None:
     annotations = annotated([{"bbox": [0, 0, 10, 10], "area": 100}, {"bbox": [50, 0, 40, 40]}])
     percent = mean_average_precision(annotations, [box(50)])
     assert (percent["map_small"], percent["map_medium"]) == (0, pytest.approx(100))
     assert "map_large" not in percent
 
 
-def test_what_is_found_in_a_crowd_is_neither_right_nor_wrong() -> None:
+def test_boxes_in_a_crowd_do_not_count() -> None:
     crowd = {"bbox": [50, 0, 40, 40], "iscrowd": 1}
     annotations = annotated([{"bbox": [0, 0, 40, 40]}, crowd])
     assert mean_average_precision(annotations, [box(50, score=0.95), box(0)])["map"] == pytest.approx(100)
@@ -74,7 +74,7 @@ def test_ids_of_categories_may_have_gaps() -> None:
     assert mean_average_precision(annotations, [box(0, category=3)])["map"] == pytest.approx(50)
 
 
-def test_finding_nothing_scores_0() -> None:
+def test_no_boxes_score_0() -> None:
     assert mean_average_precision(annotated([{"bbox": [0, 0, 40, 40]}]), [])["map"] == 0
 
 
@@ -95,7 +95,7 @@ def answer(corners: list[list[float]]) -> dict[str, Tensor]:
     return {"boxes": boxes, "labels": torch.full((count,), 3), "scores": torch.full((count,), 0.5)}
 
 
-def test_answers_become_results_of_coco(tmp_path: Path) -> None:
+def test_outputs_become_coco_results(tmp_path: Path) -> None:
     def detector(images: list[Tensor]) -> list[dict[str, Tensor]]:
         assert all(float(image.max()) <= 1 for image in images)
         return [answer([[1.0, 2.0, 4.0, 8.0]]), answer([])][: len(images)]

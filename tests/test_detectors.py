@@ -16,19 +16,19 @@ from dghlib import models
 from dghlib.datasets import scenes
 from dghlib.evaluation import found_boxes, mean_average_precision
 from dghlib.generators import dgh, genie_d, intraq, zeroq
-from dghlib.generators.classes import NotAClassifier
-from dghlib.generators.matching import measure, output_range
 from dghlib.models import FloatModel, coco, detectors, embedded
 from dghlib.quantizers import QuantizedModel, adaround, hptq
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.tracing import trace
 from dghlib.running.batchnorm import NoBatchNorm, stored_statistics
+from dghlib.synthesis.classes import NotAClassifier
+from dghlib.synthesis.matching import measure, output_range
 
 NAMES = list(detectors.NETS)
 
 
 class Levels(nn.Module):
-    """A backbone with frozen batch norm and two levels."""
+    """A backbone with frozen batch norm and 2 levels."""
 
     out_channels = 4
 
@@ -42,7 +42,7 @@ class Levels(nn.Module):
 
 
 def tiny_retinanet(norm: nn.Module, head_norm: type[nn.Module] | partial = nn.BatchNorm2d) -> FloatModel:
-    """Return a detector of rectangles, whose head has batch norms that every level passes."""
+    """Return a detector of rectangles; its head has batch norms that every level passes."""
     torch.manual_seed(0)
     anchors = AnchorGenerator(((8,), (16,)), ((1.0,),) * 2)
     head = RetinaNetHead(4, 1, 3, head_norm)
@@ -55,7 +55,7 @@ def pixels(count: int, shape: tuple[int, ...]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_detector_reaches_the_precision_on_record(name: str) -> None:
+def test_a_detector_reaches_its_recorded_precision(name: str) -> None:
     record = json.loads((embedded.CHECKPOINTS / f"{name}.json").read_text())
     assert record["map"] >= 40
     model, data = models.load(name), scenes.detection("test", 48)
@@ -65,7 +65,7 @@ def test_a_detector_reaches_the_precision_on_record(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_network_in_place_of_itself_finds_the_same_boxes(name: str) -> None:
+def test_the_boxes_of_a_copy_of_the_network_are_the_same(name: str) -> None:
     model = models.load(name)
     images = pixels(2, (3, 80, 64))
     assert isinstance(model.net, detectors.DetectorNet)
@@ -83,7 +83,7 @@ def test_only_detectors_find_boxes() -> None:
         detectors.detector_of(model, model.net)
 
 
-def test_batch_norms_of_backbone_and_head_are_watched_over_all_levels() -> None:
+def test_batch_norms_of_backbone_and_head_are_measured_over_all_levels() -> None:
     model = tiny_retinanet(FrozenBatchNorm2d(4))
     layers = stored_statistics(model.net, model.image_shape)
     assert len(layers.names) == 1 + 4 + 4
@@ -129,18 +129,18 @@ def test_every_output_tensor_is_stretched() -> None:
     assert stretched > plain
 
 
-def test_a_method_that_asks_for_classes_says_why_not() -> None:
+def test_methods_that_need_classes_refuse_a_detector() -> None:
     with pytest.raises(NotAClassifier, match="tiny is for detection"):
         intraq.generate(tiny_retinanet(nn.BatchNorm2d(4)), intraq.Config(num_images=4), progress=False)
 
 
-def test_a_detector_without_batch_norm_says_so() -> None:
+def test_a_detector_without_batch_norm_is_refused() -> None:
     with pytest.raises(NoBatchNorm):
         dgh.generate(tiny_retinanet(nn.Identity(), partial(nn.GroupNorm, 2)), dgh.Config(num_images=2), progress=False)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_quantized_detector_finds_nearly_the_same(name: str) -> None:
+def test_a_quantized_detector_finds_nearly_the_same_boxes(name: str) -> None:
     model, data = models.load(name), scenes.detection("test", 24)
     images = (torch.as_tensor(data.images).float() / 255 - model.mean[0]) / model.std[0]
     quantized = hptq.quantize(model, images[:8], hptq.Config())
@@ -166,7 +166,7 @@ def test_every_layer_of_a_detector_learns() -> None:
 
 
 def behind(kind: type[nn.Module], quantized: QuantizedModel) -> list[UniformQuantizer]:
-    """Return the grids of what an activation function yields."""
+    """Return the grids of the outputs of an activation function."""
     grids, graph = quantized.activation_quantizers(), quantized.graph
     nodes = [node for node in graph.graph.nodes if node.name in grids and node.op == "call_module"]
     return [grids[node.name] for node in nodes if isinstance(graph.get_submodule(str(node.target)), kind)]
@@ -181,13 +181,13 @@ def test_the_detectors_of_coco_can_be_traced(name: str) -> None:
         assert [value.shape for value in graph(small).values()] == [value.shape for value in model.net(small).values()]
 
 
-def test_an_untrained_detector_of_coco_goes_all_the_way() -> None:
+def test_an_untrained_detector_of_coco_is_quantized_with_generated_images() -> None:
     torch.manual_seed(0)
     model = replace(coco.as_model("coco_ssdlite", coco.BUILDERS["coco_ssdlite"]()), image_shape=(3, 96, 64))
     images = dgh.generate(model, dgh.Config(num_images=2, steps=1), progress=False)
     quantized = hptq.quantize(model, images, hptq.Config())
     swishes, gates = (behind(kind, quantized) for kind in (nn.Hardswish, nn.Hardsigmoid))
-    assert any(not grid.signed and grid.zero_point > 0 for grid in swishes)  # a short tail below zero: shifted
+    assert any(not grid.signed and grid.zero_point > 0 for grid in swishes)  # shifted: a short negative tail
     assert not any(grid.signed for grid in gates)
     data = scenes.detection("test", 2)
     found = found_boxes(detectors.detector_of(model, quantized), data.images, data.image_ids)

@@ -1,4 +1,4 @@
-"""DGH: the loss falls, the parts do what they are for, scopes are what they say, long runs stay small."""
+"""DGH: its loss falls, its parts have their effects, scopes share banks, and memory stays small."""
 
 import copy
 import errno
@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from dghlib.generators import dgh, noise
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, output_range
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics
 from dghlib.storage import large_sets
+from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure, output_range
 
 SMALL = dgh.Config(num_images=24, batch_size=8, steps=120)
 
@@ -39,7 +39,7 @@ def test_images_match_the_statistics_far_better_than_noise(preset, tiny_model):
 
 
 def _scaled(model: FloatModel, factor: float) -> FloatModel:
-    """Return a network that computes the same, with the first layer and its batch norm in other units."""
+    """Return a network with the same outputs, whose first layer and batch norm have another unit."""
     net = copy.deepcopy(model.net)
     norm = next(module for module in net.modules() if isinstance(module, nn.BatchNorm2d))
     layer = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
@@ -54,7 +54,7 @@ def _scaled(model: FloatModel, factor: float) -> FloatModel:
 
 
 @pytest.mark.parametrize("relative", [True, False])
-def test_the_scale_of_a_layer_does_not_matter_where_statistics_are_relative(relative, tiny_model):
+def test_relative_statistics_do_not_depend_on_the_scale_of_a_layer(relative, tiny_model):
     config = replace(SMALL, steps=5, relative=relative)
     # A power of two, so that all values are scaled without rounding.
     made, other = (dgh.generate(model, config, progress=False) for model in (tiny_model, _scaled(tiny_model, 16)))
@@ -79,7 +79,7 @@ def test_a_compiled_network_makes_the_same_images(tiny_model):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-def test_without_a_compiler_the_network_stays_as_it_is(tiny_model, monkeypatch, caplog):
+def test_without_a_compiler_the_network_is_not_compiled(tiny_model, monkeypatch, caplog):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     compiled, plain = _with_and_without_compiling(tiny_model)
@@ -87,7 +87,7 @@ def test_without_a_compiler_the_network_stays_as_it_is(tiny_model, monkeypatch, 
     assert "no-such-compiler" in caplog.text
 
 
-def test_output_stretching_stretches(tiny_model):
+def test_output_stretching_widens_the_range_of_the_outputs(tiny_model):
     shares = [0.0, SMALL.output_share, 1.0]
     sets = [dgh.generate(tiny_model, replace(SMALL, output_share=share), progress=False) for share in shares]
     fixed = replace(SMALL, output_share=None, output_weight=0.1)
@@ -100,7 +100,7 @@ def test_output_stretching_stretches(tiny_model):
 
 @pytest.mark.parametrize("unit", [0.01, 1000.0])
 def test_images_do_not_depend_on_the_unit_of_the_logits(unit, tiny_model):
-    """What is one lambda on one network is another on the next; the share of a gradient is the same on all."""
+    """A fixed weight has another effect on each network; a share of the gradient has the same on all."""
     config = replace(SMALL, steps=16)
     images = dgh.generate(tiny_model, config, progress=False)
     with torch.no_grad():
@@ -110,20 +110,20 @@ def test_images_do_not_depend_on_the_unit_of_the_logits(unit, tiny_model):
 
 
 @pytest.mark.parametrize("step", [0, 8, 15])
-def test_with_a_reward_of_any_share_the_matching_loss_still_falls(step, tiny_model):
-    """Along matching and reward together, the matching loss still falls: their gradients' product is above zero."""
+def test_the_matching_loss_falls_with_a_reward_of_any_share(step, tiny_model):
+    """The sum of both gradients has a positive product with the gradient of the matching loss."""
     run = dgh._Run(tiny_model, replace(SMALL, steps=16, output_share=1.0), "cpu")
     run.make_room()
     run.step = run.weighed_every * (step // run.weighed_every)
     batch = torch.randn(8, 3, 8, 8, requires_grad=True)
-    bns, odsl = batch.square().mean(), -1e6 * batch.square().sum().sqrt()  # the reward pulls straight back
+    bns, odsl = batch.square().mean(), -1e6 * batch.square().sum().sqrt()  # opposite gradients
     gradient, weight = run._gradient(bns, odsl, batch)
     (matching,) = torch.autograd.grad(batch.square().mean(), batch)
     assert (gradient * matching).sum() >= (1 - run.step / 16) * matching.square().sum() * 0.999
     assert weight > 0 or run.step == 0
 
 
-def test_slack_holds_the_last_batch_norm_back(tiny_model):
+def test_slack_limits_the_error_at_the_last_batch_norm(tiny_model):
     fixed = replace(SMALL, output_share=None, output_weight=1.0)
     free = dgh.generate(tiny_model, replace(fixed, slack=None), progress=False)
     held = dgh.generate(tiny_model, replace(fixed, slack=0.1), progress=False)
@@ -132,8 +132,8 @@ def test_slack_holds_the_last_batch_norm_back(tiny_model):
     assert ranges[1] < ranges[0]
 
 
-def test_a_joint_set_lets_single_images_differ(tiny_model):
-    """What the aggregation is for (section 5.1): images matched together deviate more than images matched alone."""
+def test_images_matched_together_may_deviate_alone(tiny_model):
+    """The purpose of the aggregation (section 5.1): images matched together deviate more than images matched alone."""
 
     def deviation(scope: int | None) -> float:
         config = replace(SMALL, scope=scope, output_stretching=False, preprocessing=False)
@@ -172,7 +172,7 @@ def test_settings_out_of_range_are_refused(setting, message):
         dgh.Config(**setting)
 
 
-def test_weights_never_get_gradients(tiny_model):
+def test_weights_get_no_gradients(tiny_model):
     run = dgh._Run(tiny_model, SMALL, "cpu")
     run.make_room()
     run.begin()
@@ -201,7 +201,7 @@ def test_images_are_larger_than_the_crop_by_a_seventh(tiny_model):
     assert dgh._image_shape(model, dgh.Config(preprocessing=False)) == (3, 32, 64)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(tiny_model, monkeypatch):
+def test_a_loss_that_is_nan_stops_the_run(tiny_model, monkeypatch):
     monkeypatch.setattr(dgh, "output_range", lambda output: output.sum(1) * torch.nan)
     with pytest.raises(FloatingPointError, match="the loss of DGH is nan after 0 steps"):
         dgh.generate(tiny_model, SMALL, progress=False)
@@ -220,19 +220,19 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def test_memory_grows_by_the_images_and_their_optimizer_alone():
+def test_memory_grows_only_by_the_images_and_their_optimizer():
     few, many = 64, 1024
     peaks = [
         int(subprocess.run([sys.executable, "-c", PEAK, str(count)], capture_output=True, check=True).stdout)
         for count in (few, many)
     ]
-    # Per image: itself with its margin, its gradient, two running averages, and the finished one.
+    # Per image: the image with its margin, its gradient, 2 running averages, and the final crop.
     kilobytes_per_image = 3 * (4 * 36**2 + 32**2) * 4 / 1024
     allowed = (many - few) * kilobytes_per_image
     assert peaks[1] - peaks[0] < 1.3 * allowed + 30_000
 
 
-def test_a_disk_without_room_for_all_values_keeps_none(tiny_model, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_files_of_values(tiny_model, tmp_path, monkeypatch):
     allocate, calls = large_sets._allocate, []
 
     def full(handle, size):
@@ -248,7 +248,7 @@ def test_a_disk_without_room_for_all_values_keeps_none(tiny_model, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_batch_too_large_for_memory_takes_no_room_on_the_disk(tiny_model, tmp_path, monkeypatch):
+def test_a_batch_too_large_for_memory_creates_no_files(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(dgh, "LARGEST_IN_MEMORY", 0)
     monkeypatch.setattr(dgh.memory, "available", lambda device: 1)
     with pytest.raises(torch.OutOfMemoryError, match="not even one image fits"):

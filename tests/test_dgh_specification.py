@@ -1,4 +1,4 @@
-"""DGH as the paper writes it, one plain operation after the other; `dgh.generate` is the same, faster."""
+"""DGH as the paper describes it, as a sequence of plain operations; `dgh.generate` gives the same images, faster."""
 
 import math
 from dataclasses import replace
@@ -14,13 +14,13 @@ from dghlib.seeds import stream
 
 
 class PlainLoop:
-    """Algorithm 1 on images of one size, moments of all batches kept in a list and averaged anew in every step."""
+    """Algorithm 1 on images of one size; the moments of all batches are averaged again in every step."""
 
     def __init__(self, model: FloatModel, config: dgh.Config):
         self.model, self.config = model, config
         self.norms = [module for module in model.net.modules() if isinstance(module, nn.BatchNorm2d)]
         self.draws = stream(config.seed, "dgh", "augmentation")
-        size = model.image_shape[1] + 2 * round(model.image_shape[1] / 14)  # 32 more at 224, and even
+        size = model.image_shape[1] + 2 * round(model.image_shape[1] / 14)  # 32 more at 224 pixels, and even
         noise = torch.randn(config.num_images, 3, size, size, generator=stream(config.seed, "dgh", "images"))
         self.images = [batch.clone().requires_grad_() for batch in noise.split(config.batch_size)]
         self.rates = PlateauWithReset(config.learning_rate, patience=max(1, config.steps // 50))
@@ -64,7 +64,7 @@ class PlainLoop:
         return (bns if share is not None else bns + weight * odsl).item(), weight
 
     def measured(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the moments (2, K) of a batch, its logits, and what the last batch norm was given."""
+        """Return the moments (2, K) of a batch, its logits, and the input of the last batch norm."""
         given: list[Tensor] = []
         hooks = [norm.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])) for norm in self.norms]
         output = self.model.net(self.prepared(batch))
@@ -119,17 +119,17 @@ class PlainLoop:
 
 
 @pytest.mark.parametrize("preset", ["default", "fixed_weight"])
-def test_generate_is_the_plain_loop(tiny_model, preset):
-    # RAdam changes its rule at the sixth step; the reward is weighed anew at every second.
+def test_generate_equals_the_plain_loop(tiny_model, preset):
+    # RAdam changes its rule at step 6; the weight of the reward is computed at every second step.
     config = replace(dgh.PRESETS[preset], num_images=12, batch_size=4, steps=16)
     plain = PlainLoop(tiny_model, config)
     expected = plain.generate()
-    assert plain.rates.learning_rate < config.learning_rate  # the schedule was at work
+    assert plain.rates.learning_rate < config.learning_rate  # the schedule changed the rate
     torch.testing.assert_close(dgh.generate(tiny_model, config, progress=False), expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 6, 40])
-def test_radam_is_that_of_torch(steps):
+def test_radam_equals_that_of_torch(steps):
     draws = torch.Generator().manual_seed(0)
     ours = torch.randn(50, generator=draws)
     theirs = ours.clone().requires_grad_()

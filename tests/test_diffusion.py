@@ -1,4 +1,4 @@
-"""The embedded diffusion model: its training, by hand and resumed, and the folder that ships."""
+"""The embedded diffusion model: its training, by hand and resumed, and the embedded folder."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ from dghlib.training.diffusion import Config, loss_of_batch
 TINY = Config(num_images=48, steps=4, batch_size=4, test_images=2, sampling_steps=2)
 
 
-def test_the_autoencoder_hands_pixels_through() -> None:
+def test_the_autoencoder_returns_its_pixels() -> None:
     net: Any = diffusion.hand_through()
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     latents = net.config.scaling_factor * net.encode(images).latents
@@ -28,8 +28,8 @@ def test_the_autoencoder_hands_pixels_through() -> None:
     torch.testing.assert_close(net.decode(latents / net.config.scaling_factor).sample, images, atol=5e-4, rtol=0)
 
 
-def test_the_loss_of_a_network_that_knows_the_image_is_zero() -> None:
-    """With a single image x, v follows from what the network is given: (a x_t - x) / s."""
+def test_the_loss_is_zero_for_a_network_that_knows_the_image() -> None:
+    """With a single image x, v follows from the network's input: (a x_t - x) / s."""
     data = shapes.plain_drawings(1)
     image = data.images.float() / 127.5 - 1
 
@@ -48,7 +48,7 @@ def test_the_loss_of_a_network_that_knows_the_image_is_zero() -> None:
     assert (net.labels == diffusion.NO_CLASS).float().mean().item() == pytest.approx(0.1, abs=0.05)
 
 
-def test_a_run_that_was_stopped_or_is_prolonged_gives_the_same_weights(tmp_path: Path) -> None:
+def test_a_stopped_or_extended_run_gives_the_same_weights(tmp_path: Path) -> None:
     data = shapes.plain_drawings(TINY.num_images)
     whole, _ = diffusion.train(data, TINY, Checkpoint(None, ""))
     saved = Checkpoint(tmp_path / "run.pt", "same")
@@ -59,7 +59,7 @@ def test_a_run_that_was_stopped_or_is_prolonged_gives_the_same_weights(tmp_path:
         assert torch.equal(weights, prolonged.state_dict()[name]), name
 
 
-def test_the_folder_that_ships_is_small_and_what_its_facts_say() -> None:
+def test_the_embedded_folder_is_small_and_matches_its_facts() -> None:
     folder = embedded.PIPELINES / diffusion.NAME
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 6e6
     facts = json.loads(folder.with_suffix(".json").read_text())
@@ -68,7 +68,7 @@ def test_the_folder_that_ships_is_small_and_what_its_facts_say() -> None:
     assert facts["top1_of_samples"] > 5 * 100 / 48, "five times as often as by chance"
 
 
-def test_the_model_that_ships_draws_images_by_seed() -> None:
+def test_the_embedded_model_makes_images_by_seed() -> None:
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(embedded.PIPELINES / diffusion.NAME)

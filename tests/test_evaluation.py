@@ -1,4 +1,4 @@
-"""Top-1, counted by hand, and what it says of networks and labels that are not right."""
+"""Top-1, counted by hand, and its errors for wrong networks and labels."""
 
 from collections.abc import Iterator
 
@@ -12,25 +12,25 @@ from dghlib.storage.assets import MissingAsset
 
 
 def logits_of(rows: list[list[float]]) -> Tensor:
-    """Logits in the form of images (N, K, 1, 1), which nn.Flatten passes on as they are."""
+    """Return logits as images (N, K, 1, 1), which nn.Flatten returns unchanged."""
     return torch.tensor(rows, dtype=torch.float32).view(len(rows), -1, 1, 1)
 
 
 THREE_OF_FOUR = [
     (logits_of([[2, 1, 0], [0, 1, 2], [0, 3, 2]]), torch.tensor([0, 2, 2])),  # right, right, wrong
-    (logits_of([[9, 9, 8]]), torch.tensor([0])),  # of equal logits the first counts
+    (logits_of([[9, 9, 8]]), torch.tensor([0])),  # the first of equal logits counts
 ]
 
 
-def test_by_hand_with_an_unequal_last_batch() -> None:
+def test_top1_by_hand_with_a_smaller_last_batch() -> None:
     assert top1(nn.Flatten(), THREE_OF_FOUR) == 75.0
 
 
-def test_every_module_is_evaluated_and_keeps_its_mode() -> None:
+def test_modules_run_in_eval_mode_and_keep_their_mode() -> None:
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.9), nn.Flatten())
     net[1].eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    assert top1(net, THREE_OF_FOUR) == 75.0  # neither batch statistics nor dropout
+    assert top1(net, THREE_OF_FOUR) == 75.0  # no batch statistics, and no dropout
     assert [module.training for module in net] == [True, False, True]
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
@@ -42,7 +42,7 @@ def test_the_mode_is_restored_after_an_error() -> None:
     assert net.training
 
 
-def test_no_graph_is_kept() -> None:
+def test_no_gradients_are_recorded() -> None:
     seen = []
     net = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
     net.register_forward_hook(lambda module, args, logits: seen.append(logits.requires_grad))
@@ -51,7 +51,7 @@ def test_no_graph_is_kept() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_follow_the_network_to_its_device() -> None:
+def test_batches_are_moved_to_the_networks_device() -> None:
     assert top1(nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()).cuda(), THREE_OF_FOUR) == 75.0
 
 
@@ -64,7 +64,7 @@ def test_batches_follow_the_network_to_its_device() -> None:
         ([[1.0, 0.0], [1.0, 0.0]], [0], r"expected logits of shape \(1, K\), got \(2, 2\)"),
     ],
 )
-def test_what_is_refused(rows: list[list[float]], labels: list[int], message: str) -> None:
+def test_wrong_logits_and_labels_are_refused(rows: list[list[float]], labels: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         top1(nn.Flatten(), [(logits_of(rows), torch.tensor(labels))])
 
@@ -95,7 +95,7 @@ def test_no_images_are_refused() -> None:
 
 
 @pytest.mark.parametrize("progress", [True, False])
-def test_the_progress_bar_is_asked_for(capsys: pytest.CaptureFixture[str], progress: bool) -> None:
+def test_the_progress_bar_is_optional(capsys: pytest.CaptureFixture[str], progress: bool) -> None:
     top1(nn.Flatten(), THREE_OF_FOUR, total=2, progress=progress)
     out, err = capsys.readouterr()
     assert out == ""
@@ -122,7 +122,7 @@ def test_the_public_networks_reach_their_accuracy(name: str, published: float) -
 
 
 def test_agreement_is_the_share_of_equal_classes_and_needs_no_labels() -> None:
-    images = torch.eye(4).repeat(5, 1)  # 20 images, of which a network of weights returns rows
+    images = torch.eye(4).repeat(5, 1)  # 20 images; a network returns the rows of its weight
     net, other = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
     with torch.no_grad():
         net.weight.copy_(torch.eye(4))

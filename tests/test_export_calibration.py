@@ -1,4 +1,4 @@
-"""Calibration images for other tools: what they lose, and that onnxruntime takes them."""
+"""Calibration images for other tools: what is lost in each format, and that onnxruntime reads them."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def images(count: int = 5) -> torch.Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_arrays_lose_nothing(tmp_path: Path) -> None:
+def test_arrays_are_saved_without_loss(tmp_path: Path) -> None:
     save_npz(tmp_path / "set.npz", images(), MEAN, STD)
     with np.load(tmp_path / "set.npz") as arrays:
         assert np.array_equal(arrays["images"], images().numpy())
@@ -26,7 +26,7 @@ def test_arrays_lose_nothing(tmp_path: Path) -> None:
         np.testing.assert_allclose(arrays["std"], STD)
 
 
-def test_png_files_and_what_they_lose_by_hand(tmp_path: Path) -> None:
+def test_losses_of_png_files_by_hand(tmp_path: Path) -> None:
     pixels = torch.tensor([0.0, 1.0, 0.5, 2.0]).reshape(1, 1, 2, 2).expand(1, 3, 2, 2)
     normalised = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     loss = save_png(tmp_path / "set", normalised, MEAN, STD)
@@ -44,7 +44,7 @@ def test_rounding_alone_costs_three_tenths_of_a_level(tmp_path: Path) -> None:
     assert loss.rms == pytest.approx(12**-0.5, abs=0.01)
 
 
-def test_files_are_not_mixed_with_others(tmp_path: Path) -> None:
+def test_folders_with_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is not empty"):
         save_png(tmp_path, images(), MEAN, STD)

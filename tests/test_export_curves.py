@@ -27,12 +27,12 @@ GIVEN = grid(1 / 16, 128)  # -8 to almost 8
 
 
 def step_with_a_tie(function: nn.Module, code: int, made_code: int) -> float:
-    """Return the step by which the result of a code lies in the middle between two codes."""
+    """Return a step that puts the result of a code in the middle between 2 codes."""
     return (function(GIVEN.from_codes(torch.tensor(code)).double()) / (made_code + 0.5)).item()
 
 
 @pytest.mark.parametrize("function", [nn.SiLU(), nn.GELU(), nn.Sigmoid(), nn.Mish()])
-def test_results_move_away_from_middles_and_stay_the_same_codes(function: nn.Module) -> None:
+def test_changed_steps_move_results_away_from_ties_and_keep_codes(function: nn.Module) -> None:
     made = grid(step_with_a_tie(function, 200, 117), 10)
     change = change_of_step(function, GIVEN, made)
     assert change is not None
@@ -44,16 +44,16 @@ def test_results_move_away_from_middles_and_stay_the_same_codes(function: nn.Mod
     assert ((within % 1 - 0.5).abs() > 1e-6).all()
 
 
-def test_steps_stay_where_no_result_is_near_a_middle() -> None:
+def test_steps_stay_without_a_result_near_a_tie() -> None:
     assert change_of_step(nn.SiLU(), GIVEN, grid(1 / 16, 10)) == 0
 
 
-def test_steps_stay_where_no_change_will_do() -> None:
+def test_steps_stay_if_no_change_helps() -> None:
     assert change_of_step(lambda x: x * 0 + 0.5, GIVEN, grid(1.0, 0)) is None
 
 
 class Curved(nn.Module):
-    """A convolution that lets one channel pass, and a SiLU, whose result a convolution reads."""
+    """A convolution that passes one channel, a SiLU, and a convolution that reads its result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,13 +77,13 @@ def silu_of_the_runtime(values: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {"x": values.numpy()})[0])
 
 
-def test_a_file_is_the_simulation_where_last_bits_decide(tmp_path: Path) -> None:
-    """The middle between two codes is put between what torch makes of a code, and what the runtime does."""
+def test_a_file_equals_the_simulation_where_last_bits_decide(tmp_path: Path) -> None:
+    """The tie between 2 codes is put between the results of torch and of the runtime for one code."""
     values = GIVEN.from_codes(CODES)
     found = silu_of_the_runtime(values)
     middles = (F.silu(values).double() + found.double()) / 2
     differ = [code for code in range(150, 250) if found[code] != F.silu(values)[code]]
-    assert differ, "both compute the same to the last bit, so that no middle lies between"
+    assert differ, "both results are equal to the last bit, so that no tie can lie between them"
     model = FloatModel(name="curved", net=Curved().eval(), image_shape=(1, 16, 16), mean=(0.5,), std=(0.25,))
     images = values.reshape(1, 1, 16, 16)
     quantized = hptq.quantize(model, images, hptq.Config(bias_correction=False))
@@ -92,7 +92,7 @@ def test_a_file_is_the_simulation_where_last_bits_decide(tmp_path: Path) -> None
     name = next(name for name in grids if "silu" in name)
     steps = [(middles[code] / (code - 127.5)).float().item() for code in differ]
     apart = [step for step in steps if not torch.equal((F.silu(values) / step).round(), (found / step).round())]
-    assert apart, "no step puts a middle between the two"
+    assert apart, "no step puts a tie between the two"
     quantized.set_activation_quantizers({name: grid(apart[0], 10), "last": grid(apart[0], 10)})
     export_onnx(tmp_path / "net.onnx", model, quantized)
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
@@ -101,14 +101,14 @@ def test_a_file_is_the_simulation_where_last_bits_decide(tmp_path: Path) -> None
 
 
 class Silu(nn.Module):
-    """A SiLU whose results lie on a coarser grid than what it reads."""
+    """A SiLU whose results have a coarser grid than its inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(x)
 
 
-def test_halves_far_from_zero_go_to_even_codes(tmp_path: Path) -> None:
-    """From 17 on a SiLU is x to the last bit, and every other x a half on the grid of the results."""
+def test_ties_far_from_zero_go_to_even_codes(tmp_path: Path) -> None:
+    """From 17 on, SiLU(x) is x to the last bit, and every other x is a tie on the grid of the results."""
     model = FloatModel(name="silu", net=Silu().eval(), image_shape=(1, 16, 16), mean=(0.5,), std=(0.25,))
     values = grid(1 / 8, 32).from_codes(CODES)
     images = values.reshape(1, 1, 16, 16)

@@ -30,15 +30,15 @@ def noise(count: int, size: int = 16, seed: int = 0) -> Tensor:
 
 
 def by_default(path: Path, images: Tensor) -> tuple[np.ndarray, Counter[str]]:
-    """Run a file as anybody would; return what comes out, and how many nodes of each type the runtime made of it.
+    """Run a file with default settings; return the outputs, and how many nodes of each type the runtime made.
 
-    The option is the one that the README names for processors on which products of bytes overflow; on others it has no
+    The option is that of the README for processors on which products of bytes overflow; on others it has no
     effect.
     """
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.optimized_model_filepath = str(path.with_suffix(".fused.onnx"))
-    options.log_severity_level = 3  # that the fused file is for this processor
+    options.log_severity_level = 3  # no warning that the fused file is for this processor
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": images.numpy()})
     return found, Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
@@ -62,8 +62,8 @@ def network(name: str) -> FloatModel:
         ("mobilenet_v2", 10),
     ],
 )
-def test_all_is_computed_in_integers_and_is_the_simulation(name: str, sums: int, bits: int, tmp_path: Path) -> None:
-    """At 4 bits, too: weights are stored two to a byte, and unpacked once."""
+def test_all_layers_run_in_integers_and_equal_the_simulation(name: str, sums: int, bits: int, tmp_path: Path) -> None:
+    """Also at 4 bits: 2 weights are stored in a byte, and unpacked once."""
     model = network(name)
     images = noise(4, model.image_shape[1])
     quantized = hptq.quantize(model, images, hptq.Config(weight_bits=bits, activation_bits=bits))
@@ -82,8 +82,8 @@ def test_all_is_computed_in_integers_and_is_the_simulation(name: str, sums: int,
     assert not nodes.keys() & {"Conv", "Gemm", "Add", "Relu"}
 
 
-def test_free_steps_differ_by_one_step_in_few_codes(tmp_path: Path) -> None:
-    """Where steps are no powers of two, float sums are rounded, and a code may fall on the other side of a half."""
+def test_free_steps_change_few_codes_by_one_step(tmp_path: Path) -> None:
+    """If steps are not powers of 2, float sums are rounded, and a tie may be rounded to the other side."""
     model, images = network("shapes_inverted"), noise(8, 32)
     config = brecq.Config(weight_bits=8, activation_bits=8, placement="every_tensor", iterations=1, step_iterations=1)
     quantized = brecq.quantize(model, images, config)
@@ -97,8 +97,8 @@ def test_free_steps_differ_by_one_step_in_few_codes(tmp_path: Path) -> None:
     assert steps.max() < 1.5
 
 
-def test_unsigned_weights_are_the_same_network(tiny_model: FloatModel, tmp_path: Path) -> None:
-    """On processors that overflow with signed ones, these are right."""
+def test_unsigned_weights_give_the_same_outputs(tiny_model: FloatModel, tmp_path: Path) -> None:
+    """They are also right on processors where products of signed weights overflow."""
     for bits in (8, 4):
         quantized = hptq.quantize(tiny_model, noise(8, 8), hptq.Config(weight_bits=bits))
         file = export_onnx(tmp_path / "net.onnx", tiny_model, quantized, signed_weights=False)
@@ -111,7 +111,7 @@ def test_unsigned_weights_are_the_same_network(tiny_model: FloatModel, tmp_path:
 
 
 class Ending(nn.Module):
-    """A convolution, a ReLU, and what is done to its maps."""
+    """A convolution, a ReLU, and an operation on its maps."""
 
     def __init__(self, end: Any) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Ending(nn.Module):
 @pytest.mark.parametrize(
     "end",
     [
-        lambda x: F.max_pool2d(F.pad(x - 3, (1, 1, 1, 1)), 3, 2),  # of negative values, zeros are the largest
+        lambda x: F.max_pool2d(F.pad(x - 3, (1, 1, 1, 1)), 3, 2),  # here zeros of the padding are largest
         lambda x: F.avg_pool2d(F.pad(x, (1, 0, 1, 0)), 1, 2),
         lambda x: F.avg_pool2d(x, 3, 2, 1),
         lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
@@ -133,11 +133,12 @@ class Ending(nn.Module):
         lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True),
         lambda x: F.max_pool2d(x, 2, 3, 1, ceil_mode=True),
         lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+        lambda x: F.adaptive_avg_pool2d(x, (3, 5)),  # windows of 36 and more that overlap
         lambda x: F.adaptive_avg_pool2d(x[:, :, :7, :7], 1),
         lambda x: x[:, :, :7, :7].mean((2, 3)),
     ],
 )
-def test_padding_and_pooling_are_those_of_torch(end: Any, size: int, tmp_path: Path) -> None:
+def test_padding_and_pooling_equal_those_of_torch(end: Any, size: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, images, path = as_model(Ending(end), size), noise(4, size), tmp_path / "net.onnx"
     export_onnx(path, model)
@@ -149,7 +150,7 @@ def test_padding_and_pooling_are_those_of_torch(end: Any, size: int, tmp_path: P
 
 
 class Between(nn.Module):
-    """Something between two convolutions."""
+    """An operation between 2 convolutions."""
 
     def __init__(self, what: Any) -> None:
         super().__init__()
@@ -163,7 +164,7 @@ class Between(nn.Module):
     ("clip", "clips"),
     [(nn.ReLU(), 0), (nn.ReLU6(), 1), (nn.Hardtanh(-0.5, 0.25), 1), (lambda x: F.hardtanh(x, -1.0, 6.0), 1)],
 )
-def test_activation_functions_that_clip_are_clips_of_codes(clip: Any, clips: int, tmp_path: Path) -> None:
+def test_clipping_activation_functions_become_clips_of_codes(clip: Any, clips: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, images, path = as_model(Between(clip)), 4 * noise(4), tmp_path / "net.onnx"
     quantized = hptq.quantize(model, images, hptq.Config())
@@ -175,7 +176,7 @@ def test_activation_functions_that_clip_are_clips_of_codes(clip: Any, clips: int
 
 
 class Joined(Between):
-    """Something between the outputs of two convolutions side by side, which have a grid already, and a third."""
+    """An operation on the outputs of 2 parallel convolutions, which have grids, and a third convolution."""
 
     def __init__(self, what: Any) -> None:
         super().__init__(what)
@@ -194,7 +195,7 @@ FUNCTIONS = [
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda each: type(each).__name__)
 @pytest.mark.parametrize(("place", "convolutions"), [(Between, 2), (Joined, 3)])
-def test_convolutions_around_any_function_are_of_integers(
+def test_convolutions_around_any_function_run_in_integers(
     place: Any, convolutions: int, function: nn.Module, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -208,7 +209,7 @@ def test_convolutions_around_any_function_are_of_integers(
 
 
 class Summed(nn.Module):
-    """Branches added up by Python's `sum`, which begins with 0, and a product with 1."""
+    """Branches added by Python's `sum`, which starts with 0, and a product with 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,8 +222,8 @@ class Summed(nn.Module):
         return self.end(1.0 * (sum(branch(x) for branch in self.branches) - 0).relu())
 
 
-def test_sums_that_begin_with_zero(tmp_path: Path) -> None:
-    """The runtime drops the 0, and would make one grid of those before and behind it."""
+def test_sums_that_start_with_zero_equal_the_simulation(tmp_path: Path) -> None:
+    """The runtime removes the 0, and would then merge the grids before and after it."""
     torch.manual_seed(0)
     model, images, path = as_model(Summed()), noise(8), tmp_path / "net.onnx"
     quantized = hptq.quantize(model, images, hptq.Config())
@@ -233,7 +234,7 @@ def test_sums_that_begin_with_zero(tmp_path: Path) -> None:
 
 
 class Norms(nn.Module):
-    """Batch norms that no layer takes in: of the images, and of what a ReLU made, which is read beside it."""
+    """Batch norms that do not fold: of the images, and of the output of a ReLU that has another reader."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +251,7 @@ class Norms(nn.Module):
         return self.end(x + self.second(x))
 
 
-def test_batch_norms_that_stay_are_the_same_to_the_last_bit(tmp_path: Path) -> None:
+def test_batch_norms_that_do_not_fold_are_equal_to_the_last_bit(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, images, path = as_model(Norms()), noise(16), tmp_path / "net.onnx"
     quantized = hptq.quantize(model, images, hptq.Config())
@@ -263,7 +264,7 @@ def test_batch_norms_that_stay_are_the_same_to_the_last_bit(tmp_path: Path) -> N
 
 
 class Scaled(nn.Module):
-    """A shortcut around a branch whose values are next to nothing, as LayerScale begins with."""
+    """A shortcut around a branch with tiny values, like LayerScale at its start."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -275,8 +276,8 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize(("scale", "sums"), [(1e-2, 1), (1e-6, 0)])
-def test_sums_of_steps_far_apart_are_the_simulation(scale: float, sums: int, tmp_path: Path) -> None:
-    """In float, onnxruntime's sum of codes has no bits left for what decides a half."""
+def test_sums_of_very_different_steps_equal_the_simulation(scale: float, sums: int, tmp_path: Path) -> None:
+    """In float, onnxruntime's sum of codes has too few bits to decide ties."""
     torch.manual_seed(0)
     model, images, path = as_model(Scaled(scale)), noise(16), tmp_path / "net.onnx"
     quantized = hptq.quantize(model, images, hptq.Config())
@@ -288,7 +289,7 @@ def test_sums_of_steps_far_apart_are_the_simulation(scale: float, sums: int, tmp
 
 
 class Divided(nn.Module):
-    """Linear attention divides by a sum that is 0 for some places."""
+    """Linear attention divides by a sum that is 0 at some places."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,7 +299,7 @@ class Divided(nn.Module):
         return self.end(self.first(x).relu() / (self.second(x).relu() + 1e-15))
 
 
-def test_what_others_are_divided_by_is_not_rounded_to_zero(tmp_path: Path) -> None:
+def test_divisors_are_not_rounded_to_zero(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, images, path = as_model(Divided()), noise(16), tmp_path / "net.onnx"
     quantized = hptq.quantize(model, images, hptq.Config())
@@ -310,7 +311,7 @@ def test_what_others_are_divided_by_is_not_rounded_to_zero(tmp_path: Path) -> No
 
 
 class Attending(nn.Module):
-    """A softmax whose largest values the grid cuts off."""
+    """A softmax whose largest values the grid clips."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -321,8 +322,8 @@ class Attending(nn.Module):
 
 
 @pytest.mark.parametrize("power", [8, 10, 13])
-def test_a_softmax_beyond_its_grid_is_cut_off(power: int, tmp_path: Path) -> None:
-    """The integer softmax of onnxruntime would begin at 0 again."""
+def test_a_softmax_beyond_its_grid_is_clipped(power: int, tmp_path: Path) -> None:
+    """The integer softmax of onnxruntime would wrap around to 0."""
     torch.manual_seed(0)
     model, images, path = as_model(Attending(), 8), noise(8, 8), tmp_path / "net.onnx"
     quantized = hptq.quantize(model, images, hptq.Config())

@@ -1,4 +1,4 @@
-"""ONNX files: they compute what the network does, bit for bit where nothing is optimised, and hold real integers."""
+"""ONNX files compute what the network does, bit for bit without optimizations, and store real integers."""
 
 import json
 from pathlib import Path
@@ -49,8 +49,8 @@ def constants_of(file: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8, 16])
-def test_power_of_two_grids_are_the_same_to_the_last_bit(bits: int, tiny_model: FloatModel, tmp_path: Path) -> None:
-    """Products of codes are whole numbers, whose sums are exact in whatever order they are added, fused or not."""
+def test_power_of_two_grids_are_equal_to_the_last_bit(bits: int, tiny_model: FloatModel, tmp_path: Path) -> None:
+    """Products of codes are integers, whose sums are exact in any order, fused or not."""
     config = hptq.Config(weight_bits=min(bits, 8), activation_bits=bits)
     quantized = hptq.quantize(tiny_model, noise(32), config)
     export_onnx(tmp_path / "net.onnx", tiny_model, quantized)
@@ -63,7 +63,7 @@ def test_power_of_two_grids_are_the_same_to_the_last_bit(bits: int, tiny_model: 
         np.testing.assert_allclose(by_runtime(tmp_path / "net.onnx", unseen), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_learned_grids_with_zero_points(tiny_model: FloatModel, tmp_path: Path) -> None:
+def test_learned_grids_with_zero_points_are_nearly_equal(tiny_model: FloatModel, tmp_path: Path) -> None:
     config = genie_m.Config(iterations=5, weight_bits=3, placement="every_tensor", activation_search="two_sided")
     quantized = genie_m.quantize(tiny_model, noise(32), config)
     assert any(grid.zero_point.any() for grid in quantized.activation_quantizers().values())
@@ -90,7 +90,7 @@ def test_weights_are_integers_of_their_width(tiny_model: FloatModel, tmp_path: P
         assert -(2 ** (bits - 1)) <= codes.min()
         assert codes.max() < 2 ** (bits - 1)
         sizes.append(len(held.raw_data))
-    assert sizes[1] == sizes[0] / 2  # two to a byte
+    assert sizes[1] == sizes[0] / 2  # 2 in a byte
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_tensors_are_integers_of_their_width(
     assert {f"{name}.codes" for name in quantized.activation_quantizers()} <= written
 
 
-def test_a_file_says_what_it_is(tiny_model: FloatModel, tmp_path: Path) -> None:
+def test_a_file_contains_its_metadata(tiny_model: FloatModel, tmp_path: Path) -> None:
     quantized = hptq.quantize(tiny_model, noise(8), hptq.Config())
     file = export_onnx(tmp_path / "net.onnx", tiny_model, quantized)
     about = {entry.key: json.loads(entry.value) for entry in file.metadata_props}
@@ -120,7 +120,7 @@ def test_a_file_says_what_it_is(tiny_model: FloatModel, tmp_path: Path) -> None:
     assert onnx.load(tmp_path / "net.onnx") == file
 
 
-def test_a_layer_that_is_called_twice_has_a_weight_for_each_call(tmp_path: Path) -> None:
+def test_a_layer_called_twice_has_a_weight_for_each_call(tmp_path: Path) -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -141,7 +141,7 @@ def test_a_layer_that_is_called_twice_has_a_weight_for_each_call(tmp_path: Path)
 
 
 class Zoo(nn.Module):
-    """One of everything that has a translation."""
+    """One of every operation that has a translation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Zoo(nn.Module):
         return F.log_softmax(self.linear(F.relu6(x).mean(1, keepdim=True)).squeeze(1), dim=1)
 
 
-def test_every_operation_in_float_and_quantized(tmp_path: Path) -> None:
+def test_every_operation_is_exported_in_float_and_quantized(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, path = as_model(Zoo()), tmp_path / "net.onnx"
     export_onnx(path, model)
@@ -187,7 +187,7 @@ def test_every_operation_in_float_and_quantized(tmp_path: Path) -> None:
 
 
 class Around(nn.Module):
-    """One operation on eight maps of a convolution."""
+    """One operation on 8 maps of a convolution."""
 
     def __init__(self, operation: Any) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class Around(nn.Module):
 )
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("optimized", [False, True])
-def test_settings_of_operations(operation: Any, optimized: bool, tmp_path: Path) -> None:
+def test_settings_of_operations_are_exported(operation: Any, optimized: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, path = as_model(Around(operation)), tmp_path / "net.onnx"
     export_onnx(path, model)
@@ -228,7 +228,7 @@ def test_settings_of_operations(operation: Any, optimized: bool, tmp_path: Path)
     assert np.abs(by_runtime(path, noise(5), optimized) - outputs(quantized, noise(5))).max() <= step
 
 
-def test_arguments_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+def test_arguments_without_translation_are_named(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOperation, match="cannot be written to ONNX with the arguments"):
         export_onnx(tmp_path / "net.onnx", as_model(Around(lambda x: x * x.mean())))
 
@@ -249,7 +249,7 @@ def test_channels_without_weights_keep_their_bias(scale: float, tmp_path: Path) 
     assert np.abs(by_runtime(path, noise(20), optimized=True) - outputs(quantized, noise(20))).max() <= 2 * step
 
 
-def test_a_network_with_two_outputs(tmp_path: Path) -> None:
+def test_a_network_with_two_outputs_is_exported(tmp_path: Path) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -266,7 +266,7 @@ def test_a_network_with_two_outputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet"])
-def test_networks_of_torchvision(name: str, tmp_path: Path) -> None:
+def test_networks_of_torchvision_are_exported(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     extra = {"init_weights": True} if name == "googlenet" else {}
     model = as_model(getattr(torchvision.models, name)(weights=None, **extra), 64)
@@ -281,7 +281,7 @@ def test_networks_of_torchvision(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", detectors.NETS)
-def test_backbone_neck_and_head_of_a_detector(name: str, tmp_path: Path) -> None:
+def test_backbone_neck_and_head_of_a_detector_are_exported(name: str, tmp_path: Path) -> None:
     model, images = models.load(name), noise(2, 64)
     export_onnx(tmp_path / "float.onnx", model)
     in_file, expected = OnnxNetwork(tmp_path / "float.onnx")(images), model.net(images)
@@ -291,7 +291,7 @@ def test_backbone_neck_and_head_of_a_detector(name: str, tmp_path: Path) -> None
     quantized = hptq.quantize(model, images, hptq.Config(weight_bits=4))
     export_onnx(tmp_path / "quantized.onnx", model, quantized)
     in_file, expected = OnnxNetwork(tmp_path / "quantized.onnx")(images), quantized(images)
-    for key, wanted in expected.items():  # sums in another order flip a few codes, and so all that follows them
+    for key, wanted in expected.items():  # sums in another order change a few codes, and so all later values
         assert (in_file[key] - wanted).abs().mean() < 0.05 * wanted.abs().mean(), key
     found = detectors.detector_of(model, OnnxNetwork(tmp_path / "quantized.onnx"))(list(torch.rand(1, 3, 64, 64)))
     assert found[0]["boxes"].shape[1] == 4
@@ -348,7 +348,7 @@ def test_a_real_network_keeps_its_accuracy_as_a_file(bits: int, num_images: int 
     )
 
 
-def test_a_quantized_model_from_a_file_exports_alike(tiny_model: FloatModel, tmp_path: Path) -> None:
+def test_a_quantized_model_from_a_file_exports_the_same(tiny_model: FloatModel, tmp_path: Path) -> None:
     quantized = hptq.quantize(tiny_model, noise(8), hptq.Config())
     quantized.save(tmp_path / "net.safetensors")
     loaded = QuantizedModel.load(tmp_path / "net.safetensors", tiny_model)

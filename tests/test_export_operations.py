@@ -1,4 +1,4 @@
-"""Every operation that has a translation to ONNX gives there what it gives in torch, for any number of images."""
+"""Every operation with a translation to ONNX gives the same results as in torch, for any number of images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ ROWS = torch.tensor([0.5, -1.0, 2.0, 1.0, 0.1, -0.3, 1.5, 0.7])
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "bilinear": lambda x: F.interpolate(x, size=(13, 5), mode="bilinear"),
     "bilinear by a factor": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True),
-    "bilinear by a broken factor": lambda x: F.interpolate(x, scale_factor=1.7, mode="bilinear"),
+    "bilinear by a fractional factor": lambda x: F.interpolate(x, scale_factor=1.7, mode="bilinear"),
     "bicubic": lambda x: F.interpolate(x, size=(12, 12), mode="bicubic"),
     "nearest to a size": lambda x: F.interpolate(x, size=(9, 3)),
     "nearest by a factor": lambda x: F.interpolate(x, scale_factor=(3, 0.6)),
@@ -27,9 +27,9 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "pixel unshuffle": nn.PixelUnshuffle(4),
     "overlapping pooling": nn.AdaptiveAvgPool2d((3, 5)),
     "slices with steps": lambda x: x[..., ::3, 1:-1:2],
-    "numbers and new axes": lambda x: x[:, 3, None, -1, 2:],
-    "a row of places": lambda x: x[:, torch.tensor([7, 0, 0, 3])],
-    "a list of places": lambda x: x[:, :, [1, 5]],
+    "integers and new axes": lambda x: x[:, 3, None, -1, 2:],
+    "a tensor of indices": lambda x: x[:, torch.tensor([7, 0, 0, 3])],
+    "a list of indices": lambda x: x[:, :, [1, 5]],
     "select": lambda x: x.select(1, -1) + x.narrow(2, 1, 1).squeeze(2).index_select(1, torch.tensor([2] * 8)),
     "roll": lambda x: torch.roll(x, shifts=(-2, 3), dims=(2, 3)),
     "flip": lambda x: x.flip(-1, 1),
@@ -37,7 +37,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tokens": lambda x: torch.cat([ROWS.view(1, 1, 8).expand(len(x), 2, -1), x.flatten(2)[:, :, :8]], 1),
     "tokens by repetition": lambda x: torch.cat([ROWS.view(1, 1, 8).repeat(len(x), 1, 1), x.flatten(2)[:, :, :8]], 1),
     "repeat": lambda x: x.repeat(1, 2, 1, 3),
-    "the shape of another": lambda x: x.flatten(1).reshape_as(x) + x.flatten(2).view_as(x),
+    "the shape of another tensor": lambda x: x.flatten(1).reshape_as(x) + x.flatten(2).view_as(x),
     "stack": lambda x: torch.stack([x, x * 2], dim=2),
     "windows": lambda x: x.unfold(2, 4, 2).unfold(-2, 3, 1),
     "all parts": lambda x: torch.cat(x.chunk(2, dim=1), dim=2),
@@ -53,7 +53,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "powers": lambda x: x.pow(2) + (x.abs() + 0.1) ** 0.5 + (x * x + 1).sqrt(),
     "exp, log, neg": lambda x: torch.exp(-x) + torch.log(abs(x) + 1) + x.erf() + 1 / (x.exp() + 1).reciprocal(),
     "where": lambda x: torch.where(x > 0.1, x, x * 0.3) + x.masked_fill(x != x.abs(), 2.0),
-    "truths": lambda x: x * (x <= 0).float() + (x >= 0.3).to(x.dtype),
+    "comparisons": lambda x: x * (x <= 0).float() + (x >= 0.3).to(x.dtype),
     "einsum": lambda x: torch.einsum("n c h w, c -> n h w", x, ROWS),
     "einsum of two": lambda x: torch.einsum("nchw,nchv->nwv", x, x),
     "layer norm": nn.LayerNorm(8, eps=0.1),
@@ -71,7 +71,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Around(nn.Module):
-    """One operation on eight maps of a convolution."""
+    """One operation on 8 maps of a convolution."""
 
     def __init__(self, operation: Any):
         super().__init__()
@@ -92,7 +92,7 @@ def noise(count: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_files_compute_what_torch_does(name: str, tmp_path: Path) -> None:
+def test_files_compute_the_same_as_torch(name: str, tmp_path: Path) -> None:
     model, path = as_model(OPERATIONS[name]), tmp_path / "net.onnx"
     quantized = hptq.quantize(model, noise(8), hptq.Config(activation_bits=16))
     for written, tolerance in ((None, 1e-5), (quantized, 1e-3)):
@@ -106,7 +106,7 @@ def test_files_compute_what_torch_does(name: str, tmp_path: Path) -> None:
                 np.testing.assert_allclose(found, expected, rtol=1e-4, atol=tolerance * np.abs(expected).max())
 
 
-def test_nearest_interpolation_takes_torch_s_pixels_for_all_sizes(tmp_path: Path) -> None:
+def test_nearest_interpolation_takes_the_pixels_of_torch(tmp_path: Path) -> None:
     for before, after in ((14, 8), (5, 9), (7, 23), (24, 10)):
         net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Upsample(size=(after, after))).eval()
         model = FloatModel(name="net", net=net, image_shape=(1, before, before), mean=(0.5,), std=(0.25,))
@@ -123,7 +123,7 @@ def test_operations_that_return_several_tensors_are_named(tmp_path: Path) -> Non
 
 
 class Upsampled(nn.Module):
-    """A map that a convolution reads after it was interpolated to the size of the image."""
+    """A map that is interpolated to the size of the image and read by a convolution."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""FastestDet: its tensors, what they mean, its quantized copy and file; and detectors that decode their own outputs."""
+"""FastestDet: its outputs, their meaning, its quantized copy and file; and detectors with their own decoder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +32,7 @@ def published() -> FloatModel:
 
 
 def outputs_with(objects: Sequence[tuple[int, int, int]], size: float = 0.0) -> dict[str, Tensor]:
-    """Return outputs for one image of 2 x 2 cells with objects of (row, column, category) in the corners of cells."""
+    """Return outputs for 1 image of 2 x 2 cells with objects (row, column, category) at the corners of cells."""
     objectness, categories = torch.full((1, 1, 2, 2), -CERTAIN), torch.zeros(1, 80, 2, 2)
     boxes = torch.tensor([0, 0, size, size]).view(1, 4, 1, 1).repeat(1, 1, 2, 2)
     for row, column, category in objects:
@@ -52,7 +52,7 @@ def test_a_cell_for_every_16th_pixel() -> None:
 def test_a_folded_head_computes_the_same_and_has_no_batch_norms() -> None:
     net = fastestdet.FastestDet().train()
     with torch.no_grad():
-        net(torch.rand(4, 3, 64, 96))  # statistics that are not those of nothing
+        net(torch.rand(4, 3, 64, 96))  # not the initial statistics
     images = torch.rand(2, 3, 64, 96)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     with torch.no_grad():
@@ -73,8 +73,8 @@ def test_boxes_by_hand() -> None:
     torch.testing.assert_close(found["boxes"], torch.tensor([[50.0, 25.0, 150.0, 75.0]]))
 
 
-def test_of_boxes_that_overlap_one_is_kept_for_each_category() -> None:
-    large = 4.0  # every box covers most of the image, so that those of all cells overlap
+def test_one_of_overlapping_boxes_is_kept_for_each_category() -> None:
+    large = 4.0  # every box covers most of the image, so that the boxes of all cells overlap
     net, size = fastestdet.FastestDet(), [(10, 10)]
     assert len(net.boxes_of(outputs_with([(0, 0, 5), (0, 1, 5)], -large), size)[0]["labels"]) == 2
     near = outputs_with([(0, 0, 5), (0, 1, 5)], large)
@@ -84,7 +84,7 @@ def test_of_boxes_that_overlap_one_is_kept_for_each_category() -> None:
     assert sorted(net.boxes_of(near, size)[0]["labels"].tolist()) == [6, 85]
 
 
-def test_a_score_is_of_objectness_and_category() -> None:
+def test_a_score_combines_objectness_and_category() -> None:
     outputs = outputs_with([(0, 0, 0)])
     outputs["objectness"][0, 0, 0, 0] = 0.0  # one half
     (found,) = fastestdet.FastestDet().boxes_of(outputs, [(10, 10)])
@@ -124,7 +124,7 @@ def test_a_quantized_copy_and_a_file_are_decoded_alike(tmp_path: Path) -> None:
 
 
 class Corner(nn.Module):
-    """A detector of somebody else: one box, at the top left, as large as the image is bright."""
+    """A user's detector: one box in the top left corner, whose size is the image's brightness."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mean((1, 2, 3))
@@ -144,29 +144,29 @@ def model_of(net: nn.Module) -> FloatModel:
     return FloatModel(name="own", net=net, image_shape=(3, 8, 8), mean=(0.25,) * 3, std=(0.5,) * 3, task="detection")
 
 
-def test_a_detector_of_your_own_decodes_its_outputs() -> None:
+def test_a_users_detector_decodes_its_outputs() -> None:
     (found,) = detector_of(model_of(Corner()), Corner())([torch.full((3, 20, 40), 0.75)])
     bright = (191 / 255 - 0.25) / 0.5  # in 8 bits, normalised
     torch.testing.assert_close(found["boxes"], torch.tensor([[0, 0, 40 * bright, 20 * bright]]))
 
 
-def test_a_detector_that_nobody_can_decode_says_what_it_lacks() -> None:
+def test_a_detector_without_a_decoder_is_refused_with_a_remedy() -> None:
     with pytest.raises(TypeError, match=r"give Conv2d a method boxes_of\(outputs, sizes\)"):
         detector_of(model_of(nn.Conv2d(3, 3, 1)), nn.Conv2d(3, 3, 1))
 
 
-def test_pixels_stay_whole_numbers_when_they_are_scaled() -> None:
+def test_scaled_pixels_stay_integers() -> None:
     stripes = torch.tensor([0, 255, 0, 255], dtype=torch.uint8).expand(1, 3, 4, 4)
     assert scaled(stripes, (4, 4)) is stripes
     smaller = scaled(stripes, (2, 2))
     assert smaller.dtype == torch.uint8
-    assert 64 <= int(smaller.min()) <= int(smaller.max()) <= 191  # neighbours are blended, not left out
+    assert 64 <= int(smaller.min()) <= int(smaller.max()) <= 191  # neighbours are averaged, not skipped
 
 
-def test_fastestdet_finds_what_is_in_photographs() -> None:
+def test_fastestdet_finds_the_objects_in_photographs() -> None:
     model, data = published(), datasets.load_annotated("coco_lite", "test", 24)
     found = found_boxes(detector_of(model, model.net), data.images, data.image_ids)
-    assert mean_average_precision(data.annotations, found)["map50"] > 25  # with channels in another order, a fifth less
+    assert mean_average_precision(data.annotations, found)["map50"] > 25  # with channels in another order, 20 % less
 
 
 @pytest.mark.slow

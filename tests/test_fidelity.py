@@ -1,4 +1,4 @@
-"""What methods do otherwise than their authors is read off their own modules."""
+"""Differences of methods from their papers are read from their docstrings."""
 
 from types import ModuleType
 
@@ -11,11 +11,11 @@ from dghlib.showing import fidelity
 
 
 @pytest.mark.parametrize("name", GENERATORS | QUANTIZERS)
-def test_every_method_says_what_differs(name: str) -> None:
+def test_every_method_lists_its_differences(name: str) -> None:
     assert fidelity.told((GENERATORS | QUANTIZERS)[name])
 
 
-def test_items_are_told_with_what_they_differ_from() -> None:
+def test_items_are_read_with_the_source_that_they_differ_from() -> None:
     module = ModuleType("made_up")
     module.__doc__ = """A method.
 
@@ -39,7 +39,7 @@ What follows is of something else.
     assert fidelity.told(ModuleType("without")) == []
 
 
-def test_the_table_has_every_item_and_where_it_is_written() -> None:
+def test_the_table_has_every_item_and_its_module() -> None:
     table = fidelity.differences()
     assert len(table) > 80
     brecqs = table[table.method == "BRECQ"]
@@ -47,7 +47,7 @@ def test_the_table_has_every_item_and_where_it_is_written() -> None:
     assert set(brecqs["written in"]) == {"dghlib/quantizers/brecq.py"}
 
 
-def test_amounts_are_those_of_the_settings() -> None:
+def test_numbers_in_items_match_the_settings() -> None:
     table = fidelity.amounts("quick")
     assert table.loc["GENIE", ("steps", "theirs")] == f"{genie_d.Config().steps}"
     assert table.loc["GENIE", ("steps", "quick")] == f"{BUDGETS['quick'].steps}"

@@ -1,4 +1,4 @@
-"""Figures say in words what they show, are as wide as a page, and have one legend; their numbers are below them."""
+"""Figures have alternative texts, fit the page, and have 1 legend; their numbers are below them."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ def _drawn() -> figures.Figure:
     return figures.saved(figure, pd.DataFrame(), None)
 
 
-def test_what_a_figure_shows_travels_with_it_in_words() -> None:
+def test_a_figure_has_an_alternative_text() -> None:
     file = StringIO()
     _drawn().savefig(file, format="svg")
     text, svg = figures.description_of(file.getvalue())
@@ -35,7 +35,7 @@ def test_what_a_figure_shows_travels_with_it_in_words() -> None:
     assert figures.description_of("<svg/>") == ("a figure", "<svg/>")
 
 
-def test_a_figure_is_as_wide_as_a_page_at_most_with_one_legend() -> None:
+def test_a_figure_fits_the_page_and_has_one_legend() -> None:
     figure = _drawn()
     assert figure.get_figwidth() == figures.WIDTH
     assert [axis.get_legend() for axis in figure.axes] == [None] * 3
@@ -50,7 +50,7 @@ def test_numbers_are_shown_unless_they_are_too_many(tmp_path: Path) -> None:
         assert ("The numbers of this figure" in figures.numbers_below(path)) is shown
 
 
-def test_a_figure_is_written_alike_every_time(tmp_path: Path) -> None:
+def test_a_figure_is_written_identically_every_time(tmp_path: Path) -> None:
     for name in ("first", "again"):
         figure, axes = figures.panels(["one"])
         axes["one"].plot([1, 2], [3, 4], "o")
@@ -59,7 +59,7 @@ def test_a_figure_is_written_alike_every_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [(figures.Figure, "savefig"), (pd.DataFrame, "to_csv")])
-def test_a_full_disk_leaves_nothing_half_drawn(
+def test_a_full_disk_leaves_no_incomplete_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type, name: str
 ) -> None:
     def full(written: Any, path: Path, **settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""GenQ's filters: energies and sensitivities by hand and by brute force; strangers among images are found."""
+"""GenQ's filters: energies and sensitivities by hand and by brute force; outliers among images are found."""
 
 import math
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from dghlib import datasets, models
 from dghlib.generators import filters
-from dghlib.generators.classes import NotAClassifier
-from dghlib.generators.matching import measure
 from dghlib.images import normalise
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import NoBatchNorm, StoredStatistics, stored_statistics
+from dghlib.synthesis.classes import NotAClassifier
+from dghlib.synthesis.matching import measure
 
 
 def noise(count: int, model: FloatModel, seed: int = 0) -> Tensor:
@@ -21,7 +21,7 @@ def noise(count: int, model: FloatModel, seed: int = 0) -> Tensor:
 
 
 class Readout(nn.Module):
-    """The first two pixels of an image are its logits."""
+    """A network whose logits are the first 2 pixels of an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ READOUT = FloatModel(name="readout", net=Readout(), image_shape=(1, 1, 3), mean=
 
 
 class SmallTransformer(nn.Module):
-    """Patches of 2x2 pixels behind a class token, one layer norm on them, one on the class token alone."""
+    """Patches of 2x2 pixels after a class token, a layer norm on all tokens, one on the class token alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def test_energy_by_hand():
     assert filters.energy(logits[1:2], temperature=2).tolist() == pytest.approx([-2 * math.log(math.sqrt(3) + 1)])
 
 
-def test_energy_is_not_the_printed_equation():
+def test_energy_differs_from_the_printed_equation():
     """Eq. 5 as printed is lowest for the most negative logit; the energy is lowest for the most certain image."""
     images = torch.tensor([[-90.0, 1.0, 0.0], [9.0, 1.0, 0.0]]).view(2, 1, 1, 3)
     assert filters.select(READOUT, images, 1, second_stage="none").tolist() == [1]
@@ -84,7 +84,7 @@ def two_layers() -> StoredStatistics:
 
 
 def test_sensitivity_by_hand():
-    """Two images. Without the second, layer a has mean error (3, 4) and layer b variance error 4 - 4 = 0, and so on."""
+    """2 images. Without image 2, layer a has mean error (3, 4) and layer b variance error 4 - 4 = 0, and so on."""
     moments = torch.tensor([[[3.0, 4, 1], [10.0, 17, 5]], [[0.0, 0, 1], [1.0, 1, 5]]])
     both = 2.5 + math.hypot(5.5 - 1.5**2 - 1, 9 - 2**2 - 1)
     only_first, only_second = 5.0, 0.0
@@ -93,9 +93,9 @@ def test_sensitivity_by_hand():
 
 
 def brute_force(model: FloatModel, images: Tensor) -> Tensor:
-    """Eq. 7 as it is written: one forward pass of all images but one, for each."""
+    """Eq. 7 literally: one forward pass of all images but one, for each image."""
     layers = stored_statistics(model.net, model.image_shape)
-    model.net.double()  # the distances agree in many digits
+    model.net.double()  # differences of nearly equal distances need double precision
 
     def distance(batch: Tensor) -> Tensor:
         mean, square = measure(model.net, batch, layers).moments[0]
@@ -109,7 +109,7 @@ def brute_force(model: FloatModel, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("batch_size", [64, 4])
-def test_sensitivity_is_that_of_leaving_each_image_out(tiny_model, monkeypatch, batch_size):
+def test_sensitivity_equals_leaving_each_image_out(tiny_model, monkeypatch, batch_size):
     monkeypatch.setattr(filters, "BATCH_SIZE", batch_size)
     images = noise(9, tiny_model)
     images[4] *= 3
@@ -141,8 +141,8 @@ def test_sensitivity_takes_one_forward_pass(tiny_model):
     assert shown == 50 + 2 + 2, "two blank images find the layout and the layers"
 
 
-def test_images_unlike_the_training_data_are_left_out(tiny_model):
-    """Of 40 images, 5 are much brighter than what the batch norms have seen."""
+def test_images_unlike_the_training_data_are_discarded(tiny_model):
+    """5 of 40 images are much brighter than those of the batch-norm statistics."""
     coarse = torch.randn(40, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     images = nn.functional.interpolate(coarse * torch.tensor([1.2, 0.8, 0.5]).view(3, 1, 1), 8, mode="bilinear")
     strangers = [3, 11, 12, 30, 39]
@@ -152,8 +152,8 @@ def test_images_unlike_the_training_data_are_left_out(tiny_model):
 
 
 @pytest.mark.parametrize(("name", "energy_share"), [("shapes_residual", 0), ("shapes_inverted", 0.5)])
-def test_noise_among_real_images_is_left_out(name, energy_share):
-    """Batch norms know it for noise in every network; its energy is high in the second, but low in the first."""
+def test_noise_among_real_images_is_discarded(name, energy_share):
+    """Batch norms recognise it in every network; its energy is high in the second, but low in the first."""
     model = models.load(name)
     real = normalise(datasets.load("shapes", "test", 96).images, model.mean, model.std)
     kept = filters.select(model, torch.cat([noise(32, model), real]), 64, energy_share=energy_share)
@@ -161,7 +161,7 @@ def test_noise_among_real_images_is_left_out(name, energy_share):
     assert kept.min() >= 32
 
 
-def test_patches_that_differ_are_preferred():
+def test_images_with_different_patches_are_preferred():
     draws = torch.Generator().manual_seed(0)
     plain = torch.randn(3, 3, 1, 1, generator=draws).expand(3, 3, 8, 8) + 0.01 * torch.randn(
         3, 3, 8, 8, generator=draws
@@ -171,21 +171,21 @@ def test_patches_that_differ_are_preferred():
     assert filters.select(TRANSFORMER, images, 3, energy_share=0).tolist() == [3, 4, 5]
 
 
-def test_the_class_token_is_no_patch():
+def test_the_class_token_is_not_a_patch():
     images = torch.full((1, 3, 8, 8), -1.0)
     net = TRANSFORMER.net
     assert filters._last_patches(TRANSFORMER, net, images).shape == (1, 16, 12)
     assert filters._last_patches(TRANSFORMER, net, images).eq(-1).all()
 
 
-def test_torchvisions_transformer_has_patches():
+def test_patches_of_torchvisions_transformer_are_found():
     model = make_tiny_transformer()
     assert filters._last_patches(model, model.net, noise(2, model)).shape == (2, 16, 12)
     assert len(filters.select(model, noise(6, model), 3)) == 3
 
 
 @pytest.mark.parametrize(("share", "by_energy"), [(0.0, 0), (0.5, 5), (1.0, 10), (0.24, 2)])
-def test_the_stages_share_what_is_discarded(monkeypatch, tiny_model, share, by_energy):
+def test_both_stages_discard_their_share(monkeypatch, tiny_model, share, by_energy):
     kept = []
     chosen = filters.lowest
 
@@ -200,7 +200,7 @@ def test_the_stages_share_what_is_discarded(monkeypatch, tiny_model, share, by_e
     assert kept == first + second
 
 
-def test_the_network_is_untouched_and_hooks_are_gone(tiny_model):
+def test_the_network_is_unchanged_and_hooks_are_removed(tiny_model):
     net = tiny_model.net.train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     filters.select(tiny_model, noise(6, tiny_model), 3)
@@ -241,7 +241,7 @@ def test_images_of_another_shape_are_refused(tiny_model):
         filters.energy_scores(tiny_model, torch.zeros(4, 3, 9, 8))
 
 
-def test_a_network_without_batch_norm_or_patches_is_told_of():
+def test_a_network_without_batch_norm_or_patches_is_refused():
     images = torch.zeros(4, 1, 1, 3)
     with pytest.raises(filters.NoPatches, match=r'readout has neither batch norm nor.*second_stage="none"'):
         filters.select(READOUT, images, 2)

@@ -1,4 +1,4 @@
-"""Fine-tuning: the student learns, its start is what it says, a killed run goes on, and what goes wrong is told."""
+"""Fine-tuning: the student learns, its start is as stated, killed runs continue, and errors are reported."""
 
 from dataclasses import replace
 from functools import partial
@@ -16,13 +16,16 @@ from dghlib.export import export_onnx, open_session
 from dghlib.models import FloatModel
 from dghlib.quantizers import (
     QUANTIZERS,
+    adadfq,
     ait,
     fine_tuning,
+    gdfq,
     genie_m,
     genq_qat,
     hptq,
     intraq_qat,
     lsq,
+    qimera_qat,
     reconstruction,
     synq,
 )
@@ -35,7 +38,9 @@ from dghlib.quantizers.reconstruction import shortened
 from dghlib.quantizers.trainable import FixedRange, MinMaxWeight
 from dghlib.storage.checkpoints import Checkpoint, remove
 
-METHODS = {"lsq": lsq, "genq_qat": genq_qat, "intraq_qat": intraq_qat, "ait": ait, "synq": synq}
+OF_IMAGES = {"lsq": lsq, "genq_qat": genq_qat, "intraq_qat": intraq_qat, "ait": ait, "synq": synq}
+JOINT = {"gdfq": gdfq, "qimera_qat": qimera_qat, "adadfq": adadfq}  # take images for ranges alone
+METHODS = OF_IMAGES | JOINT
 
 
 def images(count: int = 48, seed: int = 0) -> Tensor:
@@ -52,10 +57,12 @@ def tiny_model() -> FloatModel:
 
 
 def short(method: ModuleType, **changes: Any) -> Any:
-    """Return a method's Config with few steps, at a rate that is large for it: the logits are small."""
+    """Return a method's Config with few steps, at a rate that is large for it, since the logits are small."""
     few: dict[str, Any] = {"iterations": 5} if method is genq_qat else {}
     if method is synq:
         few = {"features": 0.5, "maps": 0.005}
+    if method in JOINT.values():
+        few = {"batch_size": 32, "distillation": 1.0, "cross_entropy": 0.01}
     return method.Config(**{"weight_bits": 3, "activation_bits": 3, "steps": 40, "rate": 0.05, **few, **changes})
 
 
@@ -65,7 +72,7 @@ def logits(net: Any, inputs: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_student_comes_nearer_to_its_teacher(name: str, tiny_model: FloatModel) -> None:
+def test_the_error_of_a_student_falls(name: str, tiny_model: FloatModel) -> None:
     quantized = METHODS[name].quantize(tiny_model, images(), short(METHODS[name]))
     found = quantized.about["distillation"]
     assert found["after"] < 0.8 * found["before"]
@@ -78,10 +85,10 @@ def test_a_student_comes_nearer_to_its_teacher(name: str, tiny_model: FloatModel
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_at_most_two_to_the_bits_values_per_channel(name: str, tiny_model: FloatModel) -> None:
-    """Of every quantizer: a method that gives every kernel a grid of its own is not one of three bits."""
+def test_a_channel_has_at_most_two_to_the_bits_values(name: str, tiny_model: FloatModel) -> None:
+    """Grids for each kernel would give a channel more values than its bits allow."""
     config = QUANTIZERS[name].Config(weight_bits=3, activation_bits=3, bits="full")
-    if getattr(config, "placement", "") == "factors":  # in which the image has 8 bits
+    if getattr(config, "placement", "") == "factors":  # in this placement, the image has 8 bits
         config = replace(config, placement="every_tensor")
     for count in ("steps", "iterations", "step_iterations"):
         if getattr(config, count, 0):
@@ -101,7 +108,7 @@ def test_at_most_two_to_the_bits_values_per_channel(name: str, tiny_model: Float
 
 
 @pytest.mark.parametrize("method", ["genie_m", "brecq"])
-def test_genq_begins_at_the_reconstructed_network_bit_for_bit(method: str, tiny_model: FloatModel) -> None:
+def test_genq_starts_at_the_reconstructed_network_bit_for_bit(method: str, tiny_model: FloatModel) -> None:
     config = short(genq_qat, rate=0.0, start=method, integer_biases=False)
     start = QUANTIZERS[method].quantize(tiny_model, images(), config.of_start())
     begun = genq_qat.quantize(tiny_model, images(), config)
@@ -111,7 +118,7 @@ def test_genq_begins_at_the_reconstructed_network_bit_for_bit(method: str, tiny_
     assert start.about["method"] == method
 
 
-def test_the_start_of_genq_is_that_of_a_shorter_genie_m() -> None:
+def test_the_start_of_genq_is_a_shorter_genie_m() -> None:
     config = genq_qat.Config(weight_bits=3, activation_bits=3, iterations=50, seed=7)
     usual = genie_m.Config(
         weight_bits=3, activation_bits=3, seed=7, integer_biases=False
@@ -119,7 +126,7 @@ def test_the_start_of_genq_is_that_of_a_shorter_genie_m() -> None:
     assert config.of_start() == shortened(usual, 50)
 
 
-def test_a_start_that_keeps_float_weights_begins_at_its_codes(tiny_model: FloatModel) -> None:
+def test_a_start_with_float_weights_starts_at_its_codes(tiny_model: FloatModel) -> None:
     start = hptq.quantize(tiny_model, images(), hptq.Config(weight_bits=3, activation_bits=8))
     begun = genq_qat.quantize(tiny_model, images(), short(genq_qat, rate=0.0), start=start)
     assert torch.equal(logits(begun, images(seed=1)), logits(start, images(seed=1)))
@@ -128,7 +135,7 @@ def test_a_start_that_keeps_float_weights_begins_at_its_codes(tiny_model: FloatM
 
 
 def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every run end before that step, once, and save after all steps."""
+    """Let every run end before this step, once, and save after all steps."""
     learn, killed = fine_tuning._FineTuning._learn, list[int]()
 
     def counted(self: Any, number: int) -> None:
@@ -142,7 +149,7 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_killed_run_goes_on_to_the_same_result(
+def test_a_killed_run_continues_to_the_same_result(
     name: str, tiny_model: FloatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method, config = METHODS[name], short(METHODS[name], steps=9)
@@ -158,10 +165,10 @@ def test_a_killed_run_goes_on_to_the_same_result(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_settings_do_not_go_on_but_find_the_start(
+def test_other_settings_start_again_with_the_saved_reconstruction(
     tiny_model: FloatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hours of reconstruction are not lost to a rate that was too large."""
+    """Hours of reconstruction are not lost to a rate that was too high."""
     checkpoint, config = tmp_path / "run.checkpoint", short(genq_qat, steps=6)
     whole = genq_qat.quantize(tiny_model, images(), config)
     kill_at(3, monkeypatch)
@@ -172,7 +179,7 @@ def test_other_settings_do_not_go_on_but_find_the_start(
     assert torch.equal(logits(again, images()), logits(whole, images()))
     remove(checkpoint)
     (waiting,) = tmp_path.iterdir()
-    assert waiting.name.startswith("run.checkpoint."), "the state of the other settings, for them to go on from"
+    assert waiting.name.startswith("run.checkpoint."), "the state of the other settings is kept for them"
 
 
 def test_a_student_that_diverges_is_stopped(tiny_model: FloatModel) -> None:
@@ -185,13 +192,13 @@ def test_images_of_one_class_are_refused(tiny_model: FloatModel) -> None:
         lsq.quantize(tiny_model, images(1).repeat(20, 1, 1, 1), short(lsq))
 
 
-def test_without_a_gradient_nothing_is_learned(tiny_model: FloatModel) -> None:
+def test_a_loss_without_gradient_is_refused(tiny_model: FloatModel) -> None:
     with pytest.raises(ValueError, match="its gradient is zero everywhere"):
         lsq.quantize(tiny_model, images(), short(lsq, distillation=0.0))
 
 
 @pytest.mark.parametrize("net", [nn.Conv2d(3, 4, 3), nn.Sequential(nn.Flatten(), nn.Linear(192, 1))])
-def test_what_answers_no_logits_is_refused(net: nn.Module) -> None:
+def test_networks_without_logits_are_refused(net: nn.Module) -> None:
     model = FloatModel(name="net", net=net.eval(), image_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
     with pytest.raises(ValueError, match=r"learns from logits \(N, classes\)"):
         lsq.quantize(model, images(), short(lsq))
@@ -206,7 +213,7 @@ def test_a_start_must_be_a_quantized_copy_of_the_network(tiny_model: FloatModel)
         genq_qat.quantize(tiny_model, images(), short(genq_qat), start=start)
 
 
-def test_the_seed_decides(tiny_model: FloatModel) -> None:
+def test_the_result_depends_on_the_seed(tiny_model: FloatModel) -> None:
     one, again, other = (
         logits(synq.quantize(tiny_model, images(), short(synq, steps=3, seed=seed)), images()) for seed in (0, 0, 1)
     )
@@ -214,7 +221,7 @@ def test_the_seed_decides(tiny_model: FloatModel) -> None:
     assert not torch.equal(one, other)
 
 
-def test_32_bits_are_float(tiny_model: FloatModel) -> None:
+def test_32_bits_equal_float(tiny_model: FloatModel) -> None:
     quantized = ait.quantize(tiny_model, images(), short(ait, weight_bits=32, activation_bits=32, steps=3))
     torch.testing.assert_close(logits(quantized, images()), logits(tiny_model.net, images()))
 
@@ -230,7 +237,7 @@ def test_a_fine_tuned_network_is_saved_and_exported(tiny_model: FloatModel, tmp_
     steps = (
         np.abs(found - logits(quantized, images()).numpy()) / quantized.activation_quantizers()["linear"].scale.item()
     )
-    assert (steps < 1e-3).mean() > 0.98  # others lie between two codes
+    assert (steps < 1e-3).mean() > 0.98  # others are between 2 codes
 
 
 @pytest.mark.parametrize(
@@ -249,7 +256,7 @@ def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
         Settings(**changes)
 
 
-def test_published_settings_are_settings() -> None:
+def test_published_settings_are_presets() -> None:
     for method in (intraq_qat, ait, synq):
         assert method.PRESETS["published"].steps > 10_000
     published = intraq_qat.PRESETS["published"]
@@ -259,14 +266,14 @@ def test_published_settings_are_settings() -> None:
 # Parts
 
 
-def test_every_image_comes_once_before_any_comes_again() -> None:
+def test_every_image_is_used_once_before_any_is_repeated() -> None:
     drawn = torch.cat([rows_of(step, count=7, batch_size=3, seed=0) for step in range(7)])
     assert drawn.bincount().tolist() == [3] * 7
     assert all(sorted(part.tolist()) == list(range(7)) for part in drawn.split(7))
     assert len(rows_of(0, count=2, batch_size=32, seed=0)) == 2
 
 
-def test_schedules() -> None:
+def test_schedules_by_hand() -> None:
     assert [SCHEDULES["cosine"](done) for done in (0, 0.5)] == pytest.approx([1, 0.5])
     assert [SCHEDULES["quarters"](done) for done in (0, 0.24, 0.25, 0.99)] == pytest.approx([1, 1, 0.1, 1e-3])
 
@@ -286,13 +293,13 @@ def test_hard_images_have_no_label() -> None:
     assert easy_cross_entropy(answer, wanted, 0.3).item() == pytest.approx(np.log(2) / 2)
 
 
-def test_features_are_alike_whatever_their_scale() -> None:
+def test_the_error_of_features_does_not_depend_on_their_scale() -> None:
     features = torch.rand(4, 6, 3, 3) + 0.1
     assert feature_distance(2 * features, features) < 1e-9
     assert feature_distance(features.flip(1), features) > 1e-4
 
 
-def test_an_activation_map_is_where_the_class_is_seen() -> None:
+def test_an_activation_map_is_large_where_the_class_is_seen() -> None:
     features = torch.zeros(1, 2, 2, 2)
     features[0, 0, 0, 1], features[0, 1, 1, 0] = 4.0, 8.0
     features.requires_grad_()
@@ -301,11 +308,11 @@ def test_an_activation_map_is_where_the_class_is_seen() -> None:
     torch.testing.assert_close(activation_map(features, answer)[0], torch.tensor([[0, 1.0], [0.4, 0]]))
 
 
-def test_the_filter_keeps_what_is_even_and_takes_what_alternates() -> None:
+def test_the_filter_keeps_constant_and_removes_alternating_maps() -> None:
     even = torch.full((1, 1, 8, 8), 0.7)
     alternating = torch.tensor([1.0, -1.0]).repeat(4).expand(1, 1, 8, 8)
     torch.testing.assert_close(low_pass(even, 2.0), even)
-    torch.testing.assert_close(low_pass(alternating, 2.0), alternating * np.exp(-2.0))  # four periods: r = 2 radii
+    torch.testing.assert_close(low_pass(alternating, 2.0), alternating * np.exp(-2.0))  # 4 periods: r = 2 radii
 
 
 def test_ranges_of_weights_follow_the_weights_and_gradients_pass() -> None:
@@ -333,18 +340,18 @@ def test_gradients_pass_a_fixed_range_beyond_its_ends() -> None:
     assert x.grad.tolist() == [1, 1, 1]
 
 
-def test_a_move_is_lengthened_until_enough_codes_change() -> None:
+def test_a_step_is_lengthened_until_enough_codes_change() -> None:
     weight, move = torch.zeros(8), torch.tensor([0.3, 0.2, 0.1, 0.05, 0, 0, 0, 0.0])
     for enough, expected in ((1, 0.5 / 0.3), (3, 5.0), (4, 10.0)):
         found = multiplier(weight, move, torch.round, enough)
         assert expected <= found <= 1.05 * expected
     assert multiplier(weight, 4 * move, torch.round, 1) == 1
-    assert multiplier(weight, torch.zeros(8), torch.round, 1) == 1  # else the search would never end
+    assert multiplier(weight, torch.zeros(8), torch.round, 1) == 1  # otherwise the search would never end
     assert multiplier(weight, 1e-9 * move, torch.round, 1) == 128
     assert multiplier(weight, move * torch.nan, torch.round, 1) == 1
 
 
-def test_inundation_changes_a_code_where_the_rate_alone_would_not(tiny_model: FloatModel) -> None:
+def test_inundation_changes_codes_that_the_rate_alone_would_not(tiny_model: FloatModel) -> None:
     small = {"steps": 1, "rate": 1e-3}
     plain, pushed = (ait.quantize(tiny_model, images(), short(ait, **small, inundation=share)) for share in (0.0, 0.05))
     before = ait.quantize(tiny_model, images(), short(ait, steps=1, rate=0.0))

@@ -1,4 +1,4 @@
-"""What generators share: the loop over tasks, finding classes and features."""
+"""What generators share: the loop over tasks, and finding classes and features."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,11 +9,11 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, StepLR
 
 from dghlib.generators import deep_inversion, genie_d, intraq, qimera, zeroq
-from dghlib.generators.classes import NoFeatures, NotAClassifier, find_head
 from dghlib.generators.schedules import in_proportion
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.models import FloatModel
 from dghlib.storage.checkpoints import Checkpoint
+from dghlib.synthesis.classes import NoFeatures, NotAClassifier, find_head
 
 NOWHERE = Checkpoint(None, "")
 
@@ -36,7 +36,7 @@ def test_an_image_task_moves_down_the_sum_of_its_terms():
     assert task.optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
 
 
-def test_a_schedule_that_watches_the_loss_is_shown_it():
+def test_a_schedule_gets_the_loss_of_each_step():
     task = _task(lambda images: {"line": images.sum()}, lambda optimizer: ReduceLROnPlateau(optimizer, patience=0))
     rates = []
     for _ in range(3):
@@ -48,20 +48,20 @@ def test_a_schedule_that_watches_the_loss_is_shown_it():
     assert task.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
-def test_a_step_that_overflows_is_one_that_was_too_long():
+def test_an_overflow_is_reported_as_too_high_a_learning_rate():
     task = _task(lambda images: {"line": images.sum()})
     task.optimizer = torch.optim.Adam([task.leaf], 1e38)
     with pytest.raises(FloatingPointError, match=r"test overflows after 0 steps; lower the learning rate"):
         run_tasks(lambda *_: task, count=1, steps=1, saved=NOWHERE, title="test", progress=False)
 
 
-def test_images_are_kept_valid_after_each_step():
+def test_keep_valid_is_applied_after_each_step():
     task = _task(lambda images: {"line": images.sum()}, keep_valid=lambda images: images.clamp(0, 1))
     task.step()
     assert task.images().flatten().tolist() == [0.5, 0.0]
 
 
-def test_tasks_see_the_images_of_those_before():
+def test_tasks_get_the_images_of_earlier_tasks():
     seen = []
 
     def start(index: int, finished: list[torch.Tensor]) -> ImageTask:
@@ -73,13 +73,13 @@ def test_tasks_see_the_images_of_those_before():
     assert seen == [(0, []), (1, [-1.0]), (2, [-1.0, -1.0])]
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run():
+def test_a_loss_that_is_nan_stops_the_run():
     task = _task(lambda images: {"good": images.sum(), "bad": images.log().sum()})
     with pytest.raises(FloatingPointError, match=r"the loss of test is .*'bad': nan.* after 0 steps"):
         run_tasks(lambda *_: task, count=1, steps=2, saved=NOWHERE, title="test", progress=False)
 
 
-def test_running_out_of_memory_says_what_to_lower():
+def test_running_out_of_memory_names_the_setting_to_lower():
     def loss(images: torch.Tensor) -> dict[str, torch.Tensor]:
         raise torch.OutOfMemoryError("tried to allocate 8 GiB")
 
@@ -95,7 +95,7 @@ def _body(*head: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 7, 3), nn.BatchNorm2d(7), *head).eval()
 
 
-def test_the_head_is_the_last_linear_layer_of_any_width():
+def test_the_head_is_the_last_of_several_linear_layers():
     net = _body(nn.Flatten(), nn.Linear(28, 11), nn.ReLU(), nn.Linear(11, 6))
     head = find_head(_model(net), net, "test")
     assert (head.layer, head.width, head.num_classes) == ("5", 11, 6)
@@ -142,6 +142,6 @@ def test_schedules_shrink_with_the_steps(method, share, scaled, expected, tiny_m
     assert waits == [expected * method.PATIENCE]
 
 
-def test_a_stretch_of_a_short_schedule_is_a_step_at_least():
+def test_stages_of_a_short_schedule_have_at_least_one_step():
     assert in_proportion(50, 80, 1000) == 4
     assert in_proportion(100, 3, 4000) == 1

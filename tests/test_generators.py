@@ -1,4 +1,4 @@
-"""What every generator owes: the contract, over the whole table, and resumption after kill -9."""
+"""The contract of every generator, over the whole table, and resumption after kill -9."""
 
 import copy
 import os
@@ -36,7 +36,7 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FloatModel:
-    """A tiny model of the kind that the method is for; GenQ gets a pipeline that draws the five classes of it."""
+    """A tiny model of the kind that the method needs; for GenQ, a pipeline makes images of its 5 classes."""
     if name == "genq":
         monkeypatch.setitem(pipelines.EMBEDDED, "shapes", request.getfixturevalue("tiny_pipeline"))
     return make_tiny_transformer() if name in FOR_TRANSFORMERS else make_tiny_model()
@@ -63,15 +63,15 @@ def test_images_have_the_promised_form(name, model):
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_the_seed_alone_decides(name, model):
+def test_images_depend_only_on_the_seed(name, model):
     first = _generate(name, model, seed=1)
-    torch.manual_seed(123)  # the caller's randomness has no say
+    torch.manual_seed(123)  # the caller's random state has no effect
     assert torch.equal(first, _generate(name, model, seed=1))
     assert not torch.equal(first, _generate(name, model, seed=2))
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_the_model_and_the_callers_randomness_are_untouched(name, model):
+def test_the_model_and_the_callers_random_state_are_unchanged(name, model):
     net = model.net.train()
     before = copy.deepcopy(net.state_dict())
     state = torch.get_rng_state()
@@ -94,7 +94,7 @@ def test_a_network_without_batch_norm_is_refused(name):
 
 @pytest.mark.parametrize("name", GENERATORS)
 @pytest.mark.parametrize("value", [0, -3])
-def test_counts_below_one_are_refused(name, value):
+def test_numbers_of_images_below_one_are_refused(name, value):
     with pytest.raises(ValueError, match=f"num_images must be at least 1, got {value}"):
         _config(name, num_images=value)
     with pytest.raises(TypeError, match=r"num_images must be a whole number, got 2\.5"):
@@ -107,7 +107,7 @@ def test_rates_below_zero_are_refused(name):
         _config(name, learning_rate=-1.0)
 
 
-def test_images_are_known_by_all_that_they_depend_on(tiny_model: FloatModel) -> None:
+def test_images_are_known_by_their_network_method_and_settings(tiny_model: FloatModel) -> None:
     config = GENERATORS["zeroq"].PRESETS["default"]
     name = images_fingerprint(tiny_model, "zeroq", 1, config)
     others = {
@@ -143,8 +143,8 @@ GENERATORS[name].generate(make_tiny_model(), config, progress=False, checkpoint=
 """
 
 
-@pytest.mark.parametrize("name", ["dgh", "zeroq"])  # the two loops that there are
-def test_kill_9_and_again_gives_the_same_images(name, tmp_path, tiny_model):
+@pytest.mark.parametrize("name", ["dgh", "zeroq"])  # the 2 loops of the generators
+def test_a_killed_and_repeated_run_gives_the_same_images(name, tmp_path, tiny_model):
     checkpoint, steps = tmp_path / "run.checkpoint", 20
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, name, str(steps), str(checkpoint)],
@@ -161,9 +161,9 @@ def test_kill_9_and_again_gives_the_same_images(name, tmp_path, tiny_model):
 @pytest.mark.parametrize("name", ITERATIVE)
 @pytest.mark.parametrize("steps_before", [2, 5])
 def test_a_run_that_was_stopped_continues_to_the_same_images(name, steps_before, tmp_path, model, monkeypatch):
-    """With 4 steps a batch, most methods are stopped once in their first batch and once in their second."""
+    """With 4 steps per batch, most methods are stopped in the first and in the second batch."""
     checkpoint = tmp_path / "run.checkpoint"
-    steps = 8 if name in ("dgh", "dgh_vit") else 4  # they move all batches in one step
+    steps = 8 if name in ("dgh", "dgh_vit") else 4  # these methods move all batches in one step
     calls = 0
 
     def save_and_stop(self: Checkpoint, state: Callable[[], dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""GENIE-D: its network, its pixel loss, swing convolution, batches that share nothing."""
+"""GENIE-D: its network, its pixel loss, swing convolution, independent batches."""
 
 from dataclasses import replace
 
@@ -9,9 +9,9 @@ from torch import nn
 from dghlib import models
 from dghlib.generators import genie_d
 from dghlib.generators.genie_d import pixel_distance, swing_strided_convolutions, swung
-from dghlib.generators.networks import GenieNetwork, initialised
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics, working_copy
+from dghlib.synthesis.networks import GenieNetwork, initialised
 
 SMALL = genie_d.Config(num_images=16, batch_size=16, steps=30)
 
@@ -23,14 +23,14 @@ def _task(model: FloatModel, config: genie_d.Config, index: int = 0) -> genie_d.
 
 
 def test_pixel_distance_by_hand():
-    # one channel of mean 3 and deviation 1, one of mean 0 and deviation 3; then an image that is as it should be
+    # a channel with mean 3 and deviation 1, one with mean 0 and deviation 3; then an image with the right statistics
     first = torch.tensor([[2.0, 4.0], [-3.0, 3.0]])
     second = torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
     images = torch.stack([first, second])[:, :, None, :]
     assert pixel_distance(images).item() == pytest.approx((9 + 4 + 0) / 2, rel=1e-4)
 
 
-def test_the_loss_is_means_over_channels_summed_over_layers(tiny_model):
+def test_the_loss_sums_means_over_channels_over_the_layers(tiny_model):
     task = _task(tiny_model, SMALL)
     sizes = task.layers.sizes
     assert torch.equal(task.weights, torch.cat([torch.full((size,), 1 / size) for size in sizes]))
@@ -53,7 +53,7 @@ def test_the_network_at_224_has_the_papers_size():
     assert sum(parameter.numel() for parameter in network.parameters()) == linear + convolutions + 2 * (128 + 64)
 
 
-def test_swung_maps_are_shifted_by_up_to_a_pixel_and_keep_their_shape():
+def test_swing_shifts_maps_by_up_to_a_pixel_and_keeps_their_shape():
     maps = torch.arange(30.0).view(1, 1, 5, 6)
     draws = torch.Generator().manual_seed(0)
     padded = nn.functional.pad(maps, (1, 1, 1, 1), mode="reflect")
@@ -71,7 +71,7 @@ def test_a_single_row_is_not_shifted():
     assert torch.equal(swung(maps, torch.Generator()), maps)
 
 
-def test_swing_is_on_strided_convolutions_only():
+def test_only_strided_convolutions_swing():
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1, stride=2), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, stride=(1, 2))
     )
@@ -79,7 +79,7 @@ def test_swing_is_on_strided_convolutions_only():
     assert [bool(module._forward_pre_hooks) for module in net] == [False, True, False, True]
 
 
-def test_swing_changes_what_is_measured_from_pass_to_pass(tiny_model):
+def test_measured_moments_vary_with_the_swing(tiny_model):
     net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4))
     model = replace(tiny_model, net=net.eval())
     images = torch.randn(2, 3, 8, 8)
@@ -101,7 +101,7 @@ def test_images_are_the_output_before_the_last_update(tiny_model):
     assert torch.equal(task.images(), before)
 
 
-def test_both_the_latents_and_the_network_are_trained_and_the_trained_network_is_not(tiny_model):
+def test_latents_and_generator_are_trained_and_the_model_is_not(tiny_model):
     task = _task(tiny_model, SMALL)
     latents, weights = task.latents.detach().clone(), task.generator.linear.weight.detach().clone()
     task.step()
@@ -114,7 +114,7 @@ def test_both_the_latents_and_the_network_are_trained_and_the_trained_network_is
 def test_learning_rates_fall_on_their_own_schedules(tiny_model):
     task = _task(tiny_model, replace(SMALL, batch_size=2, steps=genie_d.STEPS))
     task.latent_schedule.patience = 3
-    task.latent_schedule.best = -1.0  # no loss is an improvement
+    task.latent_schedule.best = -1.0  # no loss is better than the first
     for _ in range(99):
         task.step()
     assert task.schedule.get_last_lr() == [0.01]

@@ -1,4 +1,4 @@
-"""GenQ: what pipelines are asked for, what comes back, resumption, and every bad input told of."""
+"""GenQ: calls of pipelines, their images, resumption, and the errors for bad inputs."""
 
 import ast
 import dataclasses
@@ -58,11 +58,11 @@ def test_images_are_pixels_of_the_pipeline_in_normalised_space(kind, request, ti
     assert len(images.flatten(1).unique(dim=0)) == 6
 
 
-def test_kept_candidates_are_found_by_other_filters_with_what_they_took(of_classes, tiny_model, tmp_path, monkeypatch):
+def test_other_filters_use_the_kept_candidates_and_their_seconds(of_classes, tiny_model, tmp_path, monkeypatch):
     config = small(of_classes)
     images = genq.generate(tiny_model, config, progress=False, candidates=genq.Candidates(tmp_path))
     assert torch.equal(images, generate(tiny_model, config))
-    others = small(of_classes, oversampling=4 / 3, energy_share=1)  # two batches of the former's three
+    others = small(of_classes, oversampling=4 / 3, energy_share=1)  # 2 of the 3 batches
     wanted = generate(tiny_model, others)
     monkeypatch.setattr(genq, "make_images", None)
     kept = genq.Candidates(tmp_path)
@@ -73,7 +73,7 @@ def test_kept_candidates_are_found_by_other_filters_with_what_they_took(of_class
             genq.generate(tiny_model, small(of_classes, **changed), progress=False, candidates=kept)
 
 
-def test_damaged_candidates_are_made_again(of_classes, tiny_model, tmp_path):
+def test_damaged_candidates_are_generated_again(of_classes, tiny_model, tmp_path):
     images = genq.generate(tiny_model, small(of_classes), progress=False, candidates=genq.Candidates(tmp_path))
     damaged = next(tmp_path.iterdir())
     damaged.write_bytes(b"damaged")
@@ -82,7 +82,7 @@ def test_damaged_candidates_are_made_again(of_classes, tiny_model, tmp_path):
     assert damaged.with_name(f"{damaged.name}.corrupt").exists()
 
 
-def test_the_kept_are_those_that_the_filters_select(of_classes, tiny_model, monkeypatch):
+def test_the_images_are_those_that_the_filters_select(of_classes, tiny_model, monkeypatch):
     seen: dict[str, Any] = {}
 
     def select(model: FloatModel, images: Tensor, keep: int, **settings: Any) -> Tensor:
@@ -97,7 +97,7 @@ def test_the_kept_are_those_that_the_filters_select(of_classes, tiny_model, monk
     assert torch.equal(images, seen["candidates"][kept])
 
 
-def test_without_oversampling_all_are_kept_in_order(of_classes, tiny_model):
+def test_without_oversampling_all_images_are_kept_in_order(of_classes, tiny_model):
     images = generate(tiny_model, small(of_classes, oversampling=1))
     pipeline = pipelines.load_pipeline(of_classes)
     labels = genq.subjects_of(small(of_classes, oversampling=1), pipeline, 5)
@@ -126,7 +126,7 @@ def test_prompts_by_hand(monkeypatch):
     assert set(genq.subjects_of(styled, None, 5)) == {f"{name}, <learned-style>" for name in NAMES}
 
 
-def test_classes_of_network_and_pipeline_meet_by_name(of_classes):
+def test_classes_of_network_and_pipeline_are_matched_by_name(of_classes):
     pipeline = pipelines.load_pipeline(of_classes)
     assert pipelines.class_ids(pipeline, 5, None) == [0, 1, 2, 3, 4]
     assert pipelines.class_ids(pipeline, 2, ("owl", "cat")) == [2, 0]
@@ -148,7 +148,7 @@ def test_prompts_need_a_name_for_every_class(of_prompts, tiny_model):
 
 
 def stopped_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let checkpoints be written after every batch, and stop after so many; return the sizes of what they hold."""
+    """Write checkpoints after every batch, and stop after `batches` of them; return the sizes of their contents."""
     sizes: list[int] = []
 
     def save_and_stop(self: Checkpoint, state: Callable[[], dict[str, Any]]) -> None:
@@ -167,12 +167,12 @@ def test_a_run_that_was_stopped_continues_to_the_same_images(of_classes, tiny_mo
     with pytest.raises(KeyboardInterrupt):
         generate(tiny_model, small(of_classes), tmp_path / "run.checkpoint")
     resumed = generate(tiny_model, small(of_classes), tmp_path / "run.checkpoint")
-    assert sizes == [4, 8, 12], "a batch was made again"
+    assert sizes == [4, 8, 12], "a batch was generated again"
     assert torch.equal(resumed, whole)
 
 
-def test_schedulers_that_draw_from_the_global_stream_are_seeded(of_classes, tiny_model):
-    """`DiTPipeline` hands its random stream to no scheduler, so one that adds noise draws from torch's own."""
+def test_schedulers_with_the_global_random_state_are_seeded(of_classes, tiny_model):
+    """`DiTPipeline` gives its generator to no scheduler, so one that adds noise uses torch's global random state."""
     config = small(of_classes, scheduler="DDPMScheduler")
     first = generate(tiny_model, config)
     torch.manual_seed(99)
@@ -182,7 +182,7 @@ def test_schedulers_that_draw_from_the_global_stream_are_seeded(of_classes, tiny
     assert not torch.equal(generate(tiny_model, small(of_classes)), first)
 
 
-def test_a_checkpoint_of_other_weights_is_not_continued(of_classes, tiny_model, tmp_path):
+def test_a_checkpoint_of_other_weights_is_not_used(of_classes, tiny_model, tmp_path):
     other = tmp_path / "other"
     tiny_pipelines.save_class_conditional(other, NAMES, seed=1)
     configs = [small(of_classes), small(str(other))]
@@ -193,11 +193,11 @@ def test_a_checkpoint_of_other_weights_is_not_continued(of_classes, tiny_model, 
     assert plain(configs[0])["weights"] == configs[0].weights
 
 
-def test_the_hash_is_of_names_and_contents(tmp_path):
+def test_the_hash_depends_on_names_and_contents(tmp_path):
     (tmp_path / "a" / "unet").mkdir(parents=True)
     weights = tmp_path / "a" / "unet" / "weights"
     weights.write_text("1")
-    assert pipelines.content_sha256(tmp_path / "a") == "", "any folder of a user's may be large"
+    assert pipelines.content_sha256(tmp_path / "a") == "", "a user's folder may be large"
     (tmp_path / "a" / "model_index.json").write_text("{}")
     first = pipelines.content_sha256(tmp_path / "a")
     (tmp_path / "a" / ".cache").mkdir()
@@ -211,17 +211,17 @@ def test_the_hash_is_of_names_and_contents(tmp_path):
     assert len({first, second, pipelines.content_sha256(None), ""}) == 3
 
 
-def test_fit_by_hand():
+def test_resizing_and_cropping_by_hand():
     image = torch.tensor([[0.0, 1.0, 0.2, 0.2], [1.0, 0.0, 0.2, 0.2]]).view(1, 1, 2, 4)
     assert pipelines.fit(image, (2, 4))[0, 0].tolist() == [[0, 255, 51, 51], [255, 0, 51, 51]]
-    assert pipelines.fit(image, (2, 2))[0, 0].tolist() == [[255, 51], [0, 51]], "sides are cut"
+    assert pipelines.fit(image, (2, 2))[0, 0].tolist() == [[255, 51], [0, 51]], "the sides are cropped"
     halved = pipelines.fit(torch.full((1, 3, 6, 8), 0.5), (3, 3))
     assert halved.shape == (1, 3, 3, 3)
     assert halved.unique().tolist() == [128]
     assert pipelines.fit(torch.rand(1, 3, 5, 7), (9, 4)).shape == (1, 3, 9, 4)
 
 
-def test_blackened_images_are_left_out():
+def test_images_that_a_safety_checker_blackened_are_left_out():
     class Checked:
         device = torch.device("cpu")
 
@@ -233,7 +233,7 @@ def test_blackened_images_are_left_out():
     assert images.shape == (2, 3, 4, 4)
 
 
-def test_too_large_a_batch_is_told_of(of_classes, monkeypatch):
+def test_too_large_a_batch_is_reported(of_classes, monkeypatch):
     pipeline = pipelines.load_pipeline(of_classes)
 
     def fail(*args: Any, **settings: Any) -> None:
@@ -244,7 +244,7 @@ def test_too_large_a_batch_is_told_of(of_classes, monkeypatch):
         pipelines.make_images(pipeline, [0, 1, 2], steps=1, guidance=1, seed=0)
 
 
-def test_guidance_needs_a_class_for_none(of_classes):
+def test_guidance_needs_a_class_for_no_class(of_classes):
     pipeline = pipelines.load_pipeline(of_classes)
     pipeline.transformer.register_to_config(num_embeds_ada_norm=5)
     with pytest.raises(ValueError, match=r"guides away from class 1000.*guidance=1"):
@@ -263,13 +263,13 @@ def test_guidance_and_steps_reach_the_pipeline(of_prompts):
     assert images[3].shape == (1, 3, 16, 16)
 
 
-def test_half_precision(of_classes):
+def test_pipelines_run_in_half_precision(of_classes):
     pipeline = pipelines.load_pipeline(of_classes, precision="bfloat16")
     assert pipeline.transformer.dtype == torch.bfloat16
     assert pipelines.make_images(pipeline, [0], steps=1, guidance=1, seed=0).dtype == torch.float32
 
 
-def test_a_folder_that_is_no_pipeline_is_told_of(tmp_path, of_classes):
+def test_a_folder_without_a_pipeline_is_refused(tmp_path, of_classes):
     with pytest.raises(pipelines.NotAPipeline, match=f"{tmp_path} is not the folder of a diffusers pipeline"):
         pipelines.load_pipeline(str(tmp_path))
     (tmp_path / "model_index.json").write_text("{}")
@@ -283,7 +283,7 @@ def test_a_folder_that_is_no_pipeline_is_told_of(tmp_path, of_classes):
         pipelines.load_pipeline(of_classes, precision="float16")
 
 
-def test_a_pipeline_of_another_kind_is_told_of():
+def test_a_pipeline_of_another_kind_is_refused():
     class Upscaler:
         def __call__(self, image: Tensor) -> None: ...
 
@@ -307,7 +307,7 @@ def test_diffusers_is_imported_only_when_a_pipeline_is_loaded(module):
         assert "diffusers" not in [*names, getattr(node, "module", "")]
 
 
-def test_images_of_another_kind_are_refused_before_anything_is_made(tiny_model, monkeypatch):
+def test_unusable_networks_are_refused_before_generation(tiny_model, monkeypatch):
     monkeypatch.setattr(genq, "load_pipeline", lambda *_, **__: pytest.fail("too late"))
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
     model = FloatModel(name="plain", net=net, image_shape=(3, 8, 8), mean=(0,) * 3, std=(1,) * 3)
@@ -315,7 +315,7 @@ def test_images_of_another_kind_are_refused_before_anything_is_made(tiny_model, 
         generate(model, small("nowhere"))
 
 
-def test_grey_networks_are_told_of(of_classes):
+def test_grey_networks_are_refused(of_classes):
     net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 5))
     model = FloatModel(name="grey", net=net.eval(), image_shape=(1, 8, 8), mean=(0,), std=(1,))
     with pytest.raises(ValueError, match="images of the pipeline have 3 channels, grey takes 1"):
@@ -343,12 +343,12 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 @pytest.mark.skipif(not pipelines.EMBEDDED["shapes"].is_dir(), reason="the embedded pipeline is not trained yet")
 @pytest.mark.parametrize("name", embedded.NETS)
-def test_the_embedded_pipeline_draws_for_the_embedded_networks(name):
+def test_the_embedded_pipeline_makes_images_for_the_embedded_networks(name):
     config = dataclasses.replace(genq.PRESETS["default"], num_images=4, denoising_steps=2)
     assert generate(models.load(name), config).shape == (4, 3, 32, 32)
 
 
-def test_the_papers_settings():
+def test_the_papers_settings_are_presets():
     paper = genq.PRESETS["paper"]
     assert (paper.pipeline.partition("/")[2], paper.guidance, paper.oversampling) == ("stable-diffusion-v1-5", 3.5, 2)
     assert paper.prompt == "A photo of a {adjective} {name}"

@@ -1,4 +1,4 @@
-"""Processes that compute runs beside another one."""
+"""Helper processes that compute runs beside another process."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ from dghlib.storage.records import provenance
 RUNS = methods.table2("shapes", "smoke", sources=["noise"], bits=["W8A8"], seeds=1, models=["shapes_residual"])
 
 
-def test_helpers_begin_with_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_helpers_start_with_the_last_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "cores", lambda: 2)
     monkeypatch.setenv(RESULTS_VARIABLE, str(tmp_path / "results"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -32,14 +32,14 @@ def test_helpers_begin_with_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert last < first
 
 
-def test_one_core_has_no_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_no_helpers_on_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "cores", lambda: 1)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with helpers.helped(RUNS):
         assert "OMP_NUM_THREADS" not in os.environ
 
 
-def test_pages_say_one_thread_while_there_are_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_state_one_thread_while_helpers_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -1,4 +1,4 @@
-"""What `results/` is to hold: plans and networks that exist, in turn, and records of committed code only."""
+"""The wanted records of `results/`: existing plans and networks, by repetition, and only records of committed code."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ Folders = tuple[run.Workshop, run.Workshop]
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
-    """Return this machine's records and the published ones, none yet; two repetitions of one plan are to be held."""
+    """Return empty folders of this machine's records and the published ones; 2 repetitions of 1 plan are wanted."""
     published = tmp_path / "published"
     published.mkdir()
     monkeypatch.setattr(run, "PUBLISHED", published)
@@ -31,7 +31,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
 
 
 @pytest.mark.parametrize("holding", HOLDINGS, ids=lambda holding: f"{holding.profile}, {holding.plans[0]}")
-def test_holdings_name_what_there_is(holding: Holding) -> None:
+def test_holdings_name_existing_plans_and_networks(holding: Holding) -> None:
     for plan in holding.plans:
         experiments = holding.runs(plan)
         assert {experiment.profile for experiment in experiments} == {holding.profile}
@@ -50,7 +50,7 @@ def test_another_budget_has_the_same_networks() -> None:
         held("table5", "tiny_imagenet")
 
 
-def test_what_is_lacking_comes_by_repetition(folders: Folders) -> None:
+def test_missing_runs_are_ordered_by_repetition(folders: Folders) -> None:
     lacking = holdings.lacking()
     seeds = [experiment.seed for experiment in lacking]
     assert seeds == sorted(seeds)
@@ -58,7 +58,7 @@ def test_what_is_lacking_comes_by_repetition(folders: Folders) -> None:
     assert holdings.lacking("cifar10") == []
 
 
-def test_records_are_published_once_and_only_from_code_as_it_is_committed(
+def test_records_are_published_once_and_only_from_committed_code(
     folders: Folders, caplog: pytest.LogCaptureFixture
 ) -> None:
     made, published = folders
@@ -73,7 +73,7 @@ def test_records_are_published_once_and_only_from_code_as_it_is_committed(
     assert holdings.publish() == 0
 
 
-def test_records_of_the_repository_count_unless_all_is_to_be_computed_anew(
+def test_records_of_the_repository_are_used_unless_anew_is_set(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, published = folders
@@ -89,7 +89,7 @@ def test_records_of_the_repository_count_unless_all_is_to_be_computed_anew(
     assert run.run([wanted], progress=False) == [record]
 
 
-def test_the_command_computes_what_is_missing_and_says_what_there_is(
+def test_the_command_computes_missing_records_and_lists_the_state(
     folders: Folders, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     float_only = Holding("shapes", "smoke", ("table2",), ("shapes_inverted",), seeds=0)

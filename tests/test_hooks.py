@@ -1,4 +1,4 @@
-"""Recorded inputs: all calls, in order, no hook left behind."""
+"""Recorded inputs: all calls in order, and no remaining hooks."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_every_call_is_recorded_in_order_of_first_call():
     assert inputs["late"][0].item() == 3
 
 
-def test_hooks_are_gone_afterwards_even_after_an_error():
+def test_hooks_are_removed_even_after_an_error():
     net = CallsTwice()
     with pytest.raises(RuntimeError, match="stop"), recorded_inputs(net, ["late"]):
         raise RuntimeError("stop")

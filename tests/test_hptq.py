@@ -1,4 +1,4 @@
-"""HPTQ as a whole: identities, its two corrections, files, refusals, and a real network where data is at hand."""
+"""HPTQ as a whole: identities, its 2 corrections, files, refusals, and a real network if its data is available."""
 
 import copy
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def outputs(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def snr(quantized: nn.Module, model: FloatModel) -> float:
-    """Return the power of the logits over that of their error, on images that calibration has not seen."""
+    """Return the power of the logits over that of their error, on images that calibration has not used."""
     images = noise(64, seed=9)
     expected = outputs(model.net, images)
     return float(expected.square().sum() / (outputs(quantized, images) - expected).square().sum())
@@ -48,7 +48,7 @@ def snr(quantized: nn.Module, model: FloatModel) -> float:
 
 
 @pytest.mark.parametrize("policy", ["full", "academic"])
-def test_32_bits_are_float(tiny_model: FloatModel, policy: str) -> None:
+def test_32_bits_equal_float(tiny_model: FloatModel, policy: str) -> None:
     config = hptq.Config(weight_bits=32, activation_bits=32, bits=policy)
     quantized = hptq.quantize(tiny_model, noise(16), config)
     assert quantized.weight_quantizers() == quantized.activation_quantizers() == {}
@@ -66,7 +66,7 @@ def test_more_bits_are_nearer_to_float(tiny_model: FloatModel) -> None:
 
 
 @pytest.mark.parametrize("search", ["power_of_two", "free"])
-def test_weights_and_tensors_lie_on_grids_of_so_many_bits(tiny_model: FloatModel, search: str) -> None:
+def test_weights_and_tensors_have_the_wanted_bits(tiny_model: FloatModel, search: str) -> None:
     config = hptq.Config(weight_bits=3, activation_bits=4, weight_thresholds=search)
     quantized = hptq.quantize(tiny_model, noise(16), config)
     assert list(quantized.weight_quantizers()) == ["conv1", "conv2", "linear"]
@@ -82,7 +82,7 @@ def test_weights_and_tensors_lie_on_grids_of_so_many_bits(tiny_model: FloatModel
     assert signed == {"images", "conv2", "linear"}
 
 
-def test_same_images_same_model_and_other_images_another(tiny_model: FloatModel) -> None:
+def test_only_other_images_give_another_model(tiny_model: FloatModel) -> None:
     config = hptq.Config(weight_bits=4, activation_bits=4)
     first, again, other = (hptq.quantize(tiny_model, noise(16, seed=s), config).state_dict() for s in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -97,7 +97,7 @@ def test_batch_size_does_not_matter(tiny_model: FloatModel) -> None:
 
 
 @pytest.mark.parametrize("method", QUANTIZERS.values(), ids=QUANTIZERS.keys())
-def test_the_float_model_is_left_as_it_is(method: Any, tiny_model: FloatModel) -> None:
+def test_the_float_model_is_unchanged(method: Any, tiny_model: FloatModel) -> None:
     tell_classes_apart(tiny_model, noise(16))
     net = tiny_model.net.train()
     for parameter in net.parameters():
@@ -118,13 +118,13 @@ def test_the_float_model_is_left_as_it_is(method: Any, tiny_model: FloatModel) -
     assert not {p.data_ptr() for p in net.parameters()} & {t.data_ptr() for t in quantized.state_dict().values()}
 
 
-def test_images_are_left_as_they_are(tiny_model: FloatModel) -> None:
+def test_images_are_unchanged(tiny_model: FloatModel) -> None:
     images = noise(16)
     hptq.quantize(tiny_model, images, hptq.Config())
     assert torch.equal(images, noise(16))
 
 
-def test_dead_channels_and_constant_tensors() -> None:
+def test_dead_channels_and_constant_tensors_are_quantized() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     net.state_dict()["0.weight"].zero_()
     net.state_dict()["0.bias"].fill_(-1)
@@ -139,7 +139,7 @@ def test_dead_channels_and_constant_tensors() -> None:
 
 
 def test_bias_correction_restores_the_mean() -> None:
-    """With one 1x1 layer and float activations, the mean output is that of the float network again."""
+    """With one 1x1 layer and float activations, the mean output equals that of the float network."""
     net = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Flatten(2))
     images = noise(32) + torch.tensor([3.0, -1.0, 2.0]).view(3, 1, 1)
     expected = outputs(net, images).mean((0, 2))
@@ -162,7 +162,7 @@ def test_bias_correction_restores_the_mean() -> None:
         nn.Linear(4, 6),
     ],
 )
-def test_mean_response_is_exact_where_borders_do_not_matter(layer: Any) -> None:
+def test_mean_response_is_exact_without_borders(layer: Any) -> None:
     mean = torch.tensor([1.0, -2.0, 0.5, 3.0])
     constant = mean.view(1, 4, 1, 1).expand(1, 4, 9, 9) if layer.weight.ndim == 4 else mean.view(1, 4)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_mean_response_is_exact_where_borders_do_not_matter(layer: Any) -> None:
 def explicit_shift(
     model: FloatModel, quantized: QuantizedModel, tail: float, threshold: float, images: Tensor
 ) -> Tensor:
-    """Do what MCT does to conv1, act, conv2: add the shift, pad with it, take its response from the bias."""
+    """Do what MCT does to conv1, act, conv2: add the shift, pad with it, subtract its response from the bias."""
     net: Any = model.net
     grids, weights = quantized.activation_quantizers(), quantized.weight_quantizers()
     step = threshold / 16
@@ -197,7 +197,7 @@ class Shifted(nn.Module):
 
 
 @pytest.mark.parametrize("act", [nn.Hardswish(), nn.SiLU(), nn.GELU(), nn.ELU(alpha=0.1)])
-def test_shift_is_the_same_as_shifting_tensor_padding_and_bias(act: nn.Module) -> None:
+def test_shift_equals_shifting_tensor_padding_and_bias(act: nn.Module) -> None:
     torch.manual_seed(0)
     net = Shifted(act)
     net.state_dict()["conv1.weight"].mul_(8)
@@ -214,7 +214,7 @@ def test_shift_is_the_same_as_shifting_tensor_padding_and_bias(act: nn.Module) -
     torch.testing.assert_close(outputs(quantized, images), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_no_shift_for_long_tails_or_several_readers() -> None:
+def test_tensors_with_long_tails_or_several_readers_are_not_shifted() -> None:
     class Twice(Shifted):
         def forward(self, x: Tensor) -> Tensor:
             x = self.act(self.conv1(x))
@@ -227,7 +227,7 @@ def test_no_shift_for_long_tails_or_several_readers() -> None:
         assert quantized.activation_quantizers()["act"].signed
 
 
-def test_shift_goes_through_pooling_and_can_be_switched_off() -> None:
+def test_shift_passes_pooling_and_can_be_switched_off() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Hardswish(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, 4))
     net.state_dict()["0.weight"].mul_(8)
@@ -240,7 +240,7 @@ def test_shift_goes_through_pooling_and_can_be_switched_off() -> None:
 # Quantized models
 
 
-def test_copies_and_files_compute_the_same(tiny_model: FloatModel, tmp_path: Path) -> None:
+def test_copies_and_files_give_the_same_outputs(tiny_model: FloatModel, tmp_path: Path) -> None:
     config = hptq.Config(weight_bits=4, activation_bits=4)
     quantized = hptq.quantize(tiny_model, noise(16), config)
     expected = outputs(quantized, noise(4))
@@ -265,7 +265,7 @@ def test_files_keep_the_bias_that_correction_adds(tmp_path: Path) -> None:
     assert torch.equal(outputs(loaded, noise(4)), outputs(quantized, noise(4)))
 
 
-def test_files_of_other_networks_and_other_files_are_refused(tiny_model: FloatModel, tmp_path: Path) -> None:
+def test_files_of_other_networks_or_formats_are_refused(tiny_model: FloatModel, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     hptq.quantize(tiny_model, noise(4), hptq.Config()).save(path)
     with pytest.raises(ValueError, match="is not 'net' quantized, it holds 'tiny'"):
@@ -329,7 +329,7 @@ def test_impossible_grids_of_a_file_are_refused(
         ({"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
-def test_bad_settings(setting: dict[str, Any], message: str) -> None:
+def test_bad_settings_are_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         hptq.Config(**setting)
 
@@ -353,14 +353,14 @@ def broken(images: Tensor) -> Tensor:
         ([noise(1)], TypeError, "single tensor .* got list"),
     ],
 )
-def test_bad_images(tiny_model: FloatModel, images: Any, error: type[Exception], message: str) -> None:
+def test_bad_images_are_refused(tiny_model: FloatModel, images: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         hptq.quantize(tiny_model, images, hptq.Config())
 
 
-def test_a_few_pixels_far_out_are_no_other_unit(tiny_model: FloatModel) -> None:
+def test_a_few_outlying_pixels_are_accepted(tiny_model: FloatModel) -> None:
     images = noise(16)
-    images[3, 1, 2, 2] = 100.0  # generators that do not clip make such, a few in 100 000
+    images[3, 1, 2, 2] = 100.0  # generators that do not clip make such pixels, a few in 100 000
     hptq.quantize(tiny_model, images, hptq.Config())
     with pytest.raises(ValueError, match=r"0\.13% of the values are beyond 20 times that"):
         hptq.quantize(tiny_model, images[2:6], hptq.Config())
@@ -382,7 +382,7 @@ def test_tensors_that_become_nan_are_named() -> None:
 # A real network
 
 
-def test_resnet20_loses_little_at_eight_bits() -> None:
+def test_resnet20_loses_little_accuracy_at_eight_bits() -> None:
     """Calibrated with 128 training images, measured on 500 test images."""
     try:
         model = models.load("cifar10_resnet20")

@@ -1,4 +1,4 @@
-"""Images: pixels and back, smoothing against a convolution, crops by hand, gradients, files."""
+"""Images: pixels and back, smoothing compared with a convolution, crops by hand, gradients, files."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from dghlib import images
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
-def test_pixels_survive_the_way_to_normalised_space_and_back():
+def test_pixels_are_equal_after_normalising_and_back():
     pixels = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
     assert torch.equal(images.to_pixels(images.normalise(pixels, MEAN, STD), MEAN, STD), pixels)
 
@@ -20,7 +20,7 @@ def test_normalise_by_hand():
     torch.testing.assert_close(images.normalise(pixels, MEAN, STD).flatten(), expected)
 
 
-def test_smoothing_is_the_normalised_gaussian_convolution():
+def test_smoothing_equals_the_normalised_gaussian_convolution():
     x = torch.randn(2, 3, 7, 6)
     offsets = torch.tensor([-1.0, 0.0, 1.0])
     line = torch.exp(-0.5 * (offsets / 1.25).square())
@@ -31,11 +31,11 @@ def test_smoothing_is_the_normalised_gaussian_convolution():
     (gradient,) = torch.autograd.grad((images.smooth(leaf, 1.25) * weights).sum(), leaf)
     (plain,) = torch.autograd.grad((conv2d(leaf, kernel.expand(3, 1, 3, 3), padding=1, groups=3) * weights).sum(), leaf)
     torch.testing.assert_close(gradient, plain)
-    # The values that the authors' code has: centre .1663, edge .1207, corner .0877.
+    # The values of the authors' code: centre .1663, edge .1207, corner .0877.
     assert kernel.flatten()[[4, 1, 0]].tolist() == pytest.approx([0.1663, 0.1207, 0.0877], abs=1e-4)
 
 
-def test_flip_and_crop_of_each_image_against_slices():
+def test_flips_and_crops_of_images_equal_slices():
     x = torch.randn(3, 2, 6, 7)
     flips, tops, lefts = torch.tensor([False, True, True]), torch.tensor([0, 1, 2]), torch.tensor([3, 0, 2])
     result = images.flip_and_crop(x, flips, tops, lefts, (4, 4))
@@ -45,13 +45,13 @@ def test_flip_and_crop_of_each_image_against_slices():
         assert torch.equal(result[index], whole[:, top : top + 4, left : left + 4])
 
 
-def test_gradients_of_flip_and_crop_go_back_to_their_pixels():
+def test_gradients_of_flips_and_crops_reach_their_pixels():
     x = torch.randn(2, 1, 3, 3, dtype=torch.float64, requires_grad=True)
     arguments = (torch.tensor([True, False]), torch.tensor([1, 0]), torch.tensor([0, 1]), (2, 2))
     assert torch.autograd.gradcheck(lambda x: images.flip_and_crop(x, *arguments), x)
 
 
-def test_turns_about_the_centre():
+def test_images_turn_about_their_centre():
     square, wide = torch.randn(3, 2, 7, 7), torch.randn(2, 2, 4, 10)
     turned = images.rotate(square, torch.tensor([0.0, 90.0, -90.0]))
     expected = [square[0], square[1].rot90(1, (1, 2)), square[2].rot90(-1, (1, 2))]
@@ -66,7 +66,7 @@ def test_a_turn_keeps_shapes_where_images_are_not_square():
     assert turned[0, 0, 0, 20] == pytest.approx(1.0, abs=1e-4)  # ten pixels above it
 
 
-def test_windows_resized_against_interpolation_of_slices():
+def test_resized_windows_equal_interpolated_slices():
     x = torch.randn(12, 2, 20, 30)
     draws = torch.Generator().manual_seed(0)
     windows = images.random_windows(12, (20, 30), 0.3, draws)
@@ -79,7 +79,7 @@ def test_windows_resized_against_interpolation_of_slices():
         torch.testing.assert_close(resized[index : index + 1], expected.flip(3) if flips[index] else expected)
 
 
-def test_windows_have_the_area_and_the_shape_that_is_asked_for_and_fit():
+def test_windows_have_the_wanted_area_and_shape_and_fit():
     draws = torch.Generator().manual_seed(0)
     tops, lefts, heights, widths = images.random_windows(2000, (200, 200), 0.5, draws)
     share = heights * widths / 200**2
@@ -89,12 +89,12 @@ def test_windows_have_the_area_and_the_shape_that_is_asked_for_and_fit():
     assert (widths / heights).max() < 1.35
     assert (tops + heights).max() == (lefts + widths).max() == 200
     assert tops.min() == lefts.min() == 0
-    whole = images.random_windows(50, (8, 64), 1.0, draws)  # none fits: a long image is cut to what fits
+    whole = images.random_windows(50, (8, 64), 1.0, draws)  # none fits: a long image is cropped to what fits
     assert (whole.heights <= 8).all()
     assert (whole.widths <= 64).all()
 
 
-def test_windows_reach_every_place():
+def test_windows_reach_every_position():
     draws = torch.Generator().manual_seed(0)
     tops, lefts, heights, widths = (each.int() for each in images.random_windows(2000, (6, 5), 0.3, draws))
     for starts, lengths, size in ((tops, heights, 6), (lefts, widths, 5)):
@@ -102,10 +102,10 @@ def test_windows_reach_every_place():
             found = starts[lengths == length].bincount(minlength=size - length + 1)
             assert len(found) == size - length + 1
             if found.sum() > 100:
-                assert found.min() > 0.5 * found.float().mean(), "each place is as likely as any other"
+                assert found.min() > 0.5 * found.float().mean(), "all positions are equally likely"
 
 
-def test_clipping_keeps_to_what_pixels_can_show_and_passes_gradients():
+def test_clipping_keeps_the_range_of_pixels_and_passes_gradients():
     x = torch.tensor([100.0, -100.0, 0.1]).view(1, 3, 1, 1).requires_grad_()
     clipped = images.clip_straight_through(x, MEAN, STD)
     torch.testing.assert_close(clipped.flatten(), torch.tensor([0.5 / 0.2, -0.4 / 0.25, 0.1]))
@@ -119,7 +119,7 @@ def test_centre_crop_by_hand():
     assert images.centre_crop(x, (2, 4)).flatten().tolist() == [13, 14, 15, 16, 19, 20, 21, 22]
 
 
-def test_image_sets_survive_a_file(tmp_path):
+def test_image_sets_are_equal_after_saving(tmp_path):
     x = torch.randn(4, 3, 5, 5)
     images.save_images(tmp_path / "set.safetensors", x, {"method": "dgh"})
     loaded, about = images.load_images(tmp_path / "set.safetensors")
@@ -127,7 +127,7 @@ def test_image_sets_survive_a_file(tmp_path):
     assert about == {"method": "dgh"}
 
 
-def test_image_sets_are_brought_into_the_space_that_they_are_wanted_in(tmp_path, caplog):
+def test_image_sets_are_converted_to_the_wanted_space(tmp_path, caplog):
     pixels = torch.rand(4, 3, 5, 5)
     path, made_for, wanted = tmp_path / "set.safetensors", ((0.5,) * 3, (0.25,) * 3), ((0.0,) * 3, (1 / 255,) * 3)
     images.save_images(path, (pixels - 0.5) / 0.25, {}, made_for)
@@ -136,7 +136,7 @@ def test_image_sets_are_brought_into_the_space_that_they_are_wanted_in(tmp_path,
     assert not caplog.text
     torch.testing.assert_close(images.load_images(path, wanted)[0], 255 * pixels)
     assert "was made for a mean of [0.5, 0.5, 0.5]" in caplog.text
-    images.save_images(path, pixels, {})  # as earlier versions did
+    images.save_images(path, pixels, {})  # as earlier versions wrote it
     assert torch.equal(images.load_images(path, wanted)[0], pixels)
     images.save_images(path, pixels[:, :1], {}, ((0.5,), (0.25,)))
     assert images.load_images(path, wanted)[0].shape == (4, 1, 5, 5), "the quantizer says which channels it wants"
@@ -151,13 +151,13 @@ def test_image_sets_are_brought_into_the_space_that_they_are_wanted_in(tmp_path,
         (torch.zeros(0, 3, 4, 4), r"of shape \(0, 3, 4, 4\), not images \(N, C, H, W\), float32 or uint8"),
     ],
 )
-def test_a_file_of_other_tensors_is_no_image_set(held, problem, tmp_path):
+def test_a_file_of_other_tensors_is_not_an_image_set(held, problem, tmp_path):
     images.save_images(tmp_path / "set.safetensors", held, {})
     with pytest.raises(ValueError, match=rf"set\.safetensors is not an image set .*{problem}"):
         images.load_images(tmp_path / "set.safetensors")
 
 
-def test_a_damaged_or_missing_image_set_is_told(tmp_path):
+def test_a_damaged_or_missing_image_set_is_reported(tmp_path):
     (tmp_path / "bad").write_bytes(b"not tensors")
     with pytest.raises(ValueError, match="is not an image set"):
         images.load_images(tmp_path / "bad")

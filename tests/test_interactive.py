@@ -1,4 +1,4 @@
-"""Charts show what their figures show; a page has them hidden, for scripts to draw."""
+"""Charts show the data of their figures; in a page they are hidden until scripts draw them."""
 
 import json
 import re
@@ -19,13 +19,13 @@ from dghlib.showing import figures, interactive, leaderboard, paper_figures
 
 
 def _svg(figure: figures.Figure) -> str:
-    """Return what a browser would draw of a figure's chart."""
+    """Return the SVG that a browser would draw for a figure's chart."""
     svg: str = vl_convert.vegalite_to_svg(interactive.chart_of(figure))
     return svg
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_a_chart_has_every_mean_of_its_figure(tmp_path: Path, seeds: int) -> None:
+def test_a_chart_contains_every_mean_of_its_figure(tmp_path: Path, seeds: int) -> None:
     models = ["shapes_residual", "shapes_inverted"]
     records = made_up(PLANS["figure5"]("shapes", "quick", models=models, seeds=seeds))
     figure = paper_figures.scope_curves(records, save=str(tmp_path / "figure"))
@@ -38,13 +38,13 @@ def test_a_chart_has_every_mean_of_its_figure(tmp_path: Path, seeds: int) -> Non
     assert ("standard deviation: " in svg) == (seeds == 2)
 
 
-def test_of_real_images_alone_there_is_no_chart() -> None:
+def test_there_is_no_chart_of_real_images_alone() -> None:
     records = made_up(PLANS["figure5"]("shapes", "quick", models=["shapes_residual"], seeds=1))
     real = [record for record in records if record["inputs"].get("images", {}).get("source", "real") == "real"]
     assert not hasattr(paper_figures.scope_curves(real), "_repr_mimebundle_")
 
 
-def test_every_setting_of_the_leaderboard_is_a_dot_with_a_name() -> None:
+def test_every_setting_of_the_leaderboard_is_a_labelled_dot() -> None:
     rows = leaderboard.runs(RECORDS)
     dots = _svg(leaderboard.differences(rows))
     assert re.search(r'aria-label="[^"]*images: Real data; [^"]*method: HPTQ; model: shapes_residual[^"]*\+2\.00', dots)
@@ -52,8 +52,8 @@ def test_every_setting_of_the_leaderboard_is_a_dot_with_a_name() -> None:
     assert len(re.findall(r'aria-label="[^"]*calibrated with: [^"]*method: HPTQ', costs)) == 2  # DGH and real images
 
 
-def test_vega_gives_a_page_no_names_but_one() -> None:
-    """At its top level it declares `_` and hundreds of others, as scripts of the page do, and then nothing is drawn."""
+def test_vega_defines_only_one_global_name() -> None:
+    """At its top level it declares `_` and many more; scripts of the page do too, and then nothing is drawn."""
     script = _vega().strip()
     assert script.startswith("(() => {")
     assert re.search(r"Object\.assign\(window,\{vegaEmbed:[^}]*\}\);\}\)\(\);$", script)

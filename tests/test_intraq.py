@@ -1,4 +1,4 @@
-"""IntraQ: its three parts by hand, and what each is for."""
+"""IntraQ: its 3 parts by hand, and their effects."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,11 +9,11 @@ from torch import nn
 
 from dghlib import models
 from dghlib.generators import intraq
-from dghlib.generators.classes import Head, find_head, labels_of
 from dghlib.generators.intraq import ClassCentres, marginal_distance, soft_inception_loss, soft_targets
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics, working_copy
+from dghlib.synthesis.classes import Head, find_head, labels_of
+from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure
 
 # All three parts off.
 SMALL = intraq.Config(num_images=32, batch_size=8, steps=40, soft_target=1.0, nearest=0.0, farthest=2.0, crop_area=1.0)
@@ -36,7 +36,7 @@ def test_marginal_distance_by_hand():
     assert marginal_distance(features, centres, known & False, 0.25, 1.5) == 0
 
 
-def test_half_of_the_targets_are_one_and_the_others_spread():
+def test_half_of_the_targets_are_one_and_the_others_vary():
     targets = soft_targets(4000, 0.6, torch.Generator().manual_seed(0))
     soft = targets[targets < 1]
     assert len(soft) == pytest.approx(2000, abs=150)
@@ -86,7 +86,7 @@ def _distances_from_centres(model: FloatModel, config: intraq.Config) -> torch.T
     return torch.cat(distances)
 
 
-def test_images_spread_wider_in_feature_space_with_mdc(tiny_model):
+def test_mdc_widens_the_spread_of_images_in_feature_space(tiny_model):
     config = replace(SMALL, num_images=64, batch_size=32, steps=60)
     free = _distances_from_centres(tiny_model, config)
     spread = _distances_from_centres(tiny_model, replace(config, nearest=0.3, farthest=1.2))
@@ -95,13 +95,13 @@ def test_images_spread_wider_in_feature_space_with_mdc(tiny_model):
     assert spread.mean() == pytest.approx(0.3, abs=0.1)
 
 
-def test_images_keep_near_their_centre_below_the_upper_bound(tiny_model):
+def test_the_upper_bound_limits_distances_from_class_centres(tiny_model):
     free = _distances_from_centres(tiny_model, SMALL)
     held = _distances_from_centres(tiny_model, replace(SMALL, farthest=0.01))
     assert held.mean() < 0.8 * free.mean()
 
 
-def test_images_are_recognised_as_their_class_to_the_degree_asked_for():
+def test_images_reach_the_wanted_probability_of_their_class():
     residual = models.load("shapes_residual")
 
     def probabilities(soft_target: float) -> torch.Tensor:
@@ -138,28 +138,28 @@ def test_statistics_are_compared_as_means_of_means_and_variances(tiny_model, mon
         torch.testing.assert_close(loss(images)["BNS"], expected)
 
 
-def test_half_of_the_passes_see_crops_of_every_image(tiny_model):
+def test_half_of_the_passes_use_crops_of_all_images(tiny_model):
     loss = _loss(tiny_model, replace(SMALL, crop_area=0.3))
     images = torch.randn(1, 3, 8, 8).expand(8, -1, -1, -1)
     shown = [loss._locally_reinforced(images) for _ in range(200)]
     cropped = [batch for batch in shown if batch is not images]
     assert len(cropped) == pytest.approx(100, abs=30)
-    assert all(len(batch.unique(dim=0)) > 4 for batch in cropped)  # each image its own window
+    assert all(len(batch.unique(dim=0)) > 4 for batch in cropped)  # each image has its own window
 
 
-def test_crops_are_mirrored_and_turned_as_asked(tiny_model):
+def test_crops_are_mirrored_and_turned_as_set(tiny_model):
     images = torch.randn(1, 3, 8, 8).expand(8, -1, -1, -1)
     base, cropped = replace(SMALL, crop_area=1.0), {}
     plain = replace(base, flip=False)
     for name, config in {"plain": plain, "turned": replace(plain, rotation=30.0), "both": base}.items():
         loss = _loss(tiny_model, config)
         cropped[name] = next(batch for batch in map(loss._locally_reinforced, [images] * 50) if batch is not images)
-    torch.testing.assert_close(cropped["plain"], images)  # a crop of all
+    torch.testing.assert_close(cropped["plain"], images)  # a crop of the whole image
     assert len(cropped["both"].unique(dim=0)) == 2
     assert len(cropped["turned"].unique(dim=0)) == 8
 
 
-def test_crops_turn_to_either_side(tiny_model, monkeypatch):
+def test_crops_turn_to_both_sides(tiny_model, monkeypatch):
     turns: list[torch.Tensor] = []
     monkeypatch.setattr(intraq, "rotate", lambda crops, degrees: (crops, turns.append(degrees))[0])  # type: ignore[func-returns-value]
     loss = _loss(tiny_model, replace(SMALL, rotation=30.0))
@@ -190,7 +190,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
         replace(SMALL, **{name: "x"})  # type: ignore[arg-type]
 
 
-def test_features_are_what_the_last_linear_layer_is_given(tiny_model):
+def test_features_are_the_inputs_of_the_last_linear_layer(tiny_model):
     class Several(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Sets in files: their place on the disk is theirs before they are mapped."""
+"""Large sets in files: their space on the disk is allocated before they are mapped."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from dghlib.storage import large_sets
 from dghlib.storage.large_sets import BatchedValues, reserve
 
 
-def test_a_file_is_not_sparse_and_keeps_what_it_has(tmp_path: Path) -> None:
+def test_a_file_is_not_sparse_and_keeps_its_content(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "values"
     values = BatchedValues([2, 1], (1000,), file)
     assert file.stat().st_blocks * 512 >= 3 * 1000 * 4 == file.stat().st_size
@@ -20,7 +20,7 @@ def test_a_file_is_not_sparse_and_keeps_what_it_has(tmp_path: Path) -> None:
     assert BatchedValues([2, 1], (1000,), file).whole().sum() == 1000
 
 
-def test_a_full_disk_is_told_before_anything_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -34,13 +34,13 @@ def test_a_full_disk_is_told_before_anything_is_mapped(tmp_path: Path, monkeypat
     assert (tmp_path / "values").read_bytes() == b"of an earlier run"
 
 
-def test_nothing_is_taken_of_a_disk_that_has_too_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_space_is_allocated_on_a_disk_with_too_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "posix_fallocate", lambda *arguments: pytest.fail("it was filled"), raising=False)
     with pytest.raises(OSError, match="No space left"):
         reserve(tmp_path / "values", 2**60)
 
 
-def test_batches_lie_behind_each_other(tmp_path: Path) -> None:
+def test_batches_are_contiguous_in_the_file(tmp_path: Path) -> None:
     values = BatchedValues([2, 3], (4, 5), tmp_path / "values")
     for index in range(2):
         values[index].fill_(index + 1)

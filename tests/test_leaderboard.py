@@ -1,4 +1,4 @@
-"""The leaderboard: differences and intervals by hand, stale records and ablations kept out."""
+"""The leaderboard: differences and intervals by hand, without stale records and ablations."""
 
 import copy
 import math
@@ -46,13 +46,13 @@ RECORDS = [_record("dgh", top1, seed) for seed, top1 in enumerate([60.0, 61.0, 6
 ]
 
 
-def test_means_have_intervals_of_student() -> None:
+def test_means_have_students_intervals() -> None:
     table = leaderboard.standings(leaderboard.runs(RECORDS))
-    half = 4.302652729911275 / math.sqrt(3)  # the 97.5 % quantile of two degrees of freedom, a deviation of one
+    half = 4.302652729911275 / math.sqrt(3)  # the 97.5 % quantile at 2 degrees of freedom, a deviation of 1
     assert table["DGH"].item() == f"61.0 ± {half:.1f} (3)"
 
 
-def test_differences_are_of_the_same_seed() -> None:
+def test_differences_pair_runs_of_the_same_seed() -> None:
     # 1, 2 and 3 points: mean 2, deviation 1, though each source alone spreads by 1 and 2
     table = leaderboard.paired_differences(leaderboard.runs(RECORDS))
     assert table["Real data"].item() == f"+2.0 ± {4.302652729911275 / math.sqrt(3):.1f} (3)"
@@ -67,19 +67,19 @@ def _verdicts(*top1: float, margin: float = 1.0) -> dict[str, Any]:
     return table.loc[("Real data", len(top1))].to_dict()
 
 
-def test_only_a_difference_that_excludes_zero_counts() -> None:
+def test_a_difference_counts_if_its_interval_excludes_zero() -> None:
     half = f"{4.302652729911275 / math.sqrt(3):.1f}"
     assert _verdicts(61.0, 63.0, 65.0) == {"better": 0, "alike": 0, "worse": 0, "undecided": 1, "median ±": half}
     assert _verdicts(65.0, 66.0, 67.1)["better"] == 1
     assert _verdicts(55.0, 56.0, 57.1)["worse"] == 1
 
 
-def test_seeds_that_agree_within_one_image_are_not_told_apart() -> None:
+def test_differences_below_one_image_do_not_count() -> None:
     assert _verdicts(61.0, 62.0, 63.0, margin=0.5)["undecided"] == 1  # one of 96 images is 1.04 points
 
 
-def test_images_are_alike_if_the_whole_interval_is_within_the_margin() -> None:
-    quantile = 2.919985580355516  # of 95 %, two degrees of freedom: two one-sided tests
+def test_images_are_equivalent_if_the_interval_is_within_the_margin() -> None:
+    quantile = 2.919985580355516  # the 95 % quantile at 2 degrees of freedom: 2 one-sided tests
     reach = 0.5 + quantile * 0.1 / math.sqrt(3)  # differences of 0.4, 0.5 and 0.6
     assert _verdicts(60.4, 61.5, 62.6, margin=reach + 0.01)["alike"] == 1
     assert _verdicts(60.4, 61.5, 62.6, margin=reach - 0.01)["undecided"] == 1
@@ -99,14 +99,14 @@ def test_settings_with_different_numbers_of_seeds_are_separate() -> None:
     assert "no records" in leaderboard.wins(leaderboard.runs([*RECORDS[:3], real[0]])).columns
 
 
-def test_the_picture_of_differences_has_a_dot_for_each_setting(tmp_path: Path) -> None:
+def test_the_figure_of_differences_has_a_dot_for_each_setting(tmp_path: Path) -> None:
     name = str(tmp_path / "picture")
     leaderboard.differences(leaderboard.runs(RECORDS), save=name)
     (dot,) = pd.read_csv(f"{name}.csv").itertuples()
     assert (dot.source, dot.weights, dot.difference) == ("real", 4, 2.0)
 
 
-def test_the_fullest_column_comes_first() -> None:
+def test_the_column_with_most_values_comes_first() -> None:
     other = copy.deepcopy(RECORDS[0])
     other["inputs"]["quantizer"]["config"]["activation_bits"] = 8
     assert list(leaderboard.standings(leaderboard.runs([*RECORDS, other])).columns) == ["DGH", "Real data"]
@@ -115,7 +115,7 @@ def test_the_fullest_column_comes_first() -> None:
     assert list(leaderboard.standings(leaderboard.runs([*RECORDS, *more])).columns) == ["Real data", "DGH"]
 
 
-def test_only_sets_of_the_usual_size_count() -> None:
+def test_only_image_sets_of_the_usual_size_count() -> None:
     small = copy.deepcopy(RECORDS[:3])
     for record in small[:2]:
         record["inputs"]["images"]["config"]["num_images"] = 4
@@ -129,7 +129,7 @@ def test_only_sets_of_the_usual_size_count() -> None:
 
 def test_losses_are_measured_from_the_float_network() -> None:
     table = leaderboard.lost([*RECORDS, _float("shapes_residual")])
-    assert table["HPTQ"].item() == "3.0 (0 min, 1)"  # 64 less the mean of 60, 61 and 62, in three seconds
+    assert table["HPTQ"].item() == "3.0 (0 min, 1)"  # 64 minus the mean of 60, 61 and 62, in 3 seconds
 
 
 def test_ablations_and_stale_records_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +157,7 @@ def test_detectors_are_listed_with_their_precision() -> None:
     assert list(overview["top-1 or mAP in %"]) == [RECORDS[0]["outputs"]["top1"], 37.5]
 
 
-def test_records_of_this_machine_count_beside_those_of_the_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_records_of_this_machine_and_of_the_repository_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaderboard, "PUBLISHED", tmp_path / "published")
     monkeypatch.setenv(run.RESULTS_VARIABLE, str(tmp_path / "made"))
     both, here, _ = RECORDS[:3]
@@ -183,7 +181,7 @@ def test_losses_are_compared_on_the_same_networks() -> None:
         record["outputs"]["top1"] = 0.0
     floats = [_float("shapes_residual"), _float("shapes_inverted")]
     every = leaderboard.lost([*RECORDS, *learned, *elsewhere, *floats])
-    assert every.loc[("W4A4", "every tensor"), "BRECQ"] == ""  # which spares some of what HPTQ quantizes
+    assert every.loc[("W4A4", "every tensor"), "BRECQ"] == ""  # which leaves some tensors in float that HPTQ quantizes
     for record in learned:
         record["inputs"]["quantizer"]["config"]["placement"] = "every_tensor"
     table = leaderboard.lost([*RECORDS, *learned, *elsewhere, *floats])
@@ -198,7 +196,7 @@ def test_committed_records_are_current(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(leaderboard.is_current(record) for record in leaderboard.all_observations())
 
 
-def test_a_look_of_another_version_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_observation_of_another_version_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     (plan,) = observations.figure2("shapes", "smoke", seeds=1, models=["shapes_residual"])
     record: Any = {"inputs": inputs_of(plan), "provenance": {"seconds": 1.0, "commit": "0" * 40}}
     (row,) = leaderboard.overview_of_observations([record]).itertuples(index=False)
@@ -210,7 +208,7 @@ def test_a_look_of_another_version_is_stale(monkeypatch: pytest.MonkeyPatch) -> 
     assert not leaderboard.is_current(record)
 
 
-def test_the_picture_shows_cost_and_accuracy(tmp_path: Path) -> None:
+def test_the_figure_shows_cost_and_accuracy(tmp_path: Path) -> None:
     name = str(tmp_path / "picture")
     leaderboard.cost_and_accuracy(leaderboard.runs(RECORDS), bits="W4A4", policy="full", save=name)
     assert pd.read_csv(f"{name}.csv").set_index("source").seconds.to_dict() == {"dgh": 3.0, "real": 3.0}

@@ -1,4 +1,4 @@
-"""Locks: one process at a time writes a file; what a killed one left is removed; nobody waits for what is free."""
+"""Locks: one process at a time writes a file, leftovers of killed processes are removed, free locks cost no time."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_second_of_two_processes_gets_an_error_and_a_killed_one_leaves_nothing(tmp_path: Path) -> None:
+def test_a_second_process_gets_an_error_and_a_killed_one_leaves_no_files(tmp_path: Path) -> None:
     path = tmp_path / "images.safetensors"
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -48,7 +48,7 @@ def test_the_second_of_two_processes_gets_an_error_and_a_killed_one_leaves_nothi
     assert not _names(tmp_path)
 
 
-def test_a_waiting_process_comes_next_and_never_two_at_once(tmp_path: Path) -> None:
+def test_waiting_processes_hold_the_lock_one_at_a_time(tmp_path: Path) -> None:
     path, holders, most = tmp_path / "x", [0], [0]
     lock = threading.Lock()
 
@@ -70,7 +70,7 @@ def test_a_waiting_process_comes_next_and_never_two_at_once(tmp_path: Path) -> N
     assert not _names(tmp_path)
 
 
-def test_other_accounts_can_take_the_lock_and_links_are_not_followed(tmp_path: Path) -> None:
+def test_other_accounts_can_lock_and_symbolic_links_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x"
     with claim(path):
         assert stat.S_IMODE((tmp_path / ".x.lock").stat().st_mode) == 0o666
@@ -89,7 +89,7 @@ def test_temporary_files_of_other_names_stay(tmp_path: Path) -> None:
     assert other.exists()
 
 
-def test_what_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+def test_unwritable_paths_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot write .*: File name too long; name another place"):
         claim(tmp_path / ("n" * (os.pathconf(tmp_path, "PC_NAME_MAX") - 8))).__enter__()
     (tmp_path / "file").touch()

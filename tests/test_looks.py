@@ -1,4 +1,4 @@
-"""What is looked at in images: each look against what it must see, and the records and figures made of them."""
+"""Observations of images: each measure on sets with known properties, and the records and figures made of them."""
 
 import math
 from collections import Counter
@@ -54,14 +54,14 @@ def test_the_second_row_of_figure9_has_more_iterations_than_the_first() -> None:
         rows("quick", iterations=80)
 
 
-def test_sets_that_lie_apart_are_told_apart_and_equal_ones_are_not() -> None:
+def test_different_sets_are_separated_and_equal_ones_are_not() -> None:
     draws = torch.Generator().manual_seed(0)
     real, alike = torch.randn(2, 400, 5, generator=draws)
     assert looks._told_apart(real + 100, real) == 1
     assert looks._told_apart(alike, real) == pytest.approx(0.5, abs=0.1)
 
 
-def test_the_plane_is_the_one_in_which_points_vary() -> None:
+def test_the_projection_plane_has_the_largest_variance() -> None:
     points = torch.zeros(50, 6)
     points[:, 1], points[:, 4] = torch.linspace(-5, 5, 50), torch.linspace(-1, 1, 50).square()
     plane = looks.principal_plane(points)
@@ -78,7 +78,7 @@ def test_the_map_of_neighbours_keeps_clusters_apart() -> None:
     assert torch.equal(coordinates, looks.neighbour_map(clusters.flatten(0, 1)))
 
 
-def test_spread_within_a_class_is_a_cosine_distance() -> None:
+def test_spread_within_a_class_is_a_mean_cosine_distance() -> None:
     features, classes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]), torch.tensor([0, 0, 1])
     table = looks.spreads({looks.REAL_SET: (features, classes)})
     assert table["within a class"] == [pytest.approx(1 - 2**-0.5)]
@@ -86,7 +86,7 @@ def test_spread_within_a_class_is_a_cosine_distance() -> None:
     assert table["nearest neighbour of its own set"] == [None]
 
 
-def test_classes_are_counted_and_how_evenly_they_come() -> None:
+def test_classes_and_their_evenness_are_counted() -> None:
     model = make_tiny_model()
     images = torch.randn(64, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, *model.image_shape)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_classes_are_counted_and_how_evenly_they_come() -> None:
     assert found["as if evenly"] == [pytest.approx(math.prod(share**-share for share in shares), rel=1e-5)]
 
 
-def test_classes_by_filter() -> None:
+def test_classes_are_listed_by_filter() -> None:
     def record(seed: int, model: str, left: int) -> dict[str, Any]:
         counts = {"images": ["no filter, 0%", "energy, 90%"], "classes": [41, left], "as if evenly": [36.0, 10.0]}
         inputs = {"model": {"name": model}, "seed": seed}
@@ -111,7 +111,7 @@ def test_classes_by_filter() -> None:
     assert [title for title, _ in plan.sets[:2]] == ["no filter, 0%", "energy, 10%"]
 
 
-def test_augmented_images_are_moved_by_the_margin_at_most() -> None:
+def test_augmentation_moves_images_by_at_most_the_margin() -> None:
     images = torch.zeros(64, 1, 9, 9)
     images[:, :, 4, 4] = 1
     moved = looks.augmented(images, 2, torch.Generator().manual_seed(0))
@@ -119,7 +119,7 @@ def test_augmented_images_are_moved_by_the_margin_at_most() -> None:
     assert (moved == images).flatten(1).all(1).sum() < 32
 
 
-def test_pixels_from_outside_have_the_colour_of_the_border() -> None:
+def test_pixels_outside_the_image_have_the_colour_of_the_border() -> None:
     images = torch.full((64, 2, 5, 5), 3.0)
     assert (looks.augmented(images, 2, torch.Generator().manual_seed(0)) == 3).all()
     border = torch.tensor([-1.0, -2.0]).reshape(1, 2, 1, 1)
@@ -129,7 +129,7 @@ def test_pixels_from_outside_have_the_colour_of_the_border() -> None:
     assert (moved[:, :, 2, 2] == 3).all()
 
 
-def test_densities_are_those_of_the_outputs() -> None:
+def test_densities_match_the_outputs() -> None:
     model = make_tiny_model()
     images = torch.randn(64, *model.image_shape, generator=torch.Generator().manual_seed(0))
     found = looks.outputs(model, {"some": images})
@@ -145,7 +145,7 @@ def test_densities_are_those_of_the_outputs() -> None:
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[run.Record]]:
-    """Return the records of every plan, two repetitions of two networks."""
+    """Return the records of every plan, 2 repetitions for 2 networks."""
     results = tmp_path_factory.mktemp("looks") / "results"
     chosen = {"seeds": 2, "models": ["shapes_residual", "shapes_inverted"]}
     return {
@@ -155,7 +155,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[run.Rec
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_a_figure_has_its_networks_and_its_numbers_beside_it(
+def test_a_figure_has_its_networks_and_a_file_of_its_numbers(
     name: str, observed: dict[str, list[run.Record]], tmp_path: Path
 ) -> None:
     figure = DRAWN[name](observed[name], save=str(tmp_path / name))
@@ -164,7 +164,7 @@ def test_a_figure_has_its_networks_and_its_numbers_beside_it(
     assert "inverted" in titles
     assert (tmp_path / f"{name}.svg").stat().st_size > 0
     assert (tmp_path / f"{name}.csv").read_text().count("\n") > 8
-    DRAWN[name]([])  # says so
+    DRAWN[name]([])  # a figure without records
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_tables_have_a_row_for_every_network_and_set(
     assert "no records" in str(table([]))
 
 
-def test_pictures_are_the_first_images_of_their_sets() -> None:
+def test_pictures_show_the_first_images_of_their_sets() -> None:
     model = make_tiny_model()
     images = torch.rand(5, *model.image_shape, generator=torch.Generator().manual_seed(0))
     found = looks.pictures(model, {"some": images, "others": -images}, count=3)
@@ -198,19 +198,19 @@ def test_pictures_are_the_first_images_of_their_sets() -> None:
     assert found["sets"]["distance"][0] == pytest.approx(looks.distance(model, images), rel=1e-5)
 
 
-def test_sets_have_the_size_that_is_asked_for_of_detectors_too() -> None:
+def test_sets_have_the_wanted_size_for_detectors_too() -> None:
     for profile, model in (("shapes", "shapes_residual"), ("shapes_detection", "shapes_ssdlite")):
         (plan,) = observations.figure8(profile, "quick", num_images=4, models=[model])
         assert {wanted.config.num_images for _, wanted in plan.sets} == {4}
 
 
-def test_real_images_of_other_people_are_in_no_record() -> None:
+def test_real_images_with_other_owners_are_in_no_record() -> None:
     (drawn,) = observations.figure8("shapes", "smoke", models=["shapes_residual"])
     (foreign,) = observations.figure8("cifar10", "smoke", models=["cifar10_resnet20"])
     assert [title for title, _ in drawn.sets] == [*(title for title, _ in foreign.sets), "real"]
 
 
-def test_strips_of_images_for_the_pages_of_methods(
+def test_pages_of_methods_get_strips_of_images(
     observed: dict[str, list[run.Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -222,7 +222,7 @@ def test_strips_of_images_for_the_pages_of_methods(
         assert (pil_to_tensor(strip)[..., ::34] == 255).all(), "images touch"
 
 
-def test_an_observation_is_found_again_and_named_in_the_foot_line(
+def test_an_observation_is_reused_and_named_in_the_foot_line(
     observed: dict[str, list[run.Record]], tmp_path: Path
 ) -> None:
     (plan,) = observations.figure3("shapes", "smoke", num_images=8, seeds=1, models=["shapes_residual"])
@@ -233,7 +233,7 @@ def test_an_observation_is_found_again_and_named_in_the_foot_line(
     assert tables.provenance(observed["figure2"]).data.count("records: 4") == 1
 
 
-def test_the_cost_of_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_of_each_source_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = observations.image_costs("shapes", "smoke", num_images=4, seeds=1, models=["shapes_bottleneck"])
     records = run.run(plan, results=tmp_path / "results", progress=False)
     chosen = ["zeroq", "genie_d", "noise"]
@@ -245,10 +245,10 @@ def test_the_cost_of_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     sources.save_lines(records)
     assert (tmp_path / "cost_zeroq.csv").read_text().startswith("passes per image,")
-    sources.save_lines([])  # says nothing
+    sources.save_lines([])  # an empty table
 
 
-def test_images_against_a_student_are_made_once_and_are_not_those_without(tmp_path: Path) -> None:
+def test_images_against_a_student_are_generated_once_and_differ(tmp_path: Path) -> None:
     (plan,) = observations.intraq_figure1("shapes", "smoke", seeds=1, models=["shapes_residual"])
     by_itself, wanted = (dict(plan.sets)[title] for title in ("DeepInversion", "DeepInversion against a student"))
     assert wanted.student == "shapes_bottleneck"
@@ -266,7 +266,7 @@ class TwoTensors(torch.nn.Module):
         return {"sums": images.sum(1), "halves": images / 2}
 
 
-def test_the_tensors_of_a_head_are_told_apart() -> None:
+def test_the_tensors_of_a_head_are_listed_separately() -> None:
     model = replace(make_tiny_model(), net=TwoTensors(), task="detection")
     images = torch.linspace(-1, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
     found = looks.tensors(model, {"noise": images, "real": 3 * images})["tensors"]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dghlib.generators.matching import (
+from dghlib.running.batchnorm import StoredStatistics, moments, stored_statistics
+from dghlib.synthesis.matching import (
     STD_EPSILON,
     batch_norm_distance,
     batch_norm_norms,
@@ -16,7 +17,6 @@ from dghlib.generators.matching import (
     slack_penalty,
     with_pixels,
 )
-from dghlib.running.batchnorm import StoredStatistics, moments, stored_statistics
 
 TWO_LAYERS = StoredStatistics(
     names=("a", "b"), sizes=(2, 1), mean=torch.tensor([0.0, 1.0, 2.0]), variance=torch.tensor([1.0, 4.0, 9.0])
@@ -53,14 +53,14 @@ def test_distance_in_units_of_layers_by_hand():
 
 
 @pytest.mark.parametrize("variance", [0.0, 1e-40, 1e-8])
-def test_a_layer_without_spread_is_in_no_unit(variance):
+def test_a_layer_without_variance_is_not_scaled(variance):
     dead = replace(TWO_LAYERS, variance=torch.tensor([variance, variance, 9.0]))
     assert dead.units()[0].tolist() == [1, 1, 3]
 
 
 def test_norms_by_hand():
     measured = _moments([3, 5, 0], [1, 4, 16])
-    # layer a: means off by 3 and 4, so 5; variances right. layer b: the mean is off by 2, the variance by 7
+    # layer a: errors of means 3 and 4, so 5; variances right. layer b: errors of the mean 2, of the variance 7
     assert batch_norm_norms(measured, TWO_LAYERS).tolist() == pytest.approx([5, 2 + 7])
 
 
@@ -74,7 +74,7 @@ def test_a_constant_channel_has_a_finite_gradient():
 
 def test_slack_by_hand():
     last = torch.stack([_moments([5], [9]), _moments([2], [64])])
-    # delta = 0.5 * 9 = 4.5; image 0: mean off by 3, squared 9; image 1: std off by 5, squared 25
+    # delta = 0.5 * 9 = 4.5; image 0: error of the mean 3, squared 9; image 1: error of the std 5, squared 25
     penalty = slack_penalty(last, TWO_LAYERS, 0.5, "std")
     torch.testing.assert_close(penalty, torch.tensor([9 - 4.5, 25 - 4.5]), rtol=1e-4, atol=10 * STD_EPSILON)
 
@@ -84,15 +84,15 @@ def test_output_range_of_any_shape():
     assert output_range(torch.arange(16.0).view(2, 2, 2, 2)).tolist() == [7, 7]
 
 
-def test_output_range_of_what_is_beside_logits():
+def test_output_range_ignores_integer_outputs():
     logits = torch.tensor([[1.0, -2.0, 4.0], [0.0, 0.0, 0.0]])
     assert output_range({"logits": logits, "loss": None, "classes": logits.argmax(1)}).tolist() == [6, 0]
-    assert output_range([logits, torch.tensor([0.5, 0.25])]).tolist() == [6, 0]  # a score for each image
+    assert output_range([logits, torch.tensor([0.5, 0.25])]).tolist() == [6, 0]  # one score for each image
     with pytest.raises(ValueError, match=r"it returned torch\.int64"):
         output_range(logits.argmax(1))
 
 
-def test_measured_moments_are_those_at_the_batch_norms(tiny_model):
+def test_measured_moments_are_those_of_the_inputs_of_batch_norms(tiny_model):
     net = tiny_model.net
     layers = with_pixels(stored_statistics(net, tiny_model.image_shape), 3)
     images = torch.randn(6, 3, 8, 8)
@@ -107,7 +107,7 @@ def test_measured_moments_are_those_at_the_batch_norms(tiny_model):
     torch.testing.assert_close(measured.output, net(images))
 
 
-def test_the_distance_is_zero_for_what_the_network_was_trained_on():
+def test_the_distance_is_zero_for_the_training_images():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=1.0))
     images = torch.randn(64, 3, 6, 6)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a batch takes in memory is known before it is begun, and told when it was too much all the same."""
+"""The memory of a batch is estimated before it starts, and reported if it was too much."""
 
 import platform
 import re
@@ -16,8 +16,8 @@ from dghlib.running import memory
 SMALL = dgh.Config(num_images=4, batch_size=4, steps=1)
 
 
-def test_what_a_pass_keeps_is_counted_by_hand() -> None:
-    """A linear layer keeps its weights, which do not count; a product both of its factors, once if they are one."""
+def test_the_memory_of_a_pass_by_hand() -> None:
+    """A linear layer keeps its weights, which do not count; a product keeps both factors, once if they are equal."""
     net, images = nn.Linear(8, 4), torch.zeros(2, 8, requires_grad=True)
     net.requires_grad_(False)
     assert memory.kept_for_gradients(net, lambda: net(images)) == 0
@@ -25,7 +25,7 @@ def test_what_a_pass_keeps_is_counted_by_hand() -> None:
     assert memory.kept_for_gradients(net, lambda: (images * 2) * (images * 3)) == 2 * 4 * 16
 
 
-def test_a_larger_image_keeps_more_in_proportion() -> None:
+def test_memory_is_proportional_to_the_pixels() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
 
     def kept(side: int) -> int:
@@ -34,7 +34,7 @@ def test_a_larger_image_keeps_more_in_proportion() -> None:
     assert kept(16) == 4 * kept(8) > 0
 
 
-def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_a_batch_is_refused_with_a_size_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda device: 10**9)
     memory.check_batch("DGH", 10**7, 64, "cpu")
     with pytest.raises(
@@ -48,14 +48,14 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(monkeypatch: py
     memory.check_batch("DGH", 10**12, 128, "cpu")
 
 
-def test_what_is_free_is_told() -> None:
+def test_free_memory_is_reported() -> None:
     free = memory.available("cpu")
     assert free is None or 0 < free < 10**15
     assert memory.available("meta") is None
 
 
-def test_what_the_process_keeps_counts_as_free() -> None:
-    """`dgh` keeps what it frees, so the set after a large one would otherwise be refused."""
+def test_memory_that_the_process_keeps_counts_as_free() -> None:
+    """`dgh` keeps freed memory, so the set after a large one would otherwise be refused."""
     program = (
         "import torch; from dghlib.running import allocator, memory; allocator.keep_freed_memory();"
         "before = allocator.freed_memory(); large = torch.ones(1 << 26); del large;"
@@ -72,17 +72,17 @@ def test_dgh_refuses_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> N
     model = models.load("shapes_inverted")
     monkeypatch.setattr(memory, "kept_for_gradients", lambda net, compute: 10**6)
     monkeypatch.setattr(memory, "available", lambda device: 3 * 10**6)
-    monkeypatch.setattr(dgh._Run, "begin", lambda self: pytest.fail("it began"))
+    monkeypatch.setattr(dgh._Run, "begin", lambda self: pytest.fail("generation began"))
     with pytest.raises(torch.OutOfMemoryError, match=r"DGH on shapes_inverted takes about .* set batch_size to 2"):
         dgh.generate(model, SMALL, progress=False)
 
 
-def test_a_tensor_that_a_cpu_cannot_hold_is_told_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_reported_alike_on_cpu_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dgh._Run, "advance", lambda self: torch.empty(1 << 50))
     with pytest.raises(torch.OutOfMemoryError, match="DGH on shapes_inverted ran out of memory: lower batch_size"):
         dgh.generate(models.load("shapes_inverted"), SMALL, progress=False)
 
 
-def test_other_errors_pass() -> None:
+def test_other_errors_are_raised_unchanged() -> None:
     with pytest.raises(RuntimeError, match="shape"), memory.told_when_out("DGH"):
         raise RuntimeError("a wrong shape")

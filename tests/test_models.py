@@ -65,10 +65,10 @@ def test_an_embedded_network_loads_in_eval_mode(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
-def test_an_embedded_network_reaches_the_accuracy_on_record(name: str) -> None:
+def test_an_embedded_network_reaches_its_recorded_accuracy(name: str) -> None:
     record = json.loads((embedded.CHECKPOINTS / f"{name}.json").read_text())
     assert (60 if "transformer" in name else 80) < record["top1"] < 97
-    # Four standard errors of 480 images are 6 points.
+    # 4 standard errors of 480 images are 6 points.
     assert float_top1(models.load(name), shapes.classification("test", 480)) == pytest.approx(record["top1"], abs=6)
 
 
@@ -77,13 +77,13 @@ def test_an_embedded_checkpoint_is_small(name: str) -> None:
     assert (embedded.CHECKPOINTS / f"{name}.safetensors").stat().st_size < 1_500_000
 
 
-def test_no_checkpoint_ships_that_no_name_loads() -> None:
+def test_every_embedded_checkpoint_has_a_name() -> None:
     shipped = {path.stem for path in embedded.CHECKPOINTS.glob("*.safetensors")}
     assert shipped == set(embedded.NETS) | set(detectors.NETS)
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
-def test_stored_statistics_are_those_of_augmented_training_images(name: str) -> None:
+def test_stored_statistics_equal_those_of_augmented_training_images(name: str) -> None:
     model = models.load(name)
     stored = copy.deepcopy(model.net.state_dict())
     config = training.Config(model=name, batch_size=240)
@@ -94,7 +94,7 @@ def test_stored_statistics_are_those_of_augmented_training_images(name: str) -> 
             deviation = stored[key.replace("mean", "var")].sqrt()
             assert ((stored[key] - measured) / deviation).abs().max() < 0.15
         elif key.endswith("running_var"):
-            # 1e-5 is what batch norm adds: it tells nothing apart below.
+            # Batch norm adds 1e-5, so smaller differences do not matter.
             assert ((stored[key] + 1e-5) / (measured + 1e-5)).log().abs().mean() < 0.08
 
 
@@ -105,11 +105,11 @@ def test_a_public_network_reaches_its_accuracy(name: str) -> None:
         data = datasets.load("tiny_imagenet" if "tiny" in name else "cifar10", "test", 1000)
     except FileNotFoundError as error:
         pytest.skip(f"public images are not here: {error}")
-    # Three standard errors of 1000 images are 3 points at 92 % and 5 points at 54 and 72 %.
+    # 3 standard errors of 1000 images are 3 points at 92 %, and 5 points at 54 and 72 %.
     assert float_top1(model, data) == pytest.approx(PUBLIC_TOP1[name], abs=5 if PUBLIC_TOP1[name] < 80 else 3)
 
 
-def test_public_weights_that_are_missing_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_public_weights_are_reported_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(assets.DATA_DIR_VARIABLE, str(tmp_path))
     with pytest.raises(FileNotFoundError, match="dgh data cifar10"):
         models.load("cifar10_resnet20")
@@ -124,7 +124,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
-def test_a_network_traces(build: Callable[[], nn.Module]) -> None:
+def test_a_network_can_be_traced(build: Callable[[], nn.Module]) -> None:
     net = build().eval()
     traced = torch.fx.symbolic_trace(net)
     images = torch.randn(2, 3, 32, 32)
@@ -132,12 +132,12 @@ def test_a_network_traces(build: Callable[[], nn.Module]) -> None:
     assert not any(isinstance(module, nn.Identity) for module in traced.modules())
 
 
-def test_sizes_of_the_published_architectures() -> None:
+def test_parameters_of_the_published_architectures() -> None:
     def parameters(net: nn.Module) -> int:
         return sum(parameter.numel() for parameter in net.parameters())
 
-    assert parameters(public.resnet(20)) == 269_722  # 0.27 M in the paper
-    assert parameters(public.resnet(56)) == 853_018  # 0.85 M
+    assert parameters(public.resnet(20)) == 269_722  # 0.27 million in the paper
+    assert parameters(public.resnet(56)) == 853_018  # 0.85 million
     assert round(parameters(public.half_width_mobilenetv2(num_classes=10, stem_stride=1)), -4) == 590_000
 
 
@@ -149,7 +149,7 @@ def test_padded_shortcut_by_hand() -> None:
     assert not y[0, [0, 3]].any()
 
 
-def test_a_shortcut_is_added_exactly_where_the_shape_stays() -> None:
+def test_a_shortcut_is_added_only_if_the_shape_is_unchanged() -> None:
     net = embedded.inverted()
     blocks = list(net.blocks)
     shortcuts = [isinstance(block, classifiers.InvertedResidualWithShortcut) for block in blocks]
@@ -159,7 +159,7 @@ def test_a_shortcut_is_added_exactly_where_the_shape_stays() -> None:
     torch.testing.assert_close(block(x) - net.get_submodule("blocks.3.conv")(x), x)
 
 
-def test_the_hash_of_a_model_is_that_of_its_values(tiny_model: FloatModel) -> None:
+def test_the_hash_of_a_model_depends_on_its_values(tiny_model: FloatModel) -> None:
     net = copy.deepcopy(tiny_model.net).to(memory_format=torch.channels_last)
     assert replace(tiny_model, name="twin", net=net).sha256() == tiny_model.sha256()
 
@@ -176,14 +176,14 @@ def test_normalisation_needs_a_number_for_every_channel(tiny_model: FloatModel) 
         replace(tiny_model, mean=(0.5,))
 
 
-def test_impossible_spaces_are_refused(tiny_model: FloatModel) -> None:
+def test_impossible_shapes_and_statistics_are_refused(tiny_model: FloatModel) -> None:
     with pytest.raises(ValueError, match=r"image_shape must be \(C, H, W\), three positive numbers, got \(1, 64\)"):
         replace(tiny_model, image_shape=(1, 64))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="std, of pixels from 0 to 1, must be above 0"):
         replace(tiny_model, std=(0.25, 0.0, 0.25))
 
 
-def test_what_is_no_network_is_refused() -> None:
+def test_objects_that_are_not_networks_are_refused() -> None:
     with pytest.raises(TypeError, match=r"a: net must be a torch\.nn\.Module, got <function"):
         FloatModel(name="a", net=lambda images: images, image_shape=(1, 8, 8), mean=(0.5,), std=(0.5,))  # type: ignore[arg-type]
 
@@ -209,7 +209,7 @@ def test_statistics_of_pixels_from_0_to_255_are_refused(
         ((0.0,) * 3, (1 / 255,) * 3, False),
     ],
 )
-def test_statistics_that_pixels_hardly_have_are_warned_about(
+def test_unusual_statistics_of_pixels_cause_a_warning(
     tiny_model: FloatModel,
     caplog: pytest.LogCaptureFixture,
     mean: tuple[float, ...],
@@ -224,7 +224,7 @@ TINY_RUN = training.Config(model="shapes_inverted", num_images=64, epochs=2, bat
 
 
 class Killed(Exception):
-    """Stands for kill -9: nothing of the run goes on."""
+    """Stands for kill -9: no code of the run catches it."""
 
 
 def test_a_killed_training_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_a_killed_training_run_continues_to_the_same_weights(tmp_path: Path, mon
     with pytest.raises(Killed):
         training.train(TINY_RUN, data, checkpoint)
     continued, _ = training.train(TINY_RUN, data, checkpoint)
-    assert epochs == [0, 1, 1, 2]  # of the last, only batch-norm statistics are measured
+    assert epochs == [0, 1, 1, 2]  # in the last epoch, only batch-norm statistics are measured
     assert continued.sha256() == whole.sha256()
 
 
@@ -257,14 +257,14 @@ def test_another_seed_trains_other_weights() -> None:
     assert first.sha256() != second.sha256()
 
 
-def test_training_leaves_the_global_random_state_alone() -> None:
+def test_training_keeps_the_global_random_state() -> None:
     before = torch.get_rng_state()
     training.train(replace(TINY_RUN, epochs=1), shapes.classification("train", 32))
     assert torch.get_rng_state().equal(before)
 
 
 @pytest.mark.parametrize(("crop_margin", "views"), [(0, range(2, 3)), (3, range(20, 65))])
-def test_images_are_flipped_and_cropped_one_by_one(crop_margin: int, views: range) -> None:
+def test_each_image_is_flipped_and_cropped_on_its_own(crop_margin: int, views: range) -> None:
     data = shapes.classification("train", 1)
     many = LabelledImages(data.images.repeat(64, 1, 1, 1), data.labels.repeat(64), data.classes)
     model = embedded.as_model("shapes_inverted", nn.Identity())
@@ -274,14 +274,14 @@ def test_images_are_flipped_and_cropped_one_by_one(crop_margin: int, views: rang
     assert len({image.contiguous().numpy().tobytes() for image in images}) in views
 
 
-def test_the_learning_rate_goes_up_and_down() -> None:
+def test_the_learning_rate_rises_and_falls() -> None:
     config = training.Config(model="shapes_inverted", peak_learning_rate=1.0, warm_up=0.25)
     steps = (0, 0.125, 0.25, 0.625, 1)
     rates = [training.learning_rate(step, config.peak_learning_rate, config.warm_up) for step in steps]
     assert rates == pytest.approx([0, 0.5, 1, 0.5, 0])
 
 
-def test_a_made_checkpoint_has_weights_and_says_how(tmp_path: Path) -> None:
+def test_a_trained_checkpoint_has_weights_and_facts_of_its_training(tmp_path: Path) -> None:
     facts = training.make(replace(TINY_RUN, epochs=1, test_images=48), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "shapes_inverted.safetensors",
@@ -298,12 +298,12 @@ def test_a_made_checkpoint_has_weights_and_says_how(tmp_path: Path) -> None:
 
 
 def brecq_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename torchvision's MobileNetV2 as BRECQ's file has it: a block's layers are numbered through."""
+    """Rename torchvision's MobileNetV2 as in BRECQ's file, where a block's layers are numbered consecutively."""
     renamed = {}
     for key, tensor in state.items():
         if match := re.fullmatch(r"features\.(\d+)\.conv\.(\d)(?:\.(\d))?\.(\w+)", key):
             block, outer, inner, leaf = int(match[1]), int(match[2]), match[3], match[4]
-            convolution_units = 1 if block == 1 else 2  # the first block does not widen
+            convolution_units = 1 if block == 1 else 2  # the first block has no expansion
             place = 3 * outer + int(inner) if inner else 3 * convolution_units + outer - convolution_units
             key = f"features.{block}.conv.{place}.{leaf}"
         renamed[key] = tensor
@@ -311,8 +311,8 @@ def brecq_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", imagenet.BUILDERS)
-def test_imagenet_checkpoints_load(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files are not here: their keys and shapes are, as read from the published ones."""
+def test_imagenet_checkpoints_are_loaded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are not here: the test uses their keys and shapes, as read from the published files."""
     torch.manual_seed(0)
     original = imagenet.BUILDERS[name](weights=None).eval()
     state = original.state_dict()
@@ -354,7 +354,7 @@ def lite() -> FloatModel:
 
 
 def test_efficientnet_lite0_reaches_its_accuracy() -> None:
-    """71.5 on all 1300 validation images at 128 pixels, 83.2 at 224; three standard errors of 150 images are 11."""
+    """71.5 on all 1300 validation images at 128 pixels, 83.2 at 224; 3 standard errors of 150 images are 11."""
     model = lite()
     try:
         data = datasets.load("imagenet_lite", "test", 150, model.image_shape)
@@ -362,7 +362,7 @@ def test_efficientnet_lite0_reaches_its_accuracy() -> None:
         pytest.skip(f"public images are not here: {error}")
     assert float_top1(model, data) == pytest.approx(71.5, abs=11)
     samples = datasets.load("imagenet_lite", "train", 60, model.image_shape)
-    assert float_top1(model, samples) > 45  # their classes are those that the network means
+    assert float_top1(model, samples) > 45  # their classes are those of the network
 
 
 def test_efficientnet_lite0_has_one_name_for_each_size() -> None:
@@ -375,8 +375,8 @@ def test_efficientnet_lite0_has_one_name_for_each_size() -> None:
 
 
 @pytest.mark.parametrize("size", [64, 96])
-def test_efficientnet_lite0_pads_as_its_weights_were_trained(size: int) -> None:
-    """TensorFlow's SAME: n / stride outputs, and of what an even size needs, the odd pixel at the end."""
+def test_efficientnet_lite0_pads_as_in_training(size: int) -> None:
+    """TensorFlow's SAME: n / stride outputs; if the padding is odd, the extra pixel is at the end."""
     net = efficientnet.EfficientNetLite0(num_classes=5).eval()
     assert sum(parameter.numel() for parameter in efficientnet.EfficientNetLite0().parameters()) == 4_652_008
     assert net.blocks(net.stem(torch.zeros(1, 3, size, size))).shape[2:] == (size // 32, size // 32)
@@ -384,18 +384,18 @@ def test_efficientnet_lite0_pads_as_its_weights_were_trained(size: int) -> None:
     image = torch.randn(1, 3, 8, 8)
     corner = (
         image[0, :, :3, :3] * net.stem.get_parameter("1.weight")[0]
-    ).sum()  # the first output begins at the first pixel
+    ).sum()  # the first window starts at the first pixel
     torch.testing.assert_close(conv(padding(image))[0, 0, 0, 0], corner)
 
 
-def test_efficientnet_lite0_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_efficientnet_lite0_without_its_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package")
     with pytest.raises(assets.MissingAsset, match=r"not installed: pip install .*'dghlib\[imagenet-lite\]'"):
         models.load("imagenet_efficientnet_lite0")
 
 
-def test_a_damaged_package_of_efficientnet_lite0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of other bytes is told before torch reads it; one that is gone, as what it is."""
+def test_a_damaged_package_of_efficientnet_lite0_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed file is reported before torch reads it, and a missing one as missing."""
     (tmp_path / "damaged" / "models").mkdir(parents=True)
     (tmp_path / "damaged" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
@@ -407,8 +407,8 @@ def test_a_damaged_package_of_efficientnet_lite0(tmp_path: Path, monkeypatch: py
         models.load("imagenet_efficientnet_lite0")
 
 
-def test_networks_of_timm_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Theirs are the size and the normalisation; the weights are a file that the user has."""
+def test_networks_of_timm_are_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Size and normalisation come from timm; the weights are a file of the user."""
     timm = pytest.importorskip("timm")
     monkeypatch.setenv("DGHLIB_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="Let timm fetch them once"):

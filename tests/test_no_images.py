@@ -1,4 +1,4 @@
-"""Methods that need no images: what batch norms tell of tensors, SQuant's flips, DFQ's scales, files and refusals."""
+"""Methods without images: batch-norm predictions, SQuant's flips, DFQ's scales, files and refusals."""
 
 import copy
 from dataclasses import replace
@@ -54,6 +54,12 @@ def noise(num_images: int, seed: int = 0) -> Tensor:
     return torch.randn(num_images, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
+def config_of(method: Any, **changes: Any) -> Any:
+    """Return a method's Config, with few steps if it learns."""
+    config = method.Config(**changes)
+    return replace(config, steps=8, batch_size=8, rate=0.0) if hasattr(config, "steps") else config
+
+
 def as_model(net: nn.Module) -> FloatModel:
     return FloatModel(name="net", net=net.eval(), image_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -67,9 +73,9 @@ def outputs(net: nn.Module, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("method", MODULES.values(), ids=MODULES.keys())
-def test_no_images_are_needed_and_the_float_model_is_left_as_it_is(method: Any, tiny_model: FloatModel) -> None:
+def test_no_images_are_needed_and_the_float_model_is_unchanged(method: Any, tiny_model: FloatModel) -> None:
     before, random_state = copy.deepcopy(tiny_model.net.state_dict()), torch.get_rng_state()
-    first, again = (method.quantize(tiny_model, None, method.Config()) for _ in range(2))
+    first, again = (method.quantize(tiny_model, None, config_of(method)) for _ in range(2))
     assert first.about["method"] in MODULES
     assert all(torch.equal(before[name], value) for name, value in tiny_model.net.state_dict().items())
     assert torch.equal(random_state, torch.get_rng_state())
@@ -78,12 +84,12 @@ def test_no_images_are_needed_and_the_float_model_is_left_as_it_is(method: Any, 
 
 
 @pytest.mark.parametrize("method", MODULES.values(), ids=MODULES.keys())
-def test_many_bits_are_float_and_files_hold_what_was_saved(method: Any, tiny_model: FloatModel, tmp_path: Path) -> None:
-    config = method.Config(weight_bits=16, activation_bits=32)
+def test_many_bits_equal_float_and_files_contain_the_model(method: Any, tiny_model: FloatModel, tmp_path: Path) -> None:
+    config = config_of(method, weight_bits=16, activation_bits=32)
     quantized = method.quantize(tiny_model, None, config)
     images = noise(8)
     torch.testing.assert_close(outputs(quantized, images), outputs(tiny_model.net, images), rtol=5e-3, atol=5e-3)
-    quantized = method.quantize(tiny_model, None, method.Config(weight_bits=4, activation_bits=4))
+    quantized = method.quantize(tiny_model, None, config_of(method, weight_bits=4, activation_bits=4))
     quantized.save(tmp_path / "file")
     torch.testing.assert_close(
         outputs(QuantizedModel.load(tmp_path / "file", tiny_model), images), outputs(quantized, images)
@@ -91,20 +97,20 @@ def test_many_bits_are_float_and_files_hold_what_was_saved(method: Any, tiny_mod
 
 
 @pytest.mark.parametrize("method", MODULES.values(), ids=MODULES.keys())
-def test_images_choose_the_grids_of_tensors_where_there_are_any(method: Any, tiny_model: FloatModel) -> None:
+def test_images_determine_grids_of_tensors_if_given(method: Any, tiny_model: FloatModel) -> None:
     told, seen, other = (
-        method.quantize(tiny_model, images, method.Config(activation_bits=4)).activation_quantizers()["relu"].scale
+        method.quantize(tiny_model, images, config_of(method, activation_bits=4)).activation_quantizers()["relu"].scale
         for images in (None, noise(16), 3 * noise(16))
     )
     assert len({told.item(), seen.item(), other.item()}) == 3
 
 
-def test_methods_that_need_images_refuse_to_go_without(tiny_model: FloatModel) -> None:
+def test_methods_that_need_images_refuse_none(tiny_model: FloatModel) -> None:
     with pytest.raises(TypeError, match="calibration images must be a single tensor"):
         hptq.quantize(tiny_model, None, hptq.Config())  # type: ignore[arg-type]
 
 
-# What batch norms tell
+# Predictions from batch norms
 
 
 def statistics(histogram: Histogram) -> tuple[float, float]:
@@ -113,8 +119,8 @@ def statistics(histogram: Histogram) -> tuple[float, float]:
     return mean, float((histogram.centres() - mean).square() @ share) ** 0.5
 
 
-def test_predictions_from_batch_norms_are_those_of_training_images(tiny_model: FloatModel) -> None:
-    """Layers with a batch norm, the activation function behind one, a sum and an average, of smooth noise."""
+def test_predictions_from_batch_norms_match_training_images(tiny_model: FloatModel) -> None:
+    """Of layers with a batch norm, the activation function after one, a sum and an average, for smooth noise."""
     graph = folded_graph(tiny_model)
     coarse = torch.randn(512, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     coloured = coarse * torch.tensor([1.2, 0.8, 0.5]).view(3, 1, 1)
@@ -130,7 +136,7 @@ def test_predictions_from_batch_norms_are_those_of_training_images(tiny_model: F
 
 def normalised(channels: int, mean: float, spread: float) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(channels, eps=0.0)
-    nn.init.constant_(norm.weight, -spread)  # the sign says nothing about the spread
+    nn.init.constant_(norm.weight, -spread)  # the sign does not affect the spread
     nn.init.constant_(norm.bias, mean)
     return norm
 
@@ -146,14 +152,14 @@ class Gates(nn.Module):
         return F.max_pool2d(first * torch.sigmoid(second), 2)
 
 
-def test_a_layer_without_batch_norm_has_the_range_of_features_that_vary_together() -> None:
+def test_a_layer_without_batch_norm_gets_the_range_of_correlated_inputs() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     last = net[2]
     assert isinstance(last, nn.Conv2d)
     graph = folded_graph(as_model(net))
     name = every_tensor(graph)[-1]
     found = expect(graph, [name], as_model(net)).histograms[name]
-    reach = 3 * last.weight.detach().abs().sum((1, 2, 3))  # three deviations of one of all that it reads
+    reach = 3 * last.weight.detach().abs().sum((1, 2, 3))  # 3 deviations of all inputs at once
     bias = last.bias.detach() if last.bias is not None else torch.zeros(2)
     assert found.maximum == pytest.approx((bias + reach).max().item(), rel=1e-3)
     assert found.minimum == pytest.approx((bias - reach).min().item(), rel=1e-3)
@@ -164,14 +170,14 @@ def test_a_layer_without_batch_norm_has_the_range_of_features_that_vary_together
     # of normal values with mean 0.5 and deviation 0.8: for ReLU and ReLU6 by the formulas of the DFQ paper
     [(nn.ReLU(), 0.6295), (nn.ReLU6(), 0.6295), (nn.Identity(), 0.5)],
 )
-def test_means_behind_functions_are_those_of_the_formulas(activation: nn.Module, mean: float) -> None:
+def test_means_after_functions_match_the_formulas(activation: nn.Module, mean: float) -> None:
     model = as_model(nn.Sequential(nn.Conv2d(3, 4, 1), normalised(4, 0.5, 0.8), activation, nn.Conv2d(4, 2, 1)))
     told = expect(folded_graph(model), [], model)
     torch.testing.assert_close(told.input_means["3"], torch.full((4,), mean).double(), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("activation", [nn.Hardswish(), nn.SiLU(), nn.PReLU(4)])
-def test_products_parts_and_concatenations_are_followed(activation: nn.Module) -> None:
+def test_predictions_pass_products_parts_and_concatenations(activation: nn.Module) -> None:
     model = as_model(Gates(activation))
     graph = folded_graph(model)
     told = expect(graph, every_tensor(graph), model).histograms
@@ -180,7 +186,7 @@ def test_products_parts_and_concatenations_are_followed(activation: nn.Module) -
     assert statistics(told["mul"])[0] == pytest.approx(expected, abs=0.05)
 
 
-def test_what_cannot_be_told_is_refused_by_name() -> None:
+def test_tensors_without_a_prediction_are_refused_by_name() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Softmax(dim=1), nn.Conv2d(4, 2, 1))
     with pytest.raises(ValueError, match=r"tensor '_2' cannot be predicted.*Calibrate with images"):
         squant.quantize(as_model(net), None, squant.Config())
@@ -206,14 +212,14 @@ def test_errors_of_kernels_and_channels_cancel(shape: tuple[int, int, int]) -> N
 
 
 def test_flips_by_hand() -> None:
-    """The first channel's only kernel has errors of 1.1 in all; the second's have 0.2, 0.4 and 0.45, together 1.05."""
+    """The first channel's only kernel has a total error of 1.1; the second's have 0.2, 0.4 and 0.45, in all 1.05."""
     first, second = torch.tensor([[[0.6, 1.65, 2.65]]]), torch.tensor([[[0.7, 1.1], [0.6, 2.0], [2.55, 0.0]]])
     assert flipped(first, *ends(first), "kernels").tolist() == [[[0, 2, 3]]]
     assert flipped(second, *ends(second), "kernels").tolist() == [[[1, 1], [1, 2], [3, 0]]]
     assert flipped(second, *ends(second), "both").tolist() == [[[1, 1], [1, 2], [2, 0]]]
 
 
-def test_a_sum_of_exactly_zero_flips_nothing_and_the_end_of_the_grid_stays() -> None:
+def test_no_flips_at_a_zero_sum_or_at_the_end_of_the_grid() -> None:
     steps = torch.tensor([[[0.25, -0.25, 1.0]], [[7.4, 7.4, 7.4]]])
     low, high = ends(steps)
     assert flipped(steps, low, high).tolist() == [[[0, 0, 1]], [[7, 7, 7]]]
@@ -222,7 +228,7 @@ def test_a_sum_of_exactly_zero_flips_nothing_and_the_end_of_the_grid_stays() -> 
 @pytest.mark.parametrize(
     "layer", [nn.Conv2d(6, 4, 3), nn.Conv2d(6, 6, 3, groups=6), nn.ConvTranspose2d(4, 6, 2), nn.Linear(20, 5)]
 )
-def test_weights_lie_on_their_grid_and_sum_to_what_they_did(layer: Any) -> None:
+def test_weights_are_on_their_grid_and_keep_their_sums(layer: Any) -> None:
     grid = weight_grid(layer, 4, "min_max")
     weight = flipped_weight(layer, grid)
     torch.testing.assert_close(grid(weight), weight, rtol=1e-5, atol=1e-6)
@@ -231,7 +237,7 @@ def test_weights_lie_on_their_grid_and_sum_to_what_they_did(layer: Any) -> None:
     assert (sums.abs() <= 0.5 * grid.scale.flatten() + 1e-5).all()
 
 
-def test_flips_bring_a_quantized_network_nearer_on_even_images(tiny_model: FloatModel) -> None:
+def test_flips_reduce_the_error_on_constant_images(tiny_model: FloatModel) -> None:
     images = noise(32)[:, :, :1, :1].expand(-1, -1, 8, 8)
 
     def error(flips: str) -> float:
@@ -245,7 +251,7 @@ def test_flips_bring_a_quantized_network_nearer_on_even_images(tiny_model: Float
 
 
 class Chain(nn.Module):
-    """Every way from a layer to the next that a scale can take, and one that it cannot, on very unequal channels."""
+    """Every way from a layer to the next that a scale can pass, and one that it cannot, on very unequal channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -271,11 +277,11 @@ def chain() -> FloatModel:
         return as_model(Chain())
 
 
-def test_scaled_channels_reach_alike_far_and_compute_the_same() -> None:
+def test_scaled_channels_have_equal_ranges_and_the_same_outputs() -> None:
     model = chain()
     graph, plain = folded_graph(model), folded_graph(model)
     equalize(graph, absorb=False)
-    images = 0.1 * noise(8)  # small, so that nothing reaches six, where ReLU6 would cut
+    images = 0.1 * noise(8)  # small, so that nothing reaches 6, where ReLU6 clips
     torch.testing.assert_close(outputs(graph, images), outputs(plain, images), rtol=1e-4, atol=1e-5)
     weights = {path: layer_at(graph, path).weight for path in ("expand", "depthwise", "grouped", "transposed")}
     reach = weights["depthwise"].abs().flatten(1).amax(1)
@@ -289,7 +295,7 @@ def test_scaled_channels_reach_alike_far_and_compute_the_same() -> None:
     torch.testing.assert_close(told["before"]["linear"], told["after"]["linear"], rtol=1e-3, atol=1e-3)
 
 
-def test_absorbed_biases_leave_a_channel_nearer_to_zero_and_the_network_as_it_was() -> None:
+def test_absorbed_biases_reduce_means_and_keep_the_outputs() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), normalised(4, 4.0, 0.1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     norm: Any = net[1]
     norm.running_var.fill_(100.0)
@@ -303,7 +309,7 @@ def test_absorbed_biases_leave_a_channel_nearer_to_zero_and_the_network_as_it_wa
     assert absorbed < 0.25 * before
 
 
-def test_scales_save_a_network_whose_layers_have_one_grid_each() -> None:
+def test_scales_reduce_the_error_with_one_grid_per_layer() -> None:
     net: Any = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
     unequal = torch.logspace(-2, 1, 8)
     net[1].weight.data, net[3].weight.data = unequal, net[3].weight.data / unequal.reshape(1, 8, 1, 1)
@@ -318,8 +324,8 @@ def test_scales_save_a_network_whose_layers_have_one_grid_each() -> None:
     assert error(True) < 0.1 * error(False)
 
 
-def test_biases_correct_the_mean_error_that_batch_norms_predict() -> None:
-    """Of inputs that are as the batch norm says, the mean output stays what it was."""
+def test_bias_correction_removes_the_predicted_mean_error() -> None:
+    """The mean output is unchanged for inputs with the statistics of the batch norm."""
     net = nn.Sequential(nn.Conv2d(3, 8, 1), normalised(8, 0.5, 0.8), nn.ReLU(), nn.Conv2d(8, 6, 1))
     model = as_model(net)
     drawn = F.relu(0.5 + 0.8 * torch.randn(4096, 8, 1, 1, generator=torch.Generator().manual_seed(0)))
@@ -332,7 +338,7 @@ def test_biases_correct_the_mean_error_that_batch_norms_predict() -> None:
     assert error(True) < 0.02 < error(False)
 
 
-def test_reports_compare_with_the_network_as_it_was_prepared(tiny_model: FloatModel) -> None:
+def test_reports_compare_with_the_prepared_network(tiny_model: FloatModel) -> None:
     quantized = dfq.quantize(tiny_model, None, dfq.Config(weight_bits=8, activation_bits=8))
     assert quantized.about["preparation"] == {"equalize": {"absorb": True}}
     weights = [each.own for each in noise_report(tiny_model, quantized, noise(8)) if each.kind == "weight"]
@@ -343,7 +349,7 @@ def test_reports_compare_with_the_network_as_it_was_prepared(tiny_model: FloatMo
 
 
 class Outliers(nn.Module):
-    """Layers of every kind whose input channels differ in reach; the depthwise one and the first are not split."""
+    """Layers of every kind whose input channels differ in range; the depthwise one and the first are not split."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -366,7 +372,7 @@ def outliers_model() -> FloatModel:
         return as_model(Outliers())
 
 
-def test_split_channels_compute_the_same_with_half_the_reach() -> None:
+def test_split_channels_give_the_same_outputs_with_half_the_range() -> None:
     model = outliers_model()
     graph = folded_graph(model)
     split(graph, expand=0.15)
@@ -386,23 +392,23 @@ def layers_of(graph: Any) -> dict[str, Any]:
 def test_the_largest_channels_are_split_and_their_halves_again() -> None:
     layer = nn.Linear(4, 1)
     layer.weight = nn.Parameter(torch.tensor([[1.0, -8.0, 3.0, 0.5]]))
-    assert channels_to_split(layer, 4) == [1, 1, 4, 2]  # 8 is 4 and 4, one is 2 and 2, the other too, then comes 3
+    assert channels_to_split(layer, 4) == [1, 1, 4, 2]  # 8 becomes 4 and 4, each 4 becomes 2 and 2; then 3 is split
     whole = layer.weight.detach()
     halves = divided(whole, 1, [1, 1, 4, 2])
     assert halves.tolist() == [[1.0, -2.0, 1.5, 0.5, -2.0, -2.0, -2.0, 1.5]]
 
 
-def test_halves_are_rounded_to_what_the_whole_is_rounded_to() -> None:
+def test_rounded_halves_add_up_to_the_rounded_weight() -> None:
     whole = torch.linspace(-6, 6, 4001, dtype=torch.float64).reshape(-1, 1)
     parts = divided(whole, 1, [0, 1, 0], step=0.5)
     torch.testing.assert_close(parts.sum(1, keepdim=True), whole)
     rounded = (parts / 0.5).round().sum(1, keepdim=True)
-    away = (whole / 0.5 % 1 - 0.5).abs() > 1e-6  # of the middle between two codes, where either is right
+    away = (whole / 0.5 % 1 - 0.5).abs() > 1e-6  # not near a tie of 2 codes, where both are right
     assert torch.equal(rounded[away], (whole / 0.5).round()[away])
     assert not torch.equal((divided(whole, 1, [0, 1, 0]) / 0.5).round().sum(1, keepdim=True), (whole / 0.5).round())
 
 
-def test_splitting_brings_a_network_with_outliers_nearer_at_four_bits_of_a_grid_a_layer() -> None:
+def test_splitting_reduces_the_error_of_outliers_at_four_bits() -> None:
     model, images = outliers_model(), noise(16)
 
     def error(expand: float) -> float:
@@ -417,7 +423,7 @@ def test_a_share_beyond_all_channels_is_refused() -> None:
         ocs.Config(expand=1.5)
 
 
-def test_files_run_with_split_channels(tmp_path: Path) -> None:
+def test_files_with_split_channels_run(tmp_path: Path) -> None:
     model, images = outliers_model(), noise(4)
     quantized = ocs.quantize(model, None, ocs.Config(weight_bits=8, activation_bits=8, expand=0.2))
     export_onnx(tmp_path / "split.onnx", model, quantized)
@@ -428,8 +434,8 @@ def test_files_run_with_split_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [hptq, squant, brecq], ids=["hptq", "squant", "brecq"])
-def test_any_method_may_ask_for_scaled_channels(method: Any, tmp_path: Path) -> None:
-    """Two layers whose channels differ in reach by far: files are read as they were prepared."""
+def test_every_method_can_scale_channels(method: Any, tmp_path: Path) -> None:
+    """With 2 layers whose channels have very different ranges; files are read with their preparation."""
     model, images = chain(), noise(8)
     config = method.Config(weight_bits=8, activation_bits=8, equalize=True)
     config = shortened(config, 2) if method is brecq else config
@@ -445,7 +451,7 @@ def test_any_method_may_ask_for_scaled_channels(method: Any, tmp_path: Path) -> 
     torch.testing.assert_close(outputs(read, images), outputs(quantized, images))
 
 
-def test_what_starts_from_a_prepared_copy_is_read_as_that_was_prepared(tmp_path: Path) -> None:
+def test_a_file_of_a_fine_tuned_copy_keeps_the_preparation_of_its_start(tmp_path: Path) -> None:
     model = models.load("shapes_residual")
     images = 2 * torch.randn(8, *model.image_shape, generator=torch.Generator().manual_seed(0))
     start = ocs.quantize(model, None, ocs.Config(weight_bits=4, activation_bits=8))
@@ -476,18 +482,18 @@ def test_a_correction_for_each_channel_undoes_a_wrong_scale_and_shift(tiny_model
 
 
 def test_a_correction_by_hand() -> None:
-    x = torch.tensor([1.0, 1.0, 3.0, 3.0]).view(4, 1, 1, 1)  # images 0 and 2 fit, with a mean of 2 and a variance of 1
+    x = torch.tensor([1.0, 1.0, 3.0, 3.0]).view(4, 1, 1, 1)  # fitted images, 0 and 2: mean 2, variance 1
     y = 1.5 * x + 1
     scale, shift = _line(x, y, ridge=0.25, with_scale=True, last=False)
     assert scale.tolist() == pytest.approx([1 + 0.5 / 1.25])
     assert shift.tolist() == pytest.approx([4 - 1.4 * 2])
     scale, shift = _line(x, y, ridge=0.25, with_scale=False, last=False)
     assert (scale.tolist(), shift.tolist()) == ([1], [2])
-    assert _line(x, x, ridge=0.25, with_scale=True, last=False)[1].tolist() == [0]  # nothing to gain
+    assert _line(x, x, ridge=0.25, with_scale=True, last=False)[1].tolist() == [0]  # no possible gain
 
 
-def test_compensation_judges_by_images_that_it_was_not_fitted_to(tiny_model: FloatModel) -> None:
-    """The images that fit are far from those that judge: what helps the former harms the latter, and is not kept."""
+def test_compensation_is_kept_only_if_other_images_gain(tiny_model: FloatModel) -> None:
+    """The fitted images differ from the others: a correction that helps the former harms the latter."""
     quantized = squant.quantize(tiny_model, None, squant.Config(weight_bits=2, activation_bits=32))
     images = noise(16)
     images[::2] = 8 + 4 * images[::2].flip(1)
@@ -498,7 +504,7 @@ def test_compensation_judges_by_images_that_it_was_not_fitted_to(tiny_model: Flo
     assert judged["channels"] < again.about["compensation"]["channels"] <= judged["of"] == 17
 
 
-def test_compensated_networks_are_nearer_and_files_hold_them(tiny_model: FloatModel, tmp_path: Path) -> None:
+def test_compensation_reduces_the_error_and_is_saved_in_files(tiny_model: FloatModel, tmp_path: Path) -> None:
     images, others = noise(64), noise(64, seed=1)
     config = compensated.Config(weight_bits=3, activation_bits=8)
     quantized = compensated.quantize(tiny_model, images, config)
@@ -512,7 +518,7 @@ def test_compensated_networks_are_nearer_and_files_hold_them(tiny_model: FloatMo
     )
 
 
-def test_steps_that_are_powers_of_two_stay_so(tiny_model: FloatModel) -> None:
+def test_steps_that_are_powers_of_two_remain_so(tiny_model: FloatModel) -> None:
     images = noise(32)
     quantized = hptq.quantize(tiny_model, images, hptq.Config(weight_bits=3, activation_bits=8, bias_correction=False))
     before = {path: grid.scale for path, grid in quantized.weight_quantizers().items()}
@@ -521,7 +527,7 @@ def test_steps_that_are_powers_of_two_stay_so(tiny_model: FloatModel) -> None:
     assert all(torch.equal(grid.scale, before[path]) for path, grid in quantized.weight_quantizers().items())
 
 
-def test_one_image_cannot_fit_and_judge(tiny_model: FloatModel) -> None:
+def test_compensation_needs_two_images(tiny_model: FloatModel) -> None:
     with pytest.raises(ValueError, match="at least 2 images"):
         compensated.quantize(tiny_model, noise(1), compensated.Config())
 
@@ -529,7 +535,7 @@ def test_one_image_cannot_fit_and_judge(tiny_model: FloatModel) -> None:
 # Experiments and the command line
 
 
-def test_a_record_without_images_says_so(tmp_path: Path) -> None:
+def test_a_record_without_images_is_made_and_listed(tmp_path: Path) -> None:
     wanted = without_images("shapes", "shapes_residual", "W8A8", BUDGETS["smoke"], "squant")
     assert wanted.title == "shapes_residual squant W8A8 full, no images"
     whole = Experiment(profile="shapes", model="shapes_residual", test_images=wanted.test_images)
@@ -541,12 +547,12 @@ def test_a_record_without_images_says_so(tmp_path: Path) -> None:
     assert table.columns.tolist() == [("residual", "W8A8")]
 
 
-def test_dgh_quantize_needs_images_for_methods_that_do(
+def test_dgh_quantize_requires_images_only_for_methods_that_need_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which `--threads` sets
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # `--threads` sets this
     command = ["quantize", "shapes_bottleneck", "--out", str(tmp_path / "quantized.safetensors"), "--threads", "1"]
     assert cli.main([*command, "--method", "dfq"]) == 0
     assert saved_facts(tmp_path / "quantized.safetensors")["preparation"] == {"equalize": {"absorb": True}}
     assert cli.main([*command, "--method", "hptq", "--force"]) == 1
-    assert "No images are needed by --method squant or dfq or ocs" in capsys.readouterr().err
+    assert "No images are needed by --method squant or dfq or ocs or gdfq or" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Every notebook runs, at the smallest budget. Its cells are executed here, in this process: no kernel to wait for."""
+"""Every notebook runs at the smallest budget; its cells are executed in this process, without a kernel."""
 
 import re
 from pathlib import Path
@@ -20,13 +20,13 @@ SMALLEST = {"budget": "smoke", "networks": 1, "num_images": 8, "seeds": 1, "iter
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder of records and images for all, so that each is computed once."""
+    """One folder of records and images for all notebooks, so that each is computed once."""
     return tmp_path_factory.mktemp("notebooks") / "results"
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quantizers that learn have tests of their own; what they would yield is made up here."""
+    """Quantizers that learn have their own tests; here, their results are invented."""
     compute = Workshop._tested
 
     def outputs(self: Workshop, experiment: Experiment, wait: bool) -> dict[str, Any]:
@@ -35,6 +35,13 @@ def nothing_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
         return compute(self, experiment, wait)
 
     monkeypatch.setattr(Workshop, "_tested", outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_profile_of_a_book_suits_every_notebook_that_takes_it(path: Path) -> None:
+    """`make book` passes its profile on; a page about other networks names its parameter differently."""
+    profile = parameters_of(path).get("profile")
+    assert profile is None or profile.default == "shapes"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -14,11 +14,11 @@ from dghlib.experiments.run import RESULTS_VARIABLE
 
 
 class Clone:
-    """A clone with two notebooks; `build` returns the names of those that it executes."""
+    """A clone with 2 notebooks; `build` returns the names of those that it executes."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch):
         self.root, self.broken, self.stopped_at, self.executed = root, "", "", list[str]()
-        self.meanwhile: Callable[[], object] = lambda: None  # what happens while a notebook is executed
+        self.meanwhile: Callable[[], object] = lambda: None  # called while a notebook is executed
         self.notebooks = [root / "notebooks" / name for name in ("a.ipynb", "b.ipynb")]
         self.results = root / "_build" / "results"
         self.results.mkdir(parents=True)
@@ -60,20 +60,20 @@ def test_unchanged_notebooks_are_not_executed_again(clone: Clone) -> None:
     assert clone.build() == []
 
 
-def test_a_change_is_executed(clone: Clone) -> None:
+def test_a_changed_notebook_is_executed(clone: Clone) -> None:
     clone.build()
     clone.write(clone.notebooks[1], "2 + 2")
     assert clone.build() == ["b"]
     assert clone.build(profile="cifar10") == ["a", "b"]
 
 
-def test_new_records_concern_all(clone: Clone) -> None:
+def test_new_records_make_all_notebooks_run_again(clone: Clone) -> None:
     clone.build()
     (clone.results / "0123.json").write_text("{}")
     assert clone.build() == ["a", "b"]
 
 
-def test_a_changed_record_concerns_all(clone: Clone) -> None:
+def test_a_changed_record_makes_all_notebooks_run_again(clone: Clone) -> None:
     record = clone.results / "0123.json"
     record.write_text('{"top1": 1}')
     clone.build()
@@ -81,7 +81,7 @@ def test_a_changed_record_concerns_all(clone: Clone) -> None:
     assert clone.build() == ["a", "b"]
 
 
-def test_records_that_are_made_while_the_book_is_concern_no_page(clone: Clone) -> None:
+def test_records_made_during_a_build_make_no_notebook_run_again(clone: Clone) -> None:
     clone.meanwhile = (clone.results / "0123.json").touch
     assert clone.build() == ["a", "b"]
     assert clone.build() == []
@@ -90,7 +90,7 @@ def test_records_that_are_made_while_the_book_is_concern_no_page(clone: Clone) -
 @pytest.mark.parametrize(
     "edited", ["notebooks/a.ipynb", "requirements.lock", "dghlib/run.py", "published/shapes/0123.json"]
 )
-def test_what_is_edited_while_the_book_is_made_is_executed_again(
+def test_a_notebook_edited_during_a_build_is_executed_again(
     clone: Clone, monkeypatch: pytest.MonkeyPatch, edited: str
 ) -> None:
     monkeypatch.setattr(origins, "PACKAGE", clone.root / "dghlib")
@@ -109,7 +109,7 @@ def test_what_is_edited_while_the_book_is_made_is_executed_again(
     assert clone.build() == []
 
 
-def test_pages_of_a_run_that_was_stopped_are_not_taken_for_those_of_the_run_before(clone: Clone) -> None:
+def test_pages_of_a_stopped_build_are_executed_again(clone: Clone) -> None:
     clone.build()
     clone.stopped_at = "b"
     with pytest.raises(KeyboardInterrupt):
@@ -118,7 +118,7 @@ def test_pages_of_a_run_that_was_stopped_are_not_taken_for_those_of_the_run_befo
     assert clone.build() == ["a", "b"]
 
 
-def test_a_failure_and_a_lost_page_are_executed_again(clone: Clone) -> None:
+def test_failed_and_lost_pages_are_executed_again(clone: Clone) -> None:
     clone.broken = "a"
     assert clone.build() == ["a", "b"]
     assert clone.build() == ["a"]

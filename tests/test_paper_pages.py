@@ -1,4 +1,4 @@
-"""Pages of the papers' tables and figures: rows are named after what varied, and sets of features told apart."""
+"""Pages of the papers' tables and figures: rows are named after what varies, and features are separated by set."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,7 +30,7 @@ def made_up(experiments: Sequence[Run]) -> list[run.Record]:
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_a_plan_asks_for_nothing_twice_and_is_the_same_each_time(name: str) -> None:
+def test_a_plan_has_no_duplicates_and_is_reproducible(name: str) -> None:
     profile = "shapes_detection" if name in OF_DETECTORS else "shapes"
     experiments = PLANS[name](profile, "quick", seeds=2)
     assert len(set(experiments)) == len(experiments)
@@ -38,33 +38,33 @@ def test_a_plan_asks_for_nothing_twice_and_is_the_same_each_time(name: str) -> N
 
 
 @pytest.mark.parametrize("name", [name for name in PLANS if name not in OF_DETECTORS])
-def test_what_a_plan_cannot_have_is_refused(name: str) -> None:
+def test_impossible_options_of_a_plan_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="seeds must be at least 0, got -1"):
         PLANS[name]("shapes", "smoke", seeds=-1)
     with pytest.raises(ValueError, match=r"model must be one of 'shapes_residual', .*, got 'cifar10_resnet20'"):
         PLANS[name]("shapes", "smoke", models=["cifar10_resnet20"])
 
 
-def test_counts_of_networks_below_zero_are_refused() -> None:
+def test_numbers_of_networks_below_zero_are_refused() -> None:
     assert first_models("shapes", 2) == ["shapes_residual", "shapes_bottleneck"]
     with pytest.raises(ValueError, match="networks must be at least 0, got -1"):
         first_models("shapes", -1)
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_every_run_of_a_plan_has_a_title_of_its_own(name: str) -> None:
+def test_every_run_of_a_plan_has_its_own_title(name: str) -> None:
     planned = PLANS[name]("shapes_detection" if name in OF_DETECTORS else "shapes", "smoke")
     assert len({run.title for run in planned}) == len(planned)
 
 
-def test_table4_has_a_row_for_every_choice_of_parts_beside_the_papers() -> None:
+def test_table4_has_a_row_for_every_choice_of_parts() -> None:
     experiments = papers.table4("shapes", "quick", **(ONE | {"seeds": 1}))
     table = paper_tables.table4(made_up(experiments))
     assert len(table) == 9 + len(tables.FEET)
     assert table.loc[("seeds", "", ""), ("residual", "W4A4")] == "1"
     assert table.loc[("quantized", "", ""), ("residual", "W4A4")] == "all but image, addends, averages"
     assert table.loc[("✓", "✓", "✓"), ("paper: ResNet-18", "W4A4")] == "65.64"
-    assert tables.unmerged(table).data.count("✓") == 3 * 4  # each part is on in half of the eight rows
+    assert tables.unmerged(table).data.count("✓") == 3 * 4  # each part is on in 4 of the 8 rows
     for place, experiment in enumerate(experiments[1:], start=1):
         dgh = experiment.source_config
         on = (dgh.scope is None, dgh.preprocessing, dgh.output_stretching)
@@ -81,7 +81,7 @@ def test_rows_hold_means_over_seeds() -> None:
     assert table.loc["Float", ("residual", "W4A4")] == "0.00"
 
 
-def test_a_network_with_its_own_images_is_on_the_diagonal() -> None:
+def test_rows_are_makers_of_images_and_columns_are_networks() -> None:
     names = ["shapes_residual", "shapes_inverted"]
     wanted: dict[str, Any] = {"models": names, "sources": ["dgh"], "bits": ["W2A4", "W4A4"]}
     experiments = papers.transfer("shapes", "quick", seeds=1, **wanted)
@@ -92,7 +92,7 @@ def test_a_network_with_its_own_images_is_on_the_diagonal() -> None:
     assert "65.72" in paper_tables.paper_transfers().to_string()
 
 
-def test_images_of_a_transformer_stand_beside_those_of_networks() -> None:
+def test_images_of_a_transformer_are_in_the_table_of_transfers() -> None:
     names = ["shapes_residual", "shapes_inverted"]
     experiments = papers.transfer("shapes", "quick", seeds=1, models=names, sources=["psaq_vit", "dgh"])
     made = [(each.source, each.images_of, each.model) for each in experiments[len(names) :]]
@@ -112,11 +112,11 @@ def test_genqs_images_for_transformers_are_filtered_by_patches() -> None:
     assert all(each.source != "genq" for each in public)  # no pipeline of its data ships with the package
 
 
-def test_numbers_that_a_paper_borrowed_are_marked() -> None:
+def test_numbers_that_a_paper_cites_are_marked() -> None:
     printed = paper_tables.printed("genq_table2")
-    assert printed.loc["ZeroQ", ("BRECQ W2A4", "ResNet-50")] == "64.16 ‡"
-    assert printed.loc["ZeroQ", ("BRECQ W2A4", "MNasNet")] == "13.83"
-    assert printed.loc["KW", ("BRECQ W4A4", "MobileNet-b")] == "61.94 ‡"
+    assert printed.loc[("BRECQ W2A4", "ZeroQ"), "ResNet-50"] == "64.16 ‡"
+    assert printed.loc[("BRECQ W2A4", "ZeroQ"), "MNasNet"] == "13.83"
+    assert printed.loc[("BRECQ W4A4", "KW"), "MobileNet-b"] == "61.94 ‡"
 
 
 def test_amounts_and_printed_numbers() -> None:
@@ -127,7 +127,7 @@ def test_amounts_and_printed_numbers() -> None:
     assert paper_tables.printed("genq_table1").loc["GENIE", ("batch-norm distance", "MBV2")] == "1.03 ± 0.296"
 
 
-def test_methods_by_amount_say_what_they_cost() -> None:
+def test_methods_by_amount_show_their_cost() -> None:
     experiments = fine_tuned.genie_table_a2("shapes", "quick", **(ONE | {"seeds": 1}))
     records = made_up(experiments)
     for record in records:
@@ -142,18 +142,33 @@ def test_methods_by_amount_say_what_they_cost() -> None:
 
 
 def test_plans_of_fine_tuning_never_mix_protocols() -> None:
-    """Ends at 8 bits and learned steps in one table, all layers alike and min-max grids in the other."""
+    """One table has first and last layers at 8 bits and learned steps, the other equal layers and min-max grids."""
     for name, policy, searched in (("genq_table3", "academic", True), ("intraq_table3", "full", False)):
         configs = [each.quantizer_config for each in PLANS[name]("shapes", "quick", seeds=1) if each.quantizer != FLOAT]
         assert {config.bits for config in configs} == {policy}
         assert {config.weight_search != "min_max" for config in configs} == {searched}
 
 
-def test_numbers_behind_a_table_are_saved_with_what_tells_them_apart(tmp_path: Path) -> None:
+def test_generators_trained_with_the_student_are_rows_without_images() -> None:
+    experiments = fine_tuned.trained_together("shapes", "quick", models=["shapes_residual"], seeds=2)
+    of_table = PLANS["intraq_table3"]("shapes", "quick", seeds=1)[-1].quantizer_config
+    quantized = experiments[1:]
+    assert [each.seed for each in quantized] == [0, 0, 0, 1, 1, 1]
+    assert quantized[3].title == "shapes_residual gdfq W3A3 full, no images, seed 1"
+    for each in quantized:
+        config = each.quantizer_config
+        assert (config.bits, config.placement, config.steps) == (of_table.bits, of_table.placement, 400)
+    table = tables.quantizers(made_up(experiments))
+    assert list(table.index.get_level_values("method")) == ["GDFQ", "Qimera, fine-tuned", "AdaDFQ", "", ""]
+    assert list(table.columns) == [("residual", "No images")]
+    assert table.loc[("seeds", "", "")].tolist() == ["2"]
+
+
+def test_the_saved_numbers_of_a_table_have_columns_of_their_settings(tmp_path: Path) -> None:
     records = made_up(papers.intraq_parts("shapes", "quick", **ONE))
     tables.save_csv(records, str(tmp_path / "t.csv"))
     saved = pd.read_csv(tmp_path / "t.csv").set_index("settings")
-    assert len(saved) == 1 + len(papers.INTRAQ_PARTS)  # and the network as it is
+    assert len(saved) == 1 + len(papers.INTRAQ_PARTS)  # and the float network
     tops = [
         each["outputs"]["top1"]
         for each in records
@@ -179,12 +194,12 @@ def test_curves_show_every_record() -> None:
         (axis,) = draw(records).axes
         shown = [float(y) for line in axis.lines for y in np.asarray(line.get_ydata())]
         top1 = tables.frame(records).groupby(["source", "bits", "quantizer"]).top1
-        draw([])  # says so
+        draw([])  # an empty figure
         assert min(shown) == top1.get_group((FLOAT, FLOAT, FLOAT)).mean(), name
         assert len(set(shown)) > 5, name
 
 
-def test_a_filter_discards_what_the_page_says() -> None:
+def test_filters_discard_the_share_on_the_page() -> None:
     records = made_up(papers.genq_filters("shapes", "quick", **(ONE | {"seeds": 1})))[1:]
     shown = [(paper_figures.filter_of(record), paper_figures.discarded_of(record)) for record in records]
     tenths = [10, 30, 50, 70, 90]
@@ -192,19 +207,19 @@ def test_a_filter_discards_what_the_page_says() -> None:
     assert shown == [("no filter", 0), *filters]
 
 
-def test_the_widths_of_a_network_stand_together_where_some_are_missing() -> None:
+def test_widths_of_a_network_stay_together_if_some_are_missing() -> None:
     found = [("a", "W2A4"), ("b", "W2A4"), (f"{tables.PAPER}a", "W4A4"), ("b", "W4A4"), ("a", "W4A4"), ("a", "W2A4")]
     wanted = [("a", "W2A4"), ("a", "W4A4"), ("b", "W2A4"), ("b", "W4A4"), (f"{tables.PAPER}a", "W4A4")]
     assert tables.in_order(found) == wanted
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_records_that_came_with_the_repository_make_the_table_of_their_plan(name: str) -> None:
+def test_records_of_the_repository_fill_the_table_of_their_plan(name: str) -> None:
     profile = "shapes_detection" if name in OF_DETECTORS else "shapes"
     assert len(plan_tables.table_of(name, run.published(PLANS[name](profile, "quick")))) > 0
 
 
-def test_two_quantizers_of_one_width_have_columns_of_their_own() -> None:
+def test_quantizers_of_the_same_width_have_separate_columns() -> None:
     experiments = PLANS["table3"]("coco_lite", "quick", seeds=2, models=["coco_fastestdet"])
     records = [record | {"outputs": {"map": record["outputs"]["top1"]}} for record in made_up(experiments)]
     table = detections.by_quantizer(records)

@@ -36,14 +36,14 @@ def test_a_density_integrates_to_one():
 
 
 def test_entropy_is_that_of_a_gaussian():
-    """All patches alike: one kernel at similarity 1, whose entropy is known."""
+    """If all patches are equal, there is one kernel at similarity 1, whose entropy is known."""
     points = torch.linspace(0.5, 1.5, 4001)
     entropy = patch_similarity_entropy(torch.ones(2, 4, 3), points, bandwidth=0.02)
     known = 0.5 * math.log(2 * math.pi * math.e * 0.02**2)
     torch.testing.assert_close(entropy, torch.full((2,), known), atol=2e-3, rtol=0)
 
 
-def test_entropy_with_the_authors_constants_by_a_plain_loop():
+def test_entropy_with_the_authors_constants_equals_a_plain_loop():
     patches = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     similarities = cosine_similarities(patches).flatten(1).tolist()
     low, high = min(map(min, similarities)), max(map(max, similarities))
@@ -58,7 +58,7 @@ def test_entropy_with_the_authors_constants_by_a_plain_loop():
         assert entropy == pytest.approx(sum(steps), rel=1e-5)
 
 
-def test_patches_of_several_kinds_have_more_entropy_than_patches_that_are_alike():
+def test_different_patches_have_more_entropy_than_similar_ones():
     draws = torch.Generator().manual_seed(0)
     kinds = torch.randn(1, 6, 16, generator=draws).repeat_interleave(6, dim=1)
     alike = torch.randn(1, 1, 16, generator=draws) + 0.05 * torch.randn(1, 36, 16, generator=draws)
@@ -66,7 +66,7 @@ def test_patches_of_several_kinds_have_more_entropy_than_patches_that_are_alike(
     assert varied > uniform
 
 
-def test_with_points_given_an_image_does_not_depend_on_its_neighbours():
+def test_with_given_points_images_are_independent():
     patches = torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(0))
     points = torch.linspace(-1, 1, 51)
     torch.testing.assert_close(
@@ -74,7 +74,7 @@ def test_with_points_given_an_image_does_not_depend_on_its_neighbours():
     )
 
 
-def test_the_gradient_is_that_of_differences():
+def test_the_gradient_equals_finite_differences():
     patches = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     points = torch.linspace(-1, 1, 21, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: patch_similarity_entropy(x, points, bandwidth=0.2), patches)
@@ -87,6 +87,6 @@ def test_identical_patches_have_a_finite_gradient():
     assert patches.grad.isfinite().all()
 
 
-def test_another_shape_is_refused():
+def test_a_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"patches must be \(N, P, D\).*got shape \(2, 3\)"):
         patch_similarity_entropy(torch.zeros(2, 3))

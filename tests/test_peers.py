@@ -1,4 +1,4 @@
-"""Other people's tools: how they are asked and answer, what is told of their copies, and how pages show it."""
+"""Other people's tools: questions and answers, facts about their copies, and the tables of pages."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """A record at the smallest size. onnxruntime is in this environment, too, and stands for all tools; NNCF is not."""
+    """A record at the smallest size; onnxruntime, which is installed here, stands for all tools; NNCF is missing."""
     folder = tmp_path_factory.mktemp("peers")
     with pytest.MonkeyPatch.context() as patched:
         patched.syspath_prepend(str(ROOT))
@@ -32,12 +32,12 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
         yield json.loads((folder / "peers_shapes_residual_noise.json").read_text())
 
 
-def test_a_tool_makes_copies_in_a_process_of_its_own(record: dict[str, Any]) -> None:
+def test_a_tool_makes_copies_in_its_own_process(record: dict[str, Any]) -> None:
     made = {(each["tool"], each["weight_bits"]): each for each in record["outputs"]["copies"]}
     assert record["inputs"]["tools"].keys() == {"onnxruntime"}
     for who in ("dghlib", "onnxruntime"):
         assert made[who, 8]["file"]["four_bits"] == 0
-        assert made[who, 4]["file"]["four_bits"] >= 21  # a weight of each layer
+        assert made[who, 4]["file"]["four_bits"] >= 21  # one weight per layer
         for bits in (8, 4):
             copy = made[who, bits]
             assert copy["file"]["top1"] == pytest.approx(copy["top1"], abs=4)  # of 96 images
@@ -48,13 +48,13 @@ def test_a_tool_makes_copies_in_a_process_of_its_own(record: dict[str, Any]) -> 
     assert made["nncf", 8]["top1"] is None
 
 
-def test_what_a_tool_cannot_do_it_says(record: dict[str, Any]) -> None:
+def test_a_tool_reports_what_it_cannot_do(record: dict[str, Any]) -> None:
     module, tools = (importlib.import_module(f"benchmarks.{name}") for name in ("peers", "tools"))
     of = module.subject("shapes_residual", "noise", module.budget_of("shapes", "smoke"))
     with tools.tool("onnxruntime", module.traced(of.model), of.images["noise"], test=of.test) as asked:
         with pytest.raises(tools.ToolFailed, match="KeyError"):
             asked.ask(do="something")
-        with pytest.raises(tools.ToolFailed, match=r"net\.onnx"):  # it goes on; this is a file that it was not given
+        with pytest.raises(tools.ToolFailed, match=r"net\.onnx"):  # it continues; this file was not sent
             asked.ask(do="copy", method="static", weight_bits=8, activation_bits=8, iterations=1)
     with (
         pytest.raises(tools.ToolFailed, match="took too long"),
@@ -63,7 +63,7 @@ def test_what_a_tool_cannot_do_it_says(record: dict[str, Any]) -> None:
         late.ask(do="copy", method="static", weight_bits=8, activation_bits=8, iterations=1)
 
 
-def test_lines_are_those_that_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_marked_lines_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     module = importlib.import_module("benchmarks.peers")
     (tmp_path / "worker.py").write_text("a\n# what a user writes\nb\n\n  # said\n  c(\n  )\n# until here\nd\n")
@@ -71,7 +71,7 @@ def test_lines_are_those_that_are_marked(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(count > 3 for count in module.lines().values())
 
 
-# What pages show
+# Tables of pages
 
 
 def copy(tool: str, top1: float | None, seconds: float | None = None, **more: Any) -> dict[str, Any]:
@@ -101,7 +101,7 @@ RECORDS = [
 ]
 
 
-def test_accuracies_stand_by_tool_and_network() -> None:
+def test_accuracies_are_listed_by_tool_and_network() -> None:
     table = peers.accuracy(RECORDS)
     assert table.columns.tolist() == [("residual", "W4A8"), ("resnet20", "W4A8")]
     assert table.loc[("Real data", "dghlib", "HPTQ")].tolist() == ["80.0", "70.0"]
@@ -111,7 +111,7 @@ def test_accuracies_stand_by_tool_and_network() -> None:
     assert peers.seconds(RECORDS).loc[("Real data", "dghlib", "BRECQ")].tolist() == ["8.0", ""]
 
 
-def test_files_tell_whether_they_run_and_hold_four_bits() -> None:
+def test_tables_of_files_show_whether_they_run_and_store_four_bits() -> None:
     table = peers.files(RECORDS)
     assert table.loc["dghlib", "lines"] == 4
     assert table.loc["dghlib", "files W4A8"] == "1 of 1 run, in 4 bits; 1.0 points away"
@@ -119,12 +119,12 @@ def test_files_tell_whether_they_run_and_hold_four_bits() -> None:
     assert table.loc["Quark", "files W4A8"] == "cannot"
 
 
-def test_ours_is_compared_with_each_tool_and_with_the_best_of_all() -> None:
+def test_our_methods_are_compared_with_each_tool_and_with_the_best() -> None:
     gaps = peers.above(RECORDS, "mct", "W4A8")
     assert gaps.tolist() == pytest.approx([0.2, -1.0])
     assert readings.above(peers.above(RECORDS, "any", "W4A8")) == "-1.0 to +0.2"
     assert peers.above(RECORDS, "quark", "W4A8").empty
-    assert peers.time_of_level(RECORDS, "W4A8").tolist() == [pytest.approx(8 / 40)]  # HPTQ is not level with the best
+    assert peers.time_of_level(RECORDS, "W4A8").tolist() == [pytest.approx(8 / 40)]  # HPTQ does not equal the best
 
 
 def test_without_records_a_page_says_so() -> None:

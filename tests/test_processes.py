@@ -1,4 +1,4 @@
-"""Several processes make one set: the same statistics as one, the end of one ends all, and the next start resumes."""
+"""Several processes make one set with the statistics of one process; if one ends, all end, and a restart resumes."""
 
 import multiprocessing
 import os
@@ -15,20 +15,20 @@ import torch
 from conftest import make_tiny_model, until
 
 from dghlib.generators import dgh
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.images import load_images, save_images
 from dghlib.models import FloatModel
 from dghlib.running import processes
 from dghlib.running.batchnorm import stored_statistics
 from dghlib.storage import large_sets
 from dghlib.storage.checkpoints import Checkpoint, folder_beside, remove
+from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure
 
-CONFIG = dgh.Config(num_images=20, batch_size=4, steps=20)  # five batches: one process has one more than the other
+CONFIG = dgh.Config(num_images=20, batch_size=4, steps=20)  # 5 batches: one process has one more than the other
 HALF = CONFIG.steps // 2
 
 
 def _work(rank: int, port: int, folder: Path) -> None:
-    """Do what a process of a job does that `torchrun` started."""
+    """Do the work of one process of a job started by `torchrun`."""
     sys.stderr = (folder / f"{rank}.stderr").open("w")
     torch.set_num_threads(1)
     job = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -43,11 +43,11 @@ def _work(rank: int, port: int, folder: Path) -> None:
 def _save_and_wait(self: Checkpoint, state: Callable[[], dict[str, Any]]) -> None:
     if state()["step"] == HALF:
         self.save(state())
-        time.sleep(600 * processes.rank())  # the second process, until it is killed; a job that goes on is past this
+        time.sleep(600 * processes.rank())  # the second process waits to be killed; a resumed job is past this
 
 
 def _start(folder: Path) -> list[BaseProcess]:
-    """Start two processes, forked off one that has imported all they need: python starts once, not four times."""
+    """Start 2 processes, forked from one that has imported all they need: Python starts once, not 4 times."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dghlib.generators.dgh"])
     with socket.socket() as free:
@@ -66,8 +66,8 @@ def _distance(model: FloatModel, images: torch.Tensor) -> float:
         return batch_norm_distance(measure(model.net, images, layers).moments[0], layers, weights, "std").item()
 
 
-def test_two_processes_and_one_that_is_killed(tmp_path, tiny_model):
-    """One job is killed half-way; the next one continues, and its set is as good as that of one process alone."""
+def test_two_processes_resume_after_one_was_killed(tmp_path, tiny_model):
+    """The set of both jobs is as good as that of a single process."""
     first, second = _start(tmp_path)
     until((tmp_path / "run.checkpoint").exists, lambda: first.is_alive() and second.is_alive())
     second.kill()
@@ -82,7 +82,7 @@ def test_two_processes_and_one_that_is_killed(tmp_path, tiny_model):
         process.join()
         assert process.exitcode == 0, [file.read_text() for file in tmp_path.glob("*.stderr")]
     images, _ = load_images(tmp_path / "images.safetensors")
-    assert not (tmp_path / "run.checkpoint.corrupt").exists(), "it began anew"
+    assert not (tmp_path / "run.checkpoint.corrupt").exists(), "it started from the beginning"
     alone = dgh.generate(tiny_model, CONFIG, progress=False)
     assert images.shape == alone.shape
     both = [_distance(tiny_model, each) for each in (images, alone)]
@@ -103,7 +103,7 @@ def test_a_single_process_waits_for_nothing():
     assert not processes.agreed(False)
 
 
-def test_a_set_in_files_is_the_same_as_in_memory(tmp_path, tiny_model, monkeypatch):
+def test_a_set_in_files_equals_one_in_memory(tmp_path, tiny_model, monkeypatch):
     config = dgh.Config(num_images=24, batch_size=8, steps=6)
     expected = dgh.generate(tiny_model, config, progress=False)
     monkeypatch.setattr(dgh, "LARGEST_IN_MEMORY", 1000)
@@ -113,7 +113,7 @@ def test_a_set_in_files_is_the_same_as_in_memory(tmp_path, tiny_model, monkeypat
         patch.setattr(Checkpoint, "save_when_due", _save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             dgh.generate(tiny_model, config, progress=False, checkpoint=checkpoint)
-    assert checkpoint.stat().st_size < 100_000  # the images are not in it
+    assert checkpoint.stat().st_size < 100_000  # the images are not in the checkpoint
     assert torch.equal(dgh.generate(tiny_model, config, progress=False, checkpoint=checkpoint), expected)
     remove(checkpoint)
     assert not folder_beside(checkpoint).exists()
@@ -126,7 +126,7 @@ def _save_and_stop(self: Checkpoint, state: Callable[[], dict[str, Any]]) -> Non
         raise KeyboardInterrupt
 
 
-def test_values_in_a_file_stay_and_are_read_a_batch_at_a_time(tmp_path):
+def test_values_in_a_file_are_kept_and_read_batch_by_batch(tmp_path):
     values = large_sets.BatchedValues([2, 3], (4,), tmp_path / "values")
     assert torch.equal(values.whole(), torch.zeros(5, 4))
     values[1].fill_(7)

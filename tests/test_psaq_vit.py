@@ -1,4 +1,4 @@
-"""PSAQ-ViT: attention found in any network, its terms by hand, images that look less and less like noise."""
+"""PSAQ-ViT: attention found in networks of any library, its loss terms by hand, and images unlike noise."""
 
 import copy
 import math
@@ -17,12 +17,12 @@ from torchvision.models import SwinTransformer
 from dghlib.generators import attention, psaq_vit
 from dghlib.generators.attended import NoAttention
 from dghlib.generators.attention import RecordedAttention, open_attention
-from dghlib.generators.classes import labels_of
 from dghlib.generators.deep_inversion import total_variation
 from dghlib.generators.patch_similarity import BANDWIDTH, DENSITY_EPSILON
 from dghlib.generators.psaq_vit import Config, generate, image_entropies, patches_seen, rate
 from dghlib.models import FloatModel
 from dghlib.storage.checkpoints import Checkpoint
+from dghlib.synthesis.classes import labels_of
 
 
 def _swin() -> nn.Module:
@@ -40,7 +40,7 @@ def _opened(net: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_an_opened_attention_computes_the_same_and_shows_it(batch_first: bool) -> None:
+def test_an_opened_attention_gives_the_same_outputs_and_its_patches(batch_first: bool) -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first).eval()
     tokens = torch.randn((3, 5, 8) if batch_first else (5, 3, 8), requires_grad=True)
     with RecordedAttention() as seen:
@@ -59,8 +59,8 @@ def test_cross_attention_and_masked_attention_are_not_changed() -> None:
     )
 
 
-def test_the_mixture_is_that_of_the_definition() -> None:
-    """Softmax of the scaled products of queries and keys, times the values, head by head."""
+def test_mixed_patches_match_the_definition() -> None:
+    """The definition is softmax of the scaled products of queries and keys, times the values, for each head."""
     layer = nn.MultiheadAttention(4, 2, batch_first=True).eval()
     tokens = torch.randn(1, 3, 4)
     with torch.no_grad(), RecordedAttention() as seen:
@@ -72,7 +72,7 @@ def test_the_mixture_is_that_of_the_definition() -> None:
         torch.testing.assert_close(seen.mixtures[0][0, head], weights @ value[:, part])
 
 
-def test_attention_written_out_is_seen_in_every_window() -> None:
+def test_attention_written_as_operations_is_found_in_every_window() -> None:
     with torch.no_grad(), RecordedAttention() as seen:
         _swin()(torch.randn(3, 3, 8, 8))
     assert [mixture.shape for mixture in seen.mixtures] == [(12, 2, 4, 4)] * 2 + [(3, 2, 4, 8)] * 2
@@ -89,18 +89,18 @@ def test_products_without_a_softmax_are_not_attention() -> None:
     ("tokens", "class_tokens", "patches"),
     [(17, None, 16), (16, None, 16), (18, None, 16), (21, None, 16), (7, 1, 6), (7, 0, 7)],
 )
-def test_tokens_in_front_of_the_patches_are_left_out(tokens: int, class_tokens: int | None, patches: int) -> None:
+def test_tokens_before_the_patches_are_left_out(tokens: int, class_tokens: int | None, patches: int) -> None:
     mixture = torch.randn(2, 3, tokens, 4)
     (seen,) = patches_seen([mixture], class_tokens)
     torch.testing.assert_close(seen, mixture.mean(1)[:, tokens - patches :])
 
 
-def test_what_has_no_pairs_of_patches_is_left_out() -> None:
+def test_attention_without_pairs_of_patches_is_left_out() -> None:
     assert patches_seen([torch.randn(2, 3, 1, 4), torch.randn(2, 3, 2, 4), torch.randn(2, 4, 4)], None) == []
 
 
 def test_entropy_of_two_windows_by_hand() -> None:
-    """Two windows of two patches, alike in one and at right angles in the other: six cosines 1, two cosines 0."""
+    """2 windows of 2 patches, equal in one and orthogonal in the other: 6 cosines are 1, 2 cosines are 0."""
     alike, square = torch.tensor([[1.0, 0], [2, 0]]), torch.tensor([[1.0, 0], [0, 3]])
     entropy = image_entropies(torch.stack([alike, square]), num_images=1)
     height = 1 / (BANDWIDTH * math.sqrt(2 * math.pi))
@@ -110,7 +110,7 @@ def test_entropy_of_two_windows_by_hand() -> None:
     torch.testing.assert_close(entropy, torch.tensor([by_hand]))
 
 
-def test_the_learning_rate_begins_twice() -> None:
+def test_the_learning_rate_restarts_in_the_second_half() -> None:
     rates = [rate(step, 1000) for step in range(1000)]
     assert rates[:500] == rates[500:]
     assert max(range(500), key=rates.__getitem__) == 100
@@ -118,7 +118,7 @@ def test_the_learning_rate_begins_twice() -> None:
 
 
 def test_images_move_further_in_the_second_half() -> None:
-    """A single bright pixel tells where each image has gone: as far down as right, or mirrored."""
+    """A single bright pixel shows where each image is: moved as far down as right, or mirrored."""
     loss = psaq_vit._Loss(nn.Identity(), Config(steps=400), torch.zeros(1), torch.Generator().manual_seed(0))
     image = torch.zeros(1, 1, 224, 224)
     image[..., 100, 100] = 1
@@ -133,7 +133,7 @@ def test_images_move_further_in_the_second_half() -> None:
 
 
 @pytest.mark.parametrize("net", [make_tiny_transformer().net, _swin()])
-def test_entropy_rises_and_classes_are_recognised(net: nn.Module) -> None:
+def test_entropy_rises_and_images_are_classified_as_their_class(net: nn.Module) -> None:
     model = FloatModel(name="tiny", net=net, image_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
     config = Config(num_images=4, steps=60, learning_rate=0.05)
     labels = labels_of("psaq_vit", config, 5)
@@ -146,8 +146,8 @@ def test_entropy_rises_and_classes_are_recognised(net: nn.Module) -> None:
     assert after["class"] < before["class"]
 
 
-def test_variation_is_drawn_to_its_share_of_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One small image is a small share of 32 images of 224x224: the target shrinks with the root of the values."""
+def test_the_target_of_variation_is_scaled_to_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small image is compared with 32 images of 224x224: the target scales with the root of the values."""
     monkeypatch.setattr(psaq_vit._Loss, "_jittered", lambda self, images: images)
     net, label, images = _opened(make_tiny_transformer().net), torch.tensor([0]), torch.randn(1, 3, 8, 8)
     loss = psaq_vit._Loss(net, Config(), label, torch.Generator())
@@ -157,7 +157,7 @@ def test_variation_is_drawn_to_its_share_of_the_target(monkeypatch: pytest.Monke
     assert loss(images)["TV"].item() == pytest.approx(expected)
 
 
-def test_images_are_those_of_pixels() -> None:
+def test_images_are_valid_pixels() -> None:
     images = generate(make_tiny_transformer(), Config(num_images=2, steps=3, learning_rate=5.0), progress=False)
     assert images.abs().max() <= 2 + 1e-6
 
@@ -186,14 +186,14 @@ def test_damaged_weights_are_named() -> None:
         generate(model, Config(num_images=2, steps=1), progress=False)
 
 
-def test_the_network_keeps_its_own_attention() -> None:
+def test_the_attention_of_the_network_is_unchanged() -> None:
     model = make_tiny_transformer()
     generate(model, Config(num_images=2, steps=1), progress=False)
     assert not any(isinstance(module, attention.OpenAttention) for module in model.net.modules())
 
 
-def test_a_resumed_run_knows_in_which_half_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psaq_vit, "JITTER", 0.5)  # 2, then 4 of 8 pixels
+def test_a_resumed_run_continues_in_the_right_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psaq_vit, "JITTER", 0.5)  # shifts of 2, then 4, of 8 pixels
     model, config, file = make_tiny_transformer(), Config(num_images=2, steps=9), tmp_path / "run.checkpoint"
     whole = generate(model, config, progress=False)
     saves = 0

@@ -1,4 +1,4 @@
-"""Qimera's generator: mixtures of classes by count, the network's input, and images that are of their class."""
+"""Qimera's generator: mixtures of classes by count, the network's input, and the class of the images."""
 
 import math
 from dataclasses import replace
@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from dghlib.generators import qimera
-from dghlib.generators.classes import find_head
-from dghlib.generators.networks import QimeraNetwork, mixtures_of
-from dghlib.generators.qimera import random_mixtures
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import stored_statistics, working_copy
+from dghlib.synthesis.class_maker import random_mixtures
+from dghlib.synthesis.classes import find_head
+from dghlib.synthesis.networks import QimeraNetwork, mixtures_of
 
 SMALL = qimera.Config(num_images=32, batch_size=16, steps=20)
 
@@ -28,7 +28,7 @@ def test_mixtures_are_classes_or_superpositions():
     classes, shares = random_mixtures(2000, 10, 2, draws)
     mixtures = mixtures_of(classes, shares, 10)
     torch.testing.assert_close(mixtures.sum(1), torch.ones(2000))
-    # two classes coincide in a tenth of the mixtures
+    # 2 classes are equal in 1/10 of the mixtures
     assert ((mixtures > 0).sum(1) == 2).float().mean() == pytest.approx(0.9, abs=0.03)
     larger = mixtures[classes[:, 0] != classes[:, 1]].max(1).values  # sigmoids of |N(0, 2)|
     assert larger.mean().item() == pytest.approx(0.73, abs=0.02)
@@ -66,7 +66,7 @@ def test_a_mixture_of_many_classes_hardly_depends_on_the_noise():
 
 
 @pytest.mark.parametrize("conditional", [True, False])
-def test_scales_and_shifts_are_mixed_where_classes_have_their_own(conditional):
+def test_scales_and_shifts_of_classes_are_mixed(conditional):
     network = QimeraNetwork((3, 8, 8), torch.eye(4), conditional=conditional)
     rows = torch.tensor([1.0, 3.0, 0.0, 0.0]) if conditional else torch.tensor([2.0])
     assert network.norm.scales.shape == (len(rows), 128)
@@ -80,12 +80,12 @@ def test_scales_and_shifts_are_mixed_where_classes_have_their_own(conditional):
         network.norm.scales.copy_(rows[:, None].expand(-1, 128))
         network.norm.shifts.copy_(rows[:, None].expand(-1, 128))
         network(torch.tensor([[0, 1]] * 8), torch.full((8, 2), 0.5), torch.zeros(8, 2, 4))
-    # all images are alike: of variance 0 but for the places in a map, so the mean is the shift
+    # all images are equal: their variance is 0 except over a map, so the mean is the shift
     assert seen[0].mean().item() == pytest.approx(2.0, abs=1e-3)
     assert seen[0].std().item() == pytest.approx(2.0, rel=0.05)
 
 
-def test_maps_begin_at_a_quarter_of_the_image_rounded_up():
+def test_maps_start_at_a_quarter_of_the_image_rounded_up():
     network = QimeraNetwork((3, 30, 17), torch.eye(4))
     assert network.seed_shape == (128, 8, 5)
     assert network(torch.tensor([[0, 1]] * 2), torch.full((2, 2), 0.5), torch.zeros(2, 2, 4)).shape == (2, 3, 30, 17)
@@ -96,8 +96,8 @@ def test_the_loss_by_hand(tiny_model, monkeypatch):
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(16) % 5
     targets = nn.functional.one_hot(labels, 5).float()
-    made = images + 0 * task.generator.embeddings.sum()
-    monkeypatch.setattr(task, "_made", lambda count, superposed, draws: (made, targets))
+    made = images + 0 * task.maker.generator.embeddings.sum()
+    monkeypatch.setattr(task.maker, "made", lambda count, superposed, draws: (made, targets))
     terms = task.step()
     net, bn = tiny_model.net, tiny_model.net.bn1
     with torch.no_grad():
@@ -111,14 +111,14 @@ def test_the_loss_by_hand(tiny_model, monkeypatch):
     assert terms["BNS"] == pytest.approx(0.1 * (first + second).item() / 2, rel=1e-4)
 
 
-def test_the_loss_falls_and_images_are_of_their_class(tiny_model):
+def test_the_loss_falls_and_images_are_classified_as_their_class(tiny_model):
     task = _task(tiny_model, replace(SMALL, superposed=0.0, batch_size=32, steps=400))
     losses = [sum(task.step().values()) for _ in range(80)]
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
     with torch.no_grad():
-        images, targets = task._made(64, False, torch.Generator().manual_seed(0))
+        images, targets = task.maker.made(64, False, torch.Generator().manual_seed(0))
         predicted = tiny_model.net(images).argmax(1)
-    assert (predicted == targets.argmax(1)).sum() >= 26  # of 64; by chance one in five
+    assert (predicted == targets.argmax(1)).sum() >= 26  # of 64; by chance 1 in 5
 
 
 def test_steps_are_for_each_batch_of_images(tiny_model, monkeypatch):
@@ -128,25 +128,25 @@ def test_steps_are_for_each_batch_of_images(tiny_model, monkeypatch):
     assert seen["steps"] == 3 * 7
 
 
-def test_the_rate_falls_at_each_quarter_but_the_last(tiny_model):
+def test_the_rate_falls_after_each_quarter(tiny_model):
     task = _task(tiny_model, replace(SMALL, num_images=32, batch_size=16, steps=4))
     rates = []
     for _ in range(8):
-        rates.append(task.optimizer.param_groups[0]["lr"])
+        rates.append(task.maker.optimizer.param_groups[0]["lr"])
         task.step()
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
 
 
-def test_a_coin_decides_for_a_batch_in_training_and_the_share_for_the_images(tiny_model, monkeypatch):
+def test_training_batches_are_superposed_by_chance_and_images_by_share(tiny_model, monkeypatch):
     task = _task(tiny_model, replace(SMALL, num_images=30, superposed=0.4))
     asked: list[tuple[int, bool]] = []
-    made = task._made
+    made = task.maker.made
 
     def noted(count: int, superposed: bool, draws: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         asked.append((count, superposed))
         return made(count, superposed, draws)
 
-    monkeypatch.setattr(task, "_made", noted)
+    monkeypatch.setattr(task.maker, "made", noted)
     assert task.images().shape == (30, 3, 8, 8)
     assert asked == [(12, True), (16, False), (2, False)]
     asked.clear()
@@ -156,13 +156,13 @@ def test_a_coin_decides_for_a_batch_in_training_and_the_share_for_the_images(tin
     assert {superposed for _, superposed in asked} == {True, False}
 
 
-def test_embeddings_may_begin_with_the_classifier(tiny_model):
+def test_embeddings_can_start_from_the_classifier(tiny_model):
     task = _task(tiny_model, replace(SMALL, embeddings="classifier"))
-    assert torch.equal(task.generator.embeddings, tiny_model.net.linear.weight)
-    assert not torch.equal(_task(tiny_model, SMALL).generator.embeddings, tiny_model.net.linear.weight)
+    assert torch.equal(task.maker.generator.embeddings, tiny_model.net.linear.weight)
+    assert not torch.equal(_task(tiny_model, SMALL).maker.generator.embeddings, tiny_model.net.linear.weight)
 
 
-def test_presets_of_thousands_of_classes_run_with_few(tiny_model):
+def test_presets_for_thousands_of_classes_run_with_few(tiny_model):
     config = replace(qimera.PRESETS["imagenet_resnet50"], num_images=3, batch_size=2, steps=1)
     assert qimera.generate(tiny_model, config, progress=False).shape == (3, 3, 8, 8)
 

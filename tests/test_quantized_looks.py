@@ -1,4 +1,4 @@
-"""What is looked at in quantized copies: each look against what it must see, and what pages make of the records."""
+"""Observations of quantized copies: each measure on copies with known properties, and the tables of pages."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def observe(plan: list[Observation], folder: Path) -> list[run.Record]:
     return run.run(plan, results=folder / "results", progress=False)
 
 
-def test_noise_is_that_of_the_report_and_knows_its_place() -> None:
+def test_noise_equals_the_report_in_the_order_of_layers() -> None:
     model = make_tiny_model()
     images = noise.generate(model, noise.Config(num_images=8))
     copy = hptq.quantize(model, images, hptq.Config(weight_bits=4, activation_bits=4))
@@ -39,7 +39,7 @@ def test_noise_is_that_of_the_report_and_knows_its_place() -> None:
     assert not found["units"]
 
 
-def test_which_layer_hurts(tmp_path: Path) -> None:
+def test_layers_and_units_are_listed_with_their_noise(tmp_path: Path) -> None:
     records = observe(quantized.layers("shapes", "smoke", **SMALL), tmp_path)
     worst = tables.worst(records, "noise")
     assert list(worst.columns) == ["kind", "name", "bits", "own", "accumulated"]
@@ -50,11 +50,11 @@ def test_which_layer_hurts(tmp_path: Path) -> None:
     for draw, name in ((figures.noise_profile, "noise"), (figures.unit_profile, "units")):
         draw(tables.observed(records, name), title="a network", save=str(tmp_path / name))
         assert (tmp_path / f"{name}.svg").stat().st_size > 0
-        draw(tables.observed([], name), title="none")  # says so
+        draw(tables.observed([], name), title="none")  # an empty figure
     assert "no records" in str(tables.worst([], "noise"))
 
 
-def test_what_detectors_find(tmp_path: Path) -> None:
+def test_boxes_of_detectors_are_recorded_and_drawn(tmp_path: Path) -> None:
     records = observe(quantized.boxes("shapes_detection", "smoke", models=["shapes_ssdlite"]), tmp_path)
     boxes = tables.observed(records, "boxes")
     assert FLOAT in set(boxes.network)
@@ -71,18 +71,18 @@ def test_what_detectors_find(tmp_path: Path) -> None:
     assert "no records" in detections([]).axes[0].texts[0].get_text()
 
 
-def test_files_do_what_the_simulation_does(tmp_path: Path) -> None:
+def test_files_are_compared_with_the_simulation(tmp_path: Path) -> None:
     records = observe(quantized.files("shapes", "smoke", **SMALL), tmp_path)
     table = deployment.files(records)
     assert list(table.index) == ["residual, float", "residual, HPTQ W8A8", "residual, HPTQ W4A4"]
     sizes = list(table["file, kB"])
     assert sizes == sorted(sizes, reverse=True)
     gaps = table["top-1 of file"].astype(float) - table["simulated"].astype(float)
-    assert gaps.abs().max() <= 100 * 2 / 96  # two of the test images
+    assert gaps.abs().max() <= 100 * 2 / 96  # 2 of the test images
     assert "no records" in str(deployment.files([]))
 
 
-def test_files_of_detectors_are_told_by_their_boxes() -> None:
+def test_files_of_detectors_are_compared_by_their_boxes() -> None:
     model = models.load("shapes_ssdlite")
     images = real_images("shapes_detection", model, 4, seed=0)
     copy = hptq.quantize(model, images, hptq.Config())
@@ -96,7 +96,7 @@ def test_files_of_detectors_are_told_by_their_boxes() -> None:
     assert list(table.columns)[-1] == "outputs equal"
 
 
-def test_other_peoples_quantizer(tmp_path: Path) -> None:
+def test_the_quantizer_of_onnxruntime_is_listed(tmp_path: Path) -> None:
     records = observe(observations.onnxruntime("shapes", "smoke", **SMALL), tmp_path)
     table = deployment.onnxruntime_alone(records)
     assert list(table.index) == ["Gaussian noise", "ZeroQ", "DGH", "Real data", "Float"]

@@ -1,4 +1,4 @@
-"""Biases on the grids of the sums that they enter."""
+"""Biases are on the grids of the sums that they enter."""
 
 import dataclasses
 import logging
@@ -28,7 +28,7 @@ def layer_of(quantized: QuantizedModel, path: str) -> QuantizedLayer:
     return layer
 
 
-def test_groups_of_a_transposed_convolution_have_the_same_grids() -> None:
+def test_groups_of_a_transposed_convolution_share_grids() -> None:
     scales = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
     grid = UniformQuantizer(scales, torch.zeros_like(scales), bits=8, signed=True)
     layer = QuantizedLayer(nn.ConvTranspose2d(4, 6, 2, groups=2), grid)
@@ -36,7 +36,7 @@ def test_groups_of_a_transposed_convolution_have_the_same_grids() -> None:
 
 
 def codes_of_biases(quantized: QuantizedModel) -> dict[str, Tensor]:
-    """Return every bias that enters a sum of codes, in steps of that sum, by path."""
+    """Return every bias that enters a sum of codes, in units of that sum's step, by path."""
     found = {}
     for node in quantized.graph.graph.nodes:
         if str(node.target) in quantized.weight_quantizers():
@@ -58,7 +58,7 @@ def test_every_bias_is_a_whole_number_of_steps(tiny_model: FloatModel) -> None:
     assert all(are_whole(codes) for codes in codes_of_biases(genie_m.quantize(tiny_model, noise(), config)).values())
 
 
-def test_biases_stay_float_where_the_papers_have_them_so(tiny_model: FloatModel) -> None:
+def test_biases_stay_float_as_in_the_papers(tiny_model: FloatModel) -> None:
     whole, free = (
         hptq.quantize(tiny_model, noise(), dataclasses.replace(hptq.Config(), integer_biases=integers))
         for integers in (True, False)
@@ -77,10 +77,8 @@ def test_biases_stay_float_where_the_papers_have_them_so(tiny_model: FloatModel)
         genie_m.Config(iterations=1, placement="brecq"),
     ],
 )
-def test_sums_that_are_not_of_bytes_keep_float_biases(
-    config: hptq.Config | genie_m.Config, tiny_model: FloatModel
-) -> None:
-    """Of `brecq`'s placement, the first layer, which reads images in float."""
+def test_sums_of_float_tensors_keep_float_biases(config: hptq.Config | genie_m.Config, tiny_model: FloatModel) -> None:
+    """With the placement of BRECQ, the first layer reads images in float."""
     method = hptq if isinstance(config, hptq.Config) else genie_m
     rounded, free = (
         layer_of(
@@ -94,7 +92,7 @@ def test_sums_that_are_not_of_bytes_keep_float_biases(
 
 
 class Twice(nn.Module):
-    """One layer that reads tensors of two grids."""
+    """One layer that reads tensors of 2 grids."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +102,7 @@ class Twice(nn.Module):
         return self.conv(self.conv(x) * 9)
 
 
-def test_a_layer_with_inputs_of_several_grids_has_its_bias_on_all_of_them() -> None:
+def test_a_layer_with_inputs_of_several_grids_has_its_bias_on_all_grids() -> None:
     torch.manual_seed(0)
     found = codes_of_biases(hptq.quantize(as_model(Twice()), noise(), hptq.Config()))
     assert len(found) == 2
@@ -112,8 +110,8 @@ def test_a_layer_with_inputs_of_several_grids_has_its_bias_on_all_of_them() -> N
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-4])
-def test_a_bias_beyond_32_bits_is_told_and_fits(scale: float, caplog: pytest.LogCaptureFixture) -> None:
-    """Folding a batch norm of a pruned channel leaves a bias and no weight: nothing is lost, and nothing to tell."""
+def test_a_bias_beyond_32_bits_is_reported_and_clipped(scale: float, caplog: pytest.LogCaptureFixture) -> None:
+    """Folding a batch norm of a pruned channel leaves a bias and no weight: nothing is lost or reported."""
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3)
     conv.state_dict()["weight"][0] *= scale
@@ -129,7 +127,7 @@ def test_a_bias_beyond_32_bits_is_told_and_fits(scale: float, caplog: pytest.Log
     assert bias[0].item() == pytest.approx(50.0, rel=1e-6)
 
 
-def test_groups_of_a_transposed_convolution() -> None:
+def test_biases_of_grouped_transposed_convolutions_are_integers() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2))
     found = codes_of_biases(hptq.quantize(as_model(net), noise(), hptq.Config()))

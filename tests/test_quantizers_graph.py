@@ -1,4 +1,4 @@
-"""The folded graph: equal to the network, whatever way it is written; refusals that say where and what to do."""
+"""The folded graph equals the network, however it is written; refusals name the place and the remedy."""
 
 import copy
 from collections.abc import Callable
@@ -21,7 +21,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, FrozenBatchNorm2d)
 
 
 def with_random_statistics(net: nn.Module) -> nn.Module:
-    """Fill every batch norm of a network with statistics of some layer that was trained."""
+    """Give every batch norm of a network statistics like those of a trained layer."""
     rng = torch.Generator().manual_seed(0)
     for module in net.modules():
         if isinstance(module, BATCH_NORMS):
@@ -40,7 +40,7 @@ def as_model(net: nn.Module, size: int = 8) -> FloatModel:
 
 
 def check_equal(net: nn.Module, size: int = 8) -> fx.GraphModule:
-    """Check that the folded graph computes what `net` does, on images that folding has not seen."""
+    """Check that the folded graph gives the outputs of `net`, on images that folding has not used."""
     graph = folded_graph(as_model(with_random_statistics(net), size))
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
@@ -53,7 +53,7 @@ def batch_norms(net: nn.Module) -> list[str]:
 
 
 class Written(nn.Module):
-    """A network of a few layers whose forward is given: layers are called a, b, bn, relu, linear."""
+    """A network with a given forward, whose layers are called a, b, bn, relu and linear."""
 
     def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: nn.Module):
         super().__init__()
@@ -86,7 +86,7 @@ class Written(nn.Module):
     ],
 )
 def test_torchvision_networks_fold(name: str, size: int, left: int) -> None:
-    """The auxiliary heads of GoogLeNet are not reached; half of DenseNet's batch norms have nothing to fold into."""
+    """GoogLeNet's auxiliary heads are not reached; half of DenseNet's batch norms follow no layer to fold into."""
     options = {"init_weights": False} if name == "googlenet" else {}
     net = getattr(torchvision.models, name)(weights=None, **options)
     assert len(batch_norms(check_equal(net, size))) == left
@@ -116,7 +116,7 @@ def test_linear_layers_fold() -> None:
 
 
 def test_folding_is_exact_for_extreme_statistics() -> None:
-    """In float32, 1e4 - 1e4 and slopes of 1e-6 would cost digits."""
+    """In float32, 1e4 - 1e4 and slopes of 1e-6 would lose digits."""
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=1e-12)).eval()
     state = net.state_dict()
     state["0.bias"] += 1000
@@ -160,12 +160,12 @@ def batch_norm_first(net: Any, x: Tensor) -> Tensor:
         (batch_norm_first, 1),
     ],
 )
-def test_only_layers_with_a_single_reader_fold(forward: Callable, left: int) -> None:
+def test_only_layers_with_a_single_reader_are_folded(forward: Callable, left: int) -> None:
     net = Written(forward, first=nn.BatchNorm2d(3))
     assert len(batch_norms(check_equal(net))) == left
 
 
-def test_two_batch_norms_in_a_row_fold() -> None:
+def test_two_consecutive_batch_norms_are_folded() -> None:
     assert not batch_norms(check_equal(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4))))
 
 
@@ -181,7 +181,7 @@ def test_tied_weights_do_not_fold_into_each_other() -> None:
 def overwritten_by_a_function(net: Any, x: Tensor) -> Tensor:
     x = net.a(x)
     y = F.relu(x, inplace=True)
-    return net.b(y) + x  # x is y by now
+    return net.b(y) + x  # x now has the values of y
 
 
 def overwritten_by_a_method(net: Any, x: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ def volumes(net: Any, x: Tensor) -> Tensor:
         views,
     ],
 )
-def test_ways_to_write_a_network(forward: Callable) -> None:
+def test_ways_to_write_a_network_are_traced(forward: Callable) -> None:
     net = Written(forward, in_place=nn.ReLU(inplace=True), conv3=nn.Conv3d(1, 4, 3, padding=1), bn3=nn.BatchNorm3d(4))
     net.register_buffer("mean", torch.tensor([0.1, 0.2, 0.3]))
     net.up = nn.Parameter(torch.randn(3, 4, 2, 2))
@@ -262,7 +262,7 @@ def test_ways_to_write_a_network(forward: Callable) -> None:
         assert node.target not in (F.conv2d, F.conv3d, F.conv_transpose2d, F.linear, F.batch_norm, F.dropout)
 
 
-def test_classes_that_inherit_from_torch() -> None:
+def test_subclasses_of_torchs_layers_are_folded() -> None:
     class MyConv(nn.Conv2d):
         pass
 
@@ -277,7 +277,7 @@ def test_classes_that_inherit_from_torch() -> None:
     assert not batch_norms(check_equal(nn.Sequential(Doubling(3, 4, 3), MyBatchNorm(4))))
 
 
-def test_optional_inputs_keep_their_default() -> None:
+def test_optional_inputs_get_their_default() -> None:
     class WithMask(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -290,15 +290,15 @@ def test_optional_inputs_keep_their_default() -> None:
     check_equal(WithMask())
 
 
-def test_reparametrized_and_half_precision_weights() -> None:
+def test_reparametrized_and_half_precision_weights_are_folded() -> None:
     check_equal(nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)))
     half = copy.deepcopy(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).half().eval()
     assert next(folded_graph(as_model(half)).parameters()).dtype == torch.float32
     assert next(half.parameters()).dtype == torch.float16
 
 
-def test_weights_that_hooks_compute() -> None:
-    """Spectral norm in the old style divides the weight before each pass; what is loaded has not passed yet."""
+def test_weights_computed_by_hooks_are_folded() -> None:
+    """The old spectral norm divides the weight before each pass; a loaded network has had no pass yet."""
     trained, loaded = (nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 4, 3)), nn.ReLU()) for _ in range(2))
     for _ in range(5):
         trained(torch.randn(2, 3, 8, 8))  # its power iteration
@@ -319,17 +319,17 @@ def test_images_of_another_shape_are_refused() -> None:
 
 
 def test_blocks_are_found_by_path() -> None:
-    """Reconstruction will need them: the module stack of a node names the blocks around it."""
+    """Reconstruction needs this: the module stack of a node names the blocks around it."""
     graph = folded_graph(as_model(torchvision.models.resnet18().eval(), 32))
     (add,) = (node for node in graph.graph.nodes if node.name == "add")
     assert list(add.meta["nn_module_stack"]) == ["layer1", "layer1.0"]
     assert add.meta["shape"][1:] == (64, 8, 8)
 
 
-# The network is left as it is
+# The network is unchanged
 
 
-def test_the_network_is_left_as_it_is() -> None:
+def test_the_network_is_unchanged() -> None:
     net: Any = with_random_statistics(Written(overwritten_by_a_module, in_place=nn.ReLU(inplace=True)))
     seen: list[str] = []
     handle = net.a.register_forward_hook(lambda *_: seen.append("hook"))
@@ -340,7 +340,7 @@ def test_the_network_is_left_as_it_is() -> None:
     random_state = torch.get_rng_state()
     graph = folded_graph(as_model(net))
 
-    assert seen == ["hook"]  # once: a hook may compute a weight
+    assert seen == ["hook"]  # one pass, since a hook may compute a weight
     assert not any(module.training for module in graph.modules())
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     assert torch.equal(net.a.weight.grad, torch.ones_like(net.a.weight))
@@ -367,7 +367,7 @@ class Branching(nn.Module):
         return x
 
 
-def test_untraceable_networks_are_refused_with_the_place() -> None:
+def test_untraceable_networks_are_refused_with_the_line() -> None:
     net = nn.Sequential(nn.Identity(), nn.ModuleDict({"head": Branching()})["head"])
     with pytest.raises(UntraceableNetwork) as raised:
         folded_graph(as_model(net))
@@ -375,7 +375,7 @@ def test_untraceable_networks_are_refused_with_the_place() -> None:
         assert part in str(raised.value)
 
 
-def test_networks_that_hide_from_tracing_are_refused() -> None:
+def test_networks_with_state_are_refused() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -405,7 +405,7 @@ def test_batch_norms_without_statistics_are_refused() -> None:
 
 
 @pytest.mark.parametrize("tensor", ["0.weight", "1.running_var"])
-def test_broken_tensors_are_named(tensor: str) -> None:
+def test_tensors_that_are_not_finite_are_named(tensor: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     net.state_dict()[tensor].view(-1)[0] = torch.nan
     with pytest.raises(ValueError, match=tensor):

@@ -1,4 +1,4 @@
-"""Grids: by hand on seven numbers, against torch's own fake quantization, and their gradients."""
+"""Grids: by hand on 7 numbers, compared with torch's fake quantization, and their gradients."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def threshold_grid(threshold: float, bits: int, signed: bool) -> UniformQuantize
 
 
 def test_signed_two_bits_by_hand() -> None:
-    """Threshold 2, 2 bits: step 1, values -2, -1, 0, 1; halves go to the even code."""
+    """Threshold 2, 2 bits: step 1, values -2, -1, 0, 1; ties go to the even code."""
     expected = torch.tensor([-2.0, -1.0, 0.0, 0.0, 0.0, 1.0, 1.0])
     assert torch.equal(threshold_grid(2.0, 2, signed=True)(SEVEN), expected)
 
@@ -31,7 +31,7 @@ def test_zero_point_moves_the_grid_and_keeps_zero() -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8, 16])
 @pytest.mark.parametrize(("signed", "zero_point"), [(True, 0), (False, 0), (False, 1)])
-def test_same_as_torch_per_tensor(bits: int, signed: bool, zero_point: int) -> None:
+def test_grids_per_tensor_equal_those_of_torch(bits: int, signed: bool, zero_point: int) -> None:
     x = 3 * torch.randn(2000, generator=torch.Generator().manual_seed(bits))
     scale = 2.0 ** (1 - bits)
     quantizer = UniformQuantizer(torch.tensor(scale), torch.tensor(zero_point), bits=bits, signed=signed)
@@ -39,7 +39,7 @@ def test_same_as_torch_per_tensor(bits: int, signed: bool, zero_point: int) -> N
     torch.testing.assert_close(quantizer(x), expected, rtol=0, atol=1e-6)
 
 
-def test_same_as_torch_per_channel() -> None:
+def test_grids_per_channel_equal_those_of_torch() -> None:
     weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     thresholds = torch.tensor([0.3, 0.5, 1.0, 1.5, 2.0, 4.0])
     quantizer = UniformQuantizer.from_threshold(thresholds.view(6, 1, 1, 1), bits=4, signed=True)
@@ -49,7 +49,7 @@ def test_same_as_torch_per_channel() -> None:
     torch.testing.assert_close(quantizer(weight), expected)
 
 
-def test_gradients_are_those_of_the_formula_with_straight_through_rounding() -> None:
+def test_gradients_equal_the_formula_with_straight_through_rounding() -> None:
     x = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     scale = torch.rand(5, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     zero_point = torch.tensor([[0], [1], [2], [3], [4]], dtype=torch.int32)
@@ -66,14 +66,14 @@ def test_gradients_are_those_of_the_formula_with_straight_through_rounding() -> 
     torch.testing.assert_close(got, expected)
 
 
-def test_quantizing_twice_is_once() -> None:
+def test_quantizing_twice_changes_nothing() -> None:
     quantizer = UniformQuantizer(torch.tensor(0.3), torch.tensor(2), bits=4, signed=False)
     x = torch.randn(500, generator=torch.Generator().manual_seed(0))
     assert torch.equal(quantizer(quantizer(x)), quantizer(x))
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_codes_stand_for_the_quantized_values(signed: bool) -> None:
+def test_codes_represent_the_quantized_values(signed: bool) -> None:
     quantizer = threshold_grid(1.0, 3, signed)
     codes = quantizer.to_codes(SEVEN)
     assert codes.dtype == torch.int32
@@ -83,7 +83,7 @@ def test_codes_stand_for_the_quantized_values(signed: bool) -> None:
     assert torch.equal(shifted.from_codes(shifted.to_codes(SEVEN)), shifted(SEVEN))
 
 
-def test_input_is_not_written_to() -> None:
+def test_input_is_not_modified() -> None:
     x = SEVEN.clone()
     threshold_grid(2.0, 2, signed=True)(x)
     assert torch.equal(x, SEVEN)
@@ -95,7 +95,7 @@ def test_other_bits_are_refused(bits: int) -> None:
         check_bits(bits, "weight_bits")
 
 
-def test_a_quantizer_does_not_stand_for_float() -> None:
+def test_a_grid_of_32_bits_is_refused() -> None:
     with pytest.raises(ValueError, match="got 32"):
         threshold_grid(1.0, 32, signed=True)
 

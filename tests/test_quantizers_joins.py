@@ -1,4 +1,4 @@
-"""Joins of tensors that reach differently far: what would be lost on one grid keeps its own, and it is said."""
+"""Concatenated tensors with very different ranges keep their own grids, and a warning says so."""
 
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ from dghlib.quantizers import QuantizedModel, genie_m, hptq, in_float, squant
 
 
 class Head(nn.Module):
-    """Boxes of `reach` pixels beside scores from 0 to 1; `end` reads both."""
+    """Boxes of `reach` pixels and scores from 0 to 1; `end` reads both."""
 
     def __init__(self, reach: float, end: nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ GENIE = genie_m.Config(weight_bits=8, activation_bits=8, iterations=1)
 @pytest.mark.parametrize(
     ("method", "config"), [(hptq, hptq.Config()), (genie_m, GENIE), (squant, squant.Config())], ids=lambda each: "-"
 )
-def test_scores_beside_boxes_of_pixels(
+def test_scores_beside_boxes_in_pixels_keep_their_precision(
     method: Any, config: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     model = head(640)
@@ -53,7 +53,7 @@ def test_scores_beside_boxes_of_pixels(
     assert "cat concatenates tensors with ranges from" in caplog.text
     with torch.no_grad():
         found, wanted = quantized(noise()), model.net(noise())
-    assert (found[:, 4:] - wanted[:, 4:]).abs().max() < 0.05  # on the grid of the boxes, all were 0
+    assert (found[:, 4:] - wanted[:, 4:]).abs().max() < 0.05  # on the grid of the boxes, all would be 0
     assert (found[:, :4] - wanted[:, :4]).abs().max() < 0.05 * 640
     export_onnx(tmp_path / "net.onnx", model, quantized)
     (by_runtime,) = open_session(tmp_path / "net.onnx").run(None, {"images": noise().numpy()})
@@ -65,13 +65,13 @@ def tensors(quantized: QuantizedModel) -> list[str]:
 
 
 @pytest.mark.parametrize(("reach", "one_grid"), [(1, True), (12, True), (20, False)])
-def test_outputs_share_a_grid_that_leaves_half_of_the_bits(reach: float, one_grid: bool) -> None:
-    """Of 8 bits, 4: a sixteenth; sigmoids of these images reach nearly to 1."""
+def test_outputs_share_a_grid_that_keeps_half_of_the_bits(reach: float, one_grid: bool) -> None:
+    """4 of 8 bits are kept at 1/16 of the range; sigmoids of these images reach almost 1."""
     assert ("cat" in tensors(hptq.quantize(head(reach), noise(), hptq.Config()))) is one_grid
 
 
 @pytest.mark.parametrize(("reach", "one_grid"), [(20, True), (200, True), (640, False)])
-def test_layers_read_one_grid_unless_nothing_is_left_of_a_part(
+def test_layers_read_one_grid_unless_a_part_would_be_all_zero(
     reach: float, one_grid: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(2)
@@ -82,7 +82,7 @@ def test_layers_read_one_grid_unless_nothing_is_left_of_a_part(
     assert in_float(quantized) == ([] if one_grid else ["end: reads cat, which has no grid"])
 
 
-def test_a_file_knows_which_joins_have_no_grid(tmp_path: Path) -> None:
+def test_files_keep_joins_without_a_grid(tmp_path: Path) -> None:
     model = head(640)
     quantized = hptq.quantize(model, noise(), hptq.Config())
     quantized.save(tmp_path / "net.safetensors")

@@ -1,4 +1,4 @@
-"""Learned rounding and steps: where they start, their gradients, and what they become."""
+"""Learned rounding and steps: their start, their gradients, and their final values."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_rounding_starts_at_the_float_weight() -> None:
     torch.testing.assert_close(learned(layer.weight)[inside], layer.weight[inside], rtol=1e-4, atol=1e-5)
 
 
-def test_undecided_at_the_start_hardens_to_the_nearest() -> None:
+def test_undecided_roundings_end_at_the_nearest_code() -> None:
     layer = random_layer()
     grid = weight_grid(layer, 3, "shrink_80")
     quantized = QuantizedLayer(layer, grid)
@@ -58,7 +58,7 @@ def test_learned_roundings_go_up_or_down_by_hand() -> None:
     assert quantized.quantized_weight().tolist() == [[0.5, 0.5, 0.0, 2.5]]
 
 
-def test_a_learned_scale_moves_the_weight_under_fixed_codes() -> None:
+def test_a_learned_scale_changes_the_weight_at_fixed_codes() -> None:
     layer = random_layer()
     learned = LearnedRounding(weight_grid(layer, 4, "shrink_100"), layer.weight, learn_scale=True)
     before = learned(layer.weight)
@@ -72,14 +72,14 @@ def test_a_learned_scale_moves_the_weight_under_fixed_codes() -> None:
 def test_penalty_by_hand() -> None:
     logits = torch.tensor([0.0, 100.0, -100.0])
     assert rectified_sigmoid(logits).tolist() == [0.5, 1.0, 0.0]
-    assert rounding_penalty(logits, 2.0).item() == 1.0  # only the undecided one costs
+    assert rounding_penalty(logits, 2.0).item() == 1.0  # only the undecided rounding is penalized
     assert rounding_penalty(torch.tensor([1.0]), 20.0) > rounding_penalty(torch.tensor([1.0]), 2.0)
 
 
 @pytest.mark.parametrize("zero_point", [0, 3])
 @pytest.mark.parametrize("kept_part", [None, 0.5])
-def test_gradients_are_those_of_the_plain_formula(zero_point: int, kept_part: float | None) -> None:
-    """The plain formula, in six steps, is the specification; the one in use is as exact, and several times faster."""
+def test_gradients_equal_the_plain_formula(zero_point: int, kept_part: float | None) -> None:
+    """The plain formula in 6 steps is the specification; the library's is as exact, and several times faster."""
     x = torch.randn(2, 3, 4, 4, generator=generator()).requires_grad_()
     grad = torch.randn(2, 3, 4, 4, generator=generator(1))
     kept = None if kept_part is None else coins(x, kept_part, generator(2))
@@ -99,7 +99,7 @@ def test_gradients_are_those_of_the_plain_formula(zero_point: int, kept_part: fl
     torch.testing.assert_close(scale.grad, plain_scale.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_per_channel_are_those_of_each_channel_alone() -> None:
+def test_gradients_per_channel_equal_those_of_single_channels() -> None:
     x = torch.randn(3, 10, generator=generator(), requires_grad=True)
     scale = torch.tensor([[0.1], [0.2], [0.4]], requires_grad=True)
     fake_quantize(x, scale, torch.zeros(3, 1), -4, 3).square().sum().backward()
@@ -110,7 +110,7 @@ def test_gradients_per_channel_are_those_of_each_channel_alone() -> None:
         torch.testing.assert_close(scale.grad[channel, 0], alone.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_scaled_gradient_is_divided_as_lsq_says() -> None:
+def test_scaled_gradients_are_divided_as_in_lsq() -> None:
     x = torch.randn(2, 3, 4, 4, generator=generator())
     grid = UniformQuantizer(torch.tensor(0.2), torch.tensor(0), bits=4, signed=False)
     plain, scaled = LearnedStep(grid), LearnedStep(grid, scaled_gradient=True)
@@ -121,7 +121,7 @@ def test_scaled_gradient_is_divided_as_lsq_says() -> None:
     torch.testing.assert_close(scaled.scale.grad, plain.scale.grad / (x.numel() * 15) ** 0.5)
 
 
-def test_coins_are_fair_repeatable_and_fresh() -> None:
+def test_coins_are_fair_reproducible_and_new_at_each_call() -> None:
     like = torch.empty(4, 8, 32, 33)
     for probability in (0.25, 0.5, 1.0, 0.0):
         assert coins(like, probability, generator()).mean().item() == pytest.approx(probability, abs=0.01)
@@ -134,7 +134,7 @@ def test_coins_are_fair_repeatable_and_fresh() -> None:
     assert coins(torch.empty(3, 5), 0.5, generator()).shape == (3, 5)
 
 
-def test_values_kept_by_chance_pass_in_float() -> None:
+def test_values_kept_by_chance_stay_in_float() -> None:
     x = torch.randn(1, 4, 8, 8, generator=generator())
     grid = UniformQuantizer(torch.tensor(1.0), torch.tensor(0), bits=2, signed=True)
     step = LearnedStep(grid, keep_float=0.5, generator=generator())

@@ -1,4 +1,4 @@
-"""Histograms and threshold searches: against direct computation on the values themselves."""
+"""Histograms and threshold searches, compared with direct computation on the values."""
 
 from typing import Any
 
@@ -24,13 +24,13 @@ def histogram_of(*batches: Tensor) -> Histogram:
 
 
 def error(x: Tensor, threshold: Tensor | float, bits: int, signed: bool) -> Tensor:
-    """Return the squared error per row of `x`, computed on the values."""
+    """Return the squared error per row of `x`, computed from the values."""
     grid = UniformQuantizer.from_threshold(torch.as_tensor(threshold), bits=bits, signed=signed)
     return (grid(x) - x).square().sum(-1)
 
 
-def test_batches_merge_to_the_histogram_of_all_values() -> None:
-    """Also when later batches reach much further than the first."""
+def test_batches_are_merged_into_the_histogram_of_all_values() -> None:
+    """Later batches can have a much larger range than the first."""
     batches = [0.01 * randn(1000), randn(500, seed=1), 37 * randn(2000, seed=2), 1e-4 * randn(10, seed=3)]
     merged, whole = histogram_of(*batches), histogram_of(torch.cat(batches))
     assert merged.reach == whole.reach == power_of_two_above(max(b.abs().max().item() for b in batches))
@@ -46,13 +46,13 @@ def test_a_histogram_that_grows_beyond_its_resolution_keeps_signs() -> None:
 
 
 @pytest.mark.parametrize("extreme", [2.0, -2.0])
-def test_a_value_on_the_edge_is_counted(extreme: float) -> None:
+def test_a_value_at_the_edge_is_counted(extreme: float) -> None:
     histogram = histogram_of(torch.tensor([extreme]))
     assert histogram.reach == 2.0
     assert histogram.counts[-1 if extreme > 0 else 0] == 1
 
 
-def test_a_value_stands_in_the_middle_of_its_bin() -> None:
+def test_a_value_is_in_the_middle_of_its_bin() -> None:
     histogram = histogram_of(torch.tensor([0.3, -0.3]))
     width = 0.5 / 2048  # the reach is 0.5
     low, high = histogram.centres()[histogram.counts > 0].tolist()
@@ -84,12 +84,12 @@ def test_activation_threshold_is_the_best_power_of_two(bits: int, kind: str) -> 
 
 
 def test_sixteen_bits_clip_nothing() -> None:
-    """All rounding is below the histogram's resolution: the narrowest grid that reaches every value is right."""
+    """Rounding is finer than the histogram's resolution: the narrowest grid that contains every value is right."""
     assert activation_threshold(histogram_of(3 * randn(1000).relu()), 16, signed=False) == 16.0
 
 
 def test_a_grid_may_reach_beyond_the_largest_value() -> None:
-    """Of two bits, unsigned: 1 is on the grid that reaches to 2; the one that reaches to 1 ends at three quarters."""
+    """With 2 unsigned bits, the grid up to 2 contains 1; the grid up to 1 ends at 0.75."""
     assert activation_threshold(histogram_of(torch.full((100,), 0.9999)), 2, signed=False) == 2.0
 
 
@@ -110,7 +110,7 @@ def test_weight_thresholds_are_the_best_of_each_channel(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_free_thresholds_beat_powers_of_two_and_a_dense_search_hardly_beats_them(bits: int) -> None:
+def test_free_thresholds_beat_powers_of_two_and_nearly_equal_a_dense_search(bits: int) -> None:
     weight = randn(12, 512) * torch.logspace(-3, 1, 12)[:, None]
     free = error(weight, weight_thresholds(weight, bits, "free")[:, None], bits, True)
     halved = error(weight, weight_thresholds(weight, bits, "power_of_two")[:, None], bits, True)
@@ -120,7 +120,7 @@ def test_free_thresholds_beat_powers_of_two_and_a_dense_search_hardly_beats_them
     assert (free <= 1.1 * dense.amin(0)).all()
 
 
-def test_channels_of_zeros_and_of_one_weight() -> None:
+def test_channels_of_zeros_and_of_one_weight_have_thresholds() -> None:
     weight = torch.tensor([[0.0, 0.0], [0.25, 0.0], [-1.0, 0.0]])
     for search in ("power_of_two", "free"):
         thresholds = weight_thresholds(weight, 4, search)
@@ -130,9 +130,7 @@ def test_channels_of_zeros_and_of_one_weight() -> None:
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("search", ["power_of_two", "free"])
-def test_searches_that_stop_early_find_what_whole_ones_find(
-    search: str, bits: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_searches_that_stop_early_equal_complete_ones(search: str, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = randn(12, 300) * torch.logspace(-4, 1, 12)[:, None]
     weight[3, 5], weight[4], weight[5] = 100.0, 0.0, weight[5].sign()
     tried, on_grid = [], ranges._on_grid
@@ -145,11 +143,11 @@ def test_searches_that_stop_early_find_what_whole_ones_find(
     found, early = weight_thresholds(weight, bits, search), len(tried)
     monkeypatch.setattr(ranges, "_HOPELESS", float("inf"))
     assert torch.equal(found, weight_thresholds(weight, bits, search))
-    assert early < len(tried) - early or bits == 2  # of which the best grids clip much, so that none can be left out
+    assert early < len(tried) - early or bits == 2  # at 2 bits, no grid can be skipped
 
 
 @pytest.mark.parametrize("kind", ["normal", "sparse"])
-def test_counts_do_not_depend_on_how_many_rows_count(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_do_not_depend_on_the_number_of_counting_rows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = randn(3, 7, 50, 131) if kind == "normal" else (randn(3, 7, 50, 131) - 1.5).relu()
     found = histogram_of(x)
     monkeypatch.setattr(calibration, "_ROWS", 1)

@@ -1,4 +1,4 @@
-"""The reports: their numbers by hand, and that they find the layer that hurts."""
+"""The reports: their numbers by hand, and the worst tensor, weight and unit."""
 
 import math
 
@@ -15,7 +15,7 @@ def images(count: int = 20) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_tensor_with_a_coarse_grid_is_the_worst(tiny_model: FloatModel) -> None:
+def test_the_tensor_with_the_coarsest_grid_is_the_worst(tiny_model: FloatModel) -> None:
     quantized = hptq.quantize(tiny_model, images(), hptq.Config())
     coarse = UniformQuantizer(torch.tensor(4.0), torch.tensor(0), bits=2, signed=False)
     quantized.set_activation_quantizers({"relu": coarse})
@@ -23,14 +23,14 @@ def test_the_tensor_with_a_coarse_grid_is_the_worst(tiny_model: FloatModel) -> N
     worst = min(report, key=lambda noise: noise.own)
     assert (worst.name, worst.bits) == ("relu", 2)
     own = {noise.name: noise.own for noise in report}
-    assert own["relu"] < 10 < own["relu_1"]  # what follows suffers, but not by its own rounding
+    assert own["relu"] < 10 < own["relu_1"]  # later tensors have errors too, but not from their own rounding
     accumulated = {noise.name: noise.accumulated for noise in report}
     assert accumulated["relu_1"] < own["relu_1"] - 10
     assert report == sorted(report, key=lambda noise: noise.accumulated)
     assert len(report) == len(quantized.weight_quantizers()) + len(quantized.activation_quantizers())
 
 
-def test_ratios_by_hand_for_any_batch_size(tiny_model: FloatModel) -> None:
+def test_ratios_by_hand_do_not_depend_on_the_batch_size(tiny_model: FloatModel) -> None:
     quantized = hptq.quantize(tiny_model, images(), hptq.Config(activation_bits=3))
     one, many = (noise_report(tiny_model, quantized, images(), batch_size=size) for size in (20, 3))
     for left, right in zip(one, many, strict=True):
@@ -41,7 +41,7 @@ def test_ratios_by_hand_for_any_batch_size(tiny_model: FloatModel) -> None:
     assert next(noise.own for noise in one if noise.name == "images") == pytest.approx(by_hand, abs=1e-3)
 
 
-def test_more_bits_are_less_noise_by_six_decibels_each(tiny_model: FloatModel) -> None:
+def test_each_bit_reduces_noise_by_six_decibels(tiny_model: FloatModel) -> None:
     means = []
     for bits in (4, 5, 6):
         quantized = hptq.quantize(tiny_model, images(), hptq.Config(weight_bits=bits, weight_thresholds="free"))
@@ -51,7 +51,7 @@ def test_more_bits_are_less_noise_by_six_decibels_each(tiny_model: FloatModel) -
     assert means[2] - means[1] == pytest.approx(6, abs=1.5)
 
 
-def test_units_are_listed_worst_first_and_there_are_none_where_nothing_learned(tiny_model: FloatModel) -> None:
+def test_units_are_listed_worst_first_if_the_method_learns(tiny_model: FloatModel) -> None:
     learned = brecq.quantize(tiny_model, images(), brecq.Config(iterations=20, step_iterations=10))
     errors = unit_errors(learned)
     assert {error.learned for error in errors} == {"weights", "steps"}

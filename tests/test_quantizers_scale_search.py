@@ -1,4 +1,4 @@
-"""Searches for grids: against a plain loop, and on rows that are hard."""
+"""Searches for grids, compared with a plain loop, and on difficult rows."""
 
 from collections.abc import Iterator
 
@@ -30,7 +30,7 @@ def test_brecq_tries_80_ranges() -> None:
     assert [scale.item() for scale, _ in tried] == pytest.approx([percent / 300 for percent in range(100, 20, -1)])
 
 
-def test_of_grids_that_are_as_good_the_first_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_of_equally_good_grids_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def both_exact(low: Tensor, high: Tensor, bits: int) -> Iterator[tuple[Tensor, Tensor]]:
         for scale in (0.5, 1.0):
             yield torch.full_like(low, scale), torch.zeros_like(low)
@@ -41,7 +41,7 @@ def test_of_grids_that_are_as_good_the_first_is_taken(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("search", "last", "power"), [("shrink_80", 20, 2.4), ("l2", 0, 2.0), ("l4", 0, 4.0)])
-def test_shrinking_ranges_against_a_plain_loop(search: str, last: int, power: float) -> None:
+def test_searches_of_shrinking_ranges_equal_a_plain_loop(search: str, last: int, power: float) -> None:
     weight = rows()
     grid = weight_grid(layer_with(weight), 3, search)
     for row, scale, zero_point in zip(weight, grid.scale.flatten(), grid.zero_point.flatten(), strict=True):
@@ -65,7 +65,7 @@ def test_two_sided_finds_the_best_of_all_widths_and_zero_points() -> None:
 
 @pytest.mark.parametrize("search", WEIGHT_SEARCHES)
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_grids_cover_what_is_there_and_codes_fit(search: str, bits: int) -> None:
+def test_grids_cover_the_values_and_codes_fit(search: str, bits: int) -> None:
     weight = torch.stack(
         [rows()[0], rows()[0].abs() + 1, -rows()[0].abs() - 1, torch.zeros(40), torch.full((40,), 0.7)]
     )
@@ -78,7 +78,7 @@ def test_grids_cover_what_is_there_and_codes_fit(search: str, bits: int) -> None
 
 
 @pytest.mark.parametrize("search", WEIGHT_SEARCHES)
-def test_histograms_lead_to_the_grid_of_the_values(search: str) -> None:
+def test_histograms_give_the_grid_of_the_values(search: str) -> None:
     values = rows(1, 20_000).relu() if search != "shrink_80" else rows(1, 20_000)
     histogram = Histogram()
     histogram.update(values)
@@ -88,7 +88,7 @@ def test_histograms_lead_to_the_grid_of_the_values(search: str) -> None:
     assert of_histogram.zero_point.item() == of_values.zero_point.item()
 
 
-def test_symmetric_is_signed_only_where_something_is_negative() -> None:
+def test_symmetric_grids_are_signed_only_for_negative_values() -> None:
     for values, signed in ((torch.tensor([-1.0, 2.0]), True), (torch.tensor([0.0, 2.0]), False)):
         histogram = Histogram()
         histogram.update(values)
@@ -97,7 +97,7 @@ def test_symmetric_is_signed_only_where_something_is_negative() -> None:
         assert grid.zero_point == 0
 
 
-def test_constant_and_empty_tensors_get_a_grid() -> None:
+def test_constant_and_zero_tensors_get_a_grid() -> None:
     for value in (0.0, 1.5, -2.0):
         histogram = Histogram()
         histogram.update(torch.full((100,), value))

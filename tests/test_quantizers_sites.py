@@ -1,4 +1,4 @@
-"""Tensors of a shared layer: one site, one grid, ranges over all calls."""
+"""Tensors of a shared layer have 1 site and 1 grid, with ranges over all calls."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from dghlib.quantizers.units import units_of
 
 
 class SharedHead(nn.Module):
-    """A layer of its own, then a head of two layers that sees its output, and twice as large, half of it."""
+    """A layer, then a head of 2 layers that is called with its output, and with half of it, twice as large."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,30 +38,30 @@ def shared_head() -> FloatModel:
     return FloatModel(name="shared_head", net=net, image_shape=(3, 8, 6), mean=(0.5,) * 3, std=(0.3,) * 3)
 
 
-def test_calls_of_a_shared_layer_are_at_one_site() -> None:
+def test_calls_of_a_shared_layer_share_a_site() -> None:
     sites = {node.name: site_of(node) for node in folded_graph(shared_head()).graph.nodes}
     assert sites["conv_1"] == "conv"
-    assert sites["relu_2"] == "relu_1"  # behind the shared layer
+    assert sites["relu_2"] == "relu_1"  # after the shared layer
     assert sites["logits_1"] == "logits"
-    assert sites["relu"] == "relu"  # the same module behind another layer
+    assert sites["relu"] == "relu"  # the same module after another layer
     assert sites["max_pool2d"] == "max_pool2d"
 
 
-def test_a_placement_names_a_site_once() -> None:
+def test_a_placement_contains_a_site_once() -> None:
     assert every_tensor(folded_graph(shared_head())) == ["images", "relu", "mul", "relu_1", "logits", "cat"]
 
 
-def test_ranges_are_over_all_calls() -> None:
+def test_ranges_cover_all_calls() -> None:
     model = shared_head()
     graph = folded_graph(model)
     images = torch.randn(4, *model.image_shape)
     histogram = observe(graph, ["logits"], images, batch_size=4).histograms["logits"]
-    wanted = model.net(images)["all"]  # of both levels; the flatten moves values about
+    wanted = model.net(images)["all"]  # of both levels; the flatten only moves values
     assert histogram.minimum == pytest.approx(wanted.min().item())
     assert histogram.counts.sum() == wanted.numel()
 
 
-def test_all_calls_pass_the_same_quantizer() -> None:
+def test_all_calls_use_the_same_quantizer() -> None:
     model = shared_head()
     images = torch.randn(4, *model.image_shape)
     quantized = hptq.quantize(model, images, hptq.Config())
@@ -72,7 +72,7 @@ def test_all_calls_pass_the_same_quantizer() -> None:
     assert (answer["all"] - wanted["all"]).abs().max() < 0.05 * wanted["all"].abs().max()
 
 
-def test_a_saved_model_answers_the_same(tmp_path: Path) -> None:
+def test_a_saved_model_gives_the_same_outputs(tmp_path: Path) -> None:
     model = shared_head()
     images = torch.randn(4, *model.image_shape)
     quantized = hptq.quantize(model, images, hptq.Config())
@@ -81,6 +81,6 @@ def test_a_saved_model_answers_the_same(tmp_path: Path) -> None:
     assert again(images)["all"].equal(quantized(images)["all"])
 
 
-def test_layers_behind_the_last_cut_are_units_as_well() -> None:
+def test_layers_after_the_last_cut_are_units_too() -> None:
     names = {layer for unit in units_of(folded_graph(shared_head()), "block") for layer in unit.layers}
     assert names == {"body", "conv", "logits"}

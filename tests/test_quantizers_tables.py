@@ -1,4 +1,4 @@
-"""What activation functions read lies on the grid that serves their result best."""
+"""The input of an activation function has the grid that is best for its output."""
 
 import pytest
 import torch
@@ -21,8 +21,8 @@ def error(grid: nn.Module, values: Tensor) -> float:
     return (F.hardswish(grid(values)) - F.hardswish(values)).square().mean().item()
 
 
-def test_no_code_is_spent_where_a_function_is_flat() -> None:
-    """Of a hard swish from -20 to 5, only -3 to 5 matter: 256 codes of a 32nd, where min and max alone need an 8th."""
+def test_no_codes_are_used_where_a_function_is_flat() -> None:
+    """For a hard swish from -20 to 5, only -3 to 5 matter: steps of 1/32; the full range would need steps of 1/8."""
     values = torch.linspace(-20, 5, 10_000)
     grid = grid_for(F.hardswish, seen(values), 8)
     assert grid.scale == 1 / 32
@@ -40,7 +40,7 @@ def test_an_identity_gets_the_grid_of_all_values() -> None:
 
 
 class Gated(nn.Module):
-    """A gate of channels, as in squeeze and excitation, by functions and methods."""
+    """A gate of channels, like squeeze and excitation, with functions and methods."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Gated(nn.Module):
     ("settings", "bits"),
     [({}, 8), ({"activation_bits": 4}, 8), ({"activation_bits": 16}, 16), ({"table_inputs": False}, None)],
 )
-def test_sums_before_curved_functions_have_eight_bits_or_more(settings: dict, bits: int | None) -> None:
+def test_sums_before_curved_functions_have_at_least_eight_bits(settings: dict, bits: int | None) -> None:
     torch.manual_seed(0)
     shape = (3, 8, 8)
     model = FloatModel(name="net", net=Gated().eval(), image_shape=shape, mean=(0.5,) * 3, std=(0.25,) * 3)

@@ -1,4 +1,4 @@
-"""Units of reconstruction: found in networks of the papers and in strange ones, and run on their own."""
+"""Units of reconstruction: found in networks of the papers and in unusual ones, and run alone."""
 
 import pytest
 import torch
@@ -18,14 +18,14 @@ def graph_of(net: nn.Module, size: int = 32) -> fx.GraphModule:
 @pytest.mark.parametrize(
     ("name", "blocks", "layers"), [("resnet18", 10, 21), ("resnet50", 18, 54), ("mobilenet_v2", 20, 53)]
 )
-def test_counts_of_the_papers(name: str, blocks: int, layers: int) -> None:
+def test_numbers_of_units_equal_those_of_the_papers(name: str, blocks: int, layers: int) -> None:
     graph = graph_of(getattr(torchvision.models, name)())
     assert len(units_of(graph, "block")) == blocks
     assert len(units_of(graph, "layer")) == layers
     assert sum(len(unit.layers) for unit in units_of(graph, "block")) == layers
 
 
-def test_blocks_of_resnet18_by_name() -> None:
+def test_units_of_resnet18_by_name() -> None:
     units = units_of(graph_of(torchvision.models.resnet18()), "block")
     assert units[0] == Unit("conv1", "images", "relu", ("conv1",))
     assert units[1] == Unit("layer1.0", "maxpool", "layer1_0_relu_1", ("layer1.0.conv1", "layer1.0.conv2"))
@@ -33,14 +33,14 @@ def test_blocks_of_resnet18_by_name() -> None:
     assert units[-1] == Unit("fc", "flatten", "fc", ("fc",))
 
 
-def test_a_block_without_a_shortcut_is_one_unit_as_its_likes_are() -> None:
+def test_a_block_without_a_shortcut_is_one_unit_like_other_blocks() -> None:
     units = units_of(graph_of(torchvision.models.mobilenet_v2()), "block")
     assert [unit.name for unit in units[1:4]] == ["features.1", "features.2", "features.3"]
     assert len(units[2].layers) == 3
 
 
 class Plain(nn.Module):
-    """A chain with a convolution that is called twice, and one whose activation is read twice."""
+    """A chain with a convolution that is called twice, and one whose activation has 2 readers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class _Recorder(fx.Interpreter):
         return self.values[n.name]
 
 
-def test_a_batch_size_read_at_the_beginning_joins_nothing() -> None:
+def test_reading_the_batch_size_at_the_start_merges_no_units() -> None:
     class Counted(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -101,7 +101,7 @@ def test_a_batch_size_read_at_the_beginning_joins_nothing() -> None:
     assert graph(torch.zeros(7, 3, 8, 8)).shape == (7, 5)
 
 
-def test_layers_inside_windows_are_learned_with_what_is_around_them() -> None:
+def test_layers_inside_windows_are_in_one_unit_with_their_surroundings() -> None:
     class Windows(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -126,7 +126,7 @@ def test_a_piece_shares_the_modules_of_its_graph() -> None:
     assert piece_of(graph, nodes[first.entry], nodes[first.exit]).get_submodule("a") is graph.get_submodule("a")
 
 
-def test_a_piece_with_another_way_in_is_refused() -> None:
+def test_a_piece_with_another_input_is_refused() -> None:
     graph = graph_of(Plain())
     nodes = {node.name: node for node in graph.graph.nodes}
     with pytest.raises(ValueError, match="another way than shared_1"):

@@ -1,4 +1,4 @@
-"""What pages say of numbers: computed from records, and never typed."""
+"""Sentences about numbers: computed from records, and never typed."""
 
 import re
 from pathlib import Path
@@ -15,38 +15,38 @@ _TENS = "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
 _ONES = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen"
 _PARTS = "half|halves|thirds?|quarters?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|twentieths?|hundredths?"
 _WORDS = rf"{_TENS}|{_ONES}|{_PARTS}|dozens?|hundreds?|thousands?|millions?|twice|thrice|(?:two|three|ten)fold"
-# "One" counts where it is counted with; else it is a pronoun.
+# "One" is a number in these phrases; otherwise it is a pronoun.
 _ONE = r"one (?:or two|to|and a|point|seed|network|class|image|run|in|percent|per cent)\b"
 QUANTITY = re.compile(rf"\d+(?:[.,]\d+)*|\b(?:{_WORDS})\b|\b{_ONE}", flags=re.IGNORECASE)
 
-# What is written with digits or number words and says nothing of records.
+# Texts with digits or number words that are not about records.
 NAMES = re.compile(
-    r"```.*?```|`[^`]*`|\$[^$]*\$|\]\([^)]*\)"  # code, roles, equations, targets of links
+    r"```.*?```|`[^`]*`|\$[^$]*\$|\]\([^)]*\)"  # code, roles, equations, link targets
     r"|\b(?:Tables?|Figures?|Eq\.|Algorithm|Section) A?\d+(?: and \d+)*"
     r"|\b[A-Za-z]+(?:-?V?\d+)+[A-Za-z]*\d*\b|\b\dx\d\b"  # ResNet-20, MobileNetV2, W4A4, 3x3
     rf"|\b(?:{_ONES}|\d+)[ -]bits?\b"  # the width of a column
-    r"|\bpowers?[ -]of[ -]two\b",  # of HPTQ's grids
+    r"|\bpowers?[ -]of[ -]two\b",  # HPTQ's grids
     flags=re.DOTALL | re.IGNORECASE,
 )
 
-# What a quantity on a page is by its definition, whatever was measured.
+# Quantities that are definitions, not results.
 ALLOWED = {
     "figure2": {"50", "100"},  # the ends of a scale
-    "leaderboard": {"95", "5"},  # the level of the intervals, and what follows from it
+    "leaderboard": {"95", "5"},  # the confidence level, and its consequences
     "table3": {"50"},  # the overlap of mAP50
     "table3_coco": {"50"},
-    "table4": {"eighth"},  # the batches of the plan
+    "table4": {"eighth"},  # the number of batches of the plan
 }
 
 
 def typed_quantities(text: str) -> list[str]:
-    """Return the quantities in a page's prose that no record can change."""
+    """Return the quantities in a page's prose that are typed, not computed from records."""
     return QUANTITY.findall(NAMES.sub(" ", text))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_quantity_is_typed_in_a_reading(path: Path) -> None:
-    """The first cell, which says what is asked and shown, may have the settings of the experiment."""
+    """The first cell, which states the question, may contain the settings of the experiment."""
     cells = nbformat.read(path, as_version=4).cells[1:]
     prose = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     assert set(typed_quantities(prose)) - ALLOWED.get(path.stem, set()) == set()
@@ -81,7 +81,7 @@ RECORDS = [
 ]
 
 
-def test_a_range_is_over_settings_of_means_over_common_seeds() -> None:
+def test_ranges_span_the_means_of_settings_over_common_seeds() -> None:
     gaps = readings.gaps(RECORDS, "dgh", "real")
     assert sorted(gaps) == [-4.0, 1.0]  # -5 and -3 with the seeds 0 and 1; the third has no real images
     assert readings.above(gaps) == "-4.0 to +1.0"
@@ -95,7 +95,7 @@ def test_a_range_is_over_settings_of_means_over_common_seeds() -> None:
     assert sorted(readings.spreads(RECORDS)) == pytest.approx([0.5**0.5, 1.0])
 
 
-def test_runs_with_other_differences_are_no_pair() -> None:
+def test_runs_that_differ_otherwise_are_not_paired() -> None:
     other = record("real", 20.0, model="c", bits=8), record("dgh", 20.0, model="c")
     assert len(readings.gaps([*RECORDS, *other], "dgh", "real")) == 2
     spared = [record("dgh", 30.0, model="d"), record("real", 10.0, model="d", placement="brecq")]
@@ -111,7 +111,7 @@ def test_without_records_a_sentence_says_so() -> None:
     assert readings.above(unseen.dgh - unseen.real) == readings.whole([]) == readings.NOT_RECORDED
 
 
-def test_numbers_have_names_that_sentences_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_are_glued_under_names_for_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     said: dict[str, str] = {}
     monkeypatch.setattr(readings, "glue", lambda name, text, display: said.update({name: text}))
     readings.say(hours=4155, points="0.3 to 2.1")
@@ -136,5 +136,5 @@ def test_a_typed_quantity_is_found(sentence: str) -> None:
         "as in Table 2", "each one of them", "3x3 convolutions", "one that learns", "a power of two",
     ],
 )  # fmt: skip
-def test_a_name_is_no_quantity(sentence: str) -> None:
+def test_names_are_not_quantities(sentence: str) -> None:
     assert typed_quantities(sentence) == []

@@ -1,4 +1,4 @@
-"""Reconstruction: what is learned, in which order, from what; and that a killed run goes on to the same result."""
+"""Reconstruction: what is learned, in which order and from what; a killed run continues to the same result."""
 
 import dataclasses
 from pathlib import Path
@@ -55,8 +55,16 @@ def test_eight_bits_are_close_to_float(name: str, tiny_model: FloatModel) -> Non
     assert (logits(quantized, images()) - expected).square().mean() < 1e-3 * expected.square().mean()
 
 
-def test_step_sizes_of_eight_bit_weights_change_slowly(tiny_model: FloatModel) -> None:
-    """Their rate is absolute, and may be ten times such a step."""
+def test_a_gradient_far_below_epsilon_decides_no_rounding(tiny_model: FloatModel) -> None:
+    config = short(adaround, activation_bits=32, penalty=0.0)
+    plain = logits(nearest(tiny_model, images(), config, {}), images())
+    for epsilon, same in ((1e6, True), (1e-8, False)):
+        learned = adaround.quantize(tiny_model, images(), dataclasses.replace(config, rounding_epsilon=epsilon))
+        assert torch.allclose(logits(learned, images()), plain, atol=1e-3) is same
+
+
+def test_steps_of_eight_bit_weights_change_slowly(tiny_model: FloatModel) -> None:
+    """Their rate is absolute, and can be 10 times such a step."""
     config = short(genie_m, weight_bits=8, activation_bits=8, scale_rate=0.05)
     quantized = genie_m.quantize(tiny_model, images(), config)
     expected = logits(tiny_model.net, images())
@@ -64,7 +72,7 @@ def test_step_sizes_of_eight_bit_weights_change_slowly(tiny_model: FloatModel) -
 
 
 @pytest.mark.parametrize("name", ["brecq", "qdrop"])
-def test_a_killed_run_goes_on_to_the_same_result(
+def test_a_killed_run_continues_to_the_same_result(
     name: str, tiny_model: FloatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method, config = METHODS[name], short(METHODS[name], iterations=8)
@@ -84,21 +92,21 @@ def test_a_killed_run_goes_on_to_the_same_result(
         method.quantize(tiny_model, images(), config, checkpoint=checkpoint)
     resumed = method.quantize(tiny_model, images(), config, checkpoint=checkpoint)
 
-    assert calls - 1 == len(whole.about["units"])  # no unit but the killed one was learned twice
+    assert calls - 1 == len(whole.about["units"])  # only the unit of the killed run was learned twice
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
     assert resumed.about == whole.about
-    assert checkpoint.exists(), "it is all there is until the caller has the result on the disk"
+    assert checkpoint.exists(), "the checkpoint is needed until the caller has saved the result"
 
 
-def test_a_checkpoint_of_other_images_is_not_continued(tiny_model: FloatModel, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_images_is_not_used(tiny_model: FloatModel, tmp_path: Path) -> None:
     config, checkpoint = short(qdrop, iterations=3), tmp_path / "run.checkpoint"
     checkpoint.write_bytes(b"not a checkpoint")
     resumed = qdrop.quantize(tiny_model, images(), config, checkpoint=checkpoint)
     assert torch.equal(logits(resumed, images()), logits(qdrop.quantize(tiny_model, images(), config), images()))
 
 
-def test_values_kept_on_disk_are_the_same(tiny_model: FloatModel) -> None:
+def test_values_kept_on_disk_give_the_same_result(tiny_model: FloatModel) -> None:
     results = [
         logits(qdrop.quantize(tiny_model, images(), short(qdrop, iterations=5, store=store)), images())
         for store in ("device", "cpu", "disk")
@@ -107,7 +115,7 @@ def test_values_kept_on_disk_are_the_same(tiny_model: FloatModel) -> None:
     assert torch.equal(results[0], results[2])
 
 
-def test_the_seed_decides(tiny_model: FloatModel) -> None:
+def test_the_result_depends_on_the_seed(tiny_model: FloatModel) -> None:
     one, again, other = (
         logits(qdrop.quantize(tiny_model, images(), short(qdrop, iterations=10, seed=seed)), images())
         for seed in (0, 0, 1)
@@ -117,7 +125,7 @@ def test_the_seed_decides(tiny_model: FloatModel) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 5, 33])
-def test_any_number_of_images_will_do(count: int, tiny_model: FloatModel) -> None:
+def test_any_number_of_images_is_accepted(count: int, tiny_model: FloatModel) -> None:
     assert logits(genie_m.quantize(tiny_model, images(count), short(genie_m, iterations=3)), images()).isfinite().all()
 
 
@@ -156,7 +164,7 @@ def test_the_error_sums_channels_and_averages_the_rest() -> None:
 
 
 def test_importance_is_the_squared_gradient_of_the_divergence(tiny_model: FloatModel) -> None:
-    """For logits themselves the gradient of KL(float || answer) is softmax(answer) - softmax(float)."""
+    """For logits, the gradient of KL(float || output) is softmax(output) - softmax(float)."""
     inputs, targets = torch.randn(4, 5), torch.randn(4, 5)
     data = UnitData(inputs, None, targets, 0.0, torch.Generator(), torch.Generator(), torch.device("cpu"), 4)
     same = torch.fx.symbolic_trace(torch.nn.Identity())
@@ -166,7 +174,7 @@ def test_importance_is_the_squared_gradient_of_the_divergence(tiny_model: FloatM
     assert brecq.quantize(tiny_model, images(), short(brecq, fisher=True, iterations=5)) is not None
 
 
-def test_academic_bits_and_float_layers(tiny_model: FloatModel) -> None:
+def test_academic_bits_and_float_layers_are_used(tiny_model: FloatModel) -> None:
     quantized = brecq.quantize(tiny_model, images(), short(brecq, bits="academic", iterations=3, weight_bits=2))
     assert {path: grid.bits for path, grid in quantized.weight_quantizers().items()} == {
         "conv1": 8,
@@ -177,15 +185,15 @@ def test_academic_bits_and_float_layers(tiny_model: FloatModel) -> None:
     torch.testing.assert_close(logits(in_float, images()), logits(tiny_model.net, images()))
 
 
-def test_activations_are_measured_again_when_weights_learned_alone(tiny_model: FloatModel) -> None:
-    """Coarse weights change what comes out of a layer, and with it the grid that fits."""
+def test_activations_are_measured_again_after_weights_were_learned_alone(tiny_model: FloatModel) -> None:
+    """Coarse weights change the output of a layer, and so the best grid."""
     config = short(adaround, weight_bits=2, iterations=2)
     before = nearest(tiny_model, images(), config, {}).activation_quantizers()["relu_1"]
     after = adaround.quantize(tiny_model, images(), config).activation_quantizers()["relu_1"]
     assert after.scale != before.scale
 
 
-def test_the_file_of_a_reconstructed_model(tiny_model: FloatModel, tmp_path: Path) -> None:
+def test_a_reconstructed_model_is_saved_and_loaded(tiny_model: FloatModel, tmp_path: Path) -> None:
     quantized = genie_m.quantize(tiny_model, images(), short(genie_m, iterations=5))
     quantized.save(tmp_path / "model.safetensors")
     loaded = type(quantized).load(tmp_path / "model.safetensors", tiny_model)
@@ -229,7 +237,7 @@ class Strange(nn.Module):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_strange_networks(name: str) -> None:
+def test_unusual_networks_are_reconstructed(name: str) -> None:
     torch.manual_seed(0)
     shape = (3, 8, 8)
     model = FloatModel(name="strange", net=Strange().eval(), image_shape=shape, mean=(0.5,) * 3, std=(0.25,) * 3)

@@ -1,7 +1,7 @@
-"""Reconstruction as AdaRound, LSQ and GENIE write it: a plain loop over one unit; `learn` does the same.
+"""Reconstruction as AdaRound, LSQ and GENIE describe it: a plain loop over one unit; `learn` gives the same result.
 
-The unit is a layer and a ReLU behind it, whose output has a grid. A weight is what its floor stands for, plus h(V) of a
-step; V, the weights' steps and the activation's step each have a rate of their own.
+The unit is a layer and a ReLU whose output has a grid. A weight is the value of its rounded-down code plus h(V) times
+the step; V, the steps of weights and the step of the activation each have their own rate.
 """
 
 import math
@@ -31,7 +31,7 @@ OUTPUT_SCALE = torch.tensor(0.4)  # 4 bits, 0 to 15
 
 
 class Unit(nn.Module):
-    """What `learn` is given: a layer whose weight is learned, and a ReLU whose grid is."""
+    """The inputs of `learn`: a layer whose weight is learned, and a ReLU whose grid is learned."""
 
     def __init__(self, settings: Settings):
         super().__init__()
@@ -61,7 +61,7 @@ def straight_through(rounded: Tensor, x: Tensor) -> Tensor:
 
 
 def minibatches(size: int) -> Iterator[Tensor]:
-    """Yield rows in random order, one order after the other, so that all are drawn equally often."""
+    """Yield rows in one random order after another, so that all are drawn equally often."""
     draws = torch.Generator().manual_seed(2)
     waiting: list[int] = []
     while True:
@@ -75,10 +75,10 @@ def in_full(settings: Settings, power: float) -> dict[str, Tensor]:
     floors = (WEIGHT / SCALE).floor()
     rest = WEIGHT / SCALE - floors
     v = -torch.log(1.2 / (rest + 0.1) - 1)
-    torch.testing.assert_close(rounded_up(v), rest)  # it begins at the float weight
+    torch.testing.assert_close(rounded_up(v), rest)  # it starts at the float weight
     v.requires_grad_()
     scale, output_scale = SCALE.clone().requires_grad_(), OUTPUT_SCALE.clone().requires_grad_()
-    fastest = 0.01 * SCALE.median().item()  # a hundredth of a step at most
+    fastest = 0.01 * SCALE.median().item()  # at most 1/100 of a step
     rates = [settings.rounding_rate, min(settings.scale_rate, fastest), settings.step_rate]
     optimizers = [torch.optim.Adam([values]) for values in (v, scale, output_scale)]
     for step, rows in zip(range(STEPS), minibatches(settings.batch_size), strict=False):
@@ -88,7 +88,7 @@ def in_full(settings: Settings, power: float) -> dict[str, Tensor]:
         output = torch.where(steps.round() > 15, 15.0, whole) * output_scale
         error = (output - TARGETS[rows]).abs() ** power
         loss = error.sum(1).mean()
-        if step >= STEPS / 5:  # then rounding counts
+        if step >= STEPS / 5:  # then rounding is penalized
             done = (step - STEPS / 5) / (STEPS - STEPS / 5)
             falling = (1 + math.cos(math.pi * done)) / 2 if settings.cosine else 1 - done
             strictness = 2 + 18 * falling
@@ -111,11 +111,11 @@ def in_full(settings: Settings, power: float) -> dict[str, Tensor]:
         ({"step_rate": 4e-3, "penalty": 0.02}, 2.4),
     ],
 )
-def test_learning_a_unit_is_the_plain_loop(settings: dict[str, Any], power: float) -> None:
+def test_learning_a_unit_equals_the_plain_loop(settings: dict[str, Any], power: float) -> None:
     wanted = Settings(batch_size=5, rounding_rate=0.05, **settings)
     sweep = Sweep(weights=True, steps=True, iterations=STEPS, inputs="float", power=power)
     found, expected = learned(wanted, sweep), in_full(wanted, power)
-    assert (expected["V"].detach().abs() > 2).sum() >= 5, "some roundings have decided"
+    assert (expected["V"].detach().abs() > 2).sum() >= 5, "some roundings are decided"
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-4, msg=name)
 
@@ -132,4 +132,4 @@ def test_minibatches_are_drawn_by_seed_and_unit(tiny_model: FloatModel, monkeypa
     for seed in (4, 5):
         adaround.quantize(tiny_model, images, adaround.Config(iterations=2, seed=seed, batch_size=4))
     assert {purpose[0] for purpose in seen} == {4, 5}
-    assert len(set(seen)) == len(seen), "every unit has a stream of its own"
+    assert len(set(seen)) == len(seen), "every unit has its own random stream"

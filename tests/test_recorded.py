@@ -1,4 +1,4 @@
-"""The book from records alone: nothing is computed, what is lacking is told, and all the rest is shown."""
+"""The book from records alone: nothing is computed, missing records are named, and all else is shown."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dghlib.storage.records import fingerprint, write_json
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
-    """Turn the mode on, with an empty folder of records; return what pages are given to show."""
+    """Turn the mode on, with an empty folder of records; return the list of what pages show."""
     displayed: list[Any] = []
     monkeypatch.setattr("IPython.display.display", displayed.append)
     monkeypatch.setattr(run, "PUBLISHED", tmp_path)
@@ -25,7 +25,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     return displayed
 
 
-def test_records_are_found_and_the_others_named(shown: list[Any], tmp_path: Path) -> None:
+def test_existing_records_are_found_and_missing_ones_named(shown: list[Any], tmp_path: Path) -> None:
     experiments = methods.table2("shapes", "smoke", models=["shapes_residual"], sources=["noise"], seeds=1)
     record = {"inputs": run.inputs_of(experiments[1]), "outputs": {"top1": 12.0}, "provenance": {}}
     write_json(tmp_path / "shapes" / f"{fingerprint(record['inputs'])}.json", record)
@@ -34,7 +34,7 @@ def test_records_are_found_and_the_others_named(shown: list[Any], tmp_path: Path
     assert f"<li>{experiments[2].title}</li>" in shown[0].data
 
 
-def test_float_networks_alone_are_no_results(shown: list[Any], tmp_path: Path) -> None:
+def test_records_of_float_networks_alone_are_no_results(shown: list[Any], tmp_path: Path) -> None:
     experiments = methods.table2("shapes", "smoke", models=["shapes_residual"], sources=["noise"], seeds=1)
     record = {"inputs": run.inputs_of(experiments[0]), "outputs": {"top1": 12.0}, "provenance": {}}
     write_json(tmp_path / "shapes" / f"{fingerprint(record['inputs'])}.json", record)
@@ -58,9 +58,9 @@ def notebook_of(path: Path, *cells: str) -> Path:
 STOPS = "class NotRecorded(RuntimeError): ...\nraise NotRecorded('no network')"
 
 
-def test_a_cell_that_would_compute_is_noted_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_would_compute_is_marked_and_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RECORDED_VARIABLE, "1")
-    begun = "from IPython.display import SVG, display\ndisplay(SVG('<svg></svg>'))"  # as of a figure without content
+    begun = "from IPython.display import SVG, display\ndisplay(SVG('<svg></svg>'))"  # like a figure without content
     cells = ["open('here.csv', 'w').close()", f"print('before')\n{begun}\n{STOPS}", "figure", "print('after')"]
     run_notebook(notebook_of(tmp_path / "in.ipynb", *cells), {}, tmp_path / "out" / "a.ipynb", progress=False)
     page = nbformat.read(tmp_path / "out" / "a.ipynb", as_version=4)
@@ -74,14 +74,14 @@ def test_a_cell_that_would_compute_is_noted_and_the_others_run(tmp_path: Path, m
     assert "page: made from records alone" in foot_line.source
 
 
-def test_another_error_is_a_failure_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RECORDED_VARIABLE, "1")
     notebook = notebook_of(tmp_path / "in.ipynb", STOPS, "1 / 0")
     with pytest.raises(NotebookError, match="ZeroDivisionError"):
         run_notebook(notebook, {}, tmp_path / "out" / "a.ipynb", progress=False)
 
 
-def test_chapters_do_without_files_that_no_notebook_wrote(tmp_path: Path) -> None:
+def test_chapters_are_built_without_missing_files_of_notebooks(tmp_path: Path) -> None:
     (tmp_path / "cost_dgh.csv").write_text("seconds\n1\n")
     there = "```{csv-table} Cost, on the machine of {doc}`../notebooks/sources`\n:file: ../notebooks/cost_dgh.csv\n```"
     gone = "```{figure} ../notebooks/images_dgh.png\n:alt: images\n```"

@@ -1,4 +1,4 @@
-"""Records: fingerprints that depend on inputs and nothing else, files that are whole or not there."""
+"""Records: fingerprints that depend only on inputs, and files that are complete or do not exist."""
 
 import dataclasses
 import errno
@@ -21,18 +21,18 @@ class Settings:
     bits: tuple[int, ...] = (4, 8)
 
 
-def test_fingerprint_depends_on_values_not_on_order_or_container():
+def test_fingerprints_depend_on_values_not_on_order_or_container():
     assert records.fingerprint({"a": 1, "b": (1, 2)}) == records.fingerprint({"b": [1, 2], "a": 1})
     assert records.fingerprint(Settings()) != records.fingerprint(Settings(steps=4))
     assert records.fingerprint({"a": 1}) != records.fingerprint({"a": 1.5})
 
 
-def test_fingerprints_stay_what_they_are():
-    # Changing this orphans every record that was ever written.
+def test_fingerprints_never_change():
+    # A change makes all existing records useless.
     assert records.fingerprint({"a": 1, "b": [1.5, None, "x"]}) == "51824779aebdb7de"
 
 
-def test_settings_that_came_later_leave_earlier_records_alone():
+def test_settings_added_later_keep_earlier_fingerprints():
     @dataclasses.dataclass(frozen=True)
     class Grown(Settings):
         turns: float = records.added_later(0.0)
@@ -41,11 +41,11 @@ def test_settings_that_came_later_leave_earlier_records_alone():
     assert records.fingerprint(Grown(scaled=False)) == records.fingerprint(Settings())
     assert records.fingerprint(Grown(scaled=False, turns=1.0)) != records.fingerprint(Settings())
     assert records.plain(Grown(turns=1.0))["turns"] == 1.0
-    assert records.plain(Grown())["scaled"] is True, "what it is now is not what it was before"
+    assert records.plain(Grown())["scaled"] is True, "the default now differs from the value before"
     assert records.always_recorded(Grown) == {"steps", "path", "bits"}
 
 
-def test_settings_that_came_later_and_are_on_by_default_say_so():
+def test_settings_added_later_and_on_by_default_are_recorded():
     @dataclasses.dataclass(frozen=True)
     class Grown(Settings):
         integers: bool = records.added_later(True, before=False)
@@ -55,12 +55,12 @@ def test_settings_that_came_later_and_are_on_by_default_say_so():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}])
-def test_what_json_cannot_hold_is_refused_by_name(value):
+def test_values_that_json_cannot_represent_are_refused_by_type(value):
     with pytest.raises(TypeError, match=type(value).__name__):
         records.plain({"x": value})
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path):
     target = tmp_path / "record.json"
     target.write_text("old")
 
@@ -75,7 +75,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("[enforce fail]\nin C++"), SafetensorError("I/O error")])
-def test_whatever_a_library_calls_a_full_disk_it_is_one_line_with_path_and_remedy(error, tmp_path):
+def test_full_disks_are_reported_with_path_and_remedy_whatever_the_error(error, tmp_path):
     def disk_full(path: Path) -> None:
         raise error
 
@@ -85,7 +85,7 @@ def test_whatever_a_library_calls_a_full_disk_it_is_one_line_with_path_and_remed
     assert not list(tmp_path.iterdir())
 
 
-def test_of_a_file_in_a_folder_the_folder_is_named_once(tmp_path):
+def test_the_folder_of_a_failed_file_is_named_once(tmp_path):
     def write(folder: Path) -> None:
         folder.mkdir()
         records.write_atomically(folder / "file", lambda path: exec('raise OSError(28, "No space left on device")'))
@@ -97,7 +97,7 @@ def test_of_a_file_in_a_folder_the_folder_is_named_once(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_has_its_name_once_it_is_complete(tmp_path):
+def test_a_folder_is_renamed_when_it_is_complete(tmp_path):
     def write(folder: Path) -> None:
         folder.mkdir()
         (folder / "1").touch()
@@ -122,7 +122,7 @@ def _sound_record(folder: Path) -> Path:
     return path
 
 
-def test_a_sound_record_is_read_back(tmp_path):
+def test_an_intact_record_is_read(tmp_path):
     record = records.read_record(_sound_record(tmp_path))
     assert record is not None
     assert record["outputs"] == {"top1": 1.0}
@@ -152,7 +152,7 @@ def test_provenance_names_the_processor_and_the_threads():
         lambda text: text.replace("1.0", "null"),
     ],
 )
-def test_a_corrupt_record_is_kept_aside_and_told(tmp_path, damage, caplog):
+def test_a_corrupt_record_is_set_aside_and_reported(tmp_path, damage, caplog):
     path = _sound_record(tmp_path)
     path.write_text(damage(path.read_text()))
     assert records.read_record(path) is None
@@ -165,7 +165,7 @@ def test_a_corrupt_record_is_kept_aside_and_told(tmp_path, damage, caplog):
     assert len(list(tmp_path.glob("*.corrupt*"))) == 2
 
 
-def test_a_record_says_of_which_code_it_is_and_whether_that_was_modified(tmp_path, monkeypatch):
+def test_a_record_names_its_commit_and_whether_code_was_modified(tmp_path, monkeypatch):
     code = tmp_path / "package" / "another_room" / "code.py"
     code.parent.mkdir(parents=True)
     code.write_text("x = 1\n")
@@ -176,7 +176,7 @@ def test_a_record_says_of_which_code_it_is_and_whether_that_was_modified(tmp_pat
     records.code_version.cache_clear()
     assert not records.provenance(0)["modified"]
     code.write_text("x = 2\n")
-    assert not records.provenance(0)["modified"]  # what runs is what was there when it was first asked
+    assert not records.provenance(0)["modified"]  # the code that runs is the code at the first call
     records.code_version.cache_clear()
     assert records.provenance(0)["modified"]
     records.code_version.cache_clear()
@@ -186,14 +186,14 @@ def test_a_missing_record_is_none(tmp_path):
     assert records.read_record(tmp_path / "0123456789abcdef.json") is None
 
 
-def test_json_is_stable(tmp_path):
+def test_json_text_is_reproducible(tmp_path):
     for name, value in {"a": {"y": 1, "x": 2}, "b": {"x": 2, "y": 1}}.items():
         records.write_json(tmp_path / name, value)
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
     assert json.loads((tmp_path / "a").read_text()) == {"x": 2, "y": 1}
 
 
-def test_what_is_written_can_be_read_by_those_who_read_other_files(tmp_path):
+def test_written_files_have_the_usual_permissions(tmp_path):
     usual, written = tmp_path / "usual", tmp_path / "written"
     usual.touch()
 

@@ -1,4 +1,4 @@
-"""The files around the library agree with each other and with it."""
+"""The files around the library are consistent with each other and with the library."""
 
 import ast
 import csv
@@ -98,7 +98,7 @@ def test_conda_installs_the_lock() -> None:
     assert packages[-1] == {"pip": ["--requirement requirements.lock"]}
 
 
-def test_citation_has_the_version_and_licence_of_the_package() -> None:
+def test_the_citation_has_the_version_and_licence_of_the_package() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == PYPROJECT["project"]["version"] == dghlib.__version__
     assert citation["license"] == PYPROJECT["project"]["license"]
@@ -113,7 +113,7 @@ def test_make_alone_lists_every_target() -> None:
     assert described == TARGETS == phony
 
 
-def test_the_readmes_table_is_what_was_recorded() -> None:
+def test_the_readmes_table_matches_the_records() -> None:
     lines = [line.split("|")[2:-1] for line in README.splitlines() if re.match(r"\|.*\|( \d+\.\d \|){6}$", line)]
     printed = [[float(number) for number in line] for line in lines]
     table = tables.accuracy(run.published(held("table2", "shapes")), bits=["W8A8", "W4A4"])
@@ -123,7 +123,7 @@ def test_the_readmes_table_is_what_was_recorded() -> None:
         assert line == [pytest.approx(float(mean.split()[0]), abs=0.051) for mean in row]
 
 
-def test_the_readmes_table_of_imagenet_is_what_was_recorded() -> None:
+def test_the_readmes_table_of_imagenet_matches_the_records() -> None:
     lines = [line.split("|")[2:-1] for line in README.splitlines() if re.match(r"\|[^|]*\|( \d+\.\d \|){3}$", line)]
     printed = [[float(number) for number in line] for line in lines]
     table = tables.accuracy(run.published(held("table2", "imagenet_lite"))).drop(index=list(tables.FEET))
@@ -132,7 +132,7 @@ def test_the_readmes_table_of_imagenet_is_what_was_recorded() -> None:
         assert line == [pytest.approx(float(mean.split()[0]), abs=0.051) for mean in row]
 
 
-def test_the_readmes_pictures_are_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_figures_match_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     image_figures.save_strips(run.published(held("gallery", "shapes")))
     shown = re.findall(r'src="(book/_static/(images_\w+\.png))"', README)
@@ -143,7 +143,7 @@ def test_the_readmes_pictures_are_what_was_recorded(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "book/index.md", ".ci/run"])
-def test_documents_name_targets_that_exist(document: str) -> None:
+def test_documents_name_existing_make_targets(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     commands = re.findall(r"(?:^|`|\$ |exec )make ([a-z ]+)", text, flags=re.MULTILINE)
     named = {target for command in commands for target in command.split()}
@@ -167,14 +167,14 @@ def test_the_book_lists_every_notebook_and_chapter() -> None:
         assert re.search(rf"(file|root): {name}$", toc, flags=re.MULTILINE), chapter
 
 
-def test_no_line_of_a_chapter_vanishes() -> None:
-    """To MyST a line that begins with % is a comment, in the middle of a paragraph too."""
+def test_no_line_of_a_chapter_starts_with_a_percent_sign() -> None:
+    """MyST reads such a line as a comment, even in the middle of a paragraph."""
     for chapter in (ROOT / "book").rglob("*.md"):
         assert re.findall(r"^%.*", chapter.read_text(encoding="utf-8"), flags=re.MULTILINE) == [], chapter.name
 
 
 def test_every_method_is_in_the_book() -> None:
-    """A page of ideas and images for each generator, and an entry in the library's pages for each method."""
+    """Each generator has a chapter with images, and each method has an entry in the pages of the library."""
     images, quantizers = ((ROOT / "book" / "library" / f"{name}.md").read_text() for name in ("images", "quantizers"))
     assert [name for name in GENERATORS if f"dghlib.generators.{name}.generate" not in images] == []
     assert [name for name in QUANTIZERS if f"dghlib.quantizers.{name}.quantize" not in quantizers] == []
@@ -182,8 +182,8 @@ def test_every_method_is_in_the_book() -> None:
     assert {name for name in GENERATORS if name not in ("dgh", "noise")} == pages
 
 
-def test_pages_of_committed_records_have_them_whatever_the_budget_of_the_book() -> None:
-    """They look them up by `recorded`: `budget` is overwritten with the book's own."""
+def test_pages_show_committed_records_at_any_budget_of_the_book() -> None:
+    """They use `recorded` to find them, since the book's budget replaces `budget`."""
     for path in NOTEBOOKS:
         for plan in re.findall(r"run\.published\((.*)\)", path.read_text(encoding="utf-8")):
             assert "recorded" in parameters_of(path), path.name
@@ -219,7 +219,7 @@ def test_notebooks_explain_their_parameters(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_what_a_notebook_saves_it_links(path: Path) -> None:
+def test_notebooks_link_the_files_that_they_save(path: Path) -> None:
     cells = nbformat.read(path, as_version=4).cells
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
@@ -232,7 +232,7 @@ def test_what_a_notebook_saves_it_links(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["datasets", "evaluation", "export", "models", "quantizers"])
-def test_the_api_pages_have_all_that_is_public(name: str) -> None:
+def test_the_api_pages_list_all_public_names(name: str) -> None:
     room = importlib.import_module(f"dghlib.{name}")
     pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "book/library").glob("*.md"))
     public = {name for name in room.__all__ if callable(getattr(room, name))}
@@ -252,7 +252,7 @@ def test_the_papers_numbers_are_complete(path: Path) -> None:
         assert re.match(rf"(DGH|GENIE|IntraQ supplement|GenQ|SynQ) Table {in_text}", row["source"])
 
 
-def test_the_readme_tree_is_the_tree() -> None:
+def test_the_readme_tree_matches_the_files() -> None:
     (tree,) = fenced(README, "text")
     listed = paths_of(tree)
     missing = [path for path in listed if not (ROOT / path).exists()]
@@ -263,7 +263,7 @@ def test_the_readme_tree_is_the_tree() -> None:
 
 
 def paths_of(tree: str) -> list[str]:
-    """Return the paths that an indented listing names: folders end with /, what follows two blanks is prose."""
+    """Return the paths in an indented listing: folders end with /, and text follows after 2 blanks."""
     folders: list[str] = []
     paths = []
     for line in tree.splitlines():
@@ -276,7 +276,7 @@ def paths_of(tree: str) -> list[str]:
     return paths
 
 
-def test_the_readme_commands_parse() -> None:
+def test_the_readme_commands_are_valid() -> None:
     commands = [line.split()[1:] for line in README.splitlines() if line.startswith("dgh ")]
     assert len(commands) >= 3
     for command in commands:
@@ -312,8 +312,8 @@ def test_the_readme_example_runs_as_written(
     assert {each.bits for each in namespace["quantized"].weight_quantizers().values()} == {4}
 
 
-def test_what_users_give_make_is_text_to_it_and_to_the_shell(tmp_path: Path) -> None:
-    """Recipes run in a shell, and make expands what looks like one of its functions."""
+def test_values_for_make_are_passed_as_plain_text(tmp_path: Path) -> None:
+    """Recipes run in a shell, and make expands texts that look like its functions."""
     (tmp_path / "dgh").write_text(f"#!{sys.executable}\nimport sys\nprint(*sys.argv[1:], sep='|')\n")
     (tmp_path / "dgh").chmod(0o755)
     for name in ("requirements.lock", "pyproject.toml", "ready"):

@@ -1,4 +1,4 @@
-"""Runs: found by fingerprint, resumed after kill -9, shared by two processes without double work."""
+"""Runs: found by fingerprint, resumed after kill -9, and shared by 2 processes without duplicate work."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from dghlib.storage.records import fingerprint
 
 SMOKE: dict[str, Any] = {"profile": "shapes", "budget": "smoke", "models": ["shapes_bottleneck"]}
 
-# Runs table 2 at the smoke budget, with outputs that cost nothing, and notes what it computes; after so many, it waits.
+# Runs table 2 at the smoke budget with invented outputs, logs what it computes, and waits after a number of runs.
 WORKER = """
 import os, signal, sys
 from pathlib import Path
@@ -58,7 +58,7 @@ def _log(folder: Path) -> list[str]:
     return (folder / "log").read_text().splitlines() if (folder / "log").exists() else []
 
 
-def test_a_plan_computes_records_that_say_what_they_are(tmp_path):
+def test_a_plan_computes_records_with_their_inputs(tmp_path):
     experiments = methods.table2(**SMOKE, sources=["noise", "dgh", "real"], seeds=2)
     records = run.run(experiments, results=tmp_path / "results", progress=False)
     assert len(records) == len(experiments) == 1 + 2 * 3 * 3
@@ -107,7 +107,7 @@ def test_damaged_images_are_generated_again(tmp_path, caplog):
     assert "not an image set" in caplog.text
 
 
-def test_kill_9_in_the_middle_of_a_plan_loses_one_experiment(tmp_path):
+def test_a_killed_plan_loses_only_one_experiment(tmp_path):
     process = _worker(tmp_path, waits_after=4)
 
     def done() -> dict[Path, int]:
@@ -122,15 +122,15 @@ def test_kill_9_in_the_middle_of_a_plan_loses_one_experiment(tmp_path):
     assert len(_log(tmp_path)) == len(methods.table2(**SMOKE))
 
 
-def test_what_earlier_starts_took_is_in_the_seconds_of_a_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(run.checkpoints, "elapsed", lambda path: 1000.0)  # as of a run that was stopped
+def test_seconds_of_interrupted_starts_are_in_the_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.checkpoints, "elapsed", lambda path: 1000.0)  # as from a stopped run
     (*_, experiment) = methods.table2(**SMOKE, sources=["dgh"], bits=["W8A8"], seeds=1)
     outputs = run.Workshop(tmp_path / "results").compute(experiment, wait=True)["outputs"]
     assert outputs["generation_seconds"] > 1000
     assert outputs["quantization_seconds"] > 1000
 
 
-def test_a_float_network_stays_where_others_find_it(tmp_path, monkeypatch):
+def test_a_float_network_stays_on_its_device(tmp_path, monkeypatch):
     tested = []
     monkeypatch.setattr(run.Workshop, "_quality", lambda self, experiment, model, net: tested.append(net))
     (experiment,) = methods.table2(**SMOKE, sources=[], seeds=1)
@@ -139,7 +139,7 @@ def test_a_float_network_stays_where_others_find_it(tmp_path, monkeypatch):
     assert {weight.device.type for weight in run.load_model(experiment.model).net.parameters()} == {"cpu"}
 
 
-def test_two_processes_share_a_folder_and_do_nothing_twice(tmp_path):
+def test_two_processes_share_a_folder_without_duplicate_work(tmp_path):
     workers = [_worker(tmp_path), _worker(tmp_path)]
     assert [worker.wait() for worker in workers] == [0, 0]
     assert max(Counter(_log(tmp_path)).values()) == 1
@@ -165,13 +165,13 @@ def test_fingerprints_depend_on_settings_and_method_versions(monkeypatch):
         ({"sources": ["zerok"]}, "did you mean 'zeroq'"),
     ],
 )
-def test_unknown_names_are_answered_with_the_nearest(arguments, message):
+def test_unknown_names_suggest_the_nearest(arguments, message):
     with pytest.raises(UnknownName, match=message):
         methods.table2(**SMOKE | arguments)
 
 
 @pytest.mark.parametrize("bits", ["48", "W4", "4A8", "WxA8"])
-def test_bits_that_cannot_be_read_are_refused(bits):
+def test_malformed_bits_are_refused(bits):
     with pytest.raises(ValueError, match=f"bits must look like W8A8 or W4A8, got '{bits}'"):
         parse_bits(bits)
 
@@ -185,7 +185,7 @@ def test_every_quantizer_runs_in_a_plan(tmp_path):
     assert not list(tmp_path.rglob("*.checkpoint"))
 
 
-def test_a_checkpoint_lasts_until_the_record_is_on_the_disk(tmp_path, monkeypatch):
+def test_a_checkpoint_is_kept_until_the_record_is_written(tmp_path, monkeypatch):
     options: dict[str, Any] = {
         "methods": ["brecq"],
         "bits": ["W4A4"],
@@ -206,8 +206,8 @@ def test_a_checkpoint_lasts_until_the_record_is_on_the_disk(tmp_path, monkeypatc
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_short_runs_have_rates_to_match():
-    """A rounding's way is rate times steps; published: 0.001 times 20 000."""
+def test_short_runs_have_higher_rates():
+    """A rounding can move by rate times steps; published values: 0.001 times 20 000."""
     paper, short = BUDGETS["paper"], BUDGETS["standard"]
     assert quantizer_config("brecq", "W4A4", paper) == QUANTIZERS["brecq"].Config(integer_biases=False)
     config = quantizer_config("brecq", "W2A4", short, bits="academic")
@@ -216,8 +216,8 @@ def test_short_runs_have_rates_to_match():
     assert config.step_iterations == config.iterations / 4
 
 
-def test_fine_tuning_has_its_part_of_a_budget():
-    """At the same rate: a step that is stable in a long run is so in a short one."""
+def test_fine_tuning_uses_its_share_of_a_budget():
+    """The rate stays the same: a step that is stable in a long run is also stable in a short one."""
     paper, quick = BUDGETS["paper"], BUDGETS["quick"]
     assert quantizer_config("lsq", "W4A4", paper) == QUANTIZERS["lsq"].Config(integer_biases=False)
     short = quantizer_config("genq_qat", "W3A3", quick, bits="academic")
@@ -227,7 +227,7 @@ def test_fine_tuning_has_its_part_of_a_budget():
     assert short.of_start() == start
 
 
-def test_images_of_another_network(tmp_path):
+def test_images_of_another_network_calibrate_a_network(tmp_path):
     both = ["shapes_residual", "shapes_bottleneck"]
     experiments = transfer("shapes", "smoke", sources=["zeroq"], seeds=1, models=both)
     calibrated = {(experiment.model, experiment.maker): experiment for experiment in experiments if experiment.source}
@@ -240,10 +240,10 @@ def test_images_of_another_network(tmp_path):
     assert torch.equal(workshop.images(lent)[0], workshop.images(own_set)[0])
     assert not torch.equal(workshop.images(lent)[0], workshop.images(of_itself)[0])
     assert run.inputs_of(lent)["images"]["model"]["name"] == both[0]
-    assert "model" not in run.inputs_of(of_itself)["images"], "or the records that there are would not be found"
+    assert "model" not in run.inputs_of(of_itself)["images"], "otherwise existing records would not be found"
 
 
-def test_images_of_another_network_look_the_same_to_the_borrower():
+def test_images_of_another_network_are_the_same_pixels():
     maker = run.load_model("shapes_residual")
     borrower = dataclasses.replace(maker, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)

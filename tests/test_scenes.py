@@ -1,4 +1,4 @@
-"""The benchmark for detection, and images with annotations of any origin."""
+"""The benchmark for detection, and annotated images from any source."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def test_scenes_have_the_promised_form() -> None:
         assert set(target["labels"].tolist()) <= set(range(1, 7))
 
 
-def test_a_scene_is_always_the_same_and_in_one_split() -> None:
+def test_scenes_are_reproducible_and_in_one_split() -> None:
     few, many, others = (
         scenes.detection("train", 3),
         scenes.detection("train", 5),
@@ -36,7 +36,7 @@ def test_a_scene_is_always_the_same_and_in_one_split() -> None:
     assert not torch.as_tensor(few.images).equal(torch.as_tensor(others.images))
 
 
-def test_a_box_lies_tight_around_its_object() -> None:
+def test_a_box_encloses_its_object_tightly() -> None:
     disc = scenes.DrawnObject(
         outline="disc", texture="striped", centre=(30.0, 20.0), radius=10.0, angle=0.3, period=4.0,
         colours=np.ones((2, 3)),
@@ -54,7 +54,7 @@ def annotations(boxes: list[dict], image_count: int = 2) -> dict:
     }
 
 
-def test_crowds_and_flat_boxes_are_no_targets() -> None:
+def test_crowds_and_flat_boxes_are_not_targets() -> None:
     boxes = [
         {"image_id": 10, "bbox": [1, 2, 3, 4]},
         {"image_id": 10, "bbox": [1, 2, 3, 4], "iscrowd": 1},
@@ -74,7 +74,7 @@ def test_crowds_and_flat_boxes_are_no_targets() -> None:
         ({"image_id": 10, "bbox": [0, 0, 1]}, "not x, y, w, h"),
     ],
 )
-def test_annotations_that_do_not_fit_are_refused(box: dict, message: str) -> None:
+def test_wrong_annotations_are_refused(box: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AnnotatedImages(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), annotations([box]))
 
@@ -87,7 +87,7 @@ def test_images_and_their_descriptions_must_agree_in_number() -> None:
 
 
 def write_coco(folder: Path, modes: list[str | None]) -> None:
-    """Write the public archives in little: one photograph for each of PIL's modes, or none."""
+    """Write small public archives: 1 photograph for each of PIL's modes, or none."""
     (folder / "coco").mkdir()
     described = annotations([{"image_id": 10, "bbox": [0, 0, 4, 4], "area": 16}], len(modes))
     with zipfile.ZipFile(folder / "coco/annotations_trainval2017.zip", "w") as archive:
@@ -106,14 +106,14 @@ def test_coco_is_read_from_its_archives(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys.modules["dghlib.datasets.coco"], "CALIBRATION_IMAGES", 1)
     write_coco(tmp_path, ["RGB", "L", "RGBA", None, "RGB"])
     data = load_annotated("coco", "test")
-    assert [data.images[k].shape for k in range(3)] == [(3, 8, 12), (3, 9, 12), (3, 10, 12)]  # grey and RGBA, too
+    assert [data.images[k].shape for k in range(3)] == [(3, 8, 12), (3, 9, 12), (3, 10, 12)]  # also grey and RGBA
     assert data.target(0)["labels"].tolist() == [3]
     with pytest.raises(FileNotFoundError, match=r"lacks the image val2017/3\.jpg"):
         data.images[3]
     assert load_annotated("coco", "train").image_ids == [14]
 
 
-def test_where_coco_is_missing_the_command_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_coco_is_reported_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DATA_DIR_VARIABLE, str(tmp_path))
     with pytest.raises(MissingAsset, match="dgh data coco"):
         load_annotated("coco", "test")

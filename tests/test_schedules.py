@@ -1,30 +1,30 @@
-"""Schedules of the generators, alone, against rates by hand."""
+"""Schedules of the generators, compared with rates by hand."""
 
 import pytest
 
 from dghlib.generators.schedules import PlateauWithReset, in_proportion
 
 
-def test_the_rate_halves_after_more_than_patience_steps_without_a_better_loss_and_then_forgets() -> None:
+def test_the_rate_halves_after_patience_is_exceeded_and_the_best_loss_is_reset() -> None:
     schedule = PlateauWithReset(8.0, patience=2)
     losses = [1.0, 0.5, 0.5, 0.5, 0.5, 0.9, 0.9, 0.9, 0.9]
     rates = []
     for loss in losses:
         schedule.step(loss)
         rates.append(schedule.learning_rate)
-    # 0.5 is better once; the third step without a better one halves. Then 0.9 is the first loss of all, hence the best.
+    # 0.5 is better once; the third step without a better loss halves the rate. Then 0.9 is the first, so the best.
     assert rates == [8, 8, 8, 8, 4, 4, 4, 4, 2]
 
 
 @pytest.mark.parametrize(("loss", "counts"), [(0.9999, False), (0.9998, True)])
-def test_a_better_loss_is_better_by_a_part_of_itself(loss: float, counts: bool) -> None:
+def test_a_better_loss_is_smaller_by_a_relative_threshold(loss: float, counts: bool) -> None:
     schedule = PlateauWithReset(8.0, patience=1)
     schedule.step(1.0)
     schedule.step(loss)
     assert (schedule.bad_steps == 0) == counts
 
 
-def test_negative_losses_get_better_as_they_fall_and_the_rate_has_an_end() -> None:
+def test_negative_losses_improve_as_they_fall_and_the_rate_has_a_minimum() -> None:
     schedule = PlateauWithReset(1.0, patience=0, minimum=0.3)
     for loss in (-1.0, -2.0, -3.0):
         schedule.step(loss)
@@ -43,5 +43,5 @@ def test_a_restored_schedule_continues_where_it_was() -> None:
     assert second.learning_rate == 4
 
 
-def test_stretches_are_in_proportion_and_at_least_one_step() -> None:
+def test_stages_are_proportional_and_at_least_one_step() -> None:
     assert [in_proportion(100, steps, 500) for steps in (500, 250, 10, 1)] == [100, 50, 2, 1]

@@ -1,4 +1,4 @@
-"""Seeds: streams depend on the seed and on every part of what they are for, and stay what they are."""
+"""Seeds: streams depend on the seed and on every part of their purpose, and never change."""
 
 import torch
 
@@ -18,13 +18,13 @@ def test_every_part_of_a_purpose_changes_the_seed() -> None:
     assert len(seeds) == 7
 
 
-def test_seeds_stay_what_they_are() -> None:
-    # Changing this makes other images of every seed, under the names of those that there are.
+def test_seeds_never_change() -> None:
+    # A change would give other images for every seed, under the names of existing ones.
     assert derived_seed(7, "dgh", "images", 3) == 3627426427004924688
     assert torch.rand(1, generator=stream(7, "dgh")).item() == torch.rand(1, generator=stream(7, "dgh")).item()
 
 
-def test_the_caller_is_not_disturbed() -> None:
+def test_the_callers_random_state_is_unchanged() -> None:
     state = torch.get_rng_state()
     torch.rand(3, generator=stream(0, "test"))
     assert torch.equal(state, torch.get_rng_state())

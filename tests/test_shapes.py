@@ -1,4 +1,4 @@
-"""The embedded benchmark: what is drawn, and that it is always the same."""
+"""The embedded benchmark: its images, and that they are reproducible."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def test_images_have_the_promised_form() -> None:
     assert data.classes[int(data.labels[17])] == "striped star"
 
 
-def test_the_same_images_are_drawn_again() -> None:
+def test_images_are_reproducible() -> None:
     first, second = shapes.classification("test", 60), shapes.classification("test", 60)
     assert first.images.equal(second.images)
 
@@ -78,14 +78,14 @@ def test_no_images_is_an_error(num_images: int) -> None:
 
 
 @pytest.mark.parametrize("outline", OUTLINES)
-def test_an_outline_lies_within_reach(outline: str) -> None:
+def test_an_outline_has_its_radius_and_area(outline: str) -> None:
     inside = OUTLINES[outline](X, Y)
     assert np.hypot(X, Y)[inside].max() < drawing.REACH
-    assert 1.2 < inside.mean() * 16 < 2.5  # its area: no outline is a speck beside the others
+    assert 1.2 < inside.mean() * 16 < 2.5  # its area: no outline is much smaller than the others
 
 
-def test_outlines_differ_even_when_turned() -> None:
-    # The share of ink at every distance from the centre does not change with a turn.
+def test_outlines_differ_in_any_orientation() -> None:
+    # The share of ink at every distance from the centre does not depend on the orientation.
     distance = np.hypot(X, Y)
     rings = [(distance >= start) & (distance < start + 0.1) for start in np.arange(0, 1.2, 0.1)]
     profiles = [[region(X, Y)[ring].mean() for ring in rings] for region in OUTLINES.values()]
@@ -97,7 +97,7 @@ def test_outlines_differ_even_when_turned() -> None:
 def test_a_texture_shows_both_colours(texture: str) -> None:
     pattern = TEXTURES[texture](X, Y)
     assert 0.3 < pattern.mean() < 0.7
-    assert (pattern == TEXTURES[texture](X + 1, Y)).mean() > 0.99  # one repeat per unit
+    assert (pattern == TEXTURES[texture](X + 1, Y)).mean() > 0.99  # 1 period per unit
 
 
 def test_an_object_covers_its_area() -> None:
@@ -118,12 +118,12 @@ def test_an_arrow_points_right_until_it_is_turned() -> None:
     np.testing.assert_allclose(down, across, atol=1)
 
 
-def test_turning_keeps_the_area() -> None:
+def test_rotation_keeps_the_area() -> None:
     assert painted(angle=np.pi / 4).sum() == pytest.approx(painted().sum(), rel=0.06)
 
 
 @pytest.mark.parametrize("outline", OUTLINES)
-def test_nothing_is_cut_off_inside_the_image(outline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_inside_the_image_are_not_cropped(outline: str, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: dict[str, Any] = {"outline": outline, "size": 24, "centre": (11.9, 12.6), "radius": 8.9, "angle": 0.8}
     image = painted(**looks)
     monkeypatch.setattr(drawing, "REACH", 5)
@@ -136,16 +136,16 @@ def test_both_colours_of_a_texture_are_painted() -> None:
 
 
 @pytest.mark.parametrize("centre", [(-40.0, 8.0), (8.0, 99.0)])
-def test_an_object_outside_the_image_leaves_no_trace(centre: tuple[float, float]) -> None:
+def test_an_object_outside_the_image_is_not_drawn(centre: tuple[float, float]) -> None:
     assert painted(centre=centre).sum() == 0
 
 
-def test_an_object_is_cut_at_the_border() -> None:
+def test_an_object_is_cropped_at_the_border() -> None:
     whole, half = painted(), painted(centre=(0.0, 8.0))
     assert half.sum() == pytest.approx(whole.sum() / 2, rel=0.1)
 
 
-def test_plain_drawings_show_one_object_and_are_in_no_split() -> None:
+def test_plain_drawings_show_one_object_and_belong_to_no_split() -> None:
     plain = shapes.plain_drawings(2)
     assert plain.labels.tolist() == [0, 1]
     assert torch.equal(plain.images[:1], shapes.plain_drawings(1).images)

@@ -1,4 +1,4 @@
-"""Images of every source: what a budget means for each, and what they cost."""
+"""Images of every source: their settings at each budget, and their cost."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ from dghlib.showing.tables import TITLES
 from dghlib.storage.records import plain
 
 
-def test_a_budget_for_fewer_images_is_in_proportion() -> None:
+def test_budgets_are_proportional_to_the_number_of_images() -> None:
     assert observations.budget_for("shapes", "quick") == BUDGETS["quick"]
     few = observations.budget_for("shapes", "quick", 32)
     assert (few.num_images, few.batch_size, few.steps) == (32, 32, BUDGETS["quick"].steps)
@@ -39,18 +39,18 @@ def test_intraq_has_several_batches(budget: str) -> None:
 
 @pytest.mark.parametrize("budget", EQUAL)
 @pytest.mark.parametrize("name", ITERATIVE)
-def test_short_budgets_give_all_methods_as_many_steps(budget: str, name: str) -> None:
+def test_short_budgets_give_all_methods_equal_steps(budget: str, name: str) -> None:
     spend, default = BUDGETS[budget], GENERATORS[name].PRESETS["default"]
     config = parts.source_config(name, spend, 3, "cifar10_resnet20")
     assert (config.num_images, config.steps, config.seed) == (spend.num_images, spend.steps, 3)
     assert name == "intraq" or config.batch_size == spend.batch_size
-    assert not getattr(config, "scaled_schedule", False), "or the records that there are would not be found"
+    assert not getattr(config, "scaled_schedule", False), "otherwise existing records would not be found"
     spent = ("num_images", "steps", "batch_size", "seed", "scaled_schedule")
     same = {key: getattr(default, key) for key in spent if hasattr(default, key)}
     assert dataclasses.replace(config, **same) == default
 
 
-# Steps and images in a batch of each method's authors, on CIFAR-10.
+# Steps and batch sizes of each method's authors, on CIFAR-10.
 OF_AUTHORS = {
     "zeroq": (500, 64),
     "intraq": (1000, 256),
@@ -62,7 +62,7 @@ OF_AUTHORS = {
 
 
 @pytest.mark.parametrize("name", OF_AUTHORS)
-def test_the_papers_budget_is_what_each_methods_authors_spend(name: str) -> None:
+def test_the_papers_budget_has_the_settings_of_each_methods_authors(name: str) -> None:
     config = parts.source_config(name, BUDGETS["paper"], 3, "cifar10_resnet20")
     assert (config.num_images, config.seed) == (1024, 3)
     assert (config.steps, config.batch_size) == OF_AUTHORS[name]
@@ -71,7 +71,7 @@ def test_the_papers_budget_is_what_each_methods_authors_spend(name: str) -> None
     assert half == dataclasses.replace(config, steps=round(config.steps / 2))
 
 
-def test_with_a_share_methods_have_their_settings_for_the_network_or_its_data() -> None:
+def test_at_the_papers_budget_methods_use_presets_of_the_network_or_data() -> None:
     def settings(source: str, model: str) -> dict[str, object]:
         return vars(parts.source_config(source, BUDGETS["paper"], 0, model)) | {"num_images": 0}
 
@@ -84,13 +84,13 @@ def test_with_a_share_methods_have_their_settings_for_the_network_or_its_data() 
         assert settings("intraq", model) == preset("intraq", "imagenet")
     assert settings("intraq", "shapes_residual") == preset("intraq", "default")
     of_data = parts.source_config("deep_inversion", BUDGETS["paper"], 0, "cifar10_resnet20")
-    assert changed_settings("deep_inversion", plain(of_data)) == {}, "or it would be taken for an ablation"
+    assert changed_settings("deep_inversion", plain(of_data)) == {}, "otherwise it would be treated as an ablation"
     others = dataclasses.replace(of_data, jitter=3)
     assert changed_settings("deep_inversion", plain(others))["jitter"] == 3
 
 
 @pytest.mark.parametrize("method", ["brecq", "qdrop"])
-def test_with_a_share_learners_have_their_settings_for_depthwise_networks(method: str) -> None:
+def test_at_the_papers_budget_learners_use_settings_for_depthwise_networks(method: str) -> None:
     def penalty(model: str, budget: str) -> float:
         spend = BUDGETS[budget]
         config = parts.source_config("dgh", spend, 0, model)
@@ -102,7 +102,7 @@ def test_with_a_share_learners_have_their_settings_for_depthwise_networks(method
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_no_budget_asks_for_more_denoising_than_the_pipeline(budget: str) -> None:
+def test_no_budget_exceeds_the_pipelines_denoising_steps(budget: str) -> None:
     spend, default = BUDGETS[budget], GENERATORS["genq"].PRESETS["default"]
     config = parts.source_config("genq", spend, 3, "shapes_residual")
     assert (config.num_images, config.seed) == (spend.num_images, 3)
@@ -110,7 +110,7 @@ def test_no_budget_asks_for_more_denoising_than_the_pipeline(budget: str) -> Non
     assert config.denoising_steps == min(default.denoising_steps, fewest)
 
 
-def test_genq_is_a_source_where_there_is_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_genq_is_a_source_if_there_is_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PIPELINES", {"shapes": tmp_path})
     drawn = parts.every_source("shapes")
     assert "genq" in drawn
@@ -118,7 +118,7 @@ def test_genq_is_a_source_where_there_is_a_pipeline(tmp_path: Path, monkeypatch:
     assert not set(FOR_TRANSFORMERS) & set(drawn)
 
 
-def test_the_speeds_of_methods_have_no_cell_that_is_no_number() -> None:
+def test_the_table_of_speeds_contains_no_nan() -> None:
     table = speed.methods_table(speed.benchmark("generators"))
     assert set(table.index.get_level_values("method")) >= {"DGH", "GENIE"}
     cells = table.to_numpy().flatten().tolist()
@@ -132,7 +132,7 @@ def _record(source: str, steps: int | None, seconds: float, **settings: int) -> 
     return {"inputs": inputs, "outputs": {"generation_seconds": seconds}}
 
 
-def test_what_images_cost_is_beside_what_they_are_worth() -> None:
+def test_costs_of_images_are_listed_with_their_accuracy() -> None:
     records = [
         _record("genie_d", 80, 10.0),
         _record("genie_d", 80, 30.0),
@@ -148,7 +148,7 @@ def test_what_images_cost_is_beside_what_they_are_worth() -> None:
     assert "no records" in sources.spent(records[-2:]).columns
 
 
-def test_the_chapter_says_what_authors_spend_as_the_code_has_it() -> None:
+def test_the_chapter_lists_the_settings_of_the_code() -> None:
     text = (Path(__file__).parents[1] / "book" / "methods.md").read_text(encoding="utf-8")
     for name, (steps, batch_size) in OF_AUTHORS.items():
         (row,) = re.findall(rf"^\| {TITLES[name]} \| (\d.*?) \| ([\d ]+)", text, flags=re.MULTILINE)
@@ -158,7 +158,7 @@ def test_the_chapter_says_what_authors_spend_as_the_code_has_it() -> None:
         assert re.search(rf"^\| {row} \|.*{method.STEPS}.*{method.PATIENCE} steps", text, flags=re.MULTILINE), row
 
 
-def test_a_setting_that_a_record_lacks_is_named_with_what_it_was_before() -> None:
+def test_missing_settings_of_a_record_have_their_earlier_values() -> None:
     config = plain(dgh.Config(relative=False))
     assert "relative" not in config
     assert changed_settings("dgh", config) == {"relative": False}

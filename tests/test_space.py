@@ -1,4 +1,4 @@
-"""Images for any space: networks that take pixels as they are get those of their twin with a mean and a std."""
+"""Images for any space: networks that take unnormalised pixels get the images of their normalised twin."""
 
 from dataclasses import replace
 
@@ -8,12 +8,12 @@ from conftest import make_tiny_model, make_tiny_transformer
 from torch import Tensor, nn
 
 from dghlib.generators import FOR_TRANSFORMERS, GENERATORS, deep_inversion
-from dghlib.generators.space import COLOUR_MEAN, COLOUR_STD, brought_over, is_normalised, working_twin
 from dghlib.images import per_channel
 from dghlib.models import FloatModel
+from dghlib.synthesis.space import COLOUR_MEAN, COLOUR_STD, brought_over, is_normalised, working_twin
 
 BUDGET = {"num_images": 6, "batch_size": 4, "steps": 8}
-IN_PIXELS = [name for name in GENERATORS if name != "genq"]  # GenQ draws pixels, whatever the network takes
+IN_PIXELS = [name for name in GENERATORS if name != "genq"]  # GenQ makes pixels, whatever the network takes
 
 
 class NormalisesItself(nn.Module):
@@ -48,7 +48,7 @@ def test_networks_that_take_pixels_get_the_images_of_their_twin(name: str) -> No
         torch.testing.assert_close(_pixels(name, _taking_pixels(model, white)), expected, rtol=0, atol=5e-4)
 
 
-def test_adaptive_images_are_those_of_the_twins_of_both_networks() -> None:
+def test_adaptive_images_equal_those_of_both_twins() -> None:
     model, student = (replace(make_tiny_model(seed), mean=COLOUR_MEAN, std=COLOUR_STD) for seed in (0, 1))
     config = replace(deep_inversion.PRESETS["adi"], num_images=4, batch_size=4, steps=8)
     expected = deep_inversion.generate(model, config, progress=False, student=student)
@@ -70,7 +70,7 @@ def test_adaptive_images_are_those_of_the_twins_of_both_networks() -> None:
         ((0.42,) * 3, (0.26,) * 3),
     ],
 )
-def test_a_space_of_normalised_images_is_left_as_it_is(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def test_a_space_of_normalised_images_is_unchanged(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     assert is_normalised(mean, std)
     model = replace(make_tiny_model(), image_shape=(len(mean), 8, 8), mean=mean, std=std)
     assert working_twin(model) is model
@@ -82,7 +82,7 @@ def test_a_space_of_normalised_images_is_left_as_it_is(mean: tuple[float, ...], 
     ("mean", "std"),
     [((0.0,), (1.0,)), ((0.0,), (1 / 255,)), ((0.5,), (1.0,)), ((0.45, 0.45), (0.2, 1.0)), ((0.5,), (1 / 255,))],
 )
-def test_in_other_spaces_the_network_sees_the_same_pixels_through_its_twin(
+def test_in_other_spaces_the_twin_gives_the_network_the_same_pixels(
     mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
     model = FloatModel(name="sees", net=nn.Identity(), image_shape=(len(mean), 2, 2), mean=mean, std=std)

@@ -1,7 +1,7 @@
-"""Generators that move images, as their papers and authors' code write them: plain loops, one layer after the other.
+"""Generators that optimize images, as their papers and authors' code describe them: plain loops, one layer at a time.
 
-Each loop is the specification of a module, which does the same in another, faster way: the images have to agree. What
-is random is drawn from streams that are named here, in an order that is the loop's.
+Each loop is the specification of a module, which does the same in a faster way: the images must agree. Random numbers
+are drawn from streams that are named here, in the order of the loop.
 """
 
 import math
@@ -20,8 +20,8 @@ from dghlib.generators import deep_inversion, intraq, psaq_vit, zeroq
 from dghlib.models import FloatModel
 from dghlib.seeds import stream
 
-# ZeroQ: each image alone; standard deviations; sums over channels and layers, the image itself among them; a mean over
-# the images of a batch, which share the learning rate alone.
+# ZeroQ: each image alone; standard deviations; sums over channels and layers, of which the image is one; a mean over
+# the images of a batch, which share only the learning rate.
 
 
 def zeroq_in_full(model: FloatModel, config: zeroq.Config) -> tuple[Tensor, list[float]]:
@@ -54,7 +54,7 @@ def zeroq_loss(net: nn.Module, image: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-def test_zeroq_is_its_plain_loop(scaled: bool, tiny_model: FloatModel) -> None:
+def test_zeroq_equals_its_plain_loop(scaled: bool, tiny_model: FloatModel) -> None:
     config = zeroq.Config(num_images=5, batch_size=3, steps=10, learning_rate=3.0, seed=3, scaled_schedule=scaled)
     expected, rates = zeroq_in_full(tiny_model, config)
     assert (min(rates) < config.learning_rate) == scaled, "the schedule was at work"
@@ -95,7 +95,7 @@ def intraq_in_full(model: FloatModel, config: intraq.Config) -> tuple[Tensor, li
 
 
 def feature(net: nn.Module, images: Tensor) -> Tensor:
-    """Return what the last linear layer is given."""
+    """Return the input of the last linear layer."""
     given: list[Tensor] = []
     hook = net.get_submodule("linear").register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     net(images)
@@ -129,7 +129,7 @@ def intraq_loss(
 
 
 def cropped(batch: Tensor, config: intraq.Config, draws: torch.Generator) -> Tensor:
-    """Return the batch, or, half the time, a window of each image at full size, half of them mirrored."""
+    """Return the batch or, half the time, a window of each image at full size, half of the windows mirrored."""
     count, size = len(batch), 8
     if torch.rand((), generator=draws) >= 0.5:
         return batch
@@ -154,7 +154,7 @@ def cropped(batch: Tensor, config: intraq.Config, draws: torch.Generator) -> Ten
     return torch.cat(windows)
 
 
-def test_intraq_is_its_plain_loop(tiny_model: FloatModel) -> None:
+def test_intraq_equals_its_plain_loop(tiny_model: FloatModel) -> None:
     config = intraq.Config(
         num_images=20, batch_size=8, steps=20, seed=3, soft_target=0.3, nearest=0.2, farthest=0.4, crop_area=0.3
     )
@@ -232,15 +232,15 @@ def variation(images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("competition", [0.0, 0.2])
-def test_deep_inversion_is_its_plain_loop(competition: float, tiny_model: FloatModel) -> None:
+def test_deep_inversion_equals_its_plain_loop(competition: float, tiny_model: FloatModel) -> None:
     config = deep_inversion.Config(num_images=7, batch_size=4, steps=40, seed=3, competition_weight=competition)
     student = make_tiny_model(seed=1) if competition else None
     expected = inverted_in_full(tiny_model, config, student.net if student else None)
     same(deep_inversion.generate(tiny_model, config, progress=False, student=student), expected)
 
 
-# PSAQ-ViT: the entropy of the similarities of patches, summed over the attentions; cross entropy; variation drawn to a
-# target. The rate begins again in the second half, in which shifts are twice as far.
+# PSAQ-ViT: the entropy of the similarities of patches, summed over the attentions; cross entropy; variation near a
+# target. The rate starts again in the second half, in which shifts are twice as far.
 
 
 def psaq_in_full(model: FloatModel, config: psaq_vit.Config) -> Tensor:
@@ -284,7 +284,7 @@ def psaq_terms(
 
 
 def mixed_patches(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
-    """Return what an attention makes of the patches, (N, P, D), as a mean over its heads, without the class token."""
+    """Return the mixed patches of an attention, (N, P, D), as a mean over its heads, without the class token."""
     queries, keys, values = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=2)
     size = queries.shape[2] // attention.num_heads
     mixed = []
@@ -295,7 +295,7 @@ def mixed_patches(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
 
 
 def entropy(patches: Tensor) -> Tensor:
-    """Return the entropy of the similarities of all pairs, at ten points from the least to the greatest, averaged."""
+    """Return the mean entropy of the similarities of all pairs, at 10 points from the least to the greatest."""
     similarities = F.cosine_similarity(patches[:, :, None], patches[:, None], dim=3).flatten(1)
     points = torch.linspace(similarities.min().item(), similarities.max().item(), 10)
     total = torch.zeros(())
@@ -308,9 +308,9 @@ def entropy(patches: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("class_weight", "variation_weight"), [(1.0, 0.05), (0.0, 0.0)])
-def test_psaq_vit_is_its_plain_loop(class_weight: float, variation_weight: float) -> None:
+def test_psaq_vit_equals_its_plain_loop(class_weight: float, variation_weight: float) -> None:
     model = make_tiny_transformer(image_size=16)
     weights = {"class_weight": class_weight, "variation_weight": variation_weight}
     config = replace(psaq_vit.Config(num_images=5, batch_size=3, steps=12, seed=3), **weights)  # type: ignore[arg-type]
-    # Adam moves a pixel by its rate, 0.2, also where the gradient is hardly more than rounding.
+    # Adam moves a pixel by its rate, 0.2, even if the gradient is little more than a rounding error.
     same(psaq_vit.generate(model, config, progress=False), psaq_in_full(model, config), atol=0.02)

@@ -1,6 +1,6 @@
-"""Generators with a network that makes the images, as their papers and authors' code write them: plain loops.
+"""Generators with a network that makes the images, as their papers and authors' code describe them: plain loops.
 
-Each loop is the specification of a module, which does the same in another way: the images have to agree.
+Each loop is the specification of a module, which does the same in a faster way: the images must agree.
 """
 
 import math
@@ -49,8 +49,8 @@ def strided_model() -> FloatModel:
     return FloatModel(name="strided", net=net.eval(), image_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
-# GENIE: a network that makes the batch; standard deviations; means over channels, sums over layers; each image with
-# mean 0 and deviation 1; what strided convolutions read is shifted.
+# GENIE: a network makes the batch; standard deviations; means over channels, sums over layers; each image has
+# mean 0 and deviation 1; inputs of strided convolutions are shifted.
 
 
 def genie_in_full(model: FloatModel, config: genie_d.Config) -> tuple[Tensor, set[float], set[float]]:
@@ -94,7 +94,7 @@ def drawn_from(build: Any, *arguments: Any, seed: tuple[Any, ...]) -> Any:
 
 
 def genie_network(latent_size: int) -> nn.Module:
-    """Return the generator network for images (3, 8, 8), of which it begins at a quarter."""
+    """Return the generator network for images (3, 8, 8), which starts at a quarter of this size."""
     return nn.Sequential(
         nn.Linear(latent_size, 128 * 2 * 2),
         nn.Unflatten(1, (128, 2, 2)),
@@ -131,7 +131,7 @@ def genie_loss(net: nn.Module, images: Tensor) -> Tensor:
     return loss
 
 
-def test_genie_is_its_plain_loop(strided_model: FloatModel) -> None:
+def test_genie_equals_its_plain_loop(strided_model: FloatModel) -> None:
     config = genie_d.Config(num_images=11, batch_size=6, steps=80, latent_size=7, seed=3)
     expected, rates, latent_rates = genie_in_full(strided_model, config)
     assert len(rates) == 40
@@ -139,8 +139,8 @@ def test_genie_is_its_plain_loop(strided_model: FloatModel) -> None:
     same(genie_d.generate(strided_model, config, progress=False), expected)
 
 
-# Qimera: a network learns to make images of classes and of mixtures of them; cross entropy with the mixture, and
-# variances, means over channels and layers. Images are drawn from it afterwards.
+# Qimera: a network learns to make images of classes and of mixtures of classes; cross entropy with the mixture, and
+# variances, means over channels and layers. It makes the images afterwards.
 
 
 class PlainQimera(nn.Module):
@@ -213,7 +213,7 @@ def qimera_in_full(model: FloatModel, config: qimera.Config) -> Tensor:
         for x, mean, variance in seen:
             measured, spread = mean_and_variance(x)
             errors.append((measured - mean).square().mean() + (spread - variance).square().mean())
-        likelihoods = logits.log_softmax(1).gather(1, classes)  # of each class in an image, equal ones twice
+        likelihoods = logits.log_softmax(1).gather(1, classes)  # of each class in an image
         loss = -(shares * likelihoods).sum(1).mean() + 0.1 * sum(errors) / len(errors)
         optimizer.zero_grad()
         loss.backward()
@@ -229,14 +229,14 @@ def qimera_in_full(model: FloatModel, config: qimera.Config) -> Tensor:
 
 
 @pytest.mark.parametrize("conditional", [True, False])
-def test_qimera_is_its_plain_loop(conditional: bool, tiny_model: FloatModel) -> None:
+def test_qimera_equals_its_plain_loop(conditional: bool, tiny_model: FloatModel) -> None:
     config = qimera.Config(num_images=13, batch_size=5, steps=8, seed=3, mixed_classes=3, conditional=conditional)
     if conditional:
         config = replace(config, embeddings="classifier")
     same(qimera.generate(tiny_model, config, progress=False), qimera_in_full(tiny_model, config))
 
 
-# GenQ: of all that a pipeline made, images of high energy are discarded first, then those without which the rest comes
+# GenQ: of a pipeline's images, those of high energy are discarded first, then those without which the rest comes
 # nearer to the running statistics.
 
 
@@ -261,7 +261,7 @@ def distance_of(net: nn.Module, images: Tensor) -> float:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_genq_keeps_what_the_plain_filters_keep(
+def test_genq_keeps_the_images_of_the_plain_filters(
     share: float, tiny_model: FloatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = torch.randint(0, 256, (16, 3, 8, 8), generator=stream(3, "test")).to(torch.uint8)

@@ -18,7 +18,7 @@ def gradient(layer: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 30), (7, 12)])
 @pytest.mark.parametrize("form", [(7, 2, 3), (7, 2, 0), (5, 2, 2), (7, 3, 1), (11, 4, 2), (6, 2, 1), (7, 2, 6)])
-def test_the_gradient_is_that_of_torch(form: tuple[int, int, int], size: tuple[int, int]) -> None:
+def test_the_gradient_equals_that_of_torch(form: tuple[int, int, int], size: tuple[int, int]) -> None:
     if min(size) + 2 * form[2] < form[0]:
         pytest.skip("the image is smaller than the kernel")
     torch.manual_seed(0)
@@ -29,7 +29,7 @@ def test_the_gradient_is_that_of_torch(form: tuple[int, int, int], size: tuple[i
     torch.testing.assert_close(gradient(layer, images), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_images_without_gradient_pass_as_before() -> None:
+def test_images_without_gradient_give_the_same_outputs() -> None:
     layer, images = stem(7, 2, 3), torch.randn(2, 3, 16, 16)
     wanted = layer(images)
     Stem.replace(layer)
@@ -61,7 +61,7 @@ def test_images_without_gradient_pass_as_before() -> None:
         "no convolution",
     ],
 )
-def test_other_layers_stay_as_they_are(layer: nn.Module) -> None:
+def test_other_layers_are_unchanged(layer: nn.Module) -> None:
     before = type(layer)
     Stem.replace(layer)
     assert type(layer) is before

@@ -1,4 +1,4 @@
-"""Published numbers against records made by hand: three seeds whose mean is not their median, spread by n - 1."""
+"""Published numbers, for records made by hand: 3 seeds whose mean is not their median, with deviations by n - 1."""
 
 import math
 from collections.abc import Callable
@@ -64,14 +64,14 @@ SHOWN: dict[str, Callable[[], pd.DataFrame]] = {
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_every_table_shows_the_mean_and_the_deviation_of_a_sample(name: str) -> None:
+def test_every_table_shows_the_mean_and_the_sample_deviation(name: str) -> None:
     cells = SHOWN[name]().astype(str).to_numpy().ravel().tolist()
     assert cells.count(CELL) == 1, cells
 
 
-def test_sums_of_seconds_stand_beside_the_mean() -> None:
+def test_total_seconds_are_shown_beside_the_mean() -> None:
     cells = paper_tables.methods_by_amount(DGH).to_numpy().ravel().tolist()
-    assert cells == [f"{CELL} (60 s)"]  # 10, 20 and 60, twice each: a mean of 60
+    assert cells == [f"{CELL} (60 s)"]  # 10, 20 and 60, each twice: a mean of 60 per seed
 
 
 def test_one_seed_has_no_deviation() -> None:
@@ -84,7 +84,7 @@ def test_the_summary_counts_the_seeds() -> None:
     assert row["spread"] == pytest.approx(math.sqrt(7))
 
 
-def test_files_beside_tables_hold_the_numbers_unrounded(tmp_path: Path) -> None:
+def test_files_beside_tables_contain_unrounded_numbers(tmp_path: Path) -> None:
     tables.save_csv(RECORDS, str(tmp_path / "t.csv"))
     row = pd.read_csv(tmp_path / "t.csv").set_index("source").loc["dgh"]
     assert (row["mean"], row["seeds"]) == (62.0, 3)
@@ -115,18 +115,18 @@ def test_distances_pair_runs_by_their_seed() -> None:
     assert table.loc["DGH"].tolist() == [f"{-5 / 3:+.1f}"]
 
 
-def test_networks_are_averaged_before_they_span() -> None:
+def test_ranges_span_the_means_of_networks() -> None:
     other = [record | {"inputs": record["inputs"] | {"model": {"name": "shapes_inverted"}}} for record in RECORDS]
-    other[1] = other[1] | {"outputs": other[1]["outputs"] | {"top1": 66.0}}  # by 6 points, of three
+    other[1] = other[1] | {"outputs": other[1]["outputs"] | {"top1": 66.0}}  # by 6 points, over 3 seeds
     assert readings.distances({"Shapes": RECORDS + other}).loc["DGH"].tolist() == ["-1.7 to +0.3"]
 
 
 def test_the_leaderboard_agrees_with_the_tables() -> None:
-    half = 4.302652729911275 * math.sqrt(7) / math.sqrt(3)  # Student's, for two degrees of freedom
+    half = 4.302652729911275 * math.sqrt(7) / math.sqrt(3)  # Student's t at 2 degrees of freedom
     assert leaderboard.standings(leaderboard.runs(DGH))["DGH"].tolist() == [f"62.0 ± {half:.1f} (3)"]
 
 
-def test_losses_of_quantization_are_from_the_float_network() -> None:
+def test_losses_are_relative_to_the_float_network() -> None:
     assert leaderboard.lost(RECORDS).to_numpy().tolist() == [["8.0 (1 min, 1)"]]
 
 
@@ -137,19 +137,31 @@ def test_the_foot_line_adds_up_the_seconds() -> None:
     assert "commit: 0000000000 ·" in line
 
 
-def test_what_a_record_says_of_its_machine_is_text() -> None:
+def test_the_machine_of_a_record_is_escaped_in_html() -> None:
     strange: dict[str, Any] = DGH[0] | {"provenance": DGH[0]["provenance"] | {"machine": "<script>"}}
     assert "<script>" not in str(tables.provenance([strange]).data)
 
 
-def test_numbers_behind_a_cell_are_rounded_to_two_digits() -> None:
+def test_numbers_in_a_cell_are_rounded_to_two_digits() -> None:
     assert tables.cell(62.345, 1.005, 1) == "62.3 ± 1.0"
     assert tables.cell(62.0, math.nan) == "62.00"
     assert tables.cell(62.0, None) == "62.00"
 
 
 @pytest.mark.parametrize("show", [tables.unmerged, tables.stacked, lambda table: tables.captioned(table, "a table")])
-def test_what_records_say_is_text(show: Callable[[pd.DataFrame], Any]) -> None:
+def test_texts_of_records_are_escaped_in_html(show: Callable[[pd.DataFrame], Any]) -> None:
     shown = show(pd.DataFrame({"<script>": ["<script>"]}, index=["<script>"])).data
     assert "<script>" not in shown
     assert shown.count("&lt;script&gt;") == 3
+
+
+def test_groups_of_columns_are_rows_if_there_are_too_many() -> None:
+    columns = pd.MultiIndex.from_product(
+        [["one", "two"], ["W8A8", "W4A8", "W4A4", "W3A3", "W2A4"]], names=["top-1", ""]
+    )
+    table = pd.DataFrame([[""] * 5 + list("abcde"), list("fghij") * 2], index=["ZeroQ", "DGH"], columns=columns)
+    fitted = tables.fitting(table)
+    assert list(fitted.index) == [("one", "DGH"), ("two", "ZeroQ"), ("two", "DGH")]
+    assert "".join(fitted.loc[("two", "ZeroQ")]) == "abcde"
+    assert fitted.columns.name == "top-1"
+    assert tables.fitting(table.iloc[:, :9]).equals(table.iloc[:, :9])

@@ -1,4 +1,4 @@
-"""Words of the glossary are explained where a page first uses them."""
+"""Terms of the glossary are explained where a page first uses them."""
 
 from dghlib.bookmaking.terms import entries, explained
 
@@ -8,14 +8,14 @@ GLOSSARY = """<dl class="glossary">
 </dl>"""
 
 
-def test_entries_are_read_from_the_page_of_the_glossary() -> None:
+def test_entries_are_read_from_the_glossary_page() -> None:
     assert entries(GLOSSARY) == {
         "W4A8": ("term-W4A8", "Weights in 4 bits."),
         "record": ("term-record", "One run as a file & more."),
     }
 
 
-def test_the_first_of_each_word_in_a_paragraph_is_explained() -> None:
+def test_the_first_use_of_each_term_in_a_paragraph_is_explained() -> None:
     page = "<h1>A record</h1><p>A <a href='x'>record</a>, records, <code>record</code>, a record. W2A4.</p>"
     page += "<p>record W4A8</p>"
     shown = explained(page, entries(GLOSSARY), "../glossary.html")

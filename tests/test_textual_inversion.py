@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def real_images() -> tuple[Tensor, Tensor]:
-    """Four images of coloured halves, of two classes."""
+    """4 images with halves of different colours, of 2 classes."""
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     for image, channel in zip(images, (0, 1, 2, 0), strict=True):
         image[channel, :, :4] = 200
@@ -54,7 +54,7 @@ def test_learning_lowers_the_denoising_loss(folder):
     assert after < 0.97 * before
 
 
-def test_nothing_but_the_token_has_a_gradient(folder):
+def test_only_the_token_has_a_gradient(folder):
     denoising = denoising_of(folder)
     embedding = denoising.first.clone().requires_grad_()
     loss = denoising(embedding, 4, stream(0))
@@ -66,15 +66,15 @@ def test_nothing_but_the_token_has_a_gradient(folder):
     assert not denoising.text_encoder.get_input_embeddings()._forward_hooks
 
 
-def test_the_token_begins_as_the_mean_of_its_words_pieces(folder):
+def test_the_token_starts_at_the_mean_of_its_words_tokens(folder):
     pipeline = pipelines.load_pipeline(folder)
     table = pipeline.text_encoder.get_input_embeddings().weight.detach().clone()
     pieces = pipeline.tokenizer.convert_tokens_to_ids(["i", "m", "a", "g", "e", "n", "e", "t</w>"])
     torch.testing.assert_close(denoising_of(folder).first, table[pieces].mean(0))
 
 
-def test_the_loss_is_that_of_the_pipelines_own_networks(folder):
-    """With the embedding put into the pipeline itself, its networks tell the same noise."""
+def test_the_loss_equals_that_of_the_pipelines_networks(folder):
+    """With the embedding put into the pipeline, its networks predict the same noise."""
     denoising = denoising_of(folder)
     embedding = torch.randn(16, generator=torch.Generator().manual_seed(1))
     draws = stream(3, "test")
@@ -98,7 +98,7 @@ def test_the_loss_is_that_of_the_pipelines_own_networks(folder):
     torch.testing.assert_close(loss, (told - noise).square().mean(), rtol=1e-3, atol=1e-4)
 
 
-def test_the_seed_alone_decides(folder):
+def test_the_token_depends_only_on_the_seed(folder):
     first = learn(small(folder))
     torch.manual_seed(123)
     state = torch.get_rng_state()
@@ -122,11 +122,11 @@ def test_a_run_that_was_stopped_continues_to_the_same_token(folder, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         learn(small(folder), tmp_path / "run.checkpoint")
     assert torch.equal(learn(small(folder), tmp_path / "run.checkpoint"), whole)
-    assert calls == 3, "a step was done again"
+    assert calls == 3, "a step was repeated"
 
 
 def test_images_in_the_learned_style(folder, tmp_path, tiny_model):
-    """The file goes into a run of GenQ, whose fingerprint it is part of, and changes its images."""
+    """GenQ reads the file, the fingerprint of its images depends on it, and the images change."""
     path = tmp_path / "style.safetensors"
     settings: dict[str, Any] = {"num_images": 3, "batch_size": 3, "denoising_steps": 2, "oversampling": 1}
     settings |= {"pipeline": folder, "class_names": ("cat", "dog", "owl", "elk", "ant"), "token": str(path)}
@@ -173,7 +173,7 @@ def test_a_pipeline_without_words_is_refused(tmp_path):
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [-1, 0], "got -1 to 0"),
     ],
 )
-def test_data_that_do_not_fit_are_refused(images, labels, message):
+def test_wrong_images_or_labels_are_refused(images, labels, message):
     with pytest.raises(ValueError, match=message):
         learn_token(images, torch.tensor(labels, dtype=torch.int64), NAMES, Config())
 

@@ -1,4 +1,4 @@
-"""Networks as people write them: sizes, casts, wrappers and constants that are known when a network is traced."""
+"""Networks as people write them: sizes, casts, wrappers and constants are resolved by tracing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ SIZE = 16
 
 
 class Written(nn.Module):
-    """A convolution, a batch norm and a linear layer, called c, b and f, whose forward is given."""
+    """A convolution, a batch norm and a linear layer, called c, b and f, with a given forward."""
 
     def __init__(self, forward: Callable[[Any, Tensor], Any], **layers: nn.Module):
         super().__init__()
@@ -46,7 +46,7 @@ def quantized(net: nn.Module, bits: int = 8) -> QuantizedModel:
 
 
 def check_same(net: nn.Module) -> fx.GraphModule:
-    """Check that the graph computes what the network does, for other numbers of images than it was traced with."""
+    """Check that the graph gives the outputs of the network, for other numbers of images than in tracing."""
     graph = folded_graph(as_model(net))
     with torch.no_grad():
         for count in (1, 2, 7):
@@ -80,7 +80,7 @@ def pooling_over_the_whole(net: Any, x: Tensor) -> Tensor:
 
 
 def windows(net: Any, x: Tensor) -> Tensor:
-    """As Swin cuts a map: the number of windows goes with the number of images."""
+    """Swin's way of cutting a map: the number of windows depends on the number of images."""
     x = features(net, x)
     count, channels, height, width = x.shape
     x = x.view(count, channels, height // 7, 7, width // 7, 7).permute(0, 2, 4, 3, 5, 1)
@@ -105,7 +105,7 @@ def parts(net: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "forward", [branch_on_sizes, pooling_over_the_whole, windows, sums_over_images_in_a_row, parts]
 )
-def test_sizes_are_known(forward: Callable) -> None:
+def test_sizes_are_resolved(forward: Callable) -> None:
     check_same(Written(forward))
 
 
@@ -124,7 +124,7 @@ def numbered(net: Any, x: Tensor) -> Tensor:
     return features(net, x).mean((2, 3)) * torch.arange(x.shape[0]).unsqueeze(1)
 
 
-def test_tensors_that_are_made_in_each_pass() -> None:
+def test_tensors_created_in_each_pass_become_constants() -> None:
     check_same(Written(positions))
     check_same(Written(starts_from_zeros))
     with pytest.raises(UntraceableNetwork, match="that forward makes anew"):
@@ -149,7 +149,7 @@ def test_decisions_on_values_are_refused() -> None:
 
 
 def test_networks_that_amplify_rounding_are_checked_in_double() -> None:
-    """Weights that are large without a norm make of the last digit another output."""
+    """Large weights without a norm turn rounding errors into other outputs."""
     torch.manual_seed(0)
     layers = [layer for _ in range(40) for layer in (nn.Conv2d(8, 8, 1, bias=False), nn.Hardtanh(-5, 5))]
     for layer in layers[::2]:
@@ -158,10 +158,10 @@ def test_networks_that_amplify_rounding_are_checked_in_double() -> None:
     folded_graph(as_model(net))
 
 
-# What is known besides
+# Other facts that are resolved
 
 
-def test_casts_that_do_nothing_vanish() -> None:
+def test_casts_without_effect_are_removed() -> None:
     net = Written(
         lambda net, x: net.f(features(net, x.to("cpu").float().contiguous()).mean((2, 3)).type_as(x).detach())
     )
@@ -169,8 +169,8 @@ def test_casts_that_do_nothing_vanish() -> None:
 
 
 @pytest.mark.parametrize("name", ["keys", "values", "items", "pop", "update", "clear"])
-def test_tensors_by_any_name(name: str) -> None:
-    """Quantizers are kept in a module by these names, among its own."""
+def test_tensors_may_have_any_name(name: str) -> None:
+    """A module stores quantizers under these names, beside its own attributes."""
     net = Written(lambda net, x: net.f((getattr(net, name)(features(net, x)) > 0).to(torch.float32).mean((2, 3))))
     net.add_module(name, nn.Conv2d(8, 8, 1))
     model = quantized(net)
@@ -178,7 +178,7 @@ def test_tensors_by_any_name(name: str) -> None:
     assert model(noise()).shape == (8, 4)
 
 
-def test_a_layer_whose_weight_is_read_besides() -> None:
+def test_a_layer_whose_weight_has_another_reader() -> None:
     net = Written(lambda net, x: net.f(features(net, x).mean((2, 3))) / net.f.weight.norm(dim=1) + net.f.bias)
     check_same(net)
     model = quantized(net)
@@ -198,10 +198,10 @@ def test_readers_of_sizes_do_not_keep_a_batch_norm() -> None:
     assert not any(is_batch_norm(module) for module in graph.modules())
 
 
-# Ways to hold a network
+# Ways to wrap a network
 
 
-def test_a_forward_that_is_put_in_place_is_followed() -> None:
+def test_an_assigned_forward_is_traced() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -215,22 +215,22 @@ def test_a_forward_that_is_put_in_place_is_followed() -> None:
     assert list(quantized(net).weight_quantizers()) == ["c", "block.c", "f"]
 
 
-def test_layers_inside_wrappers_are_followed() -> None:
+def test_layers_inside_wrappers_are_traced() -> None:
     body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net = nn.DataParallel(nn.Sequential(nn.DataParallel(body), nn.Linear(8, 4))).eval()
     assert list(quantized(net).weight_quantizers()) == ["module.0.module.0", "module.1"]
 
 
-def test_layers_inside_torch_s_own_modules_are_followed() -> None:
+def test_layers_inside_torchs_modules_are_traced() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     net = Written(lambda net, x: net.f(net.t(features(net, x).flatten(2).transpose(1, 2)).mean(1)), t=layer)
     check_same(net)
     model = quantized(net)
-    assert len(model.weight_quantizers()) == 6  # four of them of the transformer
+    assert len(model.weight_quantizers()) == 6  # 4 of them in the transformer
     assert not left_in_float(model.graph)
 
 
-def test_attention_of_torch_is_written_out() -> None:
+def test_attention_of_torch_is_traced_as_operations() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         x = features(net, x).flatten(2).transpose(1, 2)
         mixed, weights = net.t(x, x[:, :5], x[:, 3:8])
@@ -241,7 +241,7 @@ def test_attention_of_torch_is_written_out() -> None:
     check_same(Written(forward, t=nn.MultiheadAttention(8, 2, batch_first=True)))
 
 
-def test_compiled_networks_are_what_was_compiled() -> None:
+def test_compiled_networks_are_traced_as_the_original() -> None:
     net = Written(features, b=torch.compile(nn.BatchNorm2d(8)))  # type: ignore[arg-type]
     net.eval().compile()
     assert isinstance(private_copy(torch.compile(net)), Written)  # type: ignore[arg-type]
@@ -249,7 +249,7 @@ def test_compiled_networks_are_what_was_compiled() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_networks_without_python_code_are_refused_in_a_sentence() -> None:
+def test_networks_without_python_code_are_refused() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
     for form, message in (
         (torch.export.export(net, (noise(),)).module(), "was exported by torch.export"),
@@ -260,7 +260,7 @@ def test_networks_without_python_code_are_refused_in_a_sentence() -> None:
             quantized(form)
 
 
-# What stays in float
+# Weights that stay in float
 
 
 def test_layers_that_cannot_be_quantized_are_refused_by_name() -> None:
@@ -269,8 +269,8 @@ def test_layers_that_cannot_be_quantized_are_refused_by_name() -> None:
         folded_graph(as_model(net))
 
 
-def test_matrices_that_no_layer_holds_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    """A scale of channels is no matrix."""
+def test_weights_outside_of_layers_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """A scale of channels is not one of them."""
 
     def forward(net: Any, x: Tensor) -> Tensor:
         x = features(net, x)
@@ -286,7 +286,7 @@ def test_matrices_that_no_layer_holds_are_told(caplog: pytest.LogCaptureFixture)
 
 
 class Frozen(nn.Module):
-    """A batch norm that somebody wrote: of constants, of statistics, or in steps."""
+    """A handwritten batch norm: of constants, of statistics, or in steps."""
 
     def __init__(self, norm: nn.BatchNorm2d, way: str):
         super().__init__()
@@ -307,7 +307,7 @@ class Frozen(nn.Module):
 
 
 @pytest.mark.parametrize("way", ["constants", "steps", "addcmul"])
-def test_batch_norms_written_by_hand_fold(way: str) -> None:
+def test_handwritten_batch_norms_are_folded(way: str) -> None:
     torch.manual_seed(3)
     norm = nn.BatchNorm2d(8).eval()
     norm.state_dict()["running_var"].copy_(torch.rand(8) ** 6 + 1e-4)
@@ -317,10 +317,10 @@ def test_batch_norms_written_by_hand_fold(way: str) -> None:
     assert names_of(graph) == names_of(folded_graph(as_model(usual)))
     with torch.no_grad():
         difference = quantized(own)(noise()) - quantized(usual)(noise())
-        assert (difference != 0).float().mean() < 0.01  # weights equal but for rounding
+        assert (difference != 0).float().mean() < 0.01  # weights are equal up to rounding
 
 
-def test_constant_scales_and_shifts_fold() -> None:
+def test_constant_scales_and_shifts_are_folded() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         x = (features(net, x) * 2).permute(0, 2, 3, 1)
         x = net.f(x).permute(0, 3, 1, 2) * net.gamma.view(4, 1, 1)
@@ -346,12 +346,12 @@ def inverse(net: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("forward", [shared, of_places, inverse])
-def test_what_is_no_scale_of_a_layer_stays(forward: Callable) -> None:
+def test_operations_that_do_not_scale_a_layer_stay(forward: Callable) -> None:
     check_same(Written(forward))
 
 
 class Mixed(nn.Module):
-    """Convolutions of several kernels side by side, and a batch norm behind them all, as MixNet has."""
+    """Parallel convolutions of several kernel sizes, and a batch norm after all of them, as in MixNet."""
 
     def __init__(self, readers: int = 1) -> None:
         super().__init__()
@@ -366,7 +366,7 @@ class Mixed(nn.Module):
         return sum([joined] * (self.readers - 1), self.norm(joined).relu())
 
 
-def test_a_batch_norm_behind_joined_layers_folds_into_each() -> None:
+def test_a_batch_norm_after_concatenated_layers_folds_into_each() -> None:
     torch.manual_seed(0)
     graph = check_same(Mixed().eval())
     assert names_of(graph) == ["images", "one", "three", "cat", "relu", "output"]

@@ -1,4 +1,4 @@
-"""MimiQ's similarity of heads by hand, and layer norms that stand in for batch norms."""
+"""MimiQ's similarity of heads by hand, and layer norms in place of batch norms."""
 
 import copy
 from dataclasses import replace
@@ -16,8 +16,8 @@ from dghlib.models import FloatModel
 from dghlib.running.batchnorm import NoBatchNorm, stored_statistics, working_copy
 
 
-def test_heads_are_as_alike_as_structural_similarity_says() -> None:
-    """Of maps (0, 1, 0.5) and (0, 1, 0): means 0.5 and 1/3, variances 1/6 and 2/9, covariance 1/6."""
+def test_similarity_of_heads_is_structural_similarity() -> None:
+    """Maps (0, 1, 0.5) and (0, 1, 0): means 0.5 and 1/3, variances 1/6 and 2/9, covariance 1/6."""
     scores = torch.tensor([[[[0.0, 4.0, 2.0]], [[-3.0, 7.0, -3.0]], [[8.0, 0.0, 4.0]]]])
     c1, c2 = 1e-4, 9e-4
     expected = (2 / 6 + c1) / (1 / 4 + 1 / 9 + c1) * (2 / 6 + c2) / (1 / 6 + 2 / 9 + c2)
@@ -27,7 +27,7 @@ def test_heads_are_as_alike_as_structural_similarity_says() -> None:
     assert alike[0, 1, 0] == pytest.approx((-2 / 6 + c2) / (2 / 6 + c2), rel=1e-4)  # a map and its negative
 
 
-def test_heads_that_score_nothing_have_no_nan() -> None:
+def test_heads_with_zero_scores_give_no_nan() -> None:
     scores = torch.zeros(1, 2, 4, 4, requires_grad=True)
     mimiq.head_similarity(scores).sum().backward()
     assert scores.grad is not None
@@ -35,7 +35,7 @@ def test_heads_that_score_nothing_have_no_nan() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_scores_are_found_whoever_wrote_the_attention(fused: bool) -> None:
+def test_scores_are_found_in_attention_of_any_library(fused: bool) -> None:
     query, key, value = torch.randn(3, 2, 2, 5, 4)
     with RecordedScores() as seen:
         if fused:
@@ -44,7 +44,7 @@ def test_scores_are_found_whoever_wrote_the_attention(fused: bool) -> None:
             ((query @ key.mT) / 2).softmax(-1) @ value
     (scores,) = seen.scores
     torch.testing.assert_close(scores * (1 if fused else 2), query @ key.mT)
-    (patches,) = mimiq.patch_scores(seen.scores, None)  # of 5 tokens, 4 are a square
+    (patches,) = mimiq.patch_scores(seen.scores, None)  # 4 of 5 tokens form a square
     torch.testing.assert_close(patches, scores[:, :, 1:, 1:])
 
 
@@ -58,7 +58,7 @@ def alike(model: FloatModel, images: Tensor) -> float:
     )
 
 
-def test_heads_look_at_the_same_places_of_its_images() -> None:
+def test_mimiq_makes_heads_attend_to_the_same_positions() -> None:
     model = make_tiny_transformer()
     config = mimiq.Config(num_images=8, batch_size=8, steps=60, variation_weight=0.0)
     images = mimiq.generate(model, config, progress=False)
@@ -69,13 +69,13 @@ def test_heads_look_at_the_same_places_of_its_images() -> None:
     assert total_variation(smooth) < 0.5 * total_variation(noise)
 
 
-def test_the_rate_falls_down_a_cosine() -> None:
+def test_the_rate_follows_a_cosine() -> None:
     config = mimiq.Config(steps=100)
     rates = [config.learning_rate * mimiq.rate(step, config) for step in (0, 50, 100)]
     assert rates == pytest.approx([0.1, 0.0505, 0.001])
 
 
-def test_layer_norms_become_batch_norms_and_nothing_else_changes() -> None:
+def test_layer_norms_become_batch_norms_without_other_changes() -> None:
     model = make_tiny_transformer()
     twin = dgh_vit.with_batch_norms(model.net)
     images = torch.randn(4, 3, 8, 8)
@@ -87,7 +87,7 @@ def test_layer_norms_become_batch_norms_and_nothing_else_changes() -> None:
     assert (layers.variance == 1).all()
 
 
-def test_what_is_matched_is_what_enters_scale_and_shift() -> None:
+def test_matched_statistics_are_those_before_scale_and_shift() -> None:
     model = make_tiny_transformer()
     images = dgh_vit.generate(
         model, dgh_vit.Config(num_images=16, batch_size=16, steps=60, output_stretching=False), progress=False

@@ -1,4 +1,4 @@
-"""RepQ-ViT and PTQ4ViT: uneven grids by hand, exact reparameterization, awkward transformers, files that run."""
+"""RepQ-ViT, PTQ4ViT and ERQ: uneven grids by hand, exact reparameterization, unusual transformers, files."""
 
 import copy
 import math
@@ -36,13 +36,13 @@ def model_of(net: nn.Module, size: int = 8) -> FloatModel:
 
 
 def built(build: Callable[[], nn.Module]) -> nn.Module:
-    """Return a network with random weights, of which layer norms' channels have ranges that differ a hundredfold."""
+    """Return a network with random weights, in which ranges of layer norms' channels differ by a factor of 100."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = build()
         for module in net.modules():
             if isinstance(module, nn.Linear) and not module.weight.any():
-                nn.init.normal_(module.weight)  # a head that is still to be trained
+                nn.init.normal_(module.weight)  # an untrained head
             if isinstance(module, nn.LayerNorm) and module.weight is not None:
                 nn.init.uniform_(module.weight, -2, 2)
                 nn.init.normal_(module.bias)
@@ -66,7 +66,7 @@ def quantized(method: str, model: FloatModel, bits: int = 4, **settings: Any) ->
 
 
 def test_a_logarithmic_grid_by_hand() -> None:
-    """Two bits: 1, 1/sqrt(2), 1/2 and 0; borders lie half a step off in the logarithm."""
+    """2 bits: 1, 1/sqrt(2), 1/2 and 0; boundaries are half a step away in the logarithm."""
     grid = LogQuantizer(torch.tensor(1.0), bits=2)
     values = torch.tensor([3.0, 0.9, 0.8, 0.6, 0.5, 0.43, 0.41, 0.0])
     root = math.sqrt(0.5)
@@ -93,7 +93,7 @@ def test_a_twin_grid_has_two_ranges_of_half_the_codes(signed: bool) -> None:
     [LogQuantizer(torch.tensor(0.7), bits=4)]
     + [TwinQuantizer(torch.tensor(0.1), torch.tensor(0.8), bits=4, signed=signed) for signed in (False, True)],
 )
-def test_codes_of_uneven_grids_stand_for_what_forward_returns(grid: LogQuantizer | TwinQuantizer) -> None:
+def test_codes_of_uneven_grids_represent_the_output(grid: LogQuantizer | TwinQuantizer) -> None:
     values = torch.linspace(-0.5, 3, 997)
     codes = grid.to_codes(values)
     torch.testing.assert_close(grid.from_codes(codes), grid(values), rtol=1e-6, atol=0)
@@ -132,7 +132,7 @@ def test_reparameterization_changes_nothing_in_float(build: Callable[[], nn.Modu
     torch.testing.assert_close(graph(images), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_channels_come_to_one_grid_and_dead_ones_to_zero() -> None:
+def test_channels_share_a_grid_and_dead_channels_become_zero() -> None:
     low, high = torch.tensor([-1.0, -10.0, 3.0, 5.0]), torch.tensor([1.0, 30.0, 4.0, 5.0])
     factors_, shifts, scale, zero_point = common_grid(low, high, bits=4)
     assert zero_point in range(16)
@@ -142,7 +142,7 @@ def test_channels_come_to_one_grid_and_dead_ones_to_zero() -> None:
     assert (factors_[3], shifts[3]) == (1, 5)
 
 
-def test_a_constant_channel_is_no_division_by_zero() -> None:
+def test_a_constant_channel_causes_no_division_by_zero() -> None:
     net = built(small)
     with torch.no_grad():
         net.get_parameter("blocks.0.norm1.weight")[3] = 0
@@ -153,7 +153,7 @@ def test_a_constant_channel_is_no_division_by_zero() -> None:
 
 
 class PostNorm(nn.Module):
-    """Two of torch's encoder layers, whose norms stand behind the sums; the mean of 16 patches is classified."""
+    """2 of torch's encoder layers, whose norms follow the sums; the mean of 16 patches is classified."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class PostNorm(nn.Module):
         return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
 
 
-def test_norms_behind_sums_are_refused_by_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_norms_after_sums_are_reported_by_name(caplog: pytest.LogCaptureFixture) -> None:
     made = quantized("repq_vit", model_of(built(PostNorm)))
     refused = made.about["not reparameterized"]
     assert len(refused) == 4
@@ -195,7 +195,7 @@ def torchvision_vit() -> nn.Module:
     return Theirs(image_size=8, patch_size=2, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=24, num_classes=5)
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {  # with the size of images, and weights of layers
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {  # with image sizes and numbers of weights
     "ours": (small, 8, 10),
     "no class token": (lambda: small(class_token=False), 8, 10),
     "stem with batch norms": (lambda: small(stem=(6,), patch=4), 8, 11),
@@ -227,8 +227,8 @@ def test_every_weight_and_softmax_of_a_transformer_is_quantized(name: str, metho
     assert (found - expected).square().mean() < 0.1 * expected.var()
 
 
-def test_what_stays_float_where_factors_alone_are_quantized() -> None:
-    """Norms' inputs, sums beside shortcuts, scores and logits stay float; "every_tensor" quantizes them."""
+def test_tensors_that_are_not_factors_of_products_stay_float() -> None:
+    """These are inputs of norms, sums with shortcuts, scores and logits; "every_tensor" quantizes them."""
     graph = folded_graph(model_of(built(small)))
     computing = [node.name for node in graph.graph.nodes if "shape" in node.meta and node.op.startswith("call")]
     named = factors(graph)
@@ -252,7 +252,7 @@ def test_the_image_has_eight_bits_or_is_float(method: str, bits: int) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bits", [3, 8])
-def test_a_quantized_transformer_is_the_same_from_its_file(method: str, bits: int, tmp_path: Path) -> None:
+def test_a_saved_transformer_gives_the_same_outputs(method: str, bits: int, tmp_path: Path) -> None:
     model = model_of(built(small))
     made = quantized(method, model, bits)
     made.save(tmp_path / "file.safetensors")
@@ -268,7 +268,7 @@ def test_a_quantized_transformer_is_the_same_from_its_file(method: str, bits: in
 @pytest.mark.parametrize("placement", ["factors", "every_tensor"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["ours", "timm, windows"])
-def test_onnxruntime_answers_as_the_simulation(method: str, name: str, placement: str, tmp_path: Path) -> None:
+def test_onnxruntime_equals_the_simulation(method: str, name: str, placement: str, tmp_path: Path) -> None:
     build, size, _ = NETWORKS[name]
     model = model_of(built(build), size)
     made = quantized(method, model, bits=8, placement=placement)
@@ -278,7 +278,7 @@ def test_onnxruntime_answers_as_the_simulation(method: str, name: str, placement
         expected = made(images)
     found = OnnxNetwork(tmp_path / "net.onnx", threads=1)(images)
     assert isinstance(found, Tensor)
-    # A value at the border of two codes may fall to either side.
+    # A value at the boundary of 2 codes can be rounded either way.
     assert (found - expected).abs().median() < 1e-3 * expected.std()
     assert (found.argmax(1) == expected.argmax(1)).float().mean() >= 0.9
 
@@ -286,7 +286,7 @@ def test_onnxruntime_answers_as_the_simulation(method: str, name: str, placement
 # PTQ4ViT's score
 
 
-def test_errors_are_weighed_by_the_gradient_of_the_answer() -> None:
+def test_errors_are_weighted_by_the_gradient_of_the_loss() -> None:
     net = built(small)
     graph = folded_graph(model_of(net))
     products = recorded_products(graph, noise(6), 4, rows=10_000, matrices=10_000, seed=0)
@@ -319,7 +319,7 @@ def test_a_network_without_logits_is_refused_by_ptq4vit() -> None:
         ptq4vit.quantize(model_of(built(Map)), noise(2), ptq4vit.Config())
 
 
-def test_the_float_network_is_left_as_it_is() -> None:
+def test_the_float_network_is_unchanged() -> None:
     net = built(small)
     before = copy.deepcopy(net.state_dict())
     for method in METHODS:
@@ -330,10 +330,10 @@ def test_the_float_network_is_left_as_it_is() -> None:
 # ERQ's ridges
 
 
-def test_ridges_leave_less_of_the_error_of_tensors_and_weights() -> None:
-    """Against the same layer with its weight rounded to the nearest, on images that nothing was fitted to."""
+def test_ridge_regression_reduces_errors_of_tensors_and_weights() -> None:
+    """Compared with the nearest rounding of the same layer, on images that were not fitted."""
     draws = torch.Generator().manual_seed(0)
-    tokens = torch.randn(64, 20, 4, generator=draws) @ torch.randn(4, 16, generator=draws)  # which hang together
+    tokens = torch.randn(64, 20, 4, generator=draws) @ torch.randn(4, 16, generator=draws)  # the inputs are correlated
     rounded = tokens.round()
     layer = nn.Linear(16, 8)
     nn.init.normal_(layer.weight, generator=draws)
@@ -347,10 +347,10 @@ def test_ridges_leave_less_of_the_error_of_tensors_and_weights() -> None:
     assert made < 0.5 * plain
 
 
-def test_a_move_that_other_images_do_not_bear_out_is_not_made() -> None:
+def test_a_correction_that_other_images_do_not_support_is_not_made() -> None:
     draws = torch.Generator().manual_seed(0)
     x, layer = torch.randn(2, 30, 16, generator=draws), nn.Linear(16, 8)
-    errors = torch.randn(2, 30, 8, generator=draws)  # that have nothing to do with the inputs
+    errors = torch.randn(2, 30, 8, generator=draws)  # these are independent of the inputs
     errors -= errors.mean((0, 1))
     weight, bias = layer.weight.double().detach(), layer.bias.double().detach()
     moved, _, ridge = erq._moved(weight, bias, x.double(), (layer(x) + errors).double().detach())
@@ -358,7 +358,7 @@ def test_a_move_that_other_images_do_not_bear_out_is_not_made() -> None:
     assert torch.equal(moved, weight)
 
 
-def test_erq_needs_an_image_to_choose_by() -> None:
+def test_erq_needs_two_images() -> None:
     with pytest.raises(ValueError, match="at least 2 images, to fit and to choose, got 1"):
         erq.quantize(model_of(built(small)), noise(1), erq.Config())
 
@@ -368,7 +368,7 @@ def test_erq_needs_an_image_to_choose_by() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_base_patch16_224", "deit_base_patch16_224", "swin_base_patch4_window7_224"])
-def test_transformers_of_full_size_are_quantized_whole(name: str) -> None:
+def test_transformers_of_full_size_are_quantized_completely(name: str) -> None:
     timm = pytest.importorskip("timm")
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -21,7 +21,7 @@ def output_and_gradient(convolution: Callable[[Tensor], Tensor], maps: Tensor) -
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5), (4, 4), (7, 7), (14, 9), (1, 6)])
 @pytest.mark.parametrize("out", [CHANNELS, CHANNELS + 16])
-def test_outputs_and_gradients_are_those_of_torch(size: tuple[int, int], out: int) -> None:
+def test_outputs_and_gradients_equal_those_of_torch(size: tuple[int, int], out: int) -> None:
     torch.manual_seed(0)
     convolution, maps = layer(out=out), torch.randn(3, CHANNELS, *size)
     wanted = output_and_gradient(convolution, maps)
@@ -31,15 +31,15 @@ def test_outputs_and_gradients_are_those_of_torch(size: tuple[int, int], out: in
         assert (value - reference).abs().max() < 2e-5 * reference.abs().max()
 
 
-def test_images_are_taken_in_groups() -> None:
+def test_images_are_processed_in_groups() -> None:
     torch.manual_seed(0)
-    convolution, maps = layer(bias=False), torch.randn(41, CHANNELS, 13, 13)  # no whole number of groups
+    convolution, maps = layer(bias=False), torch.randn(41, CHANNELS, 13, 13)  # not a multiple of the group size
     wanted = convolution(maps)
     Winograd.replace(convolution)
     assert (convolution(maps) - wanted).abs().max() < 2e-5 * wanted.abs().max()
 
 
-def test_our_own_convolution_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_convolution_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     convolution = layer()
     Winograd.replace(convolution)
     monkeypatch.setattr(torch.nn.functional, "conv2d", None)
@@ -55,7 +55,7 @@ def test_a_compiled_network_is_one_graph() -> None:
     torch.testing.assert_close(found, wanted)
 
 
-def test_in_and_out_are_channels_last() -> None:
+def test_inputs_and_outputs_are_channels_last() -> None:
     convolution, maps = layer(), torch.randn(2, CHANNELS, 7, 8)
     Winograd.replace(convolution)
     for value in output_and_gradient(convolution, maps.to(memory_format=torch.channels_last)):
@@ -93,7 +93,7 @@ def test_in_and_out_are_channels_last() -> None:
         "no convolution",
     ],
 )
-def test_other_layers_stay_as_they_are(other: nn.Module) -> None:
+def test_other_layers_are_unchanged(other: nn.Module) -> None:
     before = type(other)
     Winograd.replace(other)
     assert type(other) is before

@@ -1,4 +1,4 @@
-"""Files on x86 processors without VNNI, for which an emulator can stand in: what is right there, and what is not."""
+"""Files on x86 processors without VNNI, emulated if necessary: which settings give right outputs, and which do not."""
 
 import json
 import platform
@@ -13,14 +13,12 @@ import pytest
 import torch
 
 from dghlib import models
-from dghlib.export import export_onnx
+from dghlib.export import export_onnx, onnx_file, products_overflow
 from dghlib.quantizers import hptq
 
-HERE = platform.machine() == "x86_64" and not (
-    torch.cpu.get_capabilities()["avx_vnni"] or torch.cpu.get_capabilities()["avx512_vnni"]
-)
+HERE = products_overflow()
 EMULATOR = next(filter(None, map(shutil.which, ("qemu-x86_64-static", "qemu-x86_64"))), "")
-PROCESSOR = "Haswell"  # has AVX2, and adds products of bytes in 16 bits
+PROCESSOR = "Haswell"  # this processor has AVX2, and adds products of bytes in 16 bits
 PROGRAM = """
 import json, sys
 import numpy, onnxruntime
@@ -40,7 +38,11 @@ print(json.dumps(found))
 @pytest.mark.parametrize(
     "processor",
     [
-        pytest.param((), marks=pytest.mark.skipif(not HERE, reason="needs an x86 processor without VNNI"), id="here"),
+        pytest.param(
+            (),
+            marks=pytest.mark.skipif(not HERE, reason="needs an x86 processor without VNNI"),
+            id="here",
+        ),
         pytest.param(
             (EMULATOR, "-cpu", PROCESSOR),
             marks=[
@@ -54,7 +56,7 @@ print(json.dumps(found))
     ],
 )
 def test_three_settings_are_correct_without_vnni(processor: Sequence[str], tmp_path: Path) -> None:
-    """Signed bytes overflow; not so with the session option, as unsigned bytes, or with 7 bits of weights."""
+    """Signed bytes overflow, except with the session option; unsigned bytes or 7-bit weights do not."""
     model = models.load("shapes_residual")
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
     np.save(tmp_path / "images.npy", images.numpy())
@@ -72,8 +74,21 @@ def test_three_settings_are_correct_without_vnni(processor: Sequence[str], tmp_p
     assert equal == {"signed": False, "signed:careful": True, "unsigned": True, "seven": True}
 
 
+@pytest.mark.parametrize("overflow", [False, True])
+def test_export_warns_where_products_overflow(
+    overflow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onnx_file, "products_overflow", lambda: overflow)
+    model = models.load("shapes_residual")
+    for bits, signed in ((8, True), (8, False), (7, True), (4, True)):
+        quantized = hptq.quantize(model, torch.zeros(2, 3, 32, 32), hptq.Config(weight_bits=bits))
+        export_onnx(tmp_path / f"{bits}-{signed}", model, quantized, signed_weights=signed)
+    told = [record.getMessage() for record in caplog.records if "session.x64quantprecision" in record.getMessage()]
+    assert [message.partition(":")[0] for message in told] == [str(tmp_path / "8-True")] * overflow
+
+
 def test_products_of_seven_bit_weights_fit_in_sixteen_bits(tmp_path: Path) -> None:
-    """Pairs of them: what such a processor adds in 16 bits before it adds in 32."""
+    """Such a processor adds pairs of products in 16 bits before it adds in 32 bits."""
     model = models.load("shapes_residual")
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     largest = {}

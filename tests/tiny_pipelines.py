@@ -1,4 +1,4 @@
-"""Diffusion pipelines small enough to run at once, with random weights, as folders that diffusers wrote."""
+"""Diffusion pipelines with random weights, small enough to run at once, as folders that diffusers wrote."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz<>-"
 
 
 def save_class_conditional(folder: Path, classes: Sequence[str], seed: int = 0) -> None:
-    """Write a pipeline that makes images (3, 8, 8) of classes, of which it has as many as ImageNet."""
+    """Write a pipeline that makes images (3, 8, 8) of the 1000 classes of ImageNet."""
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
     with torch.random.fork_rng():
@@ -34,7 +34,7 @@ def save_class_conditional(folder: Path, classes: Sequence[str], seed: int = 0) 
 
 
 def save_text_to_image(folder: Path, words: Sequence[str], seed: int = 0) -> None:
-    """Write a pipeline of Stable Diffusion's kind that makes images (3, 8, 8); it spells all but `words`."""
+    """Write a pipeline like Stable Diffusion for images (3, 8, 8); its tokenizer spells all but `words`."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -64,7 +64,7 @@ def save_text_to_image(folder: Path, words: Sequence[str], seed: int = 0) -> Non
         with torch.no_grad():
             for name, weight in unet.named_parameters():
                 if "attn2.to_" in name:
-                    weight *= 6  # untrained, it would hardly listen to what it is told
+                    weight *= 6  # untrained, it would hardly depend on the prompt
         pipeline: Any = StableDiffusionPipeline(
             vae=_autoencoder(),
             text_encoder=CLIPTextModel(text),
@@ -95,7 +95,7 @@ def _tokenizer(words: Sequence[str]) -> Any:
     from transformers import CLIPTokenizer
 
     pieces = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
-    merges: dict[Any, None] = {}  # pairs, in order
+    merges: dict[Any, None] = {}  # the merges, in order
     for word in words:
         left = word[0]
         for position, letter in enumerate(word[1:], start=2):

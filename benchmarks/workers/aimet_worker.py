@@ -1,6 +1,7 @@
-"""Qualcomm's AI Model Efficiency Toolkit (AIMET): AdaRound, layer by layer, as it is by default.
+"""Qualcomm's AI Model Efficiency Toolkit (AIMET): AdaRound, layer by layer, with its defaults.
 
-Inputs and outputs of layers are quantized, with what is around them; weights have a grid for each output channel.
+Inputs and outputs of layers are quantized, together with the operations around them; weights have a grid for each
+output channel.
 """
 
 import copy
@@ -14,7 +15,7 @@ from working import COPY, FOLDER, calibration_batches, outcome, work
 def copied(
     net: nn.Module, method: str, weight_bits: int, activation_bits: int, iterations: int
 ) -> Callable[[], dict[str, Any]]:
-    """Make a copy of the network whose roundings learned for so many iterations a layer; see `working.outcome`."""
+    """Make a copy of the network, with roundings learned in `iterations` per layer; see `working.outcome`."""
     batches, net = calibration_batches(), copy.deepcopy(net)
     # what a user writes
     from aimet_torch.adaround.adaround_weight import Adaround, AdaroundParameters

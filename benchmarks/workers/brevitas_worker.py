@@ -1,6 +1,6 @@
-"""AMD's Brevitas: the recipe of its own examples for ImageNet, with GPTQ and the correction of biases.
+"""AMD's Brevitas: the recipe of its own examples for ImageNet, with GPTQ and bias correction.
 
-Inputs of layers, sums and the image are quantized; weights have a symmetric grid for each output channel, ranges of
+Inputs of layers, sums and the image are quantized; weights have a symmetric grid for each output channel, and ranges of
 tensors are percentiles.
 """
 
@@ -40,7 +40,7 @@ def copied(net: nn.Module, method: str, weight_bits: int, activation_bits: int, 
         quant_format="int",
     )
     calibrate(pairs, quantized)
-    quantized(images[0])  # which initializes the weights' quantizers
+    quantized(images[0])  # this initializes the quantizers of the weights
     apply_gptq(pairs, quantized, act_order=True)
     apply_bias_correction(pairs, quantized)
     # until here

@@ -1,7 +1,7 @@
-"""Sony's Model Compression Toolkit (MCT): quantization after training, learned or not, and images by DGH.
+"""Sony's Model Compression Toolkit (MCT): post-training quantization, learned or not, and images by DGH.
 
-Every tensor is quantized, weights with a threshold for each output channel, tensors with powers of two. Widths other
-than the platform's own are written into its description.
+Every tensor is quantized, weights with a threshold for each output channel, tensors with powers of 2. Widths other
+than the platform's own are written into the description of the platform.
 """
 
 import copy
@@ -26,7 +26,7 @@ def platform(weight_thresholds: str) -> Any:
 
 
 def quantize(net: nn.Module, weight_thresholds: str) -> Callable[[], float]:
-    """Make a copy of the network in 8 bits, as the toolkit does by default; the result is the error of its logits."""
+    """Make a copy of the network in 8 bits with the toolkit's defaults; the result is the error of its logits."""
     images: Tensor = torch.load(FOLDER / "images.pt")
 
     def batches() -> Iterator[list[Tensor]]:
@@ -48,7 +48,7 @@ def quantize(net: nn.Module, weight_thresholds: str) -> Callable[[], float]:
 def copied(
     net: nn.Module, method: str, weight_bits: int, activation_bits: int, iterations: int
 ) -> Callable[[], dict[str, Any]]:
-    """Make a copy of the network, learned by "gptq" in so many iterations or not by "ptq"; see `working.outcome`."""
+    """Make a copy of the network, learned by "gptq" in `iterations`, or by "ptq" without; see `working.outcome`."""
     images, net = calibration_batches(), copy.deepcopy(net)
     # what a user writes
     import model_compression_toolkit as mct
@@ -84,9 +84,9 @@ def copied(
 def generate(
     net: nn.Module, num_images: int, image_size: int, frozen: bool = False, file: str = "", **settings: Any
 ) -> Callable[[], None]:
-    """Make images with DGH; the result is a file of them, if one is named. `frozen`: the caller froze the weights."""
+    """Make images with DGH, and save them if a file is named. `frozen`: the caller froze the weights."""
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002  # the source of its order of batches
+    np.random.seed(0)  # noqa: NPY002  # this is the source of the order of its batches
     net.requires_grad_(not frozen)
     config = mct.data_generation.get_pytorch_data_generation_config(**settings)
     images = mct.data_generation.pytorch_data_generation_experimental(net, num_images, image_size, config)

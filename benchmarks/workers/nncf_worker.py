@@ -1,6 +1,6 @@
-"""Intel's Neural Network Compression Framework (NNCF) on ONNX files: 8 bits, with its correction of biases.
+"""Intel's Neural Network Compression Framework (NNCF) on ONNX files: 8 bits, with its bias correction.
 
-What its operators read is quantized; weights have a symmetric grid for each output channel.
+Inputs of its operators are quantized; weights have a symmetric grid for each output channel.
 """
 
 from collections.abc import Callable

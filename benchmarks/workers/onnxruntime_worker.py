@@ -1,6 +1,6 @@
 """onnxruntime's own quantization of ONNX files, `quantize_static`: ranges from calibration, nothing learned.
 
-What its operators read and write is quantized; weights have a symmetric grid for each output channel.
+Inputs and outputs of its operators are quantized; weights have a symmetric grid for each output channel.
 """
 
 from collections.abc import Callable

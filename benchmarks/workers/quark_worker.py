@@ -1,6 +1,6 @@
-"""AMD's Quark, its side for PyTorch: ranges from calibration, nothing learned.
+"""AMD's Quark for PyTorch: ranges from calibration, nothing learned.
 
-What layers read is quantized, nothing else; weights have a symmetric grid for each output channel.
+Only the inputs of layers are quantized; weights have a symmetric grid for each output channel.
 """
 
 import copy
@@ -13,7 +13,7 @@ from working import COPY, FOLDER, calibration_batches, outcome, work
 
 def copied(net: nn.Module, method: str, weight_bits: int, activation_bits: int, **_: Any) -> Callable[[], Any]:
     """Make a copy of the network; see `working.outcome`."""
-    images, net = calibration_batches(), nn.Sequential(copy.deepcopy(net))  # it takes graphs for its own
+    images, net = calibration_batches(), nn.Sequential(copy.deepcopy(net))  # Quark takes any graph for one of its own
     # what a user writes
     from quark.torch import ModelQuantizer, export_onnx
     from quark.torch.quantization.config.config import (

@@ -1,8 +1,8 @@
-"""What the workers of all tools share: how they are asked and answer.
+"""What the workers of all tools share: how they read questions and answer them.
 
-A worker is started with a folder that holds `net.pt`, and `images.pt` and `test.pt` where they are needed. It answers
-by lines of JSON: versions of packages first, then what each question, a line on the standard input, took and came to.
-Whatever else a tool prints goes to the standard error.
+A worker is started with a folder that contains `net.pt`, and `images.pt` and `test.pt` if they are needed. It answers
+with lines of JSON: first the versions of packages, then the seconds and the result of each question, which is a line of
+the standard input. Everything else that a tool prints goes to the standard error.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 BATCH_SIZE = 32
 FOLDER = Path(sys.argv[1])
 COPY, LOGITS = FOLDER / "copy.onnx", FOLDER / "logits.pt"
-FLOAT = FOLDER / "net.onnx"  # of tools that read ONNX files
+FLOAT = FOLDER / "net.onnx"  # for tools that read ONNX files
 
-# Does a task on the network, with the settings of the question; what it returns tells the outcome, and is not timed.
+# Does a task on the network, with the settings of the question. Returns a function for the result, which is not timed.
 Task = Callable[..., Callable[[], Any]]
 
 
@@ -34,7 +34,7 @@ def calibration_batches() -> list[Tensor]:
 
 
 def outcome(answer: Callable[[Tensor], Tensor], export: Callable[[], object]) -> Callable[[], dict[str, Any]]:
-    """Return what writes a copy's logits for the test images, and exports it; the result says whether that failed."""
+    """Return a function that saves a copy's logits of the test images and exports it; it returns the export's error."""
 
     @torch.no_grad()
     def tell() -> dict[str, Any]:
@@ -43,7 +43,7 @@ def outcome(answer: Callable[[Tensor], Tensor], export: Callable[[], object]) ->
         COPY.unlink(missing_ok=True)
         try:
             export()
-        except Exception as error:  # whatever a tool raises is its answer
+        except Exception as error:  # every error of a tool is an answer
             return {"export_error": f"{type(error).__name__}: {error}"[:300]}
         return {"export_error": ""}
 
@@ -51,7 +51,7 @@ def outcome(answer: Callable[[Tensor], Tensor], export: Callable[[], object]) ->
 
 
 def onnx_answers(path: Path) -> Callable[[Tensor], Tensor]:
-    """Return what runs an ONNX file on images."""
+    """Return a function that runs an ONNX file on images."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -63,7 +63,7 @@ def onnx_answers(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def work(tasks: dict[str, Task], packages: Sequence[str], modules: Sequence[str] = ()) -> None:
-    """Answer all questions; `modules` are imported first, so that the first question does not pay for it."""
+    """Answer all questions; `modules` are imported first, so that the first question's time does not include it."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     with contextlib.redirect_stdout(sys.stderr):
         for name in modules:
@@ -82,7 +82,7 @@ def _answer(tasks: dict[str, Task], net: nn.Module, do: str, **settings: Any) ->
         result = tasks[do](net, **settings)
         took = {"processor": time.process_time() - processor, "wall": time.perf_counter() - wall}
         return {"seconds": took, "result": result()}
-    except Exception as error:  # whatever a tool raises is its answer
+    except Exception as error:  # every error of a tool is an answer
         import traceback
 
         traceback.print_exc()

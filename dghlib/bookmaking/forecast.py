@@ -20,7 +20,7 @@ from dghlib.experiments.run import Workshop, results_dir
 from dghlib.plans import fine_tuned, methods, observations, papers, quantized
 from dghlib.showing.leaderboard import all_records
 
-PAGE_SECONDS = 15.0  # for a page that computes nothing, until one has been executed
+PAGE_SECONDS = 5.0  # for a page that computes nothing, until one has been executed
 TRUST = 60.0  # seconds of work at the records' speed that are assumed at first, so that short pages weigh little
 BUILDING = 2  # the build of the book takes about the time of this many pages
 # The functions by which notebooks choose their runs, by the names that they use.

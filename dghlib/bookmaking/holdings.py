@@ -53,6 +53,7 @@ _FINE_TUNED = ("genq_table3", "genie_tableA2", "intraq_table3")
 # Not required for all networks and seeds of shapes.
 _FEWER = (
     *_FINE_TUNED,
+    "trained_together",
     *_OF_TRANSFORMERS,
     "qimera_amounts",
     "qimera_table2",
@@ -74,7 +75,7 @@ HOLDINGS = (
     Holding("shapes", "quick", ("image_costs",), ("shapes_residual",)),
     Holding("shapes", "quick", ("gallery", *_OUTSIDE), ("shapes_residual",), seeds=1),
     Holding("shapes", "quick", ("qimera_amounts", "qimera_table2"), ("shapes_residual",), seeds=1),
-    Holding("shapes", "quick", _FINE_TUNED, ("shapes_residual",), seeds=1),
+    Holding("shapes", "quick", (*_FINE_TUNED, "trained_together"), ("shapes_residual",), seeds=1),
     Holding("shapes_detection", "quick", ("table3",)),
     Holding("coco_lite", "quick", ("table3",), ("coco_fastestdet",)),
     Holding("coco_lite", "quick", ("head_outputs",), ("coco_fastestdet",), seeds=1),

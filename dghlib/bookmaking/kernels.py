@@ -21,8 +21,8 @@ from jupyter_client.provisioning import LocalProvisioner
 from dghlib.experiments.run import RESULTS_VARIABLE, results_dir
 
 COPIES = sys.platform == "linux"
-# Imported before the copies are made. Without matplotlib, which adapts to the notebook when it is imported.
-PRELOADED = ["ipykernel.kernelapp", "pandas", "dghlib.bookmaking.holdings"]
+# Imported before the copies are made.
+PRELOADED = ["ipykernel.kernelapp", "dghlib.bookmaking.holdings", "dghlib.showing.figures", "dghlib.showing.tables"]
 
 
 class OwnInterpreter(AsyncKernelManager):
@@ -33,7 +33,7 @@ class OwnInterpreter(AsyncKernelManager):
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         # ipykernel warns at every start that it talks to this process unencrypted, and shows a traceback of its own
         # when Ctrl-C closes the connection. Output of cells is still shown.
-        options = ["--log-level=CRITICAL", "--InlineBackend.figure_formats=svg"]
+        options = ["--log-level=CRITICAL", "--IPKernelApp.matplotlib=inline", "--InlineBackend.figure_formats=svg"]
         environment = {RESULTS_VARIABLE: str(results_dir().absolute())}
         return KernelSpec(argv=[*command, *options], env=environment, display_name="Python 3", language="python")
 

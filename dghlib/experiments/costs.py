@@ -25,12 +25,12 @@ def unit_costs(records: Sequence[Record]) -> dict[Unit, float]:
     found: dict[Unit, list[float]] = {}
     for record in records:
         inputs, outputs = record["inputs"], record["outputs"]
-        if "images" not in inputs:
+        if "quantization_seconds" not in outputs:
             continue
-        model, quantizer, images = inputs["model"]["name"], inputs["quantizer"], inputs["images"]
-        work = _quantization_units(quantizer["config"], images["config"])
-        found.setdefault((model, quantizer["method"]), []).append(outputs["quantization_seconds"] / work)
-        if images["source"] != REAL:
+        model, quantizer, images = inputs["model"]["name"], inputs["quantizer"], inputs.get("images")
+        if work := _quantization_units(quantizer["config"], images["config"] if images else {}):
+            found.setdefault((model, quantizer["method"]), []).append(outputs["quantization_seconds"] / work)
+        if images and images["source"] != REAL:
             made = outputs["generation_seconds"] / _generation_units(images["config"])
             maker = images.get("model", inputs["model"])["name"]
             found.setdefault((maker, images["source"]), []).append(made)
@@ -43,8 +43,11 @@ def _generation_units(config: dict[str, Any]) -> int:
 
 
 def _quantization_units(config: dict[str, Any], images: dict[str, Any]) -> int:
-    """Return the steps of a method that learns (per unit, if it learns by units), otherwise the number of images."""
-    return config.get("steps") or config.get("iterations") or images["num_images"]
+    """Return the steps of a method that learns (per unit, if it learns by units), otherwise the number of images.
+
+    It is 0 for a method without either, which takes seconds.
+    """
+    return config.get("steps") or config.get("iterations") or images.get("num_images", 0)
 
 
 def estimate(experiments: Sequence[Run], units: dict[Unit, float]) -> pd.DataFrame:
@@ -122,8 +125,10 @@ def _parts(experiments: Sequence[Run], made: set[str]) -> Iterator[tuple[str, Un
             sets, maker = [experiment.images] if experiment.source else [], experiment.maker
         for wanted in sets:
             yield from _making(maker, wanted, made)
-            if experiment.quantizer != FLOAT:
-                work = _quantization_units(asdict(experiment.quantizer_config), asdict(wanted.config))
+        for images in [asdict(wanted.config) for wanted in sets] or [{}]:
+            if experiment.quantizer == FLOAT:
+                continue
+            if work := _quantization_units(asdict(experiment.quantizer_config), images):
                 yield experiment.quantizer, (experiment.model, experiment.quantizer), work
 
 

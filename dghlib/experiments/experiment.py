@@ -77,7 +77,8 @@ class Experiment:
         changed = changed_settings(self.quantizer, plain(config)) | changed_settings(self.source or "", plain(images))
         settings = "".join(f", {name} = {value}" for name, value in changed.items())
         if not self.source:
-            return f"{self.model} {self.quantizer} {width_of(config)} {config.bits}, no images{settings}"
+            repetition = f", seed {self.seed}" if hasattr(config, "seed") else ""
+            return f"{self.model} {self.quantizer} {width_of(config)} {config.bits}, no images{settings}{repetition}"
         of_another = f" of {self.images_of}" if self.images_of else ""
         return (
             f"{self.model} {self.quantizer} {width_of(config)} {config.bits}, "
@@ -86,8 +87,8 @@ class Experiment:
 
     @property
     def seed(self) -> int:
-        """Return the repetition of this experiment."""
-        return self.source_config.seed if self.source else 0
+        """Return the repetition of this experiment; without images it is the seed of the quantizer, if it has one."""
+        return self.source_config.seed if self.source else getattr(self.quantizer_config, "seed", 0)
 
 
 @dataclass(frozen=True, kw_only=True)

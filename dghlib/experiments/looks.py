@@ -21,13 +21,13 @@ from torch import Tensor
 
 from dghlib.experiments.experiment import FLOAT
 from dghlib.experiments.scoring import quality
-from dghlib.generators.classes import find_head
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, spread_of
 from dghlib.images import flip_and_crop, per_channel, to_pixels
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import StoredStatistics, stored_statistics, variance_of, working_copy
 from dghlib.running.hooks import recorded_inputs
 from dghlib.seeds import stream
+from dghlib.synthesis.classes import find_head
+from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure, spread_of
 
 VERSION = 1
 

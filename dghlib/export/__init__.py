@@ -1,7 +1,7 @@
 """Networks and image sets for other runtimes. Needs the extra `onnx`: `pip install dghlib[onnx]`."""
 
 from dghlib.export.calibration import ImageReader, PixelLoss, save_npz, save_png
-from dghlib.export.onnx_file import OnnxNetwork, UnsupportedOperation, export_onnx, open_session
+from dghlib.export.onnx_file import OnnxNetwork, UnsupportedOperation, export_onnx, open_session, products_overflow
 
 __all__ = [
     "ImageReader",
@@ -10,6 +10,7 @@ __all__ = [
     "UnsupportedOperation",
     "export_onnx",
     "open_session",
+    "products_overflow",
     "save_npz",
     "save_png",
 ]

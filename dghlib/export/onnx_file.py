@@ -7,9 +7,12 @@ activations through pairs of QuantizeLinear and DequantizeLinear, which runtimes
 
 import importlib.metadata
 import json
+import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -28,7 +31,9 @@ from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.uneven import LogQuantizer, TwinQuantizer
 from dghlib.storage.records import write_atomically
 
-__all__ = ["OnnxNetwork", "UnsupportedOperation", "export_onnx", "open_session"]
+__all__ = ["OnnxNetwork", "UnsupportedOperation", "export_onnx", "open_session", "products_overflow"]
+
+log = logging.getLogger(__name__)
 
 INPUT, BATCH = "images", "batch"
 _OUTPUTS = "outputs"  # entry of the metadata: the file's outputs, by key of the network's outputs
@@ -87,7 +92,19 @@ def export_onnx(
     onnx.helper.set_model_props(finished, {key: json.dumps(value) for key, value in about.items()})
     onnx.checker.check_model(finished, full_check=True)
     write_atomically(path, lambda temporary: onnx.save(finished, temporary))
+    if quantized is not None and signed_weights and _wide(quantized) and products_overflow():
+        log.warning(
+            "%s: on this processor 8-bit products overflow under onnxruntime's default options, and outputs are wrong. "
+            "Set the option session.x64quantprecision to 1, as dghlib.export.open_session does, or write unsigned "
+            "weights (signed_weights=False, --unsigned-weights)",
+            path,
+        )
     return finished
+
+
+def _wide(quantized: QuantizedModel) -> bool:
+    """Return whether weights have all 8 bits of a byte."""
+    return any(grid.bits == 8 for grid in quantized.weight_quantizers().values())
 
 
 def _translated(graph: OnnxGraph, node: fx.Node) -> str | list[str]:
@@ -101,6 +118,21 @@ def _translated(graph: OnnxGraph, node: fx.Node) -> str | list[str]:
         raise UnsupportedOperation(
             f"{node.name} cannot be written to ONNX with the arguments ({given}): {type(error).__name__} {error}"
         ) from error
+
+
+@cache
+def products_overflow() -> bool:
+    """Return whether the sum of 2 products of bytes overflows 16 bits here, under onnxruntime's default options."""
+    count, largest = 64, (255, 127)
+    weights = onnx.numpy_helper.from_array(np.full((count, count), largest[1], np.int8), "weights")
+    node = onnx.helper.make_node("MatMulInteger", ["codes", "weights"], ["sums"])
+    codes = onnx.helper.make_tensor_value_info("codes", onnx.TensorProto.UINT8, [1, count])
+    sums = onnx.helper.make_tensor_value_info("sums", onnx.TensorProto.INT32, [1, count])
+    graph = onnx.helper.make_graph([node], "products", [codes], [sums], [weights])
+    file = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"codes": np.full((1, count), largest[0], np.uint8)})
+    return bool((found != count * largest[0] * largest[1]).any())
 
 
 def open_session(path: Path | str, *, optimized: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:

@@ -62,22 +62,26 @@ def _nearest(graph: OnnxGraph, node: fx.Node, found: dict[str, Any]) -> str:
 
 
 def overlapping_average(graph: OnnxGraph, node: fx.Node) -> str:
-    """Adaptive average pooling with overlapping windows: a product with a constant matrix on either side."""
+    """Adaptive average pooling with overlapping windows: a product with a constant matrix on either side.
+
+    They add, and a division follows: sums of values on a grid are exact, and so is an average between 2 codes.
+    """
     before, after = shape_of(node.all_input_nodes[0])[2:], shape_of(node)[2:]
-    rows, columns = (_shares(old, new) for old, new in zip(before, after, strict=True))
+    rows, columns = (_windows(old, new) for old, new in zip(before, after, strict=True))
     across = graph.add(
         "MatMul", [source(graph, node), graph.constant(f"{node.name}.columns", columns.T)], f"{node.name}.across"
     )
-    return graph.add("MatMul", [graph.constant(f"{node.name}.rows", rows), across], node.name)
+    sums = graph.add("MatMul", [graph.constant(f"{node.name}.rows", rows), across], f"{node.name}.sums")
+    counts = graph.constant(f"{node.name}.counts", rows.sum(1)[:, None] * columns.sum(1))
+    return graph.add("Div", [sums, counts], node.name)
 
 
-def _shares(size: int, windows: int) -> Tensor:
-    """Return the share of each position in each window, (windows, size): torch rounds windows outwards."""
-    shares = torch.zeros(windows, size)
+def _windows(size: int, windows: int) -> Tensor:
+    """Return which positions are in each window, (windows, size), as 0 and 1: torch rounds windows outwards."""
+    inside = torch.zeros(windows, size)
     for number in range(windows):
-        start, end = number * size // windows, -(-(number + 1) * size // windows)
-        shares[number, start:end] = 1 / (end - start)
-    return shares
+        inside[number, number * size // windows : -(-(number + 1) * size // windows)] = 1
+    return inside
 
 
 def pixel_shuffle(graph: OnnxGraph, node: fx.Node) -> str:

@@ -12,15 +12,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dghlib.choices import check_at_least, check_between, check_types
 from dghlib.generators.attention import open_attention
-from dghlib.generators.classes import labels_of, number_of_classes
 from dghlib.generators.identity import images_fingerprint
-from dghlib.generators.space import Device, brought_over, working_twin
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.images import clip_straight_through
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import check_finite, working_copy
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
+from dghlib.synthesis.classes import labels_of, number_of_classes
+from dghlib.synthesis.space import Device, brought_over, working_twin
 
 
 class NoAttention(ValueError):

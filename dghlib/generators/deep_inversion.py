@@ -33,10 +33,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dghlib.choices import check_at_least, check_between, check_choice, check_types
-from dghlib.generators.classes import labels_of, number_of_classes
 from dghlib.generators.identity import images_fingerprint
-from dghlib.generators.matching import batch_norm_norms, measure
-from dghlib.generators.space import brought_over, working, working_twin
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.images import clip_straight_through
 from dghlib.models import FloatModel
@@ -44,6 +41,9 @@ from dghlib.running.batchnorm import StoredStatistics, working_copy
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
+from dghlib.synthesis.classes import labels_of, number_of_classes
+from dghlib.synthesis.matching import batch_norm_norms, measure
+from dghlib.synthesis.space import brought_over, working, working_twin
 
 VERSION = 1
 WARM_UP = 0.05  # share of the steps: 100 of 2000

@@ -57,7 +57,16 @@ from tqdm import tqdm
 from dghlib.choices import check_at_least, check_between, check_types
 from dghlib.generators import radam
 from dghlib.generators.identity import images_fingerprint
-from dghlib.generators.matching import (
+from dghlib.generators.schedules import PlateauWithReset
+from dghlib.images import centre_crop, clip_straight_through, flip_and_crop, smooth
+from dghlib.models import FloatModel
+from dghlib.running import memory, processes
+from dghlib.running.batchnorm import MomentBank, stored_statistics, working_copy
+from dghlib.seeds import stream
+from dghlib.storage.checkpoints import Checkpoint, folder_beside
+from dghlib.storage.large_sets import LARGEST_IN_MEMORY, BatchedValues
+from dghlib.storage.records import added_later
+from dghlib.synthesis.matching import (
     Measurement,
     Reduction,
     Spread,
@@ -68,16 +77,7 @@ from dghlib.generators.matching import (
     slack_penalty,
     with_pixels,
 )
-from dghlib.generators.schedules import PlateauWithReset
-from dghlib.generators.space import brought_over, working_twin
-from dghlib.images import centre_crop, clip_straight_through, flip_and_crop, smooth
-from dghlib.models import FloatModel
-from dghlib.running import memory, processes
-from dghlib.running.batchnorm import MomentBank, stored_statistics, working_copy
-from dghlib.seeds import stream
-from dghlib.storage.checkpoints import Checkpoint, folder_beside
-from dghlib.storage.large_sets import LARGEST_IN_MEMORY, BatchedValues
-from dghlib.storage.records import added_later
+from dghlib.synthesis.space import brought_over, working_twin
 
 VERSION = 1
 

@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from dghlib.choices import check_at_least, check_between, check_choice
-from dghlib.generators.classes import number_of_classes
-from dghlib.generators.matching import batch_norm_norms, measure
 from dghlib.generators.patch_similarity import patch_similarity_entropy
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import NoBatchNorm, StoredStatistics, stored_statistics, working_copy
 from dghlib.running.hooks import recorded_inputs
+from dghlib.synthesis.classes import number_of_classes
+from dghlib.synthesis.matching import batch_norm_norms, measure
 
 SecondStage = Literal["auto", "batch_norm", "patch_similarity", "none"]
 SECOND_STAGES = ("auto", "batch_norm", "patch_similarity", "none")

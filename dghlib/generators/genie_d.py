@@ -29,16 +29,16 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from dghlib.choices import check_at_least, check_between, check_types
 from dghlib.generators.identity import images_fingerprint
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, spread_of
-from dghlib.generators.networks import GenieNetwork, initialised
 from dghlib.generators.schedules import in_proportion
-from dghlib.generators.space import Device, brought_over, working
 from dghlib.generators.tasks import run_tasks, values_of
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import StoredStatistics, moments, variance_of
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
+from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure, spread_of
+from dghlib.synthesis.networks import GenieNetwork, initialised
+from dghlib.synthesis.space import Device, brought_over, working
 
 VERSION = 1
 # The authors': steps of a run, and the steps after which the network's rate falls, or, on a plateau, the latents' rate.

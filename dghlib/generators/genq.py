@@ -31,7 +31,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dghlib.choices import check_at_least, check_between, check_choice, check_types
-from dghlib.generators.classes import number_of_classes, random_labels
 from dghlib.generators.filters import SECOND_STAGES, SecondStage, select
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.pipelines import (
@@ -54,6 +53,7 @@ from dghlib.running.batchnorm import working_copy
 from dghlib.seeds import derived_seed, stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import fingerprint
+from dghlib.synthesis.classes import number_of_classes, random_labels
 
 VERSION = 1
 

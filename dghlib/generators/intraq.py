@@ -33,11 +33,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dghlib.choices import check_at_least, check_between, check_types
-from dghlib.generators.classes import Head, find_head, labels_of
 from dghlib.generators.identity import images_fingerprint
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
 from dghlib.generators.schedules import in_proportion
-from dghlib.generators.space import Device, brought_over, working
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.images import random_windows, resize_windows, rotate
 from dghlib.models import FloatModel
@@ -46,6 +43,9 @@ from dghlib.running.hooks import recorded_inputs
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
+from dghlib.synthesis.classes import Head, find_head, labels_of
+from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure
+from dghlib.synthesis.space import Device, brought_over, working
 
 VERSION = 1
 STEPS, PATIENCE = 1000, 50  # the authors': steps of a run, and steps of a plateau after which the rate falls

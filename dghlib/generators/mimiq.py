@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from dghlib.generators.attended import NoAttention, check_settings, optimized
 from dghlib.generators.attention import RecordedScores
 from dghlib.generators.deep_inversion import total_variation
-from dghlib.generators.space import Device
 from dghlib.models import FloatModel
+from dghlib.synthesis.space import Device
 
 VERSION = 1
 JITTER = 16 / 224  # share of the image's side, in the second half of the steps; half of this in the first

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dghlib.choices import check_at_least, check_types
-from dghlib.generators.space import Device, brought_over, working_twin
 from dghlib.models import FloatModel
 from dghlib.seeds import stream
+from dghlib.synthesis.space import Device, brought_over, working_twin
 
 VERSION = 1
 

@@ -36,8 +36,8 @@ from dghlib.generators.attended import NoAttention, check_settings, optimized
 from dghlib.generators.attention import RecordedAttention
 from dghlib.generators.deep_inversion import JITTER, total_variation, warm_up_and_cosine
 from dghlib.generators.patch_similarity import cosine_similarities, similarity_entropy
-from dghlib.generators.space import Device
 from dghlib.models import FloatModel
+from dghlib.synthesis.space import Device
 
 VERSION = 1
 WARM_UP = 0.2  # share of each half of the steps: 100 of 500

@@ -19,23 +19,23 @@ Differences from the paper:
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 
 from dghlib.choices import check_at_least, check_between, check_types
-from dghlib.generators.classes import Head, find_head, random_labels
 from dghlib.generators.identity import images_fingerprint
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure
-from dghlib.generators.networks import QimeraNetwork, initialised, mixtures_of
-from dghlib.generators.space import Device, brought_over, working
 from dghlib.generators.tasks import run_tasks, values_of
 from dghlib.models import FloatModel
 from dghlib.running.batchnorm import StoredStatistics
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
+from dghlib.synthesis.class_maker import ClassMaker, Embeddings, first_embeddings
+from dghlib.synthesis.classes import Head, find_head
+from dghlib.synthesis.networks import QimeraNetwork, initialised
+from dghlib.synthesis.space import Device, brought_over, working
 
 VERSION = 2
 BATCH_NORM_WEIGHT = 0.1  # of the batch-norm distance relative to the cross-entropy
@@ -53,7 +53,7 @@ class Config:
 
     superposed: float = 0.4  # share of mixtures among the images (p)
     mixed_classes: int = 2  # classes in a mixture (K)
-    embeddings: Literal["random", "classifier"] = "random"  # initial values; "classifier": the last layer's weights
+    embeddings: Embeddings = "random"  # initial values; "classifier": the last layer's weights
     conditional: bool = False  # whether batch norms have scales and shifts for each class
 
     def __post_init__(self) -> None:
@@ -115,41 +115,33 @@ class _Task:
         image_shape: tuple[int, int, int],
         config: Config,
     ):
-        self.net, self.layers, self.config = net, layers, config
-        self.num_classes = head.num_classes
-        self.device = layers.mean.device
-        self.weights = channel_weights(layers.sizes, "mean", self.device)
-        embeddings = _first_embeddings(net, head, config)
-        self.generator = initialised(
+        self.config = config
+        embeddings = first_embeddings(net, head, config.embeddings, stream(config.seed, "qimera", "embeddings"))
+        generator = initialised(
             lambda: QimeraNetwork(image_shape, embeddings, conditional=config.conditional),
             config.seed,
             "qimera",
             "network",
-        ).to(self.device)
-        self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate, betas=(0.5, 0.999))
+        )
+        self.maker = ClassMaker(
+            net,
+            layers,
+            generator.to(layers.mean.device),
+            superposed=config.superposed,
+            mixed_classes=config.mixed_classes,
+            rate=config.learning_rate,
+        )
         falls = [math.ceil(_updates(config) * quarters / 4) for quarters in (1, 2, 3)]
-        self.schedule = MultiStepLR(self.optimizer, falls, gamma=0.1)
+        self.schedule = MultiStepLR(self.maker.optimizer, falls, gamma=0.1)
         self.draws = stream(config.seed, "qimera", "training")
-        self.parts = {
-            "generator": self.generator,
-            "optimizer": self.optimizer,
-            "schedule": self.schedule,
-            "draws": self.draws,
-        }
+        self.parts = {**self.maker.parts, "schedule": self.schedule, "draws": self.draws}
 
     def step(self) -> dict[str, float]:
         """Train the network by 1 step, see `dghlib.generators.tasks.Task`."""
-        superposed = torch.rand((), generator=self.draws).item() < self.config.superposed
-        images, targets = self._made(self.config.batch_size, superposed, self.draws)
-        measured = measure(self.net, images, self.layers)
-        distance = batch_norm_distance(measured.moments, self.layers, self.weights, "variance").mean()
-        terms = {
-            "class": nn.functional.cross_entropy(measured.output, targets),
-            "BNS": BATCH_NORM_WEIGHT * distance,
-        }
-        self.optimizer.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
-        self.optimizer.step()
+        images, targets = self.maker.batch(self.config.batch_size, self.draws)
+        output, distance = self.maker.judged(images)
+        terms = {"class": nn.functional.cross_entropy(output, targets), "BNS": BATCH_NORM_WEIGHT * distance}
+        self.maker.learn(torch.stack(list(terms.values())).sum())
         self.schedule.step()
         return values_of(terms)
 
@@ -159,34 +151,9 @@ class _Task:
         config, draws = self.config, stream(self.config.seed, "qimera", "images")
         mixtures = round(config.superposed * config.num_images)
         made = [
-            self._made(len(part), superposed, draws)[0].cpu()
+            self.maker.made(len(part), superposed, draws)[0].cpu()
             for superposed, count in ((True, mixtures), (False, config.num_images - mixtures))
             for part in torch.arange(count).split(config.batch_size)
             if len(part)
         ]
         return torch.cat(made)[torch.randperm(config.num_images, generator=draws)]
-
-    def _made(self, count: int, superposed: bool, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return `count` images, mixtures or single classes, and their class shares, (count, num_classes)."""
-        num_classes = self.num_classes
-        classes, shares = random_mixtures(count, num_classes, self.config.mixed_classes if superposed else 1, draws)
-        noise = torch.randn(*classes.shape, self.generator.latent_size, generator=draws)
-        classes, shares, noise = (values.to(self.device) for values in (classes, shares, noise))
-        return self.generator(classes, shares, noise), mixtures_of(classes, shares, num_classes)
-
-
-def random_mixtures(count: int, num_classes: int, mixed: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return classes, with equal probabilities and possibly repeated, and their shares in an image, (count, mixed).
-
-    Shares are positive and sum to 1; the share of a single class is 1.
-    """
-    classes = random_labels(count * mixed, num_classes, draws).view(count, mixed)
-    return classes, torch.randn(count, mixed, generator=draws).softmax(1)
-
-
-def _first_embeddings(net: nn.Module, head: Head, config: Config) -> Tensor:
-    """Return the initial embeddings of the classes, (num_classes, width)."""
-    if config.embeddings == "classifier":
-        return net.get_parameter(f"{head.layer}.weight").detach().cpu()
-    draws = stream(config.seed, "qimera", "embeddings")
-    return torch.randn(head.num_classes, head.width, generator=draws)

@@ -22,14 +22,14 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dghlib.choices import check_at_least, check_between, check_types
 from dghlib.generators.identity import images_fingerprint
-from dghlib.generators.matching import batch_norm_distance, channel_weights, measure, with_pixels
 from dghlib.generators.schedules import in_proportion
-from dghlib.generators.space import Device, brought_over, working
 from dghlib.generators.tasks import ImageTask, run_tasks
 from dghlib.models import FloatModel
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
+from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure, with_pixels
+from dghlib.synthesis.space import Device, brought_over, working
 
 VERSION = 1
 STEPS, PATIENCE = 500, 100  # the authors': steps of a run, and steps of a plateau after which the rate falls

@@ -50,6 +50,8 @@ class DetectorNet(nn.Module):
         detector: a detector of torchvision with a backbone and a head; its transforms are not used.
     """
 
+    any_size = True  # torchvision's transforms, which precede the network, scale images to many sizes
+
     def __init__(self, detector: nn.Module):
         super().__init__()
         self.detector = detector

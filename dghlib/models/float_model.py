@@ -23,7 +23,8 @@ class FloatModel:
     Args:
         name: the name in records and file names.
         net: maps normalised images (N, C, H, W) to logits; in eval mode.
-        image_shape: (C, H, W).
+        image_shape: (C, H, W). A quantized network is for images of this shape alone, unless `net` has an attribute
+            `any_size` that is true: then sizes are computed in every pass, and no path may depend on them.
         mean, std: of every channel, for pixels from 0 to 1; normalised is (pixel - mean) / std. For a network without
             normalisation, the mean is 0, and the std is 1 for pixels from 0 to 1 and 1/255 for pixels from 0 to 255.
         task: the kind of the outputs, "classification" or "detection".

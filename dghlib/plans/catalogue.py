@@ -37,6 +37,7 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "genq_table3": fine_tuned.genq_table3,
     "genie_tableA2": fine_tuned.genie_table_a2,
     "intraq_table3": fine_tuned.intraq_table3,
+    "trained_together": fine_tuned.trained_together,
     "genq_table4": transformers.genq_table4,
     "every_tensor": transformers.every_tensor,
     "without_batch_norm": transformers.without_batch_norm,

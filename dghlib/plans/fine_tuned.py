@@ -8,7 +8,7 @@ from dghlib.experiments.experiment import REAL, Experiment
 from dghlib.experiments.profiles import budget_of
 from dghlib.plans.methods import quantizers
 from dghlib.plans.papers import PARTS_OF_A_SET, samples, spared
-from dghlib.plans.parts import drawn_sources, networks_of, without_images
+from dghlib.plans.parts import drawn_sources, networks_of, repetitions, without_images
 
 
 def genq_table3(
@@ -56,4 +56,25 @@ def intraq_table3(
             profile, budget, bits=bits, methods=methods, policies=["full"], sources=sources, seeds=seeds, models=models
         ),
         *without,
+    ]
+
+
+def trained_together(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    bits: Sequence[str] = ("W3A3",),
+    methods: Sequence[str] = ("gdfq", "qimera_qat", "adadfq"),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return the rows of those tables whose images are made during the fine-tuning, which takes minutes each."""
+    spend = budget_of(profile, budget)
+    names = networks_of(profile, models)
+    return [
+        *(Experiment(profile=profile, model=model, test_images=spend.test_images) for model in names),
+        *(
+            without_images(profile, model, width, spend, method, seed=seed)
+            for seed, model, width, method in itertools.product(repetitions(spend, seeds), names, bits, methods)
+        ),
     ]

@@ -7,12 +7,14 @@ from types import ModuleType
 from typing import Any
 
 from dghlib.quantizers import (
+    adadfq,
     adaround,
     ait,
     brecq,
     compensated,
     dfq,
     erq,
+    gdfq,
     genie_m,
     genq_qat,
     hptq,
@@ -21,6 +23,7 @@ from dghlib.quantizers import (
     ocs,
     ptq4vit,
     qdrop,
+    qimera_qat,
     repq_vit,
     squant,
     synq,
@@ -55,6 +58,9 @@ QUANTIZERS: dict[str, ModuleType] = {
     "intraq_qat": intraq_qat,
     "ait": ait,
     "synq": synq,
+    "gdfq": gdfq,
+    "qimera_qat": qimera_qat,
+    "adadfq": adadfq,
     "squant": squant,
     "dfq": dfq,
     "ocs": ocs,
@@ -63,7 +69,8 @@ QUANTIZERS: dict[str, ModuleType] = {
     "ptq4vit": ptq4vit,
     "erq": erq,
 }
-WITHOUT_IMAGES = ("squant", "dfq", "ocs")  # methods whose `quantize` takes None instead of images
+# Methods whose `quantize` takes None instead of images.
+WITHOUT_IMAGES = ("squant", "dfq", "ocs", "gdfq", "qimera_qat", "adadfq")
 
 
 def presets_of(method: ModuleType) -> dict[str, Any]:

@@ -32,8 +32,8 @@ class Terms:
     Attributes:
         distillation: T^2 KL(teacher || student) of the logits.
         temperature: T.
-        cross_entropy: with the class that the teacher assigns to an image.
-        easy: images count in `cross_entropy` if the teacher's probability of their class exceeds 1 - easy; 1 takes all.
+        cross_entropy: with the class that an image was made for, or that the teacher assigns to it.
+        easy: images count in `cross_entropy` if the teacher's largest probability exceeds 1 - easy; 1 takes all.
         features: HAST's alignment of the outputs of blocks.
         maps: SynQ's alignment of class activation maps of the last convolution.
     """
@@ -67,10 +67,11 @@ class Lesson:
         self.teacher = _watched(teacher, names)
         self.student = _watched(student.graph, names)
 
-    def __call__(self, images: Tensor, perturbed: bool = False) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, targets: Tensor | None = None, perturbed: bool = False) -> tuple[Tensor, Tensor]:
         """Return the loss of images (N, C, H, W), and the distillation in it; the loss has gradients for the images.
 
-        For images that were `perturbed`, activation maps do not count.
+        `targets` (N, classes) are the class shares of the images, None for the teacher's classes. For images that were
+        `perturbed`, activation maps do not count.
         """
         terms = self.terms
         wanted, *wanted_features = self._ask_teacher(images, perturbed)
@@ -78,7 +79,7 @@ class Lesson:
         distilled = distillation(answer, wanted, terms.temperature)
         loss = terms.distillation * distilled
         if terms.cross_entropy:
-            loss = loss + terms.cross_entropy * easy_cross_entropy(answer, wanted.detach(), terms.easy)
+            loss = loss + terms.cross_entropy * easy_cross_entropy(answer, wanted.detach(), terms.easy, targets)
         if terms.features:
             pairs = zip(features[: self._count], wanted_features[: self._count], strict=True)
             loss = loss + terms.features * torch.stack([feature_distance(*pair) for pair in pairs]).sum()
@@ -102,10 +103,13 @@ def distillation(answer: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     )
 
 
-def easy_cross_entropy(answer: Tensor, wanted: Tensor, easy: float) -> Tensor:
-    """Return the cross-entropy with the teacher's class, zero for hard images, averaged over all images."""
+def easy_cross_entropy(answer: Tensor, wanted: Tensor, easy: float, targets: Tensor | None = None) -> Tensor:
+    """Return the cross-entropy, zero for hard images, averaged over all images.
+
+    It is that with the class shares `targets` (N, classes), or with the teacher's class.
+    """
     sureness, labels = wanted.softmax(1).max(1)
-    losses = F.cross_entropy(answer, labels, reduction="none")
+    losses = F.cross_entropy(answer, labels if targets is None else targets, reduction="none")
     return (losses * (1 - sureness < easy)).mean() if easy < 1 else losses.mean()
 
 

@@ -1,9 +1,10 @@
 """Fine-tuning: a quantized network learns, as a whole, the outputs of the float network; without labels or data.
 
 LSQ, GenQ's initialisation, IntraQ's second stage, AIT and SynQ share a loop; each of those modules is a set of defaults
-for `Settings` and lists its differences from its authors' version. In every step
+for `Settings` and lists its differences from its authors' version. So do GDFQ, Qimera and AdaDFQ, which make the images
+meanwhile (see `joint`). In every step
 
-    1. a minibatch is drawn, cropped and mirrored;
+    1. a minibatch is drawn, or made, then cropped and mirrored;
     2. the student, whose weights and tensors are rounded, and the teacher, the float network, process it;
     3. SGD updates the student's weights and biases, and for some methods the step sizes of its grids, along the
        negative gradient of the loss of `distillation`, with straight-through gradients for the rounding.
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -76,8 +77,9 @@ class Settings(LearningSettings):
         weight_decay: of weights and biases; step sizes of grids have none.
         schedule: how the rate falls, "cosine" to zero, or "quarters", to 1/10 after each quarter of the steps.
         distillation, temperature: weight and temperature of T^2 KL(teacher || student).
-        cross_entropy: weight of the cross-entropy with the class that the teacher assigns to an image.
-        easy: images count in it if the teacher's probability of their class exceeds 1 - easy. 1 takes all.
+        cross_entropy: weight of the cross-entropy with the class that an image was made for, or, for given images, with
+            the class that the teacher assigns to it.
+        easy: images count in it if the teacher's largest probability exceeds 1 - easy. 1 takes all.
         features: weight of HAST's alignment of the outputs of blocks.
         perturbation: how far every image is moved against the student's knowledge, in normalised values, for a second
             pass of each minibatch (HAST); 0 makes no second pass.
@@ -134,6 +136,28 @@ class Settings(LearningSettings):
         return Terms(**{field.name: getattr(self, field.name) for field in fields(Terms)})
 
 
+class Source(Protocol):
+    """Where minibatches come from.
+
+    Attributes:
+        begins: the step with which the student begins to learn.
+    """
+
+    begins: int
+
+    def minibatch(self, step: int, student: QuantizedModel) -> tuple[Tensor, Tensor | None]:
+        """Return the normalised images (N, C, H, W) of a step, and the class shares (N, classes) they were made for."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has changed since the start, for a checkpoint."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the content of `state_dict`."""
+        ...
+
+
 def fine_tune(
     method: str,
     model: FloatModel,
@@ -141,11 +165,13 @@ def fine_tune(
     settings: Settings,
     checkpoint: Path | None = None,
     start: QuantizedModel | None = None,
+    source: Source | None = None,
 ) -> QuantizedModel:
     """Return a quantized copy of a network, fine-tuned on normalised images (N, C, H, W).
 
     Neither the model nor `start` is changed. `start` is a quantized copy from which the student takes its codes, step
-    sizes and biases. With `checkpoint`, a file, a killed run continues to the same result.
+    sizes and biases. With `source` the student learns from its images; ranges and reports are those of `images` all the
+    same. With `checkpoint`, a file, a killed run continues to the same result.
 
     Raises:
         UntraceableNetwork: torch.fx cannot follow the network.
@@ -160,10 +186,31 @@ def fine_tune(
     about |= preparation_of(settings) if start is None else _preparation_of_start(start)
     teacher = prepared_graph(model, about)
     check_classifier(teacher)
-    _check_classes(teacher, images, settings.batch_size)
+    if source is None:
+        _check_classes(teacher, images, settings.batch_size)
+        source = _FixedImages(images, settings)
     student = nearest(model, images, settings, about) if start is None else _copy(start, model, about)
     key = fingerprint({"about": about, "images": float(images.double().sum()), "start": checksum(student)})
-    return _FineTuning(teacher, student, images, settings, Checkpoint(checkpoint, key)).run()
+    return _FineTuning(teacher, student, images, settings, Checkpoint(checkpoint, key), source).run()
+
+
+class _FixedImages:
+    """Minibatches of a set of images (N, C, H, W), which do not depend on earlier draws; see `Source`."""
+
+    begins = 0
+
+    def __init__(self, images: Tensor, settings: Settings):
+        self.images, self.settings = images, settings
+
+    def minibatch(self, step: int, student: QuantizedModel) -> tuple[Tensor, None]:
+        rows = rows_of(step, len(self.images), self.settings.batch_size, self.settings.seed)
+        return self.images[rows.to(self.images.device)], None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
 class _FineTuning:
@@ -176,8 +223,9 @@ class _FineTuning:
         images: Tensor,
         settings: Settings,
         checkpoint: Checkpoint,
+        source: Source,
     ):
-        self.teacher, self.student, self.images = teacher, student, images
+        self.teacher, self.student, self.images, self.source = teacher, student, images, source
         self.settings, self.checkpoint, self.device = settings, checkpoint, device_of(teacher)
         self.layers = _prepare(student, settings.learn_steps)
         self.lesson = Lesson(student, teacher, settings.terms())
@@ -218,31 +266,31 @@ class _FineTuning:
         left = SCHEDULES[settings.schedule](step / settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * left
-        images = self._minibatch(step)
+        images, targets = self._minibatch(step)
         optimizer.zero_grad()
-        loss, distilled = self.lesson(images.requires_grad_(settings.perturbation > 0))
+        loss, distilled = self.lesson(images.requires_grad_(settings.perturbation > 0), targets)
         loss.backward()
         if images.grad is not None:
             moved = images.detach() + settings.perturbation * images.grad.sign()
-            self.lesson(moved, perturbed=True)[0].backward()
+            self.lesson(moved, targets, perturbed=True)[0].backward()
         self.watch.add(distilled.item(), step)
-        if step == 0:
+        if step == self.source.begins:
             self._check_gradients(distilled.item())
         with inundate(self.layers, settings.inundation * left):
             optimizer.step()
         keep_positive(self.scales)
 
-    def _minibatch(self, step: int) -> Tensor:
-        """Return the images of a step, which do not depend on earlier draws."""
+    def _minibatch(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Return the images of a step, cropped and mirrored, and the class shares they were made for, if any."""
         settings = self.settings
-        rows = rows_of(step, len(self.images), settings.batch_size, settings.seed)
-        images = self.images[rows.to(self.images.device)].to(self.device)
+        images, targets = self.source.minibatch(step, self.student)
+        images = images.to(self.device)
         if settings.smallest_crop == 1 and not settings.flip:
-            return images
+            return images, targets
         draws = stream(settings.seed, "fine-tuning", "crops", step)
         windows = random_windows(len(images), images.shape[2:], settings.smallest_crop, draws)
         flips = torch.rand(len(images), generator=draws) < 0.5 * settings.flip
-        return resize_windows(images, windows, flips).contiguous(memory_format=torch.channels_last)
+        return resize_windows(images, windows, flips).contiguous(memory_format=torch.channels_last), targets
 
     def _check_gradients(self, distilled: float) -> None:
         """Raise ValueError if no learned value has a gradient although the student differs from its teacher."""
@@ -259,6 +307,7 @@ class _FineTuning:
             "done": done,
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "source": self.source.state_dict(),
             "watch": vars(self.watch),
         }
 
@@ -266,9 +315,10 @@ class _FineTuning:
         """Restore the content of a checkpoint; return the number of completed steps."""
         state = self.checkpoint.load()
         if state is None or self.optimizer is None:
-            return 0
+            return self.source.begins
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.source.load_state_dict(state["source"])
         vars(self.watch).update(state["watch"])
         return int(state["done"])
 

@@ -43,7 +43,7 @@ def folded_graph(model: FloatModel) -> fx.GraphModule:
     net = private_copy(model.net)
     check_one_input(net)
     noise = torch.randn(_IMAGES, *model.image_shape, generator=torch.Generator().manual_seed(0)).to(device_of(net))
-    known_sizes = model.task != "detection"
+    known_sizes = not getattr(model.net, "any_size", False)
     with torch.no_grad():
         expected = output_for(net, noise.clone())  # the network may write to its input
         make_weights_plain(net)

@@ -37,7 +37,7 @@ from dghlib.quantizers.unit_data import STORES, Frontier, UnitData, output_impor
 from dghlib.quantizers.units import KINDS_OF_UNIT, Unit, piece_of, units_of
 from dghlib.seeds import derived_seed, stream
 from dghlib.storage.checkpoints import Checkpoint
-from dghlib.storage.records import fingerprint
+from dghlib.storage.records import added_later, fingerprint
 
 INPUTS = ("float", "quantized", "mixed")
 QUICK = 200  # iterations per unit, those of the book's pages on public networks
@@ -57,6 +57,9 @@ class Settings(LearningSettings):
         unit: the part of the network that is learned at once, "layer" or "block".
         iterations: steps per unit, with minibatches of `batch_size` images.
         rounding_rate: Adam's learning rate for the roundings.
+        rounding_epsilon: what Adam adds to the root of the mean squared gradient of a rounding. Gradients are 1e-6 to
+            1e-3, so with the usual 1e-8 all weights take steps of the same size, and differences in the last bits of
+            sums grow into other codes; with 1e-4 steps fall with gradients, and fewer codes differ.
         penalty: lambda, the weight of the rounding penalty.
         cosine: whether the penalty's beta falls along a cosine, rather than linearly.
         scale_rate: learning rate of the weights' step sizes, 0 for fixed; falls to 0 along a cosine.
@@ -74,6 +77,7 @@ class Settings(LearningSettings):
     unit: str = "block"
     iterations: int = 20_000
     rounding_rate: float = 1e-3
+    rounding_epsilon: float = added_later(1e-8)
     penalty: float = 0.01
     cosine: bool = False
     scale_rate: float = 0.0
@@ -94,7 +98,7 @@ class Settings(LearningSettings):
         check_at_least(0, "step_iterations", self.step_iterations)
         if not 0 <= self.keep_float <= 1:
             raise ValueError(f"keep_float is a probability, 0 to 1, got {self.keep_float}")
-        for name in ("rounding_rate", "penalty", "scale_rate", "step_rate"):
+        for name in ("rounding_rate", "rounding_epsilon", "penalty", "scale_rate", "step_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be zero or positive, got {getattr(self, name)}")
         if self.fisher and self.unit != "block":
@@ -231,6 +235,8 @@ def _optimizer(
     ]
     used = [group for group in groups if group[0]]
     optimizer = torch.optim.Adam([{"params": parameters, "lr": rate} for parameters, rate, _ in used])
+    if roundings:
+        optimizer.param_groups[0]["eps"] = settings.rounding_epsilon
     return optimizer, LambdaLR(optimizer, [rule for _, _, rule in used])
 
 

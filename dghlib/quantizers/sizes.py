@@ -5,8 +5,8 @@ difference means that the computation depends on this number. Such a number is c
 tensor near its use. If it were read from the images at the start of the network, there would be a path from there to
 its use, past all layers in between, and all of them would be a single unit of reconstruction.
 
-Detectors take images of many sizes, so all of their sizes are computed in every pass; for them the number of images is
-only moved near its use.
+Torchvision's detectors take images of many sizes (`any_size`), so all of their sizes are computed in every pass; for
+them the number of images is only moved near its use.
 """
 
 import operator

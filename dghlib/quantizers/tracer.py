@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
+from torch.utils._pytree import tree_leaves
 
 from dghlib.quantizers.attention import WRITTEN_OUT
 from dghlib.quantizers.operations import is_batch_norm
@@ -23,6 +24,11 @@ _SIZES = {"shape", "size", "numel", "nelement", "stride", "is_same_size", "is_co
 _FACTS = {
     *{"dim", "ndimension", "type", "element_size", "get_device", "is_signed", "result_type", "can_cast"},
     *{"is_floating_point", "is_complex", "is_conj", "is_neg", "is_inference", "is_shared", "is_pinned"},
+}
+# Make a tensor of which the first argument gives the shape, the type or the device alone.
+_LIKE = {
+    *{"new_full", "new_zeros", "new_ones", "new_empty", "new_tensor"},
+    *{"full_like", "zeros_like", "ones_like", "empty_like"},
 }
 _CASTS = {"to", "type", "type_as", "float", "contiguous", "cpu", "cuda", "expand_as", "requires_grad_"}
 
@@ -77,8 +83,8 @@ class Tracer(fx.Tracer):
 
     Args:
         images: (N, C, H, W), the example images.
-        known_sizes: whether sizes are constants of the trace; otherwise they are computed from the images, as detectors
-            need, which take images of many sizes.
+        known_sizes: whether sizes are constants of the trace; otherwise they are computed from the images, as networks
+            need that take images of many sizes.
     """
 
     def __init__(self, images: Tensor, known_sizes: bool):
@@ -121,6 +127,8 @@ class Tracer(fx.Tracer):
         operation = target if isinstance(target, str) else getattr(target, "__name__", "")
         if kind in ("call_method", "call_function") and not isinstance(value, Tensor) and self._is_fact(operation):
             return value
+        if self._is_made_of_constants(operation, args, kwargs):
+            return value
         if operation in _CASTS and args and getattr(args[0], "value", None) is value:
             return args[0]
         proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, lambda node: Known(node, self, value))
@@ -132,6 +140,13 @@ class Tracer(fx.Tracer):
 
     def _is_fact(self, operation: str) -> bool:
         return operation in _FACTS or (self.known_sizes and operation in _SIZES)
+
+    def _is_made_of_constants(self, operation: str, args: Any, kwargs: Any) -> bool:
+        """Return whether no value of a traced tensor is in the result, such as in `grid.type_as(x)`."""
+        if operation == "type_as":
+            return not isinstance(args[0], fx.Proxy)
+        leaves = tree_leaves((args[1:], kwargs))
+        return self.known_sizes and operation in _LIKE and not any(isinstance(leaf, fx.Proxy) for leaf in leaves)
 
     def _value(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = fx.node.map_aggregate((args, kwargs), lambda a: a.value if isinstance(a, Known) else a)

@@ -9,7 +9,7 @@ from dghlib.experiments.experiment import FLOAT
 from dghlib.experiments.run import Record
 from dghlib.plans.papers import INTRAQ_PARTS, PARTS
 from dghlib.showing import tables
-from dghlib.showing.tables import PAPER, QUANTIZER_TITLES, TITLES, cell, nothing, paper_table, short_name
+from dghlib.showing.tables import PAPER, QUANTIZER_TITLES, TITLES, WIDEST, cell, nothing, paper_table, short_name
 
 # From a record of a quantized network to the name of its row.
 RowOf = Callable[[Record], str]
@@ -177,13 +177,20 @@ def _statistics_of(record: Record) -> str:
 
 
 def printed(name: str) -> pd.DataFrame:
-    """Return a paper's table as printed: methods by (setting, network); ‡ marks numbers from another paper."""
+    """Return a paper's table as printed: methods by (setting, network); ‡ marks numbers from another paper.
+
+    A table that would be wider than a page has its settings below each other.
+    """
     numbers = paper_table(name, as_text=True)
     borrowed = numbers.source.str.contains(", from ").map({True: " ‡", False: ""})
     numbers["cell"] = (numbers["mean"] + " ± " + numbers.spread).str.removesuffix(" ± ") + borrowed
+    columns = list(dict.fromkeys(zip(numbers.setting, numbers.network, strict=True)))
+    if len(columns) > WIDEST:
+        table = numbers.pivot(index=["setting", "method"], columns="network", values="cell").fillna("")
+        rows = list(dict.fromkeys(zip(numbers.setting, numbers.method, strict=True)))
+        return table.loc[rows, list(dict.fromkeys(numbers.network))].rename_axis(index=["paper", ""], columns="")
     table = numbers.pivot(index="method", columns=["setting", "network"], values="cell").fillna("")
-    columns = dict.fromkeys(zip(numbers.setting, numbers.network, strict=True))
-    return table.loc[list(dict.fromkeys(numbers.method)), list(columns)].rename_axis(index="paper", columns=["", ""])
+    return table.loc[list(dict.fromkeys(numbers.method)), columns].rename_axis(index="paper", columns=["", ""])
 
 
 def printed_ratios(name: str, of: str, to: str) -> dict[str, pd.Series]:

@@ -37,6 +37,7 @@ _TABLES: dict[str, Callable[..., Any]] = {
     "transformer_layers": partial(tables.observed, name="noise"),
     "genie_tableA2": paper_tables.methods_by_amount,
     "intraq_table3": tables.quantizers,
+    "trained_together": tables.quantizers,
     "genq_amounts": paper_tables.by_amount,
     "genq_filters": tables.settings,
     "genq_classes": paper_tables.filtered_classes,

@@ -15,7 +15,16 @@ from dghlib.experiments.experiment import FLOAT, NO_IMAGES, REAL
 from dghlib.experiments.run import Record
 from dghlib.showing.paper_figures import discarded_of, filter_of
 from dghlib.showing.paper_tables import settings_of
-from dghlib.showing.tables import QUANTIZER_TITLES, TITLES, frame, method_title, nothing, observed, settings_title
+from dghlib.showing.tables import (
+    QUANTIZER_TITLES,
+    TITLES,
+    WIDEST,
+    frame,
+    method_title,
+    nothing,
+    observed,
+    settings_title,
+)
 
 _PAIR = ["model", "quantizer", "policy", "bits", "num_images", "seed"]
 _ALIKE = ("model", "source", "quantizer", "policy", "placement", "bits", "num_images", "seed")
@@ -213,6 +222,8 @@ def distances(
         other: the source with which the others are compared.
         measure: of the outputs.
         by_quantizer: whether quantizers have columns of their own; otherwise each width has a column.
+
+    What would be columns are rows if they are too many for a page.
     """
     columns = {
         (name, *key): column
@@ -224,7 +235,8 @@ def distances(
         return nothing()
     table = table.reindex([title for title in TITLES.values() if title in table.index]).fillna("")
     table.columns.names = [f"points from {TITLES[other]}, over networks"] + [""] * (table.columns.nlevels - 1)
-    return table.rename_axis(index="calibrated with")
+    table = table.rename_axis(index="calibrated with")
+    return table if table.shape[1] <= WIDEST else table.T
 
 
 def _columns(

@@ -50,6 +50,9 @@ QUANTIZER_TITLES = {
     "intraq_qat": "IntraQ, fine-tuned",
     "ait": "AIT",
     "synq": "SynQ",
+    "gdfq": "GDFQ",
+    "qimera_qat": "Qimera, fine-tuned",
+    "adadfq": "AdaDFQ",
     "squant": "SQuant",
     "dfq": "DFQ",
     "ocs": "OCS",
@@ -71,6 +74,7 @@ PLACEMENT_TITLES = {
 FEET = ("quantized", "seeds")  # rows below those of numbers
 SPARED = ", ends spared"  # of the academic setting: first and last layer at 8 bits, logits in float
 PAPER = "paper: "
+WIDEST = 9  # columns of numbers that fit on a page
 MEASURES = {"top1": "top-1 in %", "map": "mAP in %", "map50": "mAP50 in %"}
 # The columns of each table that `worst` shows, in order.
 _WORST = {"noise": ["kind", "name", "bits", "own", "accumulated"], "units": ["unit", "learned", "before", "after"]}
@@ -102,7 +106,8 @@ def _row(record: Record) -> dict[str, Any]:
         row |= {"source": FLOAT, "quantizer": FLOAT, "bits": FLOAT, "seed": 0}
     else:
         config = inputs["quantizer"]["config"]
-        images = inputs.get("images", {"source": NO_IMAGES, "config": {"seed": 0, "num_images": 0}})
+        none = {"source": NO_IMAGES, "config": {"seed": config.get("seed", 0), "num_images": 0}}
+        images = inputs.get("images", none)
         row |= {
             "source": images["source"],
             "quantizer": inputs["quantizer"]["method"],
@@ -236,6 +241,16 @@ def stacked(table: pd.DataFrame, *, merged: bool = True) -> HTML:
     return HTML("".join(tables) or table.to_html())
 
 
+def fitting(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with groups of columns below each other if there are too many columns for a page."""
+    if table.shape[1] <= WIDEST:
+        return table
+    groups = dict.fromkeys(table.columns.get_level_values(0))
+    together = pd.concat({group: table[group] for group in groups}).fillna("")
+    together.index.names, together.columns.name = ["", *table.index.names], table.columns.names[0] or ""
+    return together[(together != "").any(axis=1)]
+
+
 def captioned(table: pd.DataFrame, title: str, *, merged: bool = True) -> HTML:
     """Return a table as HTML, with a caption; with `merged`, equal names of rows below each other are one cell."""
     return HTML(_styled(table).set_caption(title).to_html(sparse_index=merged))
@@ -320,7 +335,7 @@ def quantizers(records: Sequence[Record]) -> pd.DataFrame:
     table.loc[(FLOAT.capitalize(), "", ""), :] = [cell(float_top1.get(model, math.nan), None) for model, _ in columns]
     seeds = quantized.groupby(["model", "source", "bits", "quantized", "quantizer"]).seed.nunique()
     table.loc[("seeds", "", ""), :] = [_counts(seeds.loc[column]) for column in columns]
-    return table
+    return fitting(table)
 
 
 def ways(records: Sequence[Record]) -> pd.DataFrame:
@@ -349,7 +364,7 @@ def ways(records: Sequence[Record]) -> pd.DataFrame:
     table.loc[(TITLES[FLOAT], "", ""), :] = [cell(whole.get(model, math.nan), None) for model, _ in columns]
     seeds = quantized.groupby(["model", "bits", *way]).seed.nunique()
     table.loc[("seeds", "", ""), :] = [_counts(seeds.loc[column]) for column in columns]
-    return table
+    return fitting(table)
 
 
 def method_title(record: Record) -> str:
@@ -412,7 +427,7 @@ def settings(records: Sequence[Record]) -> pd.DataFrame:
     table = table.loc[order].fillna("")
     table = with_feet(table, rows, "settings", ("bits", "model"))
     table.columns = pd.MultiIndex.from_tuples([(bits, short_name(model)) for bits, model in table.columns])
-    return table.rename_axis("settings").sort_index(axis=1, ascending=False)
+    return fitting(table.rename_axis("settings").sort_index(axis=1, ascending=False))
 
 
 def settings_title(record: Record) -> str:

@@ -1,4 +1,4 @@
-"""Generator networks: from latent vectors, and for Qimera from mixtures of classes, to normalised images.
+"""Generator networks: from latent vectors, and for GDFQ and Qimera from (mixtures of) classes, to normalised images.
 
 Both start with a linear layer that makes 128 channels at a quarter of the image's size, and end in a batch norm without
 scale and shift. This batch norm gives each batch of images mean 0 and variance 1, as in the normalised space of the
@@ -50,16 +50,15 @@ class GenieNetwork(nn.Module):
         return self.body(_feature_maps(self.linear(latents), self.seed_shape))
 
 
-class QimeraNetwork(nn.Module):
-    """The generator network of Qimera: mixtures of K classes and noise -> images (N, C, H, W).
+class ClassNetwork(nn.Module):
+    """A generator network for classes: mixtures of K classes and noise -> images (N, C, H, W).
 
-    Noise is added to the embedding of each class, the sum is normalised, and the K vectors of an image are mixed with
-    shares that sum to 1.
+    The K latent vectors of an image are mixed with shares that sum to 1; `latents` makes one from a class and noise.
 
     Args:
         image_shape: (C, H, W), of any size.
         embeddings: of all classes, (num_classes, latent_size); they are trained, too.
-        conditional: whether the batch norms have scales and shifts for each class, mixed like embeddings.
+        conditional: whether the batch norms have scales and shifts for each class, mixed like latent vectors.
     """
 
     EPSILON = 0.8  # of the batch norms after convolutions, in the code of GDFQ and of Qimera
@@ -67,6 +66,7 @@ class QimeraNetwork(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], embeddings: Tensor, *, conditional: bool = False):
         super().__init__()
         self.num_classes, self.latent_size = embeddings.shape
+        self.conditional = conditional
         self.seed_shape, half, whole = _shapes(image_shape)
         rows = self.num_classes if conditional else 1
         self.embeddings = nn.Parameter(embeddings.clone())
@@ -79,13 +79,32 @@ class QimeraNetwork(nn.Module):
 
     def forward(self, classes: Tensor, shares: Tensor, noise: Tensor) -> Tensor:
         """Return images of classes (N, K), in shares (N, K), with noise (N, K, latent_size)."""
-        latents = nn.functional.layer_norm(self.embeddings[classes] + noise, (self.latent_size,))
         mixtures = mixtures_of(classes, shares, self.num_classes)
-        maps = _feature_maps(self.linear((shares[..., None] * latents).sum(1)), self.seed_shape)
-        maps = self.norm(maps, mixtures)
+        latents = (shares[..., None] * self.latents(classes, noise)).sum(1)
+        maps = self.norm(_feature_maps(self.linear(latents), self.seed_shape), mixtures)
         for block in self.blocks:
             maps = block(maps, mixtures)
         return self.image(maps)
+
+    def latents(self, classes: Tensor, noise: Tensor) -> Tensor:
+        """Return a latent vector (N, K, latent_size) for every class."""
+        raise NotImplementedError
+
+
+class QimeraNetwork(ClassNetwork):
+    """The generator network of Qimera: noise is added to the embedding of each class, and the sum is normalised."""
+
+    def latents(self, classes: Tensor, noise: Tensor) -> Tensor:
+        """Return a latent vector for every class, see `ClassNetwork`."""
+        return nn.functional.layer_norm(self.embeddings[classes] + noise, (self.latent_size,))
+
+
+class GdfqNetwork(ClassNetwork):
+    """The generator network of GDFQ: noise times the embedding of the class, or, if conditional, noise alone."""
+
+    def latents(self, classes: Tensor, noise: Tensor) -> Tensor:
+        """Return a latent vector for every class, see `ClassNetwork`."""
+        return noise if self.conditional else self.embeddings[classes] * noise
 
 
 def mixtures_of(classes: Tensor, shares: Tensor, num_classes: int) -> Tensor:

@@ -66,11 +66,14 @@ def working(model: FloatModel, device: torch.device | str) -> tuple[FloatModel, 
 
 
 def brought_over(images: Tensor, twin: FloatModel, model: FloatModel) -> Tensor:
-    """Return images from the space of a network's twin in the network's own space; they are changed in place."""
+    """Return images from the space of a network's twin in the network's own space; they are changed in place.
+
+    Images with a gradient are not changed.
+    """
     if twin is model:
         return images
     scale, shift = _scale_and_shift(images, twin, model)
-    return images.mul_(scale).add_(shift)
+    return images * scale + shift if images.requires_grad else images.mul_(scale).add_(shift)
 
 
 def _scale_and_shift(like: Tensor, source: FloatModel, target: FloatModel) -> tuple[Tensor, Tensor]:
