@@ -131,6 +131,24 @@ def test_tensors_created_in_each_pass_become_constants() -> None:
         folded_graph(as_model(Written(numbered)))
 
 
+def test_values_written_into_a_tensor_of_constants_are_refused() -> None:
+    """Otherwise the graph would keep those of the images with which it was traced."""
+
+    def of_one_image(net: Any, x: Tensor) -> Tensor:
+        maps = features(net, x).mean((2, 3))
+        first = maps.new_zeros(1, 8)
+        first[0] = maps[0]
+        return net.f(maps + first)
+
+    def added(net: Any, x: Tensor) -> Tensor:
+        maps = features(net, x).mean((2, 3))
+        return net.f(torch.zeros_like(maps).add_(maps))
+
+    for forward in (of_one_image, added):
+        with pytest.raises(UntraceableNetwork, match="written into a tensor of constants"):
+            folded_graph(as_model(Written(forward)))
+
+
 def test_decisions_on_the_number_of_images_are_refused() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         return features(net, x).mean((2, 3)) * (2 if len(x) == 1 else 1)

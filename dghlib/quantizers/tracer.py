@@ -33,6 +33,11 @@ _LIKE = {
 _CASTS = {"to", "type", "type_as", "float", "contiguous", "cpu", "cuda", "expand_as", "requires_grad_"}
 
 
+def _writes(method: str) -> bool:
+    """Return whether a method of tensors changes its tensor in place."""
+    return method == "__setitem__" or (method.endswith("_") and not method.endswith("__"))
+
+
 class OneInput(nn.Module):
     """Hides optional arguments of a network's `forward`, so that their defaults are constants of the trace."""
 
@@ -123,6 +128,8 @@ class Tracer(fx.Tracer):
         """Compute a value; return it if it is a property of a tensor, and otherwise its proxy."""
         if not self.computing and kind == "call_function" and target in WRITTEN_OUT:
             return WRITTEN_OUT[target](*args, **kwargs)
+        if kind == "call_method" and _writes(target) and not isinstance(args[0], fx.Proxy):
+            raise TypeError("values are written into a tensor of constants; use torch.cat or torch.where instead")
         value = self._value(kind, target, args, kwargs)
         operation = target if isinstance(target, str) else getattr(target, "__name__", "")
         if kind in ("call_method", "call_function") and not isinstance(value, Tensor) and self._is_fact(operation):
