@@ -199,6 +199,24 @@ def test_curves_show_every_record() -> None:
         assert len(set(shown)) > 5, name
 
 
+def test_a_network_without_dgh_records_has_no_curve() -> None:
+    records = made_up(papers.figure1("shapes", "quick", seeds=1, models=["shapes_residual"]))
+    (other,) = papers.figure1("shapes", "quick", seeds=1, models=["shapes_inverted"], sizes=[])[-1:]
+    (axis,) = paper_figures.scope_curves(records + made_up([other])).axes
+    assert axis.get_title() == "residual"
+
+
+def test_a_part_of_a_plan_can_be_chosen() -> None:
+    every = papers.figure5("shapes", "quick", **ONE)
+    some = papers.figure5("shapes", "quick", sizes=[4, 128], **ONE)
+    scopes = [each.source_config.scope for each in some if each.source == "dgh"]
+    assert set(some) < set(every)
+    assert set(scopes) == {4, None}  # 128 are all
+    rows = ["all three", "without MDC"]
+    chosen = made_up(papers.intraq_parts("shapes", "quick", rows=rows, **ONE))[1:]
+    assert sorted({paper_tables.intraq_part_of(record) for record in chosen}) == rows
+
+
 def test_filters_discard_the_share_on_the_page() -> None:
     records = made_up(papers.genq_filters("shapes", "quick", **(ONE | {"seeds": 1})))[1:]
     shown = [(paper_figures.filter_of(record), paper_figures.discarded_of(record)) for record in records]

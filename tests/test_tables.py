@@ -137,6 +137,11 @@ def test_the_foot_line_adds_up_the_seconds() -> None:
     assert "commit: 0000000000 ·" in line
 
 
+def test_a_record_that_is_there_twice_counts_once() -> None:
+    assert tables.provenance([*DGH, DGH[0]]).data == tables.provenance(DGH).data
+    assert tables.provenance(DGH).data != tables.provenance(DGH[:2]).data
+
+
 def test_the_machine_of_a_record_is_escaped_in_html() -> None:
     strange: dict[str, Any] = DGH[0] | {"provenance": DGH[0]["provenance"] | {"machine": "<script>"}}
     assert "<script>" not in str(tables.provenance([strange]).data)

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 
-from dghlib.choices import look_up
+from dghlib.choices import UnknownName, look_up
 from dghlib.experiments import costs, run
 from dghlib.experiments.experiment import Run
 from dghlib.experiments.profiles import PROFILES
 from dghlib.plans.catalogue import PLANS
 from dghlib.showing.leaderboard import all_records
+from dghlib.storage.records import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,20 @@ def held(plan: str, profile: str, budget: str | None = None) -> list[Run]:
     return [
         experiment for holding in holders if holding.profile == profile for experiment in holding.runs(plan, budget)
     ]
+
+
+def beside(plan: str, profile: str, budget: str, computed: Sequence[run.Record]) -> list[run.Record]:
+    """Return the records that a page shows which computes a sample of a plan's runs: `computed`.
+
+    They are the published ones of the runs of `held`; `computed` stands in where there is none, and adds its other
+    runs. If `results/` should hold no runs of this plan for this profile, they are `computed` alone.
+    """
+    try:
+        shown = run.published(held(plan, profile, budget), computed)
+    except UnknownName:
+        return list(computed)
+    known = {fingerprint(record["inputs"]) for record in shown}
+    return shown + [record for record in computed if fingerprint(record["inputs"]) not in known]
 
 
 def of_every_profile(plan: str, budget: str | None = None) -> list[Run]:

@@ -17,7 +17,7 @@ from dghlib.experiments.quantized_looks import noise_rows, unit_rows
 from dghlib.experiments.run import Record
 from dghlib.models import FloatModel
 from dghlib.quantizers import QuantizedModel
-from dghlib.storage.records import write_atomically
+from dghlib.storage.records import fingerprint, write_atomically
 
 PROVENANCE = '<p class="provenance">'  # start of a foot line
 pd.options.styler.format.escape = "html"  # records can hold any text
@@ -469,9 +469,13 @@ def _all_changed_settings(record: Record) -> str:
 
 
 def provenance(records: Sequence[Record], budget: str | None = None) -> HTML:
-    """Return the foot line of a page: the origin of its numbers, and the time they took."""
+    """Return the foot line of a page: the origin of its numbers, and the time they took.
+
+    A record that is there several times counts once.
+    """
     if not records:
         return HTML(f"{PROVENANCE}records: none</p>")
+    records = list({fingerprint([record["inputs"], record["provenance"]]): record for record in records}.values())
     made, inputs = [record["provenance"] for record in records], [record["inputs"] for record in records]
     images = sorted({images["config"]["num_images"] for each in inputs for images in image_sets(each)})
     steps = sorted(
