@@ -56,7 +56,7 @@ def test_published_records_are_no_computations(published: run.Workshop) -> None:
     published.keep(DGH, record(DGH, "theirs", top1=61.5))
     twin = record(DGH, "theirs", top1=61.5)
     assert again.compared([twin]).data == again.compared([]).data == again.NOTHING
-    assert again.looked_at([], "sets", "mean", 2).data == again.NOTHING
+    assert again.looked_at([], "sets", "mean", "mean", 2).data == again.NOTHING
     assert "Real data" in (text := again.compared([twin, record(ON_REAL, "ours", top1=60.0)]).data)
     assert "DGH" not in text
 
@@ -89,7 +89,10 @@ def test_observations_are_compared_set_by_set(published: run.Workshop) -> None:
         return record(seen, machine, tables={"sets": {"images": ["dgh", "real"], "distance": list(distances)}})
 
     published.keep(seen, found("theirs", 0.25, 0.5))
-    text = again.looked_at([found("ours", 0.5, 0.375)], "sets", "distance", 3).data
-    for part in ("residual", "DGH", "Real data", "0.500", "+0.250", "-0.125", "distance"):
+    text = again.looked_at([found("ours", 0.5, 0.375)], "sets", "distance", "distance from the statistics", 3).data
+    for part in ("residual", "DGH", "Real data", "0.500", "+0.250", "-0.125", "distance from the statistics"):
         assert part in text
-    assert again.looked_at([found("theirs", 0.25, 0.5)], "sets", "distance", 3).data == again.NOTHING
+    assert (
+        again.looked_at([found("theirs", 0.25, 0.5)], "sets", "distance", "distance from the statistics", 3).data
+        == again.NOTHING
+    )

@@ -128,8 +128,17 @@ def test_the_forecast_follows_the_choices_of_a_notebook() -> None:
         *observations.gallery("shapes", "smoke", num_images=8, models=ours),
         *observations.image_costs("shapes", "smoke", num_images=8, seeds=1, models=ours),
     ]
-    assert runs_of("table3", **smoke) == [
-        *methods.table3("shapes_detection", "smoke", seeds=1, quantized={"hptq": ["W8A8"]}, models=detector),
+    computed = methods.table3(
+        "shapes_detection",
+        "smoke",
+        seeds=1,
+        quantized={"hptq": ["W8A8"]},
+        sources=["noise", "zeroq", "dgh", "real"],
+        models=detector,
+    )
+    assert runs_of("table3", **smoke) == computed
+    assert runs_of("table3", **smoke, figures=True) == [
+        *computed,
         *quantized.boxes("shapes_detection", "smoke", models=detector),
         *observations.figure8("shapes_detection", "smoke", models=detector),
     ]

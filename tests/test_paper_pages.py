@@ -199,13 +199,6 @@ def test_curves_show_every_record() -> None:
         assert len(set(shown)) > 5, name
 
 
-def test_a_network_without_dgh_records_has_no_curve() -> None:
-    records = made_up(papers.figure1("shapes", "quick", seeds=1, models=["shapes_residual"]))
-    (other,) = papers.figure1("shapes", "quick", seeds=1, models=["shapes_inverted"], sizes=[])[-1:]
-    (axis,) = paper_figures.scope_curves(records + made_up([other])).axes
-    assert axis.get_title() == "residual"
-
-
 def test_a_part_of_a_plan_can_be_chosen() -> None:
     every = papers.figure5("shapes", "quick", **ONE)
     some = papers.figure5("shapes", "quick", sizes=[4, 128], **ONE)

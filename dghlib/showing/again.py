@@ -31,15 +31,15 @@ def compared(computed: Sequence[Record]) -> HTML:
     return _table(pd.DataFrame(rows), MEASURES[measure], digits=2)
 
 
-def looked_at(computed: Sequence[Record], table: str, column: str, digits: int) -> HTML:
-    """Return the same for observations: a column of one of their tables, a row for each network and set of images."""
+def looked_at(computed: Sequence[Record], table: str, column: str, title: str, digits: int) -> HTML:
+    """Return the same for a column of a table of observations, a row for each network and set of images."""
     parts = []
     for record, twin in _computed_here(computed):
         own = observed([record], table)[["model", "images", "seed", column]]
         theirs = observed([twin], table)[column] if twin else None
         parts.append(own.rename(columns={column: HERE}).assign(**{PUBLISHED: theirs}))
     rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    return _table(rows.rename(columns={"model": "network"}).replace({"images": TITLES}), column, digits)
+    return _table(rows.rename(columns={"model": "network"}).replace({"images": TITLES}), title, digits)
 
 
 def _computed_here(records: Sequence[Record]) -> list[tuple[Record, Record | None]]:

@@ -27,7 +27,7 @@ def scope_curves(records: Sequence[Record], *, save: str | None = None) -> Figur
     rows = labelled(records, _stretched)
     rows["scope"] = [_scope(record) for record in records]
     made, levels = rows[rows.source == "dgh"], _levels(rows)
-    figure, axes = _axes(made)
+    figure, axes = _axes(rows)
     for model, axis in axes.items():
         here = made[made.model == model]
         sns.lineplot(here, x="scope", y="top1", hue="row", marker="o", errorbar="sd", ax=axis)
