@@ -32,14 +32,17 @@ def compared(computed: Sequence[Record]) -> HTML:
 
 
 def looked_at(computed: Sequence[Record], table: str, column: str, title: str, digits: int) -> HTML:
-    """Return the same for a column of a table of observations, a row for each network and set of images."""
+    """Return the same for a column of a table of observations: its mean for each network and set of images."""
     parts = []
     for record, twin in _computed_here(computed):
-        own = observed([record], table)[["model", "images", "seed", column]]
-        theirs = observed([twin], table)[column] if twin else None
-        parts.append(own.rename(columns={column: HERE}).assign(**{PUBLISHED: theirs}))
-    rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        own, theirs = (_means(each, table, column) if each else None for each in (record, twin))
+        parts.append(pd.DataFrame({HERE: own, PUBLISHED: theirs}))
+    rows = pd.concat(parts).reset_index() if parts else pd.DataFrame()
     return _table(rows.rename(columns={"model": "network"}).replace({"images": TITLES}), title, digits)
+
+
+def _means(record: Record, table: str, column: str) -> pd.Series:
+    return observed([record], table).groupby(["model", "images", "seed"], sort=False)[column].mean()
 
 
 def _computed_here(records: Sequence[Record]) -> list[tuple[Record, Record | None]]:
