@@ -186,8 +186,8 @@ def test_the_rate_follows_the_scale_of_the_logits() -> None:
         model = make_tiny_model()
         tell_classes_apart(model, images())
         with torch.no_grad():
-            model.net.linear.weight *= scale
-            model.net.linear.bias *= scale
+            for parameter in model.net.get_submodule("linear").parameters():
+                parameter *= scale
         student = lsq.quantize(model, images(), short(lsq, rate=None))
         before, after = (student.about["distillation"][key] for key in ("before", "after"))
         assert after < 0.7 * before
@@ -296,6 +296,7 @@ def test_published_settings_are_presets() -> None:
     for method in (intraq_qat, ait, synq):
         assert method.PRESETS["published"].steps > 10_000
     published = intraq_qat.PRESETS["published"]
+    assert published.rate is not None
     assert published.distillation * published.rate == pytest.approx(2e-3)
 
 
