@@ -187,7 +187,7 @@ def test_the_rate_follows_the_scale_of_the_logits() -> None:
         tell_classes_apart(model, images())
         with torch.no_grad():
             for parameter in model.net.get_submodule("linear").parameters():
-                parameter *= scale
+                parameter.mul_(scale)
         student = lsq.quantize(model, images(), short(lsq, rate=None))
         before, after = (student.about["distillation"][key] for key in ("before", "after"))
         assert after < 0.7 * before
