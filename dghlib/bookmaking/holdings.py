@@ -88,6 +88,8 @@ HOLDINGS = (
     Holding("cifar10", "standard", ("quantizers",), ("cifar10_mobilenetv2",), seeds=2),
     Holding("cifar10", "standard", ("table1", "table2", "quantizers"), ("cifar10_resnet56",), seeds=1),
     Holding("cifar10", "standard", ("placements",), ("cifar10_resnet20",), seeds=1),
+    Holding("cifar10", "standard", ("genq_table3", "intraq_table3"), ("cifar10_resnet20",)),
+    Holding("cifar10", "standard", ("genie_tableA2", "trained_together"), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("dgh_settings",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("output_shares",), _SMALL, seeds=1),
     Holding("shapes_transformers", "quick", _OF_TRANSFORMERS, seeds=1),

@@ -22,7 +22,7 @@ def genq_table3(
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return GenQ's Table 3: fine-tuning with the ends spared, and the reconstruction from which it starts."""
-    chosen = sources or (*drawn_sources(profile), "dgh", REAL)
+    chosen = sources or ("noise", "intraq", "genie_d", *drawn_sources(profile), "dgh", REAL)
     return spared(profile, budget, bits=bits, methods=methods, sources=chosen, seeds=seeds, models=models)
 
 
@@ -36,9 +36,9 @@ def intraq_table3(
     profile: str = "shapes",
     budget: str = "quick",
     *,
-    bits: Sequence[str] = ("W3A3",),
+    bits: Sequence[str] = ("W4A4", "W3A3"),
     methods: Sequence[str] = ("intraq_qat", "ait", "synq"),
-    sources: Sequence[str] = ("intraq", "dgh", REAL),
+    sources: Sequence[str] = ("noise", "intraq", "genie_d", "dgh", REAL),
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
