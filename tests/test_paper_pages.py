@@ -138,7 +138,7 @@ def test_methods_by_amount_show_their_cost() -> None:
     place = next(
         k for k, each in enumerate(experiments) if each.quantizer == "ait" and each.source_config.num_images == 64
     )
-    assert table.loc[("residual", "W4A4", 64), "AIT"] == f"{place}.00 ({10 + place} s)"
+    assert table.loc[("residual", "W4A4", "GENIE", 64), "AIT"] == f"{place}.00 ({10 + place} s)"
 
 
 def test_plans_of_fine_tuning_never_mix_protocols() -> None:

@@ -50,7 +50,7 @@ _FIGURES = tuple(f"figure{number}" for number in range(1, 8))
 _PICTURES = ("figure8", "figure9")
 _OUTSIDE = ("files", "onnxruntime")
 _OF_TRANSFORMERS = ("genq_table4", "every_tensor", "without_batch_norm", "transformer_layers")
-_FINE_TUNED = ("genq_table3", "genie_tableA2", "intraq_table3")
+_FINE_TUNED = ("genq_table3", "genq_figure4", "genie_tableA2", "intraq_table3")
 # Not required for all networks and seeds of shapes.
 _FEWER = (
     *_FINE_TUNED,
@@ -89,7 +89,8 @@ HOLDINGS = (
     Holding("cifar10", "standard", ("table1", "table2", "quantizers"), ("cifar10_resnet56",), seeds=1),
     Holding("cifar10", "standard", ("placements",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "standard", ("genq_table3", "intraq_table3"), ("cifar10_resnet20",)),
-    Holding("cifar10", "standard", ("genie_tableA2", "trained_together"), ("cifar10_resnet20",), seeds=1),
+    Holding("cifar10", "standard", ("genq_figure4", "genie_tableA2"), ("cifar10_resnet20",), seeds=1),
+    Holding("cifar10", "standard", ("trained_together",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("dgh_settings",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("output_shares",), _SMALL, seeds=1),
     Holding("shapes_transformers", "quick", _OF_TRANSFORMERS, seeds=1),

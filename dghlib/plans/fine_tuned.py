@@ -26,6 +26,17 @@ def genq_table3(
     return spared(profile, budget, bits=bits, methods=methods, sources=chosen, seeds=seeds, models=models)
 
 
+# GenQ's Figure 4: fine-tuning and reconstruction where images are few, and where they are many; as in `genq_table3`.
+genq_figure4 = partial(
+    samples,
+    bits=["W3A3"],
+    sources=["dgh", REAL],
+    methods=["genie_m", "genq_qat", "lsq"],
+    policy="academic",
+    parts=(1 / 4, 1, 4),
+)
+
+
 # GENIE's Table A2: reconstruction and fine-tuning by number of images, everything quantized.
 genie_table_a2 = partial(
     samples, bits=["W4A4"], sources=["genie_d"], methods=["genie_m", "ait"], policy="full", parts=PARTS_OF_A_SET[1:]

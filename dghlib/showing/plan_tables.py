@@ -35,6 +35,7 @@ _TABLES: dict[str, Callable[..., Any]] = {
     "every_tensor": tables.quantizers,
     "without_batch_norm": paper_tables.statistics,
     "transformer_layers": partial(tables.observed, name="noise"),
+    "genq_figure4": paper_tables.methods_by_amount,
     "genie_tableA2": paper_tables.methods_by_amount,
     "intraq_table3": tables.quantizers,
     "trained_together": tables.quantizers,
