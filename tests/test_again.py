@@ -46,6 +46,12 @@ def test_accuracies_are_compared_with_the_same_run(published: run.Workshop) -> N
     assert "seed" not in table.data
 
 
+def test_a_difference_is_that_of_the_numbers_shown(published: run.Workshop) -> None:
+    for theirs, difference in ((84.7656, "-1.44"), (83.333, "+0.00")):
+        published.keep(DGH, record(DGH, "theirs", top1=theirs))
+        assert rows_of(again.compared([record(DGH, "ours", top1=83.331)]))[-1][-1] == difference
+
+
 def test_the_measure_of_detectors_is_map(published: run.Workshop) -> None:
     published.keep(DGH, record(DGH, "theirs", map=30.0, map50=50.0))
     assert "mAP in %" in again.compared([record(DGH, "ours", map=30.5, map50=51.0)]).data

@@ -89,6 +89,7 @@ def test_rows_are_makers_of_images_and_columns_are_networks() -> None:
     for place, experiment in enumerate(experiments[2:], start=2):
         row, column = (name.removeprefix("shapes_") for name in (experiment.maker, experiment.model))
         assert table.loc[("DGH", row, width_of(experiment.quantizer_config)), column] == f"{place}.00"
+    assert "nan" not in paper_tables.transfers(made_up(experiments)[:-1]).to_string().lower()  # a run without a record
     assert "65.72" in paper_tables.paper_transfers().to_string()
 
 

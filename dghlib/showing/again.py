@@ -75,8 +75,8 @@ def _table(rows: pd.DataFrame, what: str, digits: int) -> HTML:
     """Return the table of rows that have a value here and a published one."""
     if rows.empty:
         return HTML(NOTHING)
-    away = pd.to_numeric(rows[HERE]) - pd.to_numeric(rows[PUBLISHED])
-    shown = rows.assign(difference=away.round(digits) + 0.0)  # no negative zeros
+    here, published = (pd.to_numeric(rows[column]).round(digits) for column in (HERE, PUBLISHED))
+    shown = rows.assign(difference=here - published)  # of the rounded values, which readers see
     forms = {HERE: f"{{:.{digits}f}}", PUBLISHED: f"{{:.{digits}f}}", "difference": f"{{:+.{digits}f}}"}
     for column, form in forms.items():
         shown[column] = ["" if pd.isna(value) else form.format(value) for value in shown[column]]

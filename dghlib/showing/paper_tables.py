@@ -152,7 +152,8 @@ def transfers(records: Sequence[Record]) -> pd.DataFrame:
         return nothing()
     rows = labelled(records, _maker_of)
     groups = rows[rows.bits != FLOAT].groupby(["source", "row", "bits", "model"], sort=False).top1.agg(["mean", "std"])
-    table = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1).unstack().rename(columns=short_name)
+    cells = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1)
+    table = cells.unstack().fillna("").rename(columns=short_name)
     corner = _corner(rows[rows.bits != FLOAT])
     return table.rename(index=TITLES).rename_axis(index=["images", "made from", "bits"], columns=corner)
 
