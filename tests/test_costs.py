@@ -9,6 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from dghlib.bookmaking import forecast
+from dghlib.bookmaking.book import notebook_names
 from dghlib.bookmaking.forecast import BUILDING, PAGE_SECONDS, TRUST, Forecast
 from dghlib.bookmaking.notebooks import parameters_of
 from dghlib.experiments import costs
@@ -112,6 +113,15 @@ def test_the_forecast_finds_the_runs_of_every_notebook() -> None:
         assert bool(runs) == asks, notebook.stem
     assert runs_of("table2", seeds=2, networks=0) == methods.table2("shapes", "quick", seeds=2)
     assert {run.model for run in runs_of("table1", networks=1)} == set(first_models("shapes", 1))
+
+
+def test_a_book_computes_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make book` should take less than 20 minutes on 2 cores."""
+    monkeypatch.setenv("DGHLIB_RESULTS", str(tmp_path / "results"))
+    pages = [NOTEBOOKS / f"{name}.ipynb" for name in notebook_names(NOTEBOOKS.parent / "book" / "_toc.yml")]
+    values = {page: {key: each.default for key, each in parameters_of(page).items()} for page in pages}
+    work = forecast.forecast(forecast.lacking_runs(values)).work
+    assert 300 < sum(work.values()) < 850, work  # seconds of a core, at the speed of the published records
 
 
 def test_the_forecast_follows_the_choices_of_a_notebook() -> None:

@@ -193,6 +193,12 @@ def test_pages_show_committed_records_at_any_budget_of_the_book() -> None:
         assert len(run.published(wanted)) == len(wanted)
 
 
+def test_pages_that_compute_a_sample_compare_it_with_published_records() -> None:
+    for path in NOTEBOOKS:
+        text = path.read_text(encoding="utf-8")
+        assert ("beside(" in text) == (re.search(r"again\.\w+\(computed", text) is not None), path.name
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_thin_and_stored_without_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
