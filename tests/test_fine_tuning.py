@@ -165,16 +165,17 @@ def test_a_killed_run_continues_to_the_same_result(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["lsq", "gdfq"])
 def test_a_killed_run_keeps_the_rate_that_it_found(
-    tiny_model: FloatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tiny_model: FloatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = short(lsq, steps=30, rate=None)
-    whole = lsq.quantize(tiny_model, images(), config)
+    method, config = METHODS[name], short(METHODS[name], steps=30, rate=None)
+    whole = method.quantize(tiny_model, images(), config)
     kill_at(25, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        lsq.quantize(tiny_model, images(), config, checkpoint=tmp_path / "run.checkpoint")
+        method.quantize(tiny_model, images(), config, checkpoint=tmp_path / "run.checkpoint")
     monkeypatch.setattr(fine_tuning._FineTuning, "found_rate", None)
-    resumed = lsq.quantize(tiny_model, images(), config, checkpoint=tmp_path / "run.checkpoint")
+    resumed = method.quantize(tiny_model, images(), config, checkpoint=tmp_path / "run.checkpoint")
     assert resumed.about == whole.about
     assert torch.equal(logits(resumed, images()), logits(whole, images()))
 

@@ -90,7 +90,6 @@ HOLDINGS = (
     Holding("cifar10", "standard", ("placements",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "standard", ("genq_table3", "intraq_table3"), ("cifar10_resnet20",)),
     Holding("cifar10", "standard", ("genq_figure4", "genie_tableA2"), ("cifar10_resnet20",), seeds=1),
-    Holding("cifar10", "standard", ("trained_together",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("dgh_settings",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("output_shares",), _SMALL, seeds=1),
     Holding("shapes_transformers", "quick", _OF_TRANSFORMERS, seeds=1),
