@@ -12,7 +12,7 @@ from dghlib.showing.tables import MEASURES, TITLES, captioned, method_title, obs
 
 NOTHING = "<p>Nothing was computed for this page: its numbers are those of published records.</p>"
 HERE, PUBLISHED = "this machine", "published"
-_IF_VARIED = ("number", "seed")  # parts of the name of a row that are left out if all rows have the same
+_IF_VARIED = ("number of images", "seed")  # parts of the name of a row that are left out if all rows have the same
 
 
 def compared(computed: Sequence[Record]) -> HTML:
@@ -66,7 +66,7 @@ def _name(inputs: dict[str, Any], method: str) -> dict[str, Any]:
         "method": method,
         "bits": f"W{config['weight_bits']}A{config['activation_bits']}",
         "images": ", ".join([TITLES[images["source"]] + maker, *settings]),
-        "number": images["config"]["num_images"],
+        "number of images": images["config"]["num_images"],
         "seed": images["config"]["seed"],
     }
 
