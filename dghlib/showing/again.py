@@ -22,7 +22,7 @@ def compared(computed: Sequence[Record]) -> HTML:
     sentence says so. A run without a published record has empty cells.
     """
     pairs = [pair for pair in _computed_here(computed) if _is_quantized(pair[0]["inputs"])]
-    measure = "map" if any("map" in record["outputs"] for record, _ in pairs) else "top1"
+    measure = "top1" if all("top1" in record["outputs"] for record, _ in pairs) else "map"
     rows = [
         _name(record["inputs"], method_title(record))
         | {HERE: record["outputs"][measure], PUBLISHED: twin["outputs"][measure] if twin else None}
