@@ -15,7 +15,7 @@ from dghlib.experiments.experiment import FLOAT, Experiment, Run, width_of
 from dghlib.experiments.profiles import first_models
 from dghlib.plans import fine_tuned, papers, transformers
 from dghlib.plans.catalogue import PLANS
-from dghlib.showing import detections, paper_figures, paper_tables, plan_tables, tables
+from dghlib.showing import detections, paper_figures, paper_tables, plan_tables, quantizer_tables, tables
 
 ONE: dict[str, Any] = {"seeds": 2, "models": ["shapes_residual"]}
 OF_DETECTORS = ("table3", "folded_head", "boxes", "head_outputs")
@@ -159,7 +159,7 @@ def test_generators_trained_with_the_student_are_rows_without_images() -> None:
     for each in quantized:
         config = each.quantizer_config
         assert (config.bits, config.placement, config.steps) == (of_table.bits, of_table.placement, 400)
-    table = tables.quantizers(made_up(experiments))
+    table = quantizer_tables.quantizers(made_up(experiments))
     assert list(table.index.get_level_values("method")) == ["GDFQ", "Qimera, fine-tuned", "AdaDFQ", "", ""]
     assert list(table.columns) == [("residual", "No images")]
     assert table.loc[("seeds", "", "")].tolist() == ["2"]
