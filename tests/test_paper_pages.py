@@ -211,6 +211,17 @@ def test_a_part_of_a_plan_can_be_chosen() -> None:
     assert sorted({paper_tables.intraq_part_of(record) for record in chosen}) == rows
 
 
+def test_options_of_several_sources_have_rows_of_their_own() -> None:
+    made = made_up(PLANS["statistics_options"]("shapes", "quick", **(ONE | {"seeds": 1})))
+    names = ("GENIE", "DGH")
+    changes = ("", ", statistics_distance = gaussian", ", statistics_slack = 0.9", ", low_pass = 16.0")
+    rows = [name + changed for name in names for changed in changes]
+    table = plan_tables.table_of("statistics_options", made)
+    assert list(table.index[:10]) == [*rows, "Real data", "Float"]
+    assert set(table.columns) == {("residual", "W4A4"), ("residual", "W2A4")}
+    assert table.iloc[:9].nunique().tolist() == [9, 9]
+
+
 def test_filters_discard_the_share_on_the_page() -> None:
     records = made_up(papers.genq_filters("shapes", "quick", **(ONE | {"seeds": 1})))[1:]
     shown = [(paper_figures.filter_of(record), paper_figures.discarded_of(record)) for record in records]

@@ -28,11 +28,11 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from dghlib.choices import check_at_least, check_between, check_choice
-from dghlib.images import random_windows, resize_windows
+from dghlib.images import low_pass, random_windows, resize_windows
 from dghlib.models import FloatModel
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import check_images
-from dghlib.quantizers.distillation import Lesson, Terms, check_classifier, distillation, low_pass
+from dghlib.quantizers.distillation import Lesson, Terms, check_classifier, distillation
 from dghlib.quantizers.divergence import Watch
 from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.grid import UniformQuantizer

@@ -19,6 +19,7 @@ _TABLES: dict[str, Callable[..., Any]] = {
     "dgh_settings": tables.settings,
     "output_weights": tables.settings,
     "output_shares": tables.settings,
+    "statistics_options": paper_tables.by_settings,
     "figure1": tables.settings,
     "figure5": tables.settings,
     "table4": paper_tables.table4,

@@ -344,6 +344,13 @@ def settings_title(record: Record) -> str:
     return ", ".join(f"{name} = {value}" for name, value in changed.items()) or "default"
 
 
+def source_title(record: Record) -> str:
+    """Return the source of a record's images, with the settings that differ from its default: see `settings_title`."""
+    source = TITLES[record["inputs"]["images"]["source"]]
+    changed = settings_title(record)
+    return source if changed in ("default", source) else f"{source}, {changed}"
+
+
 def write_csv(path: str, table: pd.DataFrame, *, index: bool = False) -> None:
     """Write a table to a CSV file, atomically; raises OSError, which names the file, if it cannot be written."""
     write_atomically(path, lambda temporary: table.to_csv(temporary, index=index))
