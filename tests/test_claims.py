@@ -4,13 +4,16 @@ from typing import Any
 
 import pytest
 
-from dghlib.showing import claims, tables
+from dghlib.showing import claims, quantizer_tables
 from dghlib.showing.claims import DGH, REAL_ROW, Claim
-from dghlib.showing.readings import distances, span
+from dghlib.showing.readings import distances, gains, span
 
 
-def record(source: str, top1: float, *, model: str = "shapes_residual", seed: int = 0) -> dict[str, Any]:
-    quantizer = {"method": "hptq", "config": {"weight_bits": 8, "activation_bits": 8, "bits": "full"}}
+def record(
+    source: str, top1: float, *, model: str = "shapes_residual", seed: int = 0, method: str = "hptq", **more: Any
+) -> dict[str, Any]:
+    config = {"weight_bits": 8, "activation_bits": 8, "bits": "full"} | more
+    quantizer = {"method": method, "config": config}
     return {
         "inputs": {
             "profile": "shapes",
@@ -103,8 +106,26 @@ def test_distances_of_many_columns_are_rows() -> None:
     assert distances(dict(list(sets.items())[:9])).index.tolist() == ["DGH"]
 
 
+def test_gains_compare_quantizers_with_the_same_images() -> None:
+    """Also if they quantize other tensors, but not with other images."""
+    records = [
+        record("real", 80.0, method="genie_m", placement="genie"),
+        record("real", 81.5, method="lsq", placement="relu_only"),
+        record("dgh", 70.0, method="genie_m", placement="genie"),
+        record("dgh", 69.0, method="lsq", placement="relu_only"),
+        record("noise", 10.0, method="lsq", placement="relu_only"),
+    ]
+    table = gains({"shapes": records}, ["genq_qat", "lsq"], "genie_m")
+    assert table.to_dict("index") == {("shapes", "LSQ", "W8A8"): {"DGH": "-1.0", "Real data": "+1.5"}}
+
+
 def test_pages_without_records_say_so() -> None:
-    for table in (tables.quantizer_costs([]), tables.quantizers([]), distances({"shapes": []})):
+    for table in (
+        quantizer_tables.costs([]),
+        quantizer_tables.quantizers([]),
+        distances({"shapes": []}),
+        gains({"shapes": []}, ["lsq"], "genie_m"),
+    ):
         assert table.to_numpy().tolist() == [["of these settings and versions"]]
 
 

@@ -9,6 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from dghlib.bookmaking import forecast
+from dghlib.bookmaking.book import notebook_names
 from dghlib.bookmaking.forecast import BUILDING, PAGE_SECONDS, TRUST, Forecast
 from dghlib.bookmaking.notebooks import parameters_of
 from dghlib.experiments import costs
@@ -114,6 +115,15 @@ def test_the_forecast_finds_the_runs_of_every_notebook() -> None:
     assert {run.model for run in runs_of("table1", networks=1)} == set(first_models("shapes", 1))
 
 
+def test_a_book_computes_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make book` should take less than 20 minutes on 2 cores."""
+    monkeypatch.setenv("DGHLIB_RESULTS", str(tmp_path / "results"))
+    pages = [NOTEBOOKS / f"{name}.ipynb" for name in notebook_names(NOTEBOOKS.parent / "book" / "_toc.yml")]
+    values = {page: {key: each.default for key, each in parameters_of(page).items()} for page in pages}
+    work = forecast.forecast(forecast.lacking_runs(values)).work
+    assert 300 < sum(work.values()) < 850, work  # seconds of a core, at the speed of the published records
+
+
 def test_the_forecast_follows_the_choices_of_a_notebook() -> None:
     smoke = {"budget": "smoke", "recorded": "smoke"}
     ours, detector = ["shapes_residual"], ["shapes_ssdlite"]
@@ -128,8 +138,17 @@ def test_the_forecast_follows_the_choices_of_a_notebook() -> None:
         *observations.gallery("shapes", "smoke", num_images=8, models=ours),
         *observations.image_costs("shapes", "smoke", num_images=8, seeds=1, models=ours),
     ]
-    assert runs_of("table3", **smoke) == [
-        *methods.table3("shapes_detection", "smoke", seeds=1, quantized={"hptq": ["W8A8"]}, models=detector),
+    computed = methods.table3(
+        "shapes_detection",
+        "smoke",
+        seeds=1,
+        quantized={"hptq": ["W8A8"]},
+        sources=["noise", "zeroq", "dgh", "real"],
+        models=detector,
+    )
+    assert runs_of("table3", **smoke) == computed
+    assert runs_of("table3", **smoke, figures=True) == [
+        *computed,
         *quantized.boxes("shapes_detection", "smoke", models=detector),
         *observations.figure8("shapes_detection", "smoke", models=detector),
     ]

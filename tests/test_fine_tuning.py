@@ -138,11 +138,11 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every run end before this step, once, and save after all steps."""
     learn, killed = fine_tuning._FineTuning._learn, list[int]()
 
-    def counted(self: Any, number: int) -> None:
-        if number == step and not killed:
+    def counted(self: Any, number: int, done: float) -> None:
+        if number == step and done == step / self.settings.steps and not killed:  # not in a short run
             killed.append(number)
             raise KeyboardInterrupt
-        learn(self, number)
+        learn(self, number, done)
 
     monkeypatch.setattr(fine_tuning._FineTuning, "_learn", counted)
     monkeypatch.setattr(fine_tuning, "Checkpoint", partial(Checkpoint, seconds=0))
@@ -163,6 +163,43 @@ def test_a_killed_run_continues_to_the_same_result(
     assert resumed.about == whole.about
     remove(tmp_path / "run.checkpoint")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["lsq", "gdfq"])
+def test_a_killed_run_keeps_the_rate_that_it_found(
+    name: str, tiny_model: FloatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, config = METHODS[name], short(METHODS[name], steps=30, rate=None)
+    whole = method.quantize(tiny_model, images(), config)
+    kill_at(25, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        method.quantize(tiny_model, images(), config, checkpoint=tmp_path / "run.checkpoint")
+    monkeypatch.setattr(fine_tuning._FineTuning, "found_rate", None)
+    resumed = method.quantize(tiny_model, images(), config, checkpoint=tmp_path / "run.checkpoint")
+    assert resumed.about == whole.about
+    assert torch.equal(logits(resumed, images()), logits(whole, images()))
+
+
+def test_the_rate_follows_the_scale_of_the_logits() -> None:
+    """Logits of 10 times the size have gradients of 100 times the size, with which a constant rate would diverge."""
+    rates = {}
+    for scale in (0.1, 1.0, 10.0):
+        model = make_tiny_model()
+        tell_classes_apart(model, images())
+        with torch.no_grad():
+            for parameter in model.net.get_submodule("linear").parameters():
+                parameter.mul_(scale)
+        student = lsq.quantize(model, images(), short(lsq, rate=None))
+        before, after = (student.about["distillation"][key] for key in ("before", "after"))
+        assert after < 0.7 * before
+        rates[scale] = student.about["rate"]
+    assert rates[10.0] <= 0.1 * rates[1.0]
+
+
+def test_a_network_on_which_all_rates_diverge_is_named(tiny_model: FloatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fine_tuning, "_RATES", (1e4, 1e3))
+    with pytest.raises(FloatingPointError, match=r"diverges at all learning rates from 1e\+04 to 1e\+03"):
+        lsq.quantize(tiny_model, images(), short(lsq, rate=None))
 
 
 def test_other_settings_start_again_with_the_saved_reconstruction(
@@ -260,6 +297,7 @@ def test_published_settings_are_presets() -> None:
     for method in (intraq_qat, ait, synq):
         assert method.PRESETS["published"].steps > 10_000
     published = intraq_qat.PRESETS["published"]
+    assert published.rate is not None
     assert published.distillation * published.rate == pytest.approx(2e-3)
 
 

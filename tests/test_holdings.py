@@ -10,7 +10,7 @@ from dghlib.bookmaking import holdings
 from dghlib.bookmaking.holdings import HOLDINGS, Holding, held
 from dghlib.choices import UnknownName
 from dghlib.experiments import run
-from dghlib.experiments.experiment import Experiment
+from dghlib.experiments.experiment import FLOAT, Experiment, Run
 from dghlib.experiments.profiles import BUDGETS, PROFILES
 from dghlib.experiments.recorded import ANEW_VARIABLE
 from dghlib.plans.methods import table2
@@ -103,3 +103,22 @@ def test_the_command_computes_missing_records_and_lists_the_state(
     assert f"{int(new)} new records" in capsys.readouterr().out
     assert cli.main(["results", "--profile", "shape"]) == 1
     assert "did you mean 'shapes'" in capsys.readouterr().err
+
+
+def test_a_page_shows_published_records_and_computed_ones_where_there_are_none(folders: Folders) -> None:
+    _, published = folders
+    first, second, *others = [each for each in held("table2", "shapes") if each.quantizer != FLOAT]
+    (extra,) = [each for each in table2("shapes", "smoke", sources=["noise"], bits=["W3A3"], seeds=1) if each.source][
+        :1
+    ]
+
+    def record(experiment: Run, top1: float) -> run.Record:
+        return {"inputs": run.inputs_of(experiment), "outputs": {"top1": top1}, "provenance": {}}
+
+    published.keep(first, record(first, 1.0))
+    published.keep(others[0], record(others[0], 2.0))
+    computed = [record(extra, 3.0), record(second, 4.0), record(first, 5.0)]
+    shown = holdings.beside("table2", "shapes", "smoke", computed)
+    assert [each["outputs"]["top1"] for each in shown] == [1.0, 4.0, 2.0, 3.0]
+    assert holdings.beside("table2", "cifar10", "smoke", computed) == computed  # not among the holdings
+    assert holdings.beside("table2", "shapes", "quick", computed) == computed  # no records of this budget

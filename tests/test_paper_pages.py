@@ -15,7 +15,7 @@ from dghlib.experiments.experiment import FLOAT, Experiment, Run, width_of
 from dghlib.experiments.profiles import first_models
 from dghlib.plans import fine_tuned, papers, transformers
 from dghlib.plans.catalogue import PLANS
-from dghlib.showing import detections, paper_figures, paper_tables, plan_tables, tables
+from dghlib.showing import detections, paper_figures, paper_tables, plan_tables, quantizer_tables, tables
 
 ONE: dict[str, Any] = {"seeds": 2, "models": ["shapes_residual"]}
 OF_DETECTORS = ("table3", "folded_head", "boxes", "head_outputs")
@@ -89,6 +89,7 @@ def test_rows_are_makers_of_images_and_columns_are_networks() -> None:
     for place, experiment in enumerate(experiments[2:], start=2):
         row, column = (name.removeprefix("shapes_") for name in (experiment.maker, experiment.model))
         assert table.loc[("DGH", row, width_of(experiment.quantizer_config)), column] == f"{place}.00"
+    assert "nan" not in paper_tables.transfers(made_up(experiments)[:-1]).to_string().lower()  # a run without a record
     assert "65.72" in paper_tables.paper_transfers().to_string()
 
 
@@ -138,7 +139,7 @@ def test_methods_by_amount_show_their_cost() -> None:
     place = next(
         k for k, each in enumerate(experiments) if each.quantizer == "ait" and each.source_config.num_images == 64
     )
-    assert table.loc[("residual", "W4A4", 64), "AIT"] == f"{place}.00 ({10 + place} s)"
+    assert table.loc[("residual", "W4A4", "GENIE", 64), "AIT"] == f"{place}.00 ({10 + place} s)"
 
 
 def test_plans_of_fine_tuning_never_mix_protocols() -> None:
@@ -158,7 +159,7 @@ def test_generators_trained_with_the_student_are_rows_without_images() -> None:
     for each in quantized:
         config = each.quantizer_config
         assert (config.bits, config.placement, config.steps) == (of_table.bits, of_table.placement, 400)
-    table = tables.quantizers(made_up(experiments))
+    table = quantizer_tables.quantizers(made_up(experiments))
     assert list(table.index.get_level_values("method")) == ["GDFQ", "Qimera, fine-tuned", "AdaDFQ", "", ""]
     assert list(table.columns) == [("residual", "No images")]
     assert table.loc[("seeds", "", "")].tolist() == ["2"]
@@ -197,6 +198,17 @@ def test_curves_show_every_record() -> None:
         draw([])  # an empty figure
         assert min(shown) == top1.get_group((FLOAT, FLOAT, FLOAT)).mean(), name
         assert len(set(shown)) > 5, name
+
+
+def test_a_part_of_a_plan_can_be_chosen() -> None:
+    every = papers.figure5("shapes", "quick", **ONE)
+    some = papers.figure5("shapes", "quick", sizes=[4, 128], **ONE)
+    scopes = [each.source_config.scope for each in some if each.source == "dgh"]
+    assert set(some) < set(every)
+    assert set(scopes) == {4, None}  # 128 are all
+    rows = ["all three", "without MDC"]
+    chosen = made_up(papers.intraq_parts("shapes", "quick", rows=rows, **ONE))[1:]
+    assert sorted({paper_tables.intraq_part_of(record) for record in chosen}) == rows
 
 
 def test_filters_discard_the_share_on_the_page() -> None:

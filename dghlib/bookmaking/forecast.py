@@ -17,7 +17,7 @@ from dghlib.experiments import costs
 from dghlib.experiments.experiment import Run
 from dghlib.experiments.profiles import first_models
 from dghlib.experiments.run import Workshop, results_dir
-from dghlib.plans import fine_tuned, methods, observations, papers, quantized
+from dghlib.plans import fine_tuned, methods, observations, papers, parts, quantized
 from dghlib.showing.leaderboard import all_records
 
 PAGE_SECONDS = 5.0  # for a page that computes nothing, until one has been executed
@@ -27,6 +27,7 @@ BUILDING = 2  # the build of the book takes about the time of this many pages
 _CHOOSING = {
     "methods": methods,
     "papers": papers,
+    "parts": parts,
     "fine_tuned": fine_tuned,
     "observations": observations,
     "quantized": quantized,

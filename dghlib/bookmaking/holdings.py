@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 
-from dghlib.choices import look_up
+from dghlib.choices import UnknownName, look_up
 from dghlib.experiments import costs, run
 from dghlib.experiments.experiment import Run
 from dghlib.experiments.profiles import PROFILES
 from dghlib.plans.catalogue import PLANS
 from dghlib.showing.leaderboard import all_records
+from dghlib.storage.records import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ _FIGURES = tuple(f"figure{number}" for number in range(1, 8))
 _PICTURES = ("figure8", "figure9")
 _OUTSIDE = ("files", "onnxruntime")
 _OF_TRANSFORMERS = ("genq_table4", "every_tensor", "without_batch_norm", "transformer_layers")
-_FINE_TUNED = ("genq_table3", "genie_tableA2", "intraq_table3")
+_FINE_TUNED = ("genq_table3", "genq_figure4", "genie_tableA2", "intraq_table3")
 # Not required for all networks and seeds of shapes.
 _FEWER = (
     *_FINE_TUNED,
@@ -87,6 +88,8 @@ HOLDINGS = (
     Holding("cifar10", "standard", ("quantizers",), ("cifar10_mobilenetv2",), seeds=2),
     Holding("cifar10", "standard", ("table1", "table2", "quantizers"), ("cifar10_resnet56",), seeds=1),
     Holding("cifar10", "standard", ("placements",), ("cifar10_resnet20",), seeds=1),
+    Holding("cifar10", "standard", ("genq_table3", "intraq_table3"), ("cifar10_resnet20",)),
+    Holding("cifar10", "standard", ("genq_figure4", "genie_tableA2"), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("dgh_settings",), ("cifar10_resnet20",), seeds=1),
     Holding("cifar10", "quick", ("output_shares",), _SMALL, seeds=1),
     Holding("shapes_transformers", "quick", _OF_TRANSFORMERS, seeds=1),
@@ -114,6 +117,20 @@ def held(plan: str, profile: str, budget: str | None = None) -> list[Run]:
     return [
         experiment for holding in holders if holding.profile == profile for experiment in holding.runs(plan, budget)
     ]
+
+
+def beside(plan: str, profile: str, budget: str, computed: Sequence[run.Record]) -> list[run.Record]:
+    """Return the records that a page shows which computes a sample of a plan's runs: `computed`.
+
+    They are the published ones of the runs of `held`; `computed` stands in where there is none, and adds its other
+    runs. If `results/` should hold no runs of this plan for this profile, they are `computed` alone.
+    """
+    try:
+        shown = run.published(held(plan, profile, budget), computed)
+    except UnknownName:
+        return list(computed)
+    known = {fingerprint(record["inputs"]) for record in shown}
+    return shown + [record for record in computed if fingerprint(record["inputs"]) not in known]
 
 
 def of_every_profile(plan: str, budget: str | None = None) -> list[Run]:

@@ -82,17 +82,26 @@ def run(
     return [record for experiment in experiments if (record := found[experiment])]
 
 
-def published(experiments: Sequence[Run]) -> list[Record]:
+def published(experiments: Sequence[Run], computed: Sequence[Record] = ()) -> list[Record]:
     """Return those records of `experiments` that are in the repository's own `results/`; nothing is computed.
 
-    The page of a notebook names the missing ones. Float networks do not count: without a quantized network, nothing is
-    returned.
+    A run without one has its record among `computed`, if it is there. The page of a notebook names the runs without
+    either. Float networks do not count: without a quantized network, nothing is returned.
     """
-    found = {experiment: Workshop(PUBLISHED).find(experiment) for experiment in experiments}
+    made = {fingerprint(record["inputs"]): record for record in computed}
+    found = {
+        experiment: Workshop(PUBLISHED).find(experiment) or made.get(fingerprint(inputs_of(experiment)))
+        for experiment in experiments
+    }
     show_missing([experiment.title for experiment, record in found.items() if record is None], len(found))
     if all(isinstance(each, Experiment) and each.quantizer == FLOAT for each, record in found.items() if record):
         return []
     return [record for experiment in experiments if (record := found[experiment])]
+
+
+def published_twin(record: Record) -> Record | None:
+    """Return the published record of the same run as this record, or None."""
+    return read_record(_path(PUBLISHED, record["inputs"]))
 
 
 class Workshop:
@@ -248,10 +257,13 @@ class Workshop:
 
     def record_path(self, experiment: Run) -> Path:
         """Return the file of an experiment's record, which need not exist."""
-        folder = self.results / experiment.profile
-        if isinstance(experiment, Observation):
-            folder /= OBSERVATIONS
-        return folder / f"{fingerprint(inputs_of(experiment))}.json"
+        return _path(self.results, inputs_of(experiment))
+
+
+def _path(results: Path, inputs: dict[str, Any]) -> Path:
+    """Return the file of the record with these inputs in a folder of records."""
+    folder = results / inputs["profile"]
+    return (folder / OBSERVATIONS if "look" in inputs else folder) / f"{fingerprint(inputs)}.json"
 
 
 def inputs_of(experiment: Run) -> dict[str, Any]:

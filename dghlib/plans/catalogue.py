@@ -35,6 +35,7 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "genq_amounts": papers.genq_amounts,
     "genq_filters": papers.genq_filters,
     "genq_table3": fine_tuned.genq_table3,
+    "genq_figure4": fine_tuned.genq_figure4,
     "genie_tableA2": fine_tuned.genie_table_a2,
     "intraq_table3": fine_tuned.intraq_table3,
     "trained_together": fine_tuned.trained_together,

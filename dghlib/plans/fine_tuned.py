@@ -22,8 +22,19 @@ def genq_table3(
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return GenQ's Table 3: fine-tuning with the ends spared, and the reconstruction from which it starts."""
-    chosen = sources or (*drawn_sources(profile), "dgh", REAL)
+    chosen = sources or ("noise", "intraq", "genie_d", *drawn_sources(profile), "dgh", REAL)
     return spared(profile, budget, bits=bits, methods=methods, sources=chosen, seeds=seeds, models=models)
+
+
+# GenQ's Figure 4: fine-tuning and reconstruction where images are few, and where they are many; as in `genq_table3`.
+genq_figure4 = partial(
+    samples,
+    bits=["W3A3"],
+    sources=["dgh", REAL],
+    methods=["genie_m", "genq_qat", "lsq"],
+    policy="academic",
+    parts=(1 / 4, 1, 4),
+)
 
 
 # GENIE's Table A2: reconstruction and fine-tuning by number of images, everything quantized.
@@ -36,9 +47,9 @@ def intraq_table3(
     profile: str = "shapes",
     budget: str = "quick",
     *,
-    bits: Sequence[str] = ("W3A3",),
+    bits: Sequence[str] = ("W4A4", "W3A3"),
     methods: Sequence[str] = ("intraq_qat", "ait", "synq"),
-    sources: Sequence[str] = ("intraq", "dgh", REAL),
+    sources: Sequence[str] = ("noise", "intraq", "genie_d", "dgh", REAL),
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:

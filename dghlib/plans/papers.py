@@ -101,20 +101,24 @@ def part_settings(parts: Sequence[str], budget: Budget) -> dict[str, Any]:
     }
 
 
+SCOPES = tuple(4**power for power in range(6))  # images that are matched together, if they are fewer than the set
+
+
 def scopes(
     profile: str = "shapes",
     budget: str = "quick",
     *,
     bits: Sequence[str],
     stretching: Sequence[bool],
+    sizes: Sequence[int] = SCOPES,
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """Return AdaRound with DGH images that are matched by 1, 4, 16, ... together, and all; and with real images."""
     spend = budget_of(profile, budget)
-    sizes = [4**power for power in range(6) if 4**power < spend.num_images]
+    fewer = [size for size in sizes if size < spend.num_images]
     variants: list[tuple[str, dict[str, Any]]] = [
-        ("dgh", {"scope": scope, **({} if on else UNSTRETCHED)}) for on in stretching for scope in (*sizes, None)
+        ("dgh", {"scope": scope, **({} if on else UNSTRETCHED)}) for on in stretching for scope in (*fewer, None)
     ]
     return of_variants(profile, spend, [*variants, (REAL, {})], bits, seeds, models, "adaround")
 
@@ -226,13 +230,18 @@ def intraq_parts(
     budget: str = "quick",
     *,
     bits: Sequence[str] = ("W4A4",),
+    rows: Sequence[str] = tuple(INTRAQ_PARTS),
     seeds: int | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Experiment]:
-    """Return IntraQ, without each of its parts and with other crops, for BRECQ and everything quantized."""
+    """Return IntraQ, without each of its parts and with other crops, for BRECQ and everything quantized.
+
+    `rows` are keys of `INTRAQ_PARTS`.
+    """
     spend = budget_of(profile, budget)
     on = {name: getattr(intraq.Config(), name) for name in ("soft_target", "nearest", "farthest")}
-    return of_variants(profile, spend, [("intraq", on | part) for part in INTRAQ_PARTS.values()], bits, seeds, models)
+    variants = [("intraq", on | INTRAQ_PARTS[row]) for row in rows]
+    return of_variants(profile, spend, variants, bits, seeds, models)
 
 
 TRANSFORMERS: Mapping[str, str] = {"shapes": "shapes_transformer", "cifar10": "cifar10_transformer"}  # of its data

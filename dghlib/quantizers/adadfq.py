@@ -38,7 +38,7 @@ class Config(Settings):
 
 PRESETS = {
     "default": Config(),
-    "published": Config(schedule="quarters", warm_up=0.01, maker_rate=1e-3),
+    "published": Config(rate=1e-4, schedule="quarters", warm_up=0.01, maker_rate=1e-3),
 }
 
 

@@ -14,6 +14,7 @@ batch norms are learned as parts of weights and biases. Statistics of synthetic 
 of tensors are chosen before, from all images, and are never measured again.
 """
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from dghlib.models import FloatModel
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import check_images
 from dghlib.quantizers.distillation import Lesson, Terms, check_classifier, distillation, low_pass
+from dghlib.quantizers.divergence import Watch
 from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.inundation import inundate
@@ -60,9 +62,10 @@ def _quarters(done: float) -> float:
 # The share of the rate that remains when a share of the steps, 0 to 1, is done.
 SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "quarters": _quarters}
 _MOMENTUM = 0.9
-_SMOOTHING = 0.9  # of the loss that shows whether the student diverges
-_DIVERGED = 2.0  # times the loss at the start
-_LOST = 0.25  # of the loss of a student with equal logits; a student below this has not diverged
+# Without a rate, short runs try these, from the highest: nearly all that are too high diverge within 5 steps.
+_RATES = tuple(10 ** (power / 2) for power in range(0, -15, -1))
+_TRIAL_STEPS = 20
+_WORSE = 2  # rates in sequence after which lower ones are not tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,8 @@ class Settings(LearningSettings):
         learn_steps: whether the step sizes of all grids are learned, as in LSQ; otherwise those of weights follow the
             weights' extremes, those of tensors are fixed, and gradients pass grids unchanged.
         steps: minibatches.
-        rate: SGD's learning rate at the start. Its product with `distillation` matters.
+        rate: SGD's learning rate at the start. Its product with `distillation` matters. None takes the best of short
+            runs at several rates, see `_FineTuning.found_rate`: networks differ by factors of 30.
         weight_decay: of weights and biases; step sizes of grids have none.
         schedule: how the rate falls, "cosine" to zero, or "quarters", to 1/10 after each quarter of the steps.
         distillation, temperature: weight and temperature of T^2 KL(teacher || student).
@@ -95,7 +99,7 @@ class Settings(LearningSettings):
     activation_search: str = "min_max"
     learn_steps: bool = False
     steps: int = 20_000
-    rate: float = 1e-3
+    rate: float | None = None
     weight_decay: float = 1e-4
     schedule: str = "cosine"
     distillation: float = 1.0
@@ -122,7 +126,8 @@ class Settings(LearningSettings):
             *("rate", "weight_decay", "distillation", "cross_entropy"),
             *("features", "perturbation", "maps", "low_pass"),
         ):
-            check_between(0, math.inf, name, getattr(self, name))
+            if (value := getattr(self, name)) is not None:
+                check_between(0, math.inf, name, value)
         if not self.learn_steps and self.weight_search != "min_max":
             raise ValueError(
                 f"weight_search={self.weight_search!r} is for learned step sizes: set learn_steps=True, "
@@ -177,7 +182,8 @@ def fine_tune(
         UntraceableNetwork: torch.fx cannot follow the network.
         TypeError, ValueError: images do not fit the model, or it assigns the same class to all; weights or tensors have
             NaN or Inf; the network does not return logits, or its outputs do not depend on the learned values.
-        FloatingPointError: the student diverges; the message names the step. Saved states stay in their place.
+        FloatingPointError: the student diverges; the message names the step and the rate. Saved states stay in their
+            place.
     """
     images = check_images(images, model)
     if settings.low_pass:
@@ -227,6 +233,7 @@ class _FineTuning:
     ):
         self.teacher, self.student, self.images, self.source = teacher, student, images, source
         self.settings, self.checkpoint, self.device = settings, checkpoint, device_of(teacher)
+        self.rate = settings.rate
         self.layers = _prepare(student, settings.learn_steps)
         self.lesson = Lesson(student, teacher, settings.terms())
         self.scales, learned = _learned(student)
@@ -234,17 +241,20 @@ class _FineTuning:
         groups: list[dict[str, Any]] = [decayed, {"params": self.scales, "weight_decay": 0.0}]
         used = [group for group in groups if group["params"]]
         self.optimizer = (
-            torch.optim.SGD(used, settings.rate, momentum=_MOMENTUM, nesterov=True) if used else None  # all in float
+            torch.optim.SGD(used, momentum=_MOMENTUM, nesterov=True) if used else None  # all in float
         )
 
     def run(self) -> QuantizedModel:
         before = mean_distillation(self.student, self.teacher, self.images, self.settings)
-        self.watch = _Watch(before, _ignorance(self.teacher, self.images, self.settings))
+        self.watch = Watch(before, _ignorance(self.teacher, self.images, self.settings))
         steps = self.settings.steps if self.optimizer else 0
+        first = self._resume()
+        if self.rate is None and first < steps:
+            self.rate = self.found_rate()
         with tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, delay=3) as bar:
-            bar.update(first := self._resume())
+            bar.update(first)
             for step in range(first, steps):
-                self._learn(step)
+                self._learn(step, step / steps)
                 self.checkpoint.save_when_due(partial(self._state, step + 1))
                 bar.update()
         for layer in self.layers:
@@ -255,17 +265,54 @@ class _FineTuning:
         if self.settings.integer_biases:
             round_biases(self.student)
         after = mean_distillation(self.student, self.teacher, self.images, self.settings)
-        self.watch.check(after, steps)
+        self.watch.check(after, steps, self.rate)
         self.student.about["distillation"] = {"before": before, "after": after}
+        self.student.about["rate"] = self.rate
         return self.student.eval()
 
-    def _learn(self, step: int) -> None:
-        """Let the student learn from a minibatch: the loop of all methods."""
+    def found_rate(self) -> float:
+        """Return the rate at which a short run, its schedule included, brings the student nearest to its teacher.
+
+        Rates are tried from the highest to lower ones until several in sequence are worse than the best.
+
+        Raises:
+            FloatingPointError: the student diverges at all rates.
+        """
+        start, source, watch = copy.deepcopy(self._state(0)), self.source, self.watch
+        self.source = _FixedImages(self.images, self.settings)
+        best, worse = (math.inf, 0.0), 0
+        for self.rate in tqdm(_RATES, desc="learning rates", unit="rate", leave=False, delay=3):
+            self.watch = Watch(watch.start, watch.ignorance)
+            with contextlib.suppress(FloatingPointError):
+                loss = self._short_run()
+                worse = 0 if loss < best[0] else worse + 1
+                best = min(best, (loss, self.rate))
+            self._restore(start)
+            if worse == _WORSE:
+                break
+        self.source, self.watch = source, watch
+        if best[0] == math.inf:
+            raise FloatingPointError(
+                f"the student diverges at all learning rates from {_RATES[0]:.2g} to {_RATES[-1]:.2g}: the images may "
+                "not suit the network, or its outputs may be far too large"
+            )
+        return best[1]
+
+    def _short_run(self) -> float:
+        """Return the distillation after a short run at the current rate, over the images of its minibatches."""
+        count = min(len(self.images), _TRIAL_STEPS * self.settings.batch_size)
+        for step in range(_TRIAL_STEPS):
+            self._learn(step, step / _TRIAL_STEPS)
+        return mean_distillation(self.student, self.teacher, self.images[:count], self.settings)
+
+    def _learn(self, step: int, done: float) -> None:
+        """Let the student learn from a minibatch, when a share of all steps is done: the loop of all methods."""
         settings, optimizer = self.settings, self.optimizer
         assert optimizer is not None
-        left = SCHEDULES[settings.schedule](step / settings.steps)
+        assert self.rate is not None
+        left = SCHEDULES[settings.schedule](done)
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate * left
+            group["lr"] = self.rate * left
         images, targets = self._minibatch(step)
         optimizer.zero_grad()
         loss, distilled = self.lesson(images.requires_grad_(settings.perturbation > 0), targets)
@@ -273,7 +320,7 @@ class _FineTuning:
         if images.grad is not None:
             moved = images.detach() + settings.perturbation * images.grad.sign()
             self.lesson(moved, targets, perturbed=True)[0].backward()
-        self.watch.add(distilled.item(), step)
+        self.watch.add(distilled.item(), step, self.rate)
         if step == self.source.begins:
             self._check_gradients(distilled.item())
         with inundate(self.layers, settings.inundation * left):
@@ -305,6 +352,7 @@ class _FineTuning:
         assert self.optimizer is not None
         return {
             "done": done,
+            "rate": self.rate,
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "source": self.source.state_dict(),
@@ -316,45 +364,17 @@ class _FineTuning:
         state = self.checkpoint.load()
         if state is None or self.optimizer is None:
             return self.source.begins
-        self.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.rate = state["rate"]
+        self._restore(state)
         self.source.load_state_dict(state["source"])
         vars(self.watch).update(state["watch"])
         return int(state["done"])
 
-
-class _Watch:
-    """Detects a student that diverges, by its distillation.
-
-    Args:
-        before: the student's distillation at the start.
-        ignorance: the distillation of a student with equal logits.
-    """
-
-    def __init__(self, before: float, ignorance: float):
-        self.start, self.ignorance = before, ignorance
-        self.smooth: float | None = None
-
-    def add(self, loss: float, step: int) -> None:
-        """Process the loss of a step, from 0.
-
-        Raises:
-            FloatingPointError: the loss is NaN, or has grown too far.
-        """
-        if self.smooth is None:
-            self.smooth, self.start = loss, max(self.start, loss)
-        self.smooth = _SMOOTHING * self.smooth + (1 - _SMOOTHING) * loss
-        self.check(self.smooth, step + 1)
-
-    def check(self, loss: float, step: int) -> None:
-        """Raise FloatingPointError if this loss, at this step, is that of a student that has diverged."""
-        limit = max(_DIVERGED * self.start, _LOST * self.ignorance)
-        if not loss <= limit:  # also for NaN
-            raise FloatingPointError(
-                f"the student diverges: at step {step} its distillation is {loss:.4g}, which began at {self.start:.4g} "
-                f"and is {self.ignorance:.4g} for equal logits. Take a smaller rate: the product of rate and "
-                "distillation matters, and 0.001 is a good start"
-            )
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Restore the student and its optimizer."""
+        assert self.optimizer is not None
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def rows_of(step: int, count: int, batch_size: int, seed: int) -> Tensor:

@@ -7,8 +7,8 @@ Differences from the released code:
 1. The defaults are for short runs, in which images are not yet of their classes: the student learns from the float
    network alone, with a weight of 1 instead of 1 / classes, and not by a cross-entropy with these classes. The
    generator network learns 10 times as fast, and alone for 1/4 of the steps; in the code for 1/100 on CIFAR-10 and 1/8
-   on ImageNet. Batches are those of the code on ImageNet. Both rates fall along a cosine; in the code to 1/10 after
-   each quarter.
+   on ImageNet. Batches are those of the code on ImageNet. Short runs choose the student's rate. Both rates fall along a
+   cosine; in the code to 1/10 after each quarter.
 2. The presets "published" and "published_imagenet" have the constants of the code, for ResNet-20 and 10 classes, and
    for ResNet-18.
 3. Ranges of tensors are the extremes of images that are made after the first steps. In the code, an incorrect average
@@ -38,7 +38,7 @@ class Config(Settings):
 # The constants of the code, also of Qimera's: for ResNet-20 and 10 classes, and for ResNet-18.
 _ALWAYS: dict[str, Any] = {"cross_entropy": 1.0, "schedule": "quarters", "maker_rate": 1e-3}
 OF_CODE: dict[str, dict[str, Any]] = {
-    "published": {**_ALWAYS, "distillation": 0.1, "batch_size": 200, "warm_up": 0.01},
+    "published": {**_ALWAYS, "rate": 1e-4, "distillation": 0.1, "batch_size": 200, "warm_up": 0.01},
     "published_imagenet": {**_ALWAYS, "distillation": 1e-3, "rate": 1e-6, "warm_up": 1 / 8, "conditional": True},
 }
 PRESETS = {"default": Config(), **{name: Config(**constants) for name, constants in OF_CODE.items()}}

@@ -44,7 +44,6 @@ class Config(Settings):
     """
 
     placement: str = "genie"
-    rate: float = 3e-4
     weight_decay: float = 0.0
     weight_search: str = "shrink_100"
     activation_search: str = "symmetric_100"

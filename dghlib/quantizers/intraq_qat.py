@@ -4,8 +4,8 @@ Source: Y. Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class Het
 Quantization", CVPR 2022, and its released code; the quantizer is that of GDFQ (ECCV 2020).
 
 Differences from the released code:
-1. The released code distils with a weight of 20 at a rate of 1e-4. Their product matters; the default is half of it,
-   and falls along a cosine. The preset "published" has the constants of the code.
+1. The released code distils with a weight of 20 at a rate of 1e-4. Their product matters; by default short runs choose
+   it, and it falls along a cosine. The preset "published" has the constants of the code.
 2. Batch norms are folded. Both versions keep the statistics of the float network.
 3. Ranges of tensors are the extremes of the training images, not those of an early generator's images; in the released
    code, an incorrect average of the last 20 batches decides them.

@@ -34,7 +34,6 @@ VERSION = 1
 class Config(Settings):
     """Settings of SynQ; see `fine_tuning.Settings` for their meaning."""
 
-    rate: float = 3e-4  # for 2 passes
     cross_entropy: float = 0.025
     easy: float = 0.5
     features: float = 200.0

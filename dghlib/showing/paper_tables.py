@@ -109,18 +109,19 @@ def by_amount(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def methods_by_amount(records: Sequence[Record]) -> pd.DataFrame:
-    """Return top-1, and the seconds of images and quantization together, by width, number of images and quantizer."""
+    """Return top-1, and the seconds of images and quantization together: quantizers by source and number of images."""
     if not records:
         return nothing()
     numbers = tables.frame(records)
     numbers = numbers[numbers.bits != FLOAT]
     numbers = numbers.assign(seconds=numbers.generation_seconds + numbers.quantization_seconds)
-    groups = numbers.groupby(["model", "bits", "num_images", "quantizer"])
+    groups = numbers.groupby(["model", "bits", "source", "num_images", "quantizer"])
     means = groups.agg(mean=("top1", "mean"), std=("top1", "std"), seconds=("seconds", "mean"))
     cells = means.apply(lambda row: f"{cell(row['mean'], row['std'])} ({row.seconds:.0f} s)", axis=1).unstack()
     cells = cells[[method for method in QUANTIZER_TITLES if method in cells.columns]].rename(columns=QUANTIZER_TITLES)
-    cells.index = cells.index.map(lambda key: (short_name(key[0]), key[1], int(key[2])))
-    return cells.rename_axis(index=["network", "bits", "images"], columns=_corner(numbers)).fillna("")
+    cells.index = cells.index.map(lambda key: (short_name(key[0]), key[1], TITLES[key[2]], int(key[3])))
+    names = ["network", "bits", "calibrated with", "images"]
+    return cells.rename_axis(index=names, columns=_corner(numbers)).fillna("")
 
 
 def _corner(rows: pd.DataFrame) -> str:
@@ -151,7 +152,8 @@ def transfers(records: Sequence[Record]) -> pd.DataFrame:
         return nothing()
     rows = labelled(records, _maker_of)
     groups = rows[rows.bits != FLOAT].groupby(["source", "row", "bits", "model"], sort=False).top1.agg(["mean", "std"])
-    table = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1).unstack().rename(columns=short_name)
+    cells = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1)
+    table = cells.unstack().fillna("").rename(columns=short_name)
     corner = _corner(rows[rows.bits != FLOAT])
     return table.rename(index=TITLES).rename_axis(index=["images", "made from", "bits"], columns=corner)
 

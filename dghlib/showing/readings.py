@@ -15,12 +15,12 @@ from dghlib.experiments.experiment import FLOAT, NO_IMAGES, REAL
 from dghlib.experiments.run import Record
 from dghlib.showing.paper_figures import discarded_of, filter_of
 from dghlib.showing.paper_tables import settings_of
+from dghlib.showing.quantizer_tables import method_title
 from dghlib.showing.tables import (
     QUANTIZER_TITLES,
     TITLES,
     WIDEST,
     frame,
-    method_title,
     nothing,
     observed,
     settings_title,
@@ -237,6 +237,30 @@ def distances(
     table.columns.names = [f"points from {TITLES[other]}, over networks"] + [""] * (table.columns.nlevels - 1)
     table = table.rename_axis(index="calibrated with")
     return table if table.shape[1] <= WIDEST else table.T
+
+
+def gains(sets: Mapping[str, Sequence[Record]], methods: Sequence[str], than: str) -> pd.DataFrame:
+    """Return by how many points quantizers end above (+) or below (-) another with the same images: by source.
+
+    Args:
+        sets: records by the name of their data, which is the title of a row.
+        methods: quantizers, which have a row for each width.
+        than: the quantizer with which they are compared; it may quantize other tensors.
+    """
+    rows = {}
+    for name, records in sets.items():
+        away = gaps(records, methods, than, by="quantizer", but=("placement",))
+        if away.empty:
+            continue
+        for (method, width), part in away.groupby(level=["row", "bits"], sort=False):
+            cells = part.groupby(level="source").apply(span)
+            rows[name, QUANTIZER_TITLES[method], width] = {TITLES[source]: cell for source, cell in cells.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    if table.empty:
+        return nothing()
+    table = table[[title for title in TITLES.values() if title in table]].fillna("")
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["data", "method", "bits"])
+    return table.rename_axis(columns=f"points from {QUANTIZER_TITLES[than]}")
 
 
 def _columns(
