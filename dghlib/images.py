@@ -94,6 +94,15 @@ class _Smooth(torch.autograd.Function):
         return _Smooth.apply(gradient, ctx.sigma), None
 
 
+def low_pass(images: Tensor, radius: float) -> Tensor:
+    """Return images (N, C, H, W) whose frequencies r, in periods, are damped by exp(-r^2 / 2 radius^2)."""
+    height, width = images.shape[2:]
+    rows = torch.fft.fftfreq(height, 1 / height, device=images.device)
+    columns = torch.fft.rfftfreq(width, 1 / width, device=images.device)
+    gain = torch.exp(-(rows[:, None].square() + columns.square()) / (2 * radius**2))
+    return torch.fft.irfft2(torch.fft.rfft2(images) * gain, s=(height, width))
+
+
 class _Gather(torch.autograd.Function):
     """Pick pixels by distinct indices; the backward pass returns each gradient to the place of its pixel.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dghlib.showing import claims, tables
+from dghlib.showing import claims, quantizer_tables
 from dghlib.showing.claims import DGH, REAL_ROW, Claim
 from dghlib.showing.readings import distances, gains, span
 
@@ -121,8 +121,8 @@ def test_gains_compare_quantizers_with_the_same_images() -> None:
 
 def test_pages_without_records_say_so() -> None:
     for table in (
-        tables.quantizer_costs([]),
-        tables.quantizers([]),
+        quantizer_tables.costs([]),
+        quantizer_tables.quantizers([]),
         distances({"shapes": []}),
         gains({"shapes": []}, ["lsq"], "genie_m"),
     ):

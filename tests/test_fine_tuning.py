@@ -13,6 +13,7 @@ from conftest import make_tiny_model, tell_classes_apart
 from torch import Tensor, nn
 
 from dghlib.export import export_onnx, open_session
+from dghlib.images import low_pass
 from dghlib.models import FloatModel
 from dghlib.quantizers import (
     QUANTIZERS,
@@ -29,7 +30,7 @@ from dghlib.quantizers import (
     reconstruction,
     synq,
 )
-from dghlib.quantizers.distillation import activation_map, distillation, easy_cross_entropy, feature_distance, low_pass
+from dghlib.quantizers.distillation import activation_map, distillation, easy_cross_entropy, feature_distance
 from dghlib.quantizers.fine_tuning import SCHEDULES, Settings, rows_of
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.inundation import multiplier

@@ -120,7 +120,7 @@ def _loss(model: FloatModel, config: intraq.Config) -> intraq._Loss:
     net = working_copy(model.net, "cpu", model.image_shape)
     layers, head = stored_statistics(net, model.image_shape), find_head(model, net, "test")
     labels, draws = torch.zeros(config.batch_size, dtype=torch.long), torch.Generator().manual_seed(0)
-    return intraq._Loss(net, layers, config, labels, ClassCentres(head, torch.device("cpu")), draws)
+    return intraq._Loss(net, model.image_shape, layers, config, labels, ClassCentres(head, torch.device("cpu")), draws)
 
 
 def test_statistics_are_compared_as_means_of_means_and_variances(tiny_model, monkeypatch):

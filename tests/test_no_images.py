@@ -45,7 +45,7 @@ from dghlib.quantizers.reconstruction import shortened
 from dghlib.quantizers.scale_search import weight_grid
 from dghlib.quantizers.splitting import divided, input_axis, split
 from dghlib.quantizers.splitting import outliers as channels_to_split
-from dghlib.showing import tables
+from dghlib.showing import quantizer_tables
 
 MODULES = {name: QUANTIZERS[name] for name in WITHOUT_IMAGES}
 
@@ -462,6 +462,12 @@ def test_a_file_of_a_fine_tuned_copy_keeps_the_preparation_of_its_start(tmp_path
     torch.testing.assert_close(outputs(read, images), outputs(tuned, images))
 
 
+def test_grids_of_whole_layers_can_be_restored(tiny_model: FloatModel) -> None:
+    """Channels that shared memory could not be written to, so a killed fine-tuning would not continue."""
+    quantized = ocs.quantize(tiny_model, None, ocs.Config(weight_bits=4, activation_bits=8))
+    quantized.load_state_dict(quantized.state_dict())
+
+
 # Compensation
 
 
@@ -542,7 +548,7 @@ def test_a_record_without_images_is_made_and_listed(tmp_path: Path) -> None:
     records = run.run([whole, wanted], results=tmp_path / "results", progress=False)
     assert "images" not in records[1]["inputs"]
     assert abs(records[1]["outputs"]["top1"] - records[0]["outputs"]["top1"]) < 4  # of 96 images
-    table = tables.ways(records)
+    table = quantizer_tables.ways(records)
     assert table.index.tolist() == [("No images", "every tensor", "SQuant"), ("Float", "", ""), ("seeds", "", "")]
     assert table.columns.tolist() == [("residual", "W8A8")]
 

@@ -15,7 +15,7 @@ from dghlib.experiments.experiment import FLOAT, Experiment, Run, width_of
 from dghlib.experiments.profiles import first_models
 from dghlib.plans import fine_tuned, papers, transformers
 from dghlib.plans.catalogue import PLANS
-from dghlib.showing import detections, paper_figures, paper_tables, plan_tables, tables
+from dghlib.showing import detections, paper_figures, paper_tables, plan_tables, quantizer_tables, tables
 
 ONE: dict[str, Any] = {"seeds": 2, "models": ["shapes_residual"]}
 OF_DETECTORS = ("table3", "folded_head", "boxes", "head_outputs")
@@ -159,7 +159,7 @@ def test_generators_trained_with_the_student_are_rows_without_images() -> None:
     for each in quantized:
         config = each.quantizer_config
         assert (config.bits, config.placement, config.steps) == (of_table.bits, of_table.placement, 400)
-    table = tables.quantizers(made_up(experiments))
+    table = quantizer_tables.quantizers(made_up(experiments))
     assert list(table.index.get_level_values("method")) == ["GDFQ", "Qimera, fine-tuned", "AdaDFQ", "", ""]
     assert list(table.columns) == [("residual", "No images")]
     assert table.loc[("seeds", "", "")].tolist() == ["2"]
@@ -209,6 +209,17 @@ def test_a_part_of_a_plan_can_be_chosen() -> None:
     rows = ["all three", "without MDC"]
     chosen = made_up(papers.intraq_parts("shapes", "quick", rows=rows, **ONE))[1:]
     assert sorted({paper_tables.intraq_part_of(record) for record in chosen}) == rows
+
+
+def test_options_of_several_sources_have_rows_of_their_own() -> None:
+    made = made_up(PLANS["statistics_options"]("shapes", "quick", **(ONE | {"seeds": 1})))
+    names = ("GENIE", "DGH")
+    changes = ("", ", statistics_distance = gaussian", ", statistics_slack = 0.9", ", low_pass = 16.0")
+    rows = [name + changed for name in names for changed in changes]
+    table = plan_tables.table_of("statistics_options", made)
+    assert list(table.index[:10]) == [*rows, "Real data", "Float"]
+    assert set(table.columns) == {("residual", "W4A4"), ("residual", "W2A4")}
+    assert table.iloc[:9].nunique().tolist() == [9, 9]
 
 
 def test_filters_discard_the_share_on_the_page() -> None:

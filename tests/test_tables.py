@@ -12,7 +12,7 @@ from dghlib.experiments.experiment import Experiment, RealImages
 from dghlib.experiments.run import Record, inputs_of
 from dghlib.generators import dgh
 from dghlib.quantizers import hptq
-from dghlib.showing import detections, leaderboard, paper_tables, readings, sources, tables
+from dghlib.showing import detections, leaderboard, paper_tables, quantizer_tables, readings, sources, tables
 
 TOP1 = (60.0, 61.0, 65.0)  # mean 62; deviations -2, -1, 3: a sum of squares of 14, over 2
 CELL = f"62.00 ± {math.sqrt(7):.2f}"
@@ -52,9 +52,9 @@ RECORDS = [float_record(), *DGH, *(made("real", top1, seed) for seed, top1 in en
 
 SHOWN: dict[str, Callable[[], pd.DataFrame]] = {
     "accuracy": lambda: tables.accuracy(RECORDS),
-    "quantizers": lambda: tables.quantizers(RECORDS),
-    "ways": lambda: tables.ways(RECORDS),
-    "placements": lambda: tables.placements([placed(record) for record in RECORDS[1:]]),
+    "quantizers": lambda: quantizer_tables.quantizers(RECORDS),
+    "ways": lambda: quantizer_tables.ways(RECORDS),
+    "placements": lambda: quantizer_tables.placements([placed(record) for record in RECORDS[1:]]),
     "settings": lambda: tables.settings(RECORDS),
     "by_row": lambda: paper_tables.by_row(RECORDS, lambda record: record["inputs"]["images"]["source"], title="x"),
     "by_amount": lambda: paper_tables.by_amount(RECORDS),
@@ -92,7 +92,7 @@ def test_files_beside_tables_contain_unrounded_numbers(tmp_path: Path) -> None:
 
 
 def test_costs_are_medians() -> None:
-    assert tables.quantizer_costs(DGH).loc["HPTQ", "residual"] == "20"
+    assert quantizer_tables.costs(DGH).loc["HPTQ", "residual"] == "20"
     assert sources.spent(DGH)["residual"].tolist() == ["20 s"]
 
 

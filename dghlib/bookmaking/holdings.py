@@ -54,6 +54,7 @@ _FINE_TUNED = ("genq_table3", "genq_figure4", "genie_tableA2", "intraq_table3")
 # Not required for all networks and seeds of shapes.
 _FEWER = (
     *_FINE_TUNED,
+    "statistics_options",
     "trained_together",
     *_OF_TRANSFORMERS,
     "qimera_amounts",
@@ -73,6 +74,7 @@ HOLDINGS = (
     Holding("shapes", "quick", tuple(name for name in PLANS if name not in _FEWER)),
     Holding("shapes", "quick", _PICTURES, seeds=1),
     Holding("shapes", "quick", ("layers",), ("shapes_inverted",), seeds=1),
+    Holding("shapes", "quick", ("statistics_options",), ("shapes_residual", "shapes_inverted"), seeds=1),
     Holding("shapes", "quick", ("image_costs",), ("shapes_residual",)),
     Holding("shapes", "quick", ("gallery", *_OUTSIDE), ("shapes_residual",), seeds=1),
     Holding("shapes", "quick", ("qimera_amounts", "qimera_table2"), ("shapes_residual",), seeds=1),

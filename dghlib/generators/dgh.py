@@ -30,6 +30,7 @@ Differences from the paper:
  7. Images are clipped to the range of pixels, as in the toolkit; the paper does not mention it. The image is quantized
     too, and a few impossible pixels would double the step size of its grid (`clip`).
  8. The 32 extra pixels at 224 are scaled with the size of the image (4 at 32 pixels, `extra_pixels`).
+ 9. There are the options of `dghlib.synthesis.options`, which are off by default.
 
 Differences from the toolkit: statistics of a smaller last batch are weighted by its size; flips and crops are drawn per
 image, not per batch (`augmentation`); lambda weighs the mean over all images (Eq. 7), not over the batch, so the
@@ -54,7 +55,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dghlib.choices import check_at_least, check_between, check_types
+from dghlib.choices import check_at_least, check_between
 from dghlib.generators import radam
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.schedules import PlateauWithReset
@@ -70,13 +71,13 @@ from dghlib.synthesis.matching import (
     Measurement,
     Reduction,
     Spread,
-    batch_norm_distance,
     channel_weights,
     measure,
     output_range,
     slack_penalty,
     with_pixels,
 )
+from dghlib.synthesis.options import MatchingOptions
 from dghlib.synthesis.space import brought_over, working_twin
 
 VERSION = 1
@@ -85,7 +86,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(MatchingOptions):
     """Settings of a run; the defaults follow from the experiments in the lab notes.
 
     `scope`, `preprocessing` and `output_stretching` are the 3 parts of DGH in the paper (Table 4).
@@ -95,7 +96,6 @@ class Config:
     batch_size: int = 128  # images that are optimized together; does not affect the matching if scope is None
     steps: int = 1000  # sweeps over all batches
     learning_rate: float = 16.0  # of the images, at the start
-    seed: int = 0  # of all random numbers
 
     scope: int | None = None  # images whose statistics are matched together; None: all images (Eq. 4)
     spread: Spread = "std"  # the second statistic that is compared: "std" or "variance"
@@ -117,7 +117,7 @@ class Config:
     slack: float | None = None  # delta; None: no constraint at the last batch norm
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         for name in ("num_images", "batch_size", "steps"):
             check_at_least(1, name, getattr(self, name))
         for name in ("learning_rate", "output_weight"):
@@ -239,8 +239,9 @@ class _Run:
         self.layers = stored_statistics(self.net, model.image_shape)
         if config.match_pixels:
             self.layers = with_pixels(self.layers, model.image_shape[0])
-        self.weights = channel_weights(self.layers.sizes, config.reduction, self.layers.mean.device)
-        self.units = self.layers.units() if config.relative else None
+        weights = channel_weights(self.layers.sizes, config.reduction, self.layers.mean.device)
+        units = self.layers.units() if config.relative else None
+        self.distance = config.distance_from(self.net, model.image_shape, self.layers, weights, config.spread, units)
         others = (processes.rank(),) if processes.count() > 1 else ()
         self.draws = stream(config.seed, "dgh", "augmentation", *others)
         self.step = 0
@@ -364,7 +365,7 @@ class _Run:
         return matching + weight * reward, weight
 
     def finished_images(self) -> Tensor:
-        """Return all images in their final form: smoothed and cropped at the centre."""
+        """Return all images in their final form: smoothed, cropped at the centre, filtered, clipped."""
         finished = BatchedValues(self.sizes, self.model.image_shape, self.folder and self.folder / "finished")
         for index, size in enumerate(self.sizes):
             made = self._finished(self.images[index].to(self.device)) if index in self.own else None
@@ -376,7 +377,7 @@ class _Run:
     def _finished(self, batch: Tensor) -> Tensor:
         if self.config.preprocessing:
             batch = centre_crop(smooth(batch, SMOOTHING_SIGMA), self.model.image_shape[1:])
-        return self._clipped(batch)
+        return self._clipped(self.config.filtered(batch))
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs to continue bit for bit.
@@ -418,10 +419,7 @@ class _Run:
 
     def _matching_loss(self, joint: Tensor) -> Tensor:
         """Return the distance of moments (groups, 2, K) to the running statistics, Eq. 4, averaged over the groups."""
-        layers = self.layers
-        if self.units is not None:
-            layers, joint = layers.divided_by(self.units), joint / self.units
-        return batch_norm_distance(joint, layers, self.weights, self.config.spread).mean()
+        return self.distance(joint).mean()
 
     def _stretching_loss(self, measured: Measurement) -> Tensor:
         """Return the output-stretching loss of Eq. 7, averaged over the images."""

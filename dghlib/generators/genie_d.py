@@ -16,6 +16,7 @@ Differences from the authors' code:
  3. The code exchanges the names of the two learning rates; the values here and there are those of the appendix.
  4. Images may have any size: the generator network starts at a quarter of the size, rounded up.
  5. Feature maps with a single row or column are not shifted.
+ 6. There are the options of `dghlib.synthesis.options`, which are off by default.
 """
 
 import math
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from dghlib.choices import check_at_least, check_between, check_types
+from dghlib.choices import check_at_least, check_between
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.schedules import in_proportion
 from dghlib.generators.tasks import run_tasks, values_of
@@ -36,8 +37,9 @@ from dghlib.running.batchnorm import StoredStatistics, moments, variance_of
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
-from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure, spread_of
+from dghlib.synthesis.matching import channel_weights, measure, spread_of
 from dghlib.synthesis.networks import GenieNetwork, initialised
+from dghlib.synthesis.options import MatchingOptions
 from dghlib.synthesis.space import Device, brought_over, working
 
 VERSION = 1
@@ -46,7 +48,7 @@ STEPS, PATIENCE = 4000, 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(MatchingOptions):
     """Settings of one run; the defaults are the authors'."""
 
     num_images: int = 1024  # images to make
@@ -56,12 +58,11 @@ class Config:
     latent_learning_rate: float = 0.1  # of the latent vectors, at the start
     latent_size: int = 256  # values of a latent vector
     swing: bool = True  # shift the inputs of strided convolutions
-    seed: int = 0  # of all random numbers
 
     scaled_schedule: bool = added_later(True, before=False)  # scale PATIENCE from STEPS to the steps of the run
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         for name in ("num_images", "batch_size", "steps", "latent_size"):
             check_at_least(1, name, getattr(self, name))
         check_between(0, math.inf, "learning_rate", self.learning_rate)
@@ -88,7 +89,7 @@ def generate(
         title=f"GENIE-D {twin.name}",
         progress=progress,
     )
-    return brought_over(made, twin, model)
+    return brought_over(config.filtered(made), twin, model)
 
 
 class _Task:
@@ -117,6 +118,7 @@ class _Task:
         ).to(device)
         self.made = torch.zeros(size, *image_shape, device=device)
         shifts.set_state(stream(config.seed, "genie_d", "shifts", index).get_state())
+        self.distance = config.distance_from(net, image_shape, layers, self.weights, "std")
 
         self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate)
         patience = in_proportion(PATIENCE, config.steps, STEPS) if config.scaled_schedule else PATIENCE
@@ -141,7 +143,7 @@ class _Task:
         images = self.generator(self.latents)
         measured = measure(self.net, images, self.layers)
         terms = {
-            "BNS": batch_norm_distance(measured.moments, self.layers, self.weights, "std").mean(),
+            "BNS": self.distance(measured.moments).mean(),
             "pixels": pixel_distance(images),
         }
         torch.stack(list(terms.values())).sum().backward()

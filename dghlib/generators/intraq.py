@@ -22,6 +22,7 @@ Differences from the authors' code:
     a table of widths, which lacks that of ResNet-50.
  2. All images are made in a single run. The code starts 4 processes, which exchange their features through the disk.
  3. Features of other classes, which the code computes and does not use, are not computed.
+ 4. There are the options of `dghlib.synthesis.options`, which are off by default.
 """
 
 import math
@@ -32,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dghlib.choices import check_at_least, check_between, check_types
+from dghlib.choices import check_at_least, check_between
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.schedules import in_proportion
 from dghlib.generators.tasks import ImageTask, run_tasks
@@ -44,7 +45,8 @@ from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
 from dghlib.synthesis.classes import Head, find_head, labels_of
-from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure
+from dghlib.synthesis.matching import channel_weights, measure
+from dghlib.synthesis.options import MatchingOptions
 from dghlib.synthesis.space import Device, brought_over, working
 
 VERSION = 1
@@ -52,14 +54,13 @@ STEPS, PATIENCE = 1000, 50  # the authors': steps of a run, and steps of a plate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(MatchingOptions):
     """Settings of one run; the defaults are the authors' for CIFAR-10."""
 
     num_images: int = 5120  # images to make
     batch_size: int = 256  # images that match the statistics together; class centres are those of earlier batches
     steps: int = STEPS  # of each batch
     learning_rate: float = 0.5  # of the images, at the start
-    seed: int = 0  # of all random numbers
 
     crop_area: float = 0.5  # LOR: smallest share of an image in a crop (eta); 1 leaves only flips
     soft_target: float = 0.95  # SIL: smallest target for the probability of the class (epsilon); 1: always 1
@@ -70,7 +71,7 @@ class Config:
     scaled_schedule: bool = added_later(True, before=False)  # scale PATIENCE from STEPS to the steps of the run
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         for name in ("num_images", "batch_size", "steps"):
             check_at_least(1, name, getattr(self, name))
         check_between(0, math.inf, "learning_rate", self.learning_rate)
@@ -114,7 +115,7 @@ def generate(
         draws = stream(config.seed, "intraq", "augmentation", index)
         return ImageTask(
             batches[index].to(device),
-            _Loss(net, layers, config, labels[index], centres, draws),
+            _Loss(net, twin.image_shape, layers, config, labels[index], centres, draws),
             lambda leaves: torch.optim.Adam(leaves, config.learning_rate),
             lambda optimizer: ReduceLROnPlateau(optimizer, patience=patience, min_lr=1e-4),
             draws=draws,
@@ -128,7 +129,7 @@ def generate(
         title=f"IntraQ {twin.name}",
         progress=progress,
     )
-    return brought_over(made, twin, model)
+    return brought_over(config.filtered(made), twin, model)
 
 
 class ClassCentres:
@@ -160,6 +161,7 @@ class _Loss:
     def __init__(
         self,
         net: nn.Module,
+        image_shape: tuple[int, int, int],
         layers: StoredStatistics,
         config: Config,
         labels: Tensor,
@@ -168,7 +170,8 @@ class _Loss:
     ):
         self.net, self.layers, self.config, self.draws = net, layers, config, draws
         device = layers.mean.device
-        self.weights = channel_weights(layers.sizes, "mean", device)
+        weights = channel_weights(layers.sizes, "mean", device)
+        self.distance = config.distance_from(net, image_shape, layers, weights, "variance")
         self.layer = centres.head.layer
         self.labels = labels.to(device)
         self.targets = soft_targets(len(labels), config.soft_target, draws).to(device)
@@ -180,7 +183,7 @@ class _Loss:
             measured = measure(self.net, images, self.layers)
         config, features = self.config, inputs[self.layer][-1]
         return {
-            "BNS": batch_norm_distance(measured.moments, self.layers, self.weights, "variance").mean(),
+            "BNS": self.distance(measured.moments).mean(),
             "SIL": soft_inception_loss(measured.output, self.labels, self.targets),
             "MDC": marginal_distance(features, self.centres, self.known, config.nearest, config.farthest),
         }

@@ -9,7 +9,8 @@ Differences from the authors' code:
     the wrong ones otherwise (DenseNet, pre-activation networks).
  2. Variances are biased (divided by the number of pixels, not by one less): with a single pixel the unbiased one is
      NaN.
- 3. The paper describes Gaussian noise; as in the code, images start as uniform noise of standard deviation 0.0136.
+ 3. There are the options of `dghlib.synthesis.options`, which are off by default.
+ 4. The paper describes Gaussian noise; as in the code, images start as uniform noise of standard deviation 0.0136.
 """
 
 import math
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dghlib.choices import check_at_least, check_between, check_types
+from dghlib.choices import check_at_least, check_between
 from dghlib.generators.identity import images_fingerprint
 from dghlib.generators.schedules import in_proportion
 from dghlib.generators.tasks import ImageTask, run_tasks
@@ -28,7 +29,8 @@ from dghlib.models import FloatModel
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import added_later
-from dghlib.synthesis.matching import batch_norm_distance, channel_weights, measure, with_pixels
+from dghlib.synthesis.matching import channel_weights, measure, with_pixels
+from dghlib.synthesis.options import MatchingOptions
 from dghlib.synthesis.space import Device, brought_over, working
 
 VERSION = 1
@@ -36,19 +38,18 @@ STEPS, PATIENCE = 500, 100  # the authors': steps of a run, and steps of a plate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(MatchingOptions):
     """Settings of one run; the defaults are the authors'."""
 
     num_images: int = 1024  # images to make
     batch_size: int = 64  # images that are computed together; they share only the learning rate
     steps: int = STEPS  # of each image
     learning_rate: float = 0.5  # of the images, at the start
-    seed: int = 0  # of all random numbers
 
     scaled_schedule: bool = added_later(True, before=False)  # scale PATIENCE from STEPS to the steps of the run
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         for name in ("num_images", "batch_size", "steps"):
             check_at_least(1, name, getattr(self, name))
         check_between(0, math.inf, "learning_rate", self.learning_rate)
@@ -67,9 +68,11 @@ def generate(
     patience = in_proportion(PATIENCE, config.steps, STEPS) if config.scaled_schedule else PATIENCE
     batches = _initial_images(twin, config).to(device).split(config.batch_size)
 
+    distance = config.distance_from(net, twin.image_shape, layers, weights, "std")
+
     def loss(images: Tensor) -> dict[str, Tensor]:
         measured = measure(net, images, layers, groups=len(images))
-        return {"BNS": batch_norm_distance(measured.moments, layers, weights, "std").mean()}
+        return {"BNS": distance(measured.moments).mean()}
 
     made = run_tasks(
         lambda index, _: ImageTask(
@@ -84,7 +87,7 @@ def generate(
         title=f"ZeroQ {twin.name}",
         progress=progress,
     )
-    return brought_over(made, twin, model)
+    return brought_over(config.filtered(made), twin, model)
 
 
 def _initial_images(model: FloatModel, config: Config) -> Tensor:

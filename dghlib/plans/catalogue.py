@@ -48,6 +48,7 @@ PLANS: dict[str, Callable[..., Sequence[Run]]] = {
     "dgh_settings": methods.dgh_settings,
     "output_weights": methods.output_weights,
     "output_shares": methods.output_shares,
+    "statistics_options": methods.statistics_options,
     "quantizers": methods.quantizers,
     "placements": methods.placements,
     "like_for_like": methods.like_for_like,

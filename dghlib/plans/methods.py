@@ -191,19 +191,45 @@ def output_shares(
     return of_variants(profile, spend, variants, ["W8A8", "W4A8", "W4A4"], seeds, models, "hptq")
 
 
+# One change each: KW's distance of statistics, DSG's slack, and SynQ's filter with its radius at 32 pixels.
+STATISTICS_OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"statistics_distance": "gaussian"},
+    {"statistics_slack": 0.9},
+    {"low_pass": 16.0},
+)
+
+
+def statistics_options(
+    profile: str = "shapes",
+    budget: str = "quick",
+    *,
+    sources: Sequence[str] = ("genie_d", "dgh"),
+    seeds: int | None = None,
+    models: Sequence[str] | None = None,
+) -> list[Experiment]:
+    """Return the experiment on the options of methods that match statistics, and real images.
+
+    Each of `STATISTICS_OPTIONS` is changed for each of `sources`, of zeroq, intraq, genie_d and dgh. Quantized as in
+    `output_weights`.
+    """
+    return _of_settings(profile, budget, STATISTICS_OPTIONS, seeds, models, sources)
+
+
 def _of_settings(
     profile: str,
     budget: str,
     settings: Sequence[dict[str, Any]],
     seeds: int | None,
     models: Sequence[str] | None,
+    sources: Sequence[str] = ("dgh",),
 ) -> list[Experiment]:
-    """Return experiments on DGH images of each of `settings`, and real images, everything quantized.
+    """Return experiments on images of each source with each of `settings`, and real images, everything quantized.
 
     HPTQ at W4A4 only chooses ranges; BRECQ at W2A4 learns from the images.
     """
     spend = budget_of(profile, budget)
-    variants = [*(("dgh", changed) for changed in settings), (REAL, {})]
+    variants = [*itertools.product(sources, settings), (REAL, {})]
     ranged = of_variants(profile, spend, variants, ["W4A4"], seeds, models, "hptq")
     learned = of_variants(profile, spend, variants, ["W2A4"], seeds, models, "brecq")
     return list(dict.fromkeys(ranged + learned))

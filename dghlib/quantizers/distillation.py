@@ -129,15 +129,6 @@ def activation_map(features: Tensor, logits: Tensor) -> Tensor:
     return (maps - low) / (high - low).clamp(min=1e-8)
 
 
-def low_pass(images: Tensor, radius: float) -> Tensor:
-    """Return images (N, C, H, W) whose frequencies r, in periods, are damped by exp(-r^2 / 2 radius^2)."""
-    height, width = images.shape[2:]
-    rows = torch.fft.fftfreq(height, 1 / height, device=images.device)
-    columns = torch.fft.rfftfreq(width, 1 / width, device=images.device)
-    gain = torch.exp(-(rows[:, None].square() + columns.square()) / (2 * radius**2))
-    return torch.fft.irfft2(torch.fft.rfft2(images) * gain, s=(height, width))
-
-
 def check_classifier(graph: fx.GraphModule) -> None:
     """Raise ValueError unless a graph returns a single tensor of logits (N, classes) with at least 2 classes."""
     (end,) = (node for node in graph.graph.nodes if node.op == "output")

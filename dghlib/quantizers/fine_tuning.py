@@ -28,11 +28,12 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from dghlib.choices import check_at_least, check_between, check_choice
-from dghlib.images import random_windows, resize_windows
+from dghlib.images import low_pass, random_windows, resize_windows
 from dghlib.models import FloatModel
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import check_images
-from dghlib.quantizers.distillation import Lesson, Terms, check_classifier, distillation, low_pass
+from dghlib.quantizers.distillation import Lesson, Terms, check_classifier, distillation
+from dghlib.quantizers.divergence import Watch
 from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.inundation import inundate
@@ -61,9 +62,6 @@ def _quarters(done: float) -> float:
 # The share of the rate that remains when a share of the steps, 0 to 1, is done.
 SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "quarters": _quarters}
 _MOMENTUM = 0.9
-_SMOOTHING = 0.9  # of the loss that shows whether the student diverges
-_DIVERGED = 2.0  # times the loss at the start
-_LOST = 0.25  # of the loss of a student with equal logits; a student below this has not diverged
 # Without a rate, short runs try these, from the highest: nearly all that are too high diverge within 5 steps.
 _RATES = tuple(10 ** (power / 2) for power in range(0, -15, -1))
 _TRIAL_STEPS = 20
@@ -248,7 +246,7 @@ class _FineTuning:
 
     def run(self) -> QuantizedModel:
         before = mean_distillation(self.student, self.teacher, self.images, self.settings)
-        self.watch = _Watch(before, _ignorance(self.teacher, self.images, self.settings))
+        self.watch = Watch(before, _ignorance(self.teacher, self.images, self.settings))
         steps = self.settings.steps if self.optimizer else 0
         first = self._resume()
         if self.rate is None and first < steps:
@@ -284,7 +282,7 @@ class _FineTuning:
         self.source = _FixedImages(self.images, self.settings)
         best, worse = (math.inf, 0.0), 0
         for self.rate in tqdm(_RATES, desc="learning rates", unit="rate", leave=False, delay=3):
-            self.watch = _Watch(watch.start, watch.ignorance)
+            self.watch = Watch(watch.start, watch.ignorance)
             with contextlib.suppress(FloatingPointError):
                 loss = self._short_run()
                 worse = 0 if loss < best[0] else worse + 1
@@ -377,39 +375,6 @@ class _FineTuning:
         assert self.optimizer is not None
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-class _Watch:
-    """Detects a student that diverges, by its distillation.
-
-    Args:
-        before: the student's distillation at the start.
-        ignorance: the distillation of a student with equal logits.
-    """
-
-    def __init__(self, before: float, ignorance: float):
-        self.start, self.ignorance = before, ignorance
-        self.smooth: float | None = None
-
-    def add(self, loss: float, step: int, rate: float) -> None:
-        """Process the loss of a step, from 0.
-
-        Raises:
-            FloatingPointError: the loss is NaN, or has grown too far.
-        """
-        if self.smooth is None:
-            self.smooth, self.start = loss, max(self.start, loss)
-        self.smooth = _SMOOTHING * self.smooth + (1 - _SMOOTHING) * loss
-        self.check(self.smooth, step + 1, rate)
-
-    def check(self, loss: float, step: int, rate: float | None) -> None:
-        """Raise FloatingPointError if this loss, at this step, is that of a student that has diverged."""
-        limit = max(_DIVERGED * self.start, _LOST * self.ignorance)
-        if not loss <= limit:  # also for NaN
-            raise FloatingPointError(
-                f"the student diverges: at step {step} its distillation is {loss:.4g}, which began at {self.start:.4g} "
-                f"and is {self.ignorance:.4g} for equal logits. Take a smaller rate than {rate:.2g}"
-            )
 
 
 def rows_of(step: int, count: int, batch_size: int, seed: int) -> Tensor:

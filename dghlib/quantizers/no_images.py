@@ -56,7 +56,7 @@ def grid_of_all(layer: Layer, bits: int, search: str) -> UniformQuantizer:
     whole.weight = frozen(layer.weight.detach().reshape(1, -1))
     grid, channels = weight_grid(whole, bits, search), layer.weight.shape[channel_axis(layer)]
     scale, zero_point = (
-        along_channels(each.flatten().expand(channels), layer) for each in (grid.scale, grid.zero_point)
+        along_channels(each.flatten().repeat(channels), layer) for each in (grid.scale, grid.zero_point)
     )
     return UniformQuantizer(scale, zero_point, bits=grid.bits, signed=grid.signed)
 

@@ -8,7 +8,8 @@ from IPython.display import HTML
 
 from dghlib.experiments.experiment import FLOAT, NO_IMAGES, changed_settings
 from dghlib.experiments.run import Record, published_twin
-from dghlib.showing.tables import MEASURES, TITLES, captioned, method_title, observed, short_name
+from dghlib.showing.quantizer_tables import method_title
+from dghlib.showing.tables import MEASURES, TITLES, captioned, observed, short_name
 
 NOTHING = "<p>Nothing was computed for this page: its numbers are those of published records.</p>"
 HERE, PUBLISHED = "this machine", "published"

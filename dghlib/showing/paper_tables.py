@@ -85,6 +85,11 @@ def intraq_parts(records: Sequence[Record]) -> pd.DataFrame:
     return by_row(records, intraq_part_of, title="IntraQ", rows=list(INTRAQ_PARTS))
 
 
+def by_settings(records: Sequence[Record]) -> pd.DataFrame:
+    """Return top-1 by source of images and by its settings that differ from the method's default."""
+    return by_row(records, tables.source_title, title="images")
+
+
 def step_sizes(records: Sequence[Record]) -> pd.DataFrame:
     """Return top-1 by quantizer and by the search for the initial step sizes of weights."""
     return by_row(records, _search_of, title="first steps")

@@ -7,18 +7,19 @@ from typing import Any
 import pandas as pd
 
 from dghlib.experiments.run import Record
-from dghlib.showing import deployment, detections, image_figures, paper_tables, sources, tables
+from dghlib.showing import deployment, detections, image_figures, paper_tables, quantizer_tables, sources, tables
 
 # For all plans whose table is not `tables.accuracy`.
 _TABLES: dict[str, Callable[..., Any]] = {
-    "quantizers": tables.quantizers,
-    "placements": tables.placements,
-    "like_for_like": tables.quantizers,
-    "no_images": tables.ways,
-    "compensation": tables.ways,
+    "quantizers": quantizer_tables.quantizers,
+    "placements": quantizer_tables.placements,
+    "like_for_like": quantizer_tables.quantizers,
+    "no_images": quantizer_tables.ways,
+    "compensation": quantizer_tables.ways,
     "dgh_settings": tables.settings,
     "output_weights": tables.settings,
     "output_shares": tables.settings,
+    "statistics_options": paper_tables.by_settings,
     "figure1": tables.settings,
     "figure5": tables.settings,
     "table4": paper_tables.table4,
@@ -28,17 +29,17 @@ _TABLES: dict[str, Callable[..., Any]] = {
     "step_sizes": paper_tables.step_sizes,
     "intraq_amounts": paper_tables.by_amount,
     "intraq_parts": paper_tables.intraq_parts,
-    "genq_table2": tables.quantizers,
-    "qimera_table2": tables.quantizers,
-    "genq_table3": tables.quantizers,
-    "genq_table4": tables.quantizers,
-    "every_tensor": tables.quantizers,
+    "genq_table2": quantizer_tables.quantizers,
+    "qimera_table2": quantizer_tables.quantizers,
+    "genq_table3": quantizer_tables.quantizers,
+    "genq_table4": quantizer_tables.quantizers,
+    "every_tensor": quantizer_tables.quantizers,
     "without_batch_norm": paper_tables.statistics,
     "transformer_layers": partial(tables.observed, name="noise"),
     "genq_figure4": paper_tables.methods_by_amount,
     "genie_tableA2": paper_tables.methods_by_amount,
-    "intraq_table3": tables.quantizers,
-    "trained_together": tables.quantizers,
+    "intraq_table3": quantizer_tables.quantizers,
+    "trained_together": quantizer_tables.quantizers,
     "genq_amounts": paper_tables.by_amount,
     "genq_filters": tables.settings,
     "genq_classes": paper_tables.filtered_classes,

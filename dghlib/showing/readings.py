@@ -15,12 +15,12 @@ from dghlib.experiments.experiment import FLOAT, NO_IMAGES, REAL
 from dghlib.experiments.run import Record
 from dghlib.showing.paper_figures import discarded_of, filter_of
 from dghlib.showing.paper_tables import settings_of
+from dghlib.showing.quantizer_tables import method_title
 from dghlib.showing.tables import (
     QUANTIZER_TITLES,
     TITLES,
     WIDEST,
     frame,
-    method_title,
     nothing,
     observed,
     settings_title,

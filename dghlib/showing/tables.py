@@ -1,7 +1,6 @@
 """Tables of records, with the paper's numbers: as data frames, CSV files and foot lines."""
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -139,7 +138,7 @@ def with_feet(
         columns: the columns of `rows` with the names of the table's columns.
     """
     said = {
-        key: ["; ".join(dict.fromkeys(group.quantized)), _counts(group.groupby(row).seed.nunique())]
+        key: ["; ".join(dict.fromkeys(group.quantized)), counts(group.groupby(row).seed.nunique())]
         for key, group in rows[rows.bits != FLOAT].groupby(list(columns))
     }
     levels = table.index.nlevels
@@ -150,7 +149,8 @@ def with_feet(
     return pd.concat([table, feet]).rename_axis(index=table.index.names)
 
 
-def _counts(numbers: pd.Series) -> str:
+def counts(numbers: pd.Series) -> str:
+    """Return the range of numbers of seeds: "3", or "1 to 3"."""
     low, high = numbers.min(), numbers.max()
     return f"{low}" if low == high else f"{low} to {high}"
 
@@ -158,7 +158,7 @@ def _counts(numbers: pd.Series) -> str:
 def seeds_of(rows: pd.DataFrame) -> str:
     """Return the number of seeds of quantized networks' settings, from rows of `frame`: "3", or "1 to 3"."""
     setting = ["model", "source", "quantizer", "quantized", "bits", "num_images"]
-    return _counts(rows[rows.bits != FLOAT].groupby(setting).seed.nunique())
+    return counts(rows[rows.bits != FLOAT].groupby(setting).seed.nunique())
 
 
 def observed(records: Sequence[Record], name: str) -> pd.DataFrame:
@@ -306,101 +306,6 @@ def _paper_cells(name: str) -> dict[tuple[str, str, str], str]:
     return cells
 
 
-def quantizers(records: Sequence[Record]) -> pd.DataFrame:
-    """Return top-1 in percent, mean ± standard deviation over seeds, of every quantizer, by (network, source).
-
-    Rows are (width, quantized tensors, quantizer); the float networks, and the number of seeds, are the last rows.
-    """
-    if not records:
-        return nothing()
-    rows = frame(records)
-    quantized = rows[rows.bits != FLOAT]
-    cells = {
-        key: cell(group.mean(), group.std())
-        for key, group in quantized.groupby(["bits", "quantized", "quantizer", "model", "source"], sort=False).top1
-    }
-    columns = list(dict.fromkeys(zip(quantized.model, quantized.source, strict=True)))
-    lines = [
-        (width, what, method)
-        for width in dict.fromkeys(quantized.bits)
-        for what in sorted(set(quantized.quantized), key=lambda title: title.endswith(SPARED))
-        for method in QUANTIZER_TITLES
-        if any((width, what, method, *column) in cells for column in columns)
-    ]
-    table = pd.DataFrame([[cells.get((*line, *column), "") for column in columns] for line in lines])
-    index = [(width, what, QUANTIZER_TITLES[method]) for width, what, method in lines]
-    table.index = pd.MultiIndex.from_tuples(index, names=["bits", "quantized", "method"])
-    table.columns = pd.MultiIndex.from_tuples([(short_name(model), TITLES[source]) for model, source in columns])
-    float_top1 = rows[rows.bits == FLOAT].groupby("model").top1.mean()
-    table.loc[(FLOAT.capitalize(), "", ""), :] = [cell(float_top1.get(model, math.nan), None) for model, _ in columns]
-    seeds = quantized.groupby(["model", "source", "bits", "quantized", "quantizer"]).seed.nunique()
-    table.loc[("seeds", "", ""), :] = [_counts(seeds.loc[column]) for column in columns]
-    return fitting(table)
-
-
-def ways(records: Sequence[Record]) -> pd.DataFrame:
-    """Return top-1 in percent, mean ± standard deviation over seeds: ways to quantize by (network, width).
-
-    A way is the source of images, the quantized tensors, the method, and the settings of the method that differ from
-    its default; the float networks are the last row.
-    """
-    if not records:
-        return nothing()
-    rows = frame(records)
-    rows["model"] = rows.model.map(short_name)
-    rows["method"] = [method_title(record) for record in records]
-    quantized = rows[rows.bits != FLOAT]
-    way = ["source", "quantized", "method"]
-    groups = quantized.groupby([*way, "model", "bits"], sort=False).top1.agg(["mean", "std"])
-    cells = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1)
-    index = list(dict.fromkeys(quantized[way].itertuples(index=False, name=None)))
-    columns = in_order(list(zip(quantized.model, quantized.bits, strict=True)))
-    table = pd.DataFrame([[cells.get((*way, *column), "") for column in columns] for way in index])
-    table.index = pd.MultiIndex.from_tuples(
-        [(TITLES[source], *rest) for source, *rest in index], names=["images", "quantized", "method"]
-    )
-    table.columns = pd.MultiIndex.from_tuples(columns, names=[MEASURES["top1"], ""])
-    whole = rows[rows.bits == FLOAT].groupby("model").top1.mean()
-    table.loc[(TITLES[FLOAT], "", ""), :] = [cell(whole.get(model, math.nan), None) for model, _ in columns]
-    seeds = quantized.groupby(["model", "bits", *way]).seed.nunique()
-    table.loc[("seeds", "", ""), :] = [_counts(seeds.loc[column]) for column in columns]
-    return fitting(table)
-
-
-def method_title(record: Record) -> str:
-    """Return the name of a record's quantizer, with the settings that differ from the default."""
-    quantizer = record["inputs"]["quantizer"]
-    changed = changed_settings(quantizer["method"], quantizer.get("config", {}))
-    settings = [f"{name} = {value}" for name, value in changed.items()]
-    return ", ".join([QUANTIZER_TITLES[quantizer["method"]], *settings])
-
-
-def placements(records: Sequence[Record]) -> pd.DataFrame:
-    """Return top-1 in percent, mean ± standard deviation over seeds: sources by (network, bits, placement)."""
-    if not records:
-        return nothing()
-    rows = frame(records)
-    rows = rows[rows.bits != FLOAT].assign(model=rows.model.map(short_name))
-    groups = rows.groupby(["model", "bits", "placement", "source"], sort=False).top1.agg(["mean", "std"])
-    table = groups.apply(lambda row: cell(row["mean"], row["std"]), axis=1).unstack([0, 1, 2]).fillna("")
-    table = table.loc[[source for source in TITLES if source in table.index]].rename(index=TITLES)
-    table = table.rename_axis("calibrated with").rename_axis(columns=["top-1 in %", "", ""]).sort_index(axis=1)
-    return with_feet(table, rows, "source", ("model", "bits", "placement"))
-
-
-def quantizer_costs(records: Sequence[Record]) -> pd.DataFrame:
-    """Return the seconds that each quantizer takes per run, median over all widths and seeds, by network."""
-    if not records:
-        return nothing()
-    rows = frame(records)
-    rows = rows[rows.bits != FLOAT].assign(model=[short_name(name) for name in rows[rows.bits != FLOAT].model])
-    seconds = (
-        rows.groupby(["quantizer", "model"]).quantization_seconds.median().map("{:.0f}".format).unstack(fill_value="")
-    )
-    order = [name for name in QUANTIZER_TITLES if name in seconds.index]
-    return seconds.loc[order].rename(index=QUANTIZER_TITLES).rename_axis(index="seconds per run", columns=None)
-
-
 def noise(model: FloatModel, quantized: QuantizedModel, images: Tensor) -> pd.DataFrame:
     """Return the noise of a quantized network's weights and tensors, the worst first; see `quantizers.report`."""
     return pd.DataFrame(noise_rows(model, quantized, images))
@@ -437,6 +342,13 @@ def settings_title(record: Record) -> str:
         return TITLES[REAL]
     changed = changed_settings(images["source"], images["config"])
     return ", ".join(f"{name} = {value}" for name, value in changed.items()) or "default"
+
+
+def source_title(record: Record) -> str:
+    """Return the source of a record's images, with the settings that differ from its default: see `settings_title`."""
+    source = TITLES[record["inputs"]["images"]["source"]]
+    changed = settings_title(record)
+    return source if changed in ("default", source) else f"{source}, {changed}"
 
 
 def write_csv(path: str, table: pd.DataFrame, *, index: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 Every method compares moments at the inputs of batch norms with the running statistics, in its own way. The differences
 are arguments here: per image, per batch or over all images; variance or standard deviation; sums or means over channels
-and layers.
+and layers. `dghlib.synthesis.options` has the choices that are open to every method.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from dghlib.running.batchnorm import StoredStatistics, run_and_measure, variance
 
 Spread = Literal["std", "variance"]
 Reduction = Literal["mean", "sum"]
+Distance = Literal["squared", "gaussian"]
 
 # Keeps the derivative of the square root finite for a constant channel; the value of ZeroQ's and DGH's code.
 STD_EPSILON = 1e-6
@@ -71,11 +72,51 @@ def spread_of(variance: Tensor, spread: Spread) -> Tensor:
     return variance if spread == "variance" else (variance + STD_EPSILON).sqrt()
 
 
-def batch_norm_distance(measured: Tensor, layers: StoredStatistics, weights: Tensor, spread: Spread) -> Tensor:
-    """Return the weighted squared distance of moments (..., 2, K) to the running statistics, (...): DGH, Eq. 4."""
-    mean_error = measured.select(-2, 0) - layers.mean
+def batch_norm_distance(
+    measured: Tensor,
+    layers: StoredStatistics,
+    weights: Tensor,
+    spread: Spread,
+    *,
+    distance: Distance = "squared",
+    slack: Tensor | None = None,
+) -> Tensor:
+    """Return the weighted distance of moments (..., 2, K) from the running statistics, (...): by default DGH, Eq. 4.
+
+    Args:
+        measured: the moments.
+        layers: the running statistics.
+        weights: of the channels, (K,), see `channel_weights`.
+        spread: the second statistic, which has to be "std" for "gaussian".
+        distance: squared errors of both statistics, or `gaussian_divergence`.
+        slack: by how much a mean and a spread may be wrong without a loss, (2, K), see `errors_of_noise`; the loss of a
+            larger error is that of the excess.
+    """
+    mean, second = measured.select(-2, 0), spread_of(variance_of(measured), spread)
+    stored_mean, stored_second = layers.mean, spread_of(layers.variance, spread)
+    if slack is not None:
+        # The measured statistics may lie anywhere within the slack: take the values nearest to the stored ones.
+        mean = stored_mean.clamp(mean - slack[0], mean + slack[0])
+        second = stored_second.clamp(second - slack[1], second + slack[1])
+    if distance == "gaussian":
+        each = gaussian_divergence(stored_mean, stored_second, mean, second)
+    else:
+        each = (mean - stored_mean).square() + (second - stored_second).square()
+    return (each * weights).sum(-1)
+
+
+def gaussian_divergence(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of a normal distribution from another one, elementwise."""
+    ratio, shift = std / other_std, (mean - other_mean) / other_std
+    return (ratio.square() + shift.square() - 1) / 2 - ratio.log()
+
+
+def errors_of_noise(measured: Tensor, layers: StoredStatistics, spread: Spread, quantile: float) -> Tensor:
+    """Return a quantile over the channels of each layer of the errors of mean and spread, (2, K), of moments (2, K)."""
+    mean_error = measured[0] - layers.mean
     spread_error = spread_of(variance_of(measured), spread) - spread_of(layers.variance, spread)
-    return ((mean_error.square() + spread_error.square()) * weights).sum(-1)
+    parts = layers.per_layer(torch.stack([mean_error, spread_error]).abs())
+    return torch.cat([part.quantile(quantile, dim=1, keepdim=True).expand_as(part) for part in parts], dim=1)
 
 
 def batch_norm_norms(measured: Tensor, layers: StoredStatistics) -> Tensor:
