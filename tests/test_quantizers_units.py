@@ -53,6 +53,53 @@ class Plain(nn.Module):
         return self.last(x.mean((2, 3)))
 
 
+class Shuffled(nn.Module):
+    """A block as in ShuffleNet: half of the channels pass 3 layers, the others go around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.unflatten(1, (4, 2)).transpose(0, 2).transpose(1, 2)  # every other channel
+        return torch.cat([left, self.main(right).relu()], dim=1)
+
+
+class Pyramid(nn.Module):
+    """Blocks of which an early one is read again at the end, as in detectors with a feature pyramid and in U-Nets."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(3, 8, 3), nn.ModuleList(Shuffled() for _ in range(depth))
+        self.last = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        early = late = self.stem(x).relu()
+        for block in self.blocks:
+            late = block(late)
+        return self.last(torch.cat([early, late], dim=1)).mean((2, 3))
+
+
+def test_a_tensor_that_is_read_again_later_does_not_make_one_unit_of_all_blocks_between() -> None:
+    units = units_of(graph_of(Pyramid(depth=4)), "block")
+    assert [unit.name for unit in units] == ["stem", *(f"blocks.{number}.main.0" for number in range(4)), "last"]
+    assert [len(unit.layers) for unit in units] == [1, 3, 3, 3, 3, 1]
+
+
+def test_a_piece_that_is_no_deeper_than_a_block_stays_whole() -> None:
+    units = units_of(graph_of(Pyramid(depth=2)), "block")
+    assert [len(unit.layers) for unit in units] == [1, 6, 1]
+
+
+@pytest.mark.parametrize("name", ["densenet121", "googlenet"])
+def test_units_are_as_deep_as_blocks(name: str) -> None:
+    settings = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    graph = graph_of(getattr(torchvision.models, name)(weights=None, **settings))
+    units = units_of(graph, "block")
+    assert max(len(unit.layers) for unit in units) <= 6
+    assert sum(len(unit.layers) for unit in units) == len(units_of(graph, "layer"))
+
+
 def test_a_chain_is_cut_at_every_layer_and_shared_layers_belong_to_the_first() -> None:
     graph = graph_of(Plain())
     assert [(unit.entry, unit.exit) for unit in units_of(graph, "block")] == [

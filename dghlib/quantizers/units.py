@@ -9,6 +9,9 @@ in any network, without knowing its name (BRECQ):
 2. Neighbours are joined that come from the same block of the network's code: a module of a class that contains an
    addition. So an inverted residual without a shortcut is a unit, as is one with a shortcut.
 3. An activation function belongs to the unit before it. Pieces without a layer (pooling, reshapes) belong to no unit.
+4. A tensor that is read again much later (feature pyramids, U-Nets, dense blocks) leaves no cuts in between. Such a
+   piece is far deeper than a block; it is taken apart into the parts that have 1 input tensor, as the other tensors go
+   around them.
 
 The inputs and outputs of a unit have an entry for each image. A layer between tensors with more entries (windows of an
 image, frames) is learned with the block around it.
@@ -23,6 +26,7 @@ from torch import fx
 from dghlib.quantizers.operations import ADDITIONS, Kind, does, kind_of, layer_calls
 
 KINDS_OF_UNIT = ("layer", "block")
+_DEEPEST = 6  # layers in sequence in a block; bottlenecks with squeeze and excitation have 5
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,8 @@ class _Piece:
 def _blocks(graph: fx.GraphModule) -> Iterator[Unit]:
     layers = {node: str(node.target) for node, _ in layer_calls(graph)}
     joined: list[_Piece] = []
-    for piece in _pieces(graph):
-        before = joined[-1] if joined else None
+    for piece in chain.from_iterable(_taken_apart(graph, piece) for piece in _pieces(graph)):
+        before = joined[-1] if joined and joined[-1].exit is piece.entry else None
         same_block = before is not None and piece.block is not None and piece.block == before.block
         activation = (
             before is not None
@@ -125,6 +129,54 @@ def _pieces(graph: fx.GraphModule) -> Iterator[_Piece]:
         if alive == {node} and _has_images(graph, node):
             yield _Piece(entry, inside, _common(blocks.get(inner) for inner in inside))
             entry, inside = node, []
+
+
+def _taken_apart(graph: fx.GraphModule, piece: _Piece) -> Iterator[_Piece]:
+    """Yield the parts of a piece that is deeper than a block, in the order of computation, or the piece itself.
+
+    A part lies between a tensor and the last tensor through which all paths to it lead, and no other piece reads what
+    is inside. Of nested parts the largest counts, unless it is too deep as well.
+    """
+    layers = {node for node, _ in layer_calls(graph)}
+    if piece.block is not None or _depth(piece, layers) <= _DEEPEST:
+        yield piece
+        return
+    blocks, position = _block_paths(graph), {node: index for index, node in enumerate(piece.nodes)}
+    parts = []
+    for entry, end in _narrowest(graph, piece):
+        found = _ancestors(end, entry)
+        inside = [node for node in piece.nodes if node in found]
+        closed = all(user in found for node in inside[:-1] for user in node.users)
+        if closed and len(inside) < len(piece.nodes) and _has_images(graph, end):
+            parts.append(_Piece(entry, inside, _common(blocks.get(node) for node in inside)))
+    taken: set[fx.Node] = set()
+    largest = []
+    for part in sorted(parts, key=lambda part: len(part.nodes), reverse=True):
+        if taken.isdisjoint(part.nodes):
+            taken.update(part.nodes)
+            largest.append(part)
+    for part in sorted(largest, key=lambda part: position[part.exit]):
+        yield from _taken_apart(graph, part)
+
+
+def _depth(piece: _Piece, layers: set[fx.Node]) -> int:
+    """Return the number of layers on the longest path through a piece."""
+    depths = {piece.entry: 0}
+    for node in piece.nodes:
+        depths[node] = max((depths.get(source, 0) for source in node.all_input_nodes), default=0) + (node in layers)
+    return max(depths.values())
+
+
+def _narrowest(graph: fx.GraphModule, piece: _Piece) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Yield (entry, node) for every node: the last tensor with images before it through which all paths to it lead."""
+    above: dict[fx.Node, list[fx.Node]] = {piece.entry: []}  # all such tensors, from the entry
+    for node in piece.nodes:
+        paths = [[*above[source], source] for source in node.all_input_nodes if source in above]
+        if not paths:
+            continue  # it reads constants alone
+        shared = [first for first, *others in zip(*paths, strict=False) if all(other is first for other in others)]
+        above[node] = shared
+        yield next(tensor for tensor in reversed(shared) if _has_images(graph, tensor)), node
 
 
 def _common(paths: Iterator[str | None]) -> str | None:
