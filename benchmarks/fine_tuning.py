@@ -43,12 +43,12 @@ def cost(model: FloatModel, images: Tensor, method: str, rounds: int) -> Cost:
     """Return the cost of a step of a method; all images are one batch."""
     bare_run, learn, turns = bare(model, images), _FineTuning._learn, list[tuple[float, float]]()
 
-    def in_turns(tuning: _FineTuning, step: int) -> None:
+    def in_turns(tuning: _FineTuning, step: int, done: float) -> None:
         def steps() -> None:
             for _ in range(STEPS):
-                learn(tuning, step)
+                learn(tuning, step, done)
 
-        learn(tuning, step)
+        learn(tuning, step, done)
         bare_run()
         turns.extend((timed(bare_run).processor, timed(steps).processor) for _ in range(rounds))
 

@@ -62,7 +62,7 @@ def test_fine_tuning(benchmark: Callable[[str], ModuleType], tmp_path: Path, mon
     module = benchmark("fine_tuning")
     monkeypatch.setattr(module, "METHODS", ("intraq_qat", "genq_qat"))
     learn, steps = module._FineTuning._learn, []
-    monkeypatch.setattr(module._FineTuning, "_learn", lambda self, step: steps.append(learn(self, step)))
+    monkeypatch.setattr(module._FineTuning, "_learn", lambda *step: steps.append(learn(*step)))
     costs = record_of(module, "fine_tuning", tmp_path, monkeypatch)["outputs"]
     assert [cost["method"] for cost in costs] == ["intraq_qat", "genq_qat"]
     assert len(steps) == 2 * (1 + module.STEPS)

@@ -93,7 +93,7 @@ def test_free_steps_change_few_codes_by_one_step(tmp_path: Path) -> None:
     with torch.no_grad():
         steps = np.abs(found - quantized(images).numpy()) / logits.scale.item()
     assert nodes["QLinearConv"] == 25
-    assert (steps > 0.5).mean() < 0.1
+    assert (steps > 0.5).mean() < 0.15  # 0.10 on some processors
     assert steps.max() < 1.5
 
 
