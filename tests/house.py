@@ -1,4 +1,4 @@
-"""The floors of `dghlib`, read from its imports: `python tests/house.py` prints the table of CONTRIBUTING.md."""
+"""The floors of `dghlib`, read from its imports: `python tests/house.py` prints those of CONTRIBUTING.md."""
 
 import ast
 from collections.abc import Iterator
@@ -54,6 +54,23 @@ def arrows() -> dict[str, set[str]]:
 
 
 def drawing() -> str:
+    """Return the house as a Mermaid diagram, highest floor first, without arrows that follow from longer paths."""
+    used = arrows()
+    lines = ["```mermaid", "flowchart TB"]
+    for number, floor in reversed(list(enumerate(FLOORS))):
+        lines += [f'  subgraph floor{number} ["{number}"]', f"    {' ~~~ '.join(floor)}", "  end"]
+    for room in sorted(FLOOR_OF, key=lambda name: (-FLOOR_OF[name], name)):
+        further = {below for other in used[room] for below in _all_below(other, used)}
+        lines += [f"  {room} --> {other}" for other in sorted(used[room] - further)]
+    return "\n".join([*lines, "```"])
+
+
+def _all_below(room: str, used: dict[str, set[str]]) -> set[str]:
+    """Return the rooms that a room imports, at any distance."""
+    return used[room] | {below for other in used[room] for below in _all_below(other, used)}
+
+
+def table() -> str:
     """Return the house as a table, highest floor first: the rooms, and the rooms that each imports."""
     used = arrows()
     lines = ["| floor | room | imports |", "|---|---|---|"]
@@ -65,4 +82,4 @@ def drawing() -> str:
 
 
 if __name__ == "__main__":
-    print(drawing())
+    print(drawing(), table(), sep="\n\n")
