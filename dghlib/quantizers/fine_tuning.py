@@ -364,7 +364,7 @@ class _FineTuning:
         state = self.checkpoint.load()
         if state is None or self.optimizer is None:
             return self.source.begins
-        self.rate = state["rate"]
+        self.rate = state.get("rate", self.rate)  # older checkpoints have none
         self._restore(state)
         self.source.load_state_dict(state["source"])
         vars(self.watch).update(state["watch"])
