@@ -62,7 +62,7 @@ def _quarters(done: float) -> float:
 # The share of the rate that remains when a share of the steps, 0 to 1, is done.
 SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "quarters": _quarters}
 _MOMENTUM = 0.9
-# Without a rate, short runs try these, from the highest: nearly all that are too high diverge within 5 steps.
+# Without a rate, short runs try these, from the highest: most that are too high diverge within 5 steps.
 _RATES = tuple(10 ** (power / 2) for power in range(0, -15, -1))
 _TRIAL_STEPS = 20
 _WORSE = 2  # rates in sequence after which lower ones are not tried
