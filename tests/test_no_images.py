@@ -39,6 +39,7 @@ from dghlib.quantizers.fine_tuning import fine_tune
 from dghlib.quantizers.flips import flipped, flipped_weight
 from dghlib.quantizers.graph import folded_graph
 from dghlib.quantizers.grid import UniformQuantizer
+from dghlib.quantizers.no_images import grid_of_all
 from dghlib.quantizers.operations import layer_at, layer_calls
 from dghlib.quantizers.placement import every_tensor
 from dghlib.quantizers.reconstruction import shortened
@@ -462,10 +463,12 @@ def test_a_file_of_a_fine_tuned_copy_keeps_the_preparation_of_its_start(tmp_path
     torch.testing.assert_close(outputs(read, images), outputs(tuned, images))
 
 
-def test_grids_of_whole_layers_can_be_restored(tiny_model: FloatModel) -> None:
-    """Channels that shared memory could not be written to, so a killed fine-tuning would not continue."""
-    quantized = ocs.quantize(tiny_model, None, ocs.Config(weight_bits=4, activation_bits=8))
-    quantized.load_state_dict(quantized.state_dict())
+def test_channels_of_a_grid_of_a_whole_layer_share_no_memory() -> None:
+    """Values that share memory cannot be written to, so a fine-tuning from them could not be restored."""
+    grid = grid_of_all(nn.Conv2d(3, 4, 1), 4, ocs.Config().weight_search)
+    for values in (grid.scale, grid.zero_point):
+        assert values.shape == (4, 1, 1, 1)
+        values.copy_(values.clone())
 
 
 # Compensation
