@@ -25,6 +25,7 @@ from dghlib.quantizers import (
     genq_qat,
     hptq,
     intraq_qat,
+    learning_rates,
     lsq,
     qimera_qat,
     reconstruction,
@@ -198,7 +199,7 @@ def test_the_rate_follows_the_scale_of_the_logits() -> None:
 
 
 def test_a_network_on_which_all_rates_diverge_is_named(tiny_model: FloatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fine_tuning, "_RATES", (1e4, 1e3))
+    monkeypatch.setattr(learning_rates, "RATES", (1e4, 1e3))
     with pytest.raises(FloatingPointError, match=r"diverges at all learning rates from 1e\+04 to 1e\+03"):
         lsq.quantize(tiny_model, images(), short(lsq, rate=None))
 

@@ -5,7 +5,7 @@ Brought Closer to the Teacher", CVPR 2022, and its released code. `inundation` l
 
 Differences from the released code:
 1. It learns from fixed images; the released code uses images of a generator that is trained together with the student,
-   that of GDFQ, ARC or Qimera.
+   that of GDFQ, ARC or Qimera, which are not mirrored.
 2. The distillation is averaged over images; the released code also averages over classes, so its distillation is
    smaller by the number of classes. The preset "published" has the code's constants for 10 classes.
 3. A layer's step grows to at most 128 times the optimizer's step, and at least 1 code has to change; the code searches

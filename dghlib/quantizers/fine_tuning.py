@@ -4,7 +4,7 @@ LSQ, GenQ's initialisation, IntraQ's second stage, AIT and SynQ share a loop; ea
 for `Settings` and lists its differences from its authors' version. So do GDFQ, Qimera and AdaDFQ, which make the images
 meanwhile (see `joint`). In every step
 
-    1. a minibatch is drawn, or made, then cropped and mirrored;
+    1. a minibatch is drawn, or made, then mirrored, and cropped by some methods;
     2. the student, whose weights and tensors are rounded, and the teacher, the float network, process it;
     3. SGD updates the student's weights and biases, and for some methods the step sizes of its grids, along the
        negative gradient of the loss of `distillation`, with straight-through gradients for the rounding.
@@ -14,7 +14,6 @@ batch norms are learned as parts of weights and biases. Statistics of synthetic 
 of tensors are chosen before, from all images, and are never measured again.
 """
 
-import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.inundation import inundate
 from dghlib.quantizers.layers import QuantizedLayer, frozen
 from dghlib.quantizers.learners import keep_positive
+from dghlib.quantizers.learning_rates import best_rate
 from dghlib.quantizers.operations import LAYERS
 from dghlib.quantizers.preparation import preparation_of, prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
@@ -62,10 +62,7 @@ def _quarters(done: float) -> float:
 # The share of the rate that remains when a share of the steps, 0 to 1, is done.
 SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "quarters": _quarters}
 _MOMENTUM = 0.9
-# Without a rate, short runs try these, from the highest: most that are too high diverge within 5 steps.
-_RATES = tuple(10 ** (power / 2) for power in range(0, -15, -1))
-_TRIAL_STEPS = 20
-_WORSE = 2  # rates in sequence after which lower ones are not tried
+_TRIAL_STEPS = 20  # of the short runs that find a rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +74,7 @@ class Settings(LearningSettings):
             weights' extremes, those of tensors are fixed, and gradients pass grids unchanged.
         steps: minibatches.
         rate: SGD's learning rate at the start. Its product with `distillation` matters. None takes the best of short
-            runs at several rates, see `_FineTuning.found_rate`: networks differ by factors of 30.
+            runs at several rates, see `learning_rates`.
         weight_decay: of weights and biases; step sizes of grids have none.
         schedule: how the rate falls, "cosine" to zero, or "quarters", to 1/10 after each quarter of the steps.
         distillation, temperature: weight and temperature of T^2 KL(teacher || student).
@@ -90,7 +87,8 @@ class Settings(LearningSettings):
         maps: weight of SynQ's alignment of class activation maps.
         low_pass: radius of SynQ's Gaussian filter on the images, in periods per image; 0 for none.
         inundation: smallest share of a layer's weights whose codes change in a step (AIT); falls as the rate does.
-        smallest_crop: smallest share of an image in a random crop; 1 for no crops.
+        smallest_crop: smallest share of an image in a random crop; 1 for no crops. Students of small
+            networks that learn from enlarged parts end farther from their teachers on whole images.
         flip: whether images are mirrored with probability 1/2.
     """
 
@@ -111,7 +109,7 @@ class Settings(LearningSettings):
     maps: float = 0.0
     low_pass: float = 0.0
     inundation: float = 0.0
-    smallest_crop: float = 0.5
+    smallest_crop: float = 1.0
     flip: bool = True
 
     def __post_init__(self) -> None:
@@ -273,30 +271,22 @@ class _FineTuning:
     def found_rate(self) -> float:
         """Return the rate at which a short run, its schedule included, brings the student nearest to its teacher.
 
-        Rates are tried from the highest to lower ones until several in sequence are worse than the best.
-
         Raises:
             FloatingPointError: the student diverges at all rates.
         """
         start, source, watch = copy.deepcopy(self._state(0)), self.source, self.watch
         self.source = _FixedImages(self.images, self.settings)
-        best, worse = (math.inf, 0.0), 0
-        for self.rate in tqdm(_RATES, desc="learning rates", unit="rate", leave=False, delay=3):
-            self.watch = Watch(watch.start, watch.ignorance)
-            with contextlib.suppress(FloatingPointError):
-                loss = self._short_run()
-                worse = 0 if loss < best[0] else worse + 1
-                best = min(best, (loss, self.rate))
-            self._restore(start)
-            if worse == _WORSE:
-                break
+
+        def loss_after(rate: float) -> float:
+            self.rate, self.watch = rate, Watch(watch.start, watch.ignorance)
+            try:
+                return self._short_run()
+            finally:
+                self._restore(start)
+
+        found = best_rate(loss_after)
         self.source, self.watch = source, watch
-        if best[0] == math.inf:
-            raise FloatingPointError(
-                f"the student diverges at all learning rates from {_RATES[0]:.2g} to {_RATES[-1]:.2g}: the images may "
-                "not suit the network, or its outputs may be far too large"
-            )
-        return best[1]
+        return found
 
     def _short_run(self) -> float:
         """Return the distillation after a short run at the current rate, over the images of its minibatches."""

@@ -12,7 +12,8 @@ Differences from the paper, which leaves most of this open:
 2. Codes of the initial network are clamped to the grid before offsets are added; in Eq. 12 offsets are added first.
 3. Step sizes of weights and tensors are learned further, as in `lsq`, and so are biases.
 4. There is no weight decay, which would pull weights to zero instead of their initial values.
-5. The paper trains 50 epochs of 1.2 million images at a rate of 0.001, which falls along a cosine.
+5. The paper trains 50 epochs of 1.2 million images at a rate of 0.001, which falls along a cosine. It does not say
+   whether it crops images; here they are mirrored only.
 6. The initial network may also be from BRECQ; `quantize` takes an existing one or makes it.
 """
 

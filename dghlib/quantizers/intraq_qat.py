@@ -30,6 +30,7 @@ VERSION = 1
 class Config(Settings):
     """Settings of IntraQ's second stage; see `fine_tuning.Settings` for their meaning."""
 
+    smallest_crop: float = 0.5
     cross_entropy: float = 0.05  # relative to the distillation, as in the released code
 
 

@@ -71,7 +71,6 @@ class Settings(fine_tuning.Settings):
 
     steps: int = 80_000
     batch_size: int = 16
-    smallest_crop: float = 1.0
     flip: bool = False
     warm_up: float = 1 / 4
     calibration_images: int = 1024

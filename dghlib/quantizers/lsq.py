@@ -12,6 +12,7 @@ Differences from the paper:
 4. Step sizes have no weight decay, and stay above zero.
 5. The paper keeps the first and the last layer at 8 bits: bits="academic". It trains 90 epochs of ImageNet at a rate of
    0.01 with batches of about 640; without fresh statistics that is too high here, and the rate comes from short runs.
+6. Images are mirrored, but not cropped.
 """
 
 from dataclasses import dataclass

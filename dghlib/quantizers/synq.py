@@ -34,6 +34,7 @@ VERSION = 1
 class Config(Settings):
     """Settings of SynQ; see `fine_tuning.Settings` for their meaning."""
 
+    smallest_crop: float = 0.5
     cross_entropy: float = 0.025
     easy: float = 0.5
     features: float = 200.0

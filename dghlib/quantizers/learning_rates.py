@@ -1,0 +1,37 @@
+"""A learning rate from short runs: networks differ by factors of 30, so no constant suits all."""
+
+import math
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+# From the highest: most that are too high diverge within 5 steps.
+RATES = tuple(10 ** (power / 2) for power in range(0, -15, -1))
+_WORSE = 2  # rates in sequence after which lower ones are not tried
+
+
+def best_rate(loss_after: Callable[[float], float]) -> float:
+    """Return the rate of the smallest loss; lower ones are not tried after several in sequence that are worse.
+
+    Args:
+        loss_after: returns the loss after a short run at a rate, or raises FloatingPointError if the run diverges.
+
+    Raises:
+        FloatingPointError: the run diverges at all rates.
+    """
+    best, worse = (math.inf, 0.0), 0
+    for rate in tqdm(RATES, desc="learning rates", unit="rate", leave=False, delay=3):
+        try:
+            loss = loss_after(rate)
+        except FloatingPointError:
+            continue
+        worse = 0 if loss < best[0] else worse + 1
+        best = min(best, (loss, rate))
+        if worse == _WORSE:
+            break
+    if best[0] == math.inf:
+        raise FloatingPointError(
+            f"the student diverges at all learning rates from {RATES[0]:.2g} to {RATES[-1]:.2g}: the images may not "
+            "suit the network, or its outputs may be far too large"
+        )
+    return best[1]
