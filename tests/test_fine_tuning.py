@@ -136,6 +136,24 @@ def test_a_start_with_float_weights_starts_at_its_codes(tiny_model: FloatModel) 
     assert moved.about["distillation"]["after"] < moved.about["distillation"]["before"]
 
 
+def test_a_start_that_was_fitted_to_the_images_is_judged_on_their_mirror_images(
+    tiny_model: FloatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the images themselves every rate but zero looks worse than the fit, so short runs would choose no learning."""
+    measure, judged = fine_tuning.mean_distillation, list[Tensor]()
+
+    def noted(student: Any, teacher: nn.Module, batch: Tensor, settings: Settings) -> float:
+        judged.append(batch)
+        return measure(student, teacher, batch, settings)
+
+    monkeypatch.setattr(fine_tuning, "mean_distillation", noted)
+    for method, expected in ((genq_qat, images().flip(-1)), (lsq, images())):
+        judged.clear()
+        method.quantize(tiny_model, images(), short(method, rate=None, steps=2))
+        assert len(judged) > 3  # before, without knowledge, after short runs, and at the end
+        assert all(torch.equal(batch, expected) for batch in judged)
+
+
 def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every run end before this step, once, and save after all steps."""
     learn, killed = fine_tuning._FineTuning._learn, list[int]()

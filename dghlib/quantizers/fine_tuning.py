@@ -195,7 +195,8 @@ def fine_tune(
         source = _FixedImages(images, settings)
     student = nearest(model, images, settings, about) if start is None else _copy(start, model, about)
     key = fingerprint({"about": about, "images": float(images.double().sum()), "start": checksum(student)})
-    return _FineTuning(teacher, student, images, settings, Checkpoint(checkpoint, key), source).run()
+    judged = images if start is None else images.flip(-1)
+    return _FineTuning(teacher, student, images, judged, settings, Checkpoint(checkpoint, key), source).run()
 
 
 class _FixedImages:
@@ -218,18 +219,25 @@ class _FixedImages:
 
 
 class _FineTuning:
-    """A student that learns from its teacher; `run` does all steps."""
+    """A student that learns from its teacher; `run` does all steps.
+
+    `judged` are images on which the student is compared with its teacher. They are those of the training, mirrored if
+    the start was fitted to them: every step takes such a start away from its fit, also a step that improves it on all
+    other images.
+    """
 
     def __init__(
         self,
         teacher: fx.GraphModule,
         student: QuantizedModel,
         images: Tensor,
+        judged: Tensor,
         settings: Settings,
         checkpoint: Checkpoint,
         source: Source,
     ):
-        self.teacher, self.student, self.images, self.source = teacher, student, images, source
+        self.teacher, self.student, self.source = teacher, student, source
+        self.images, self.judged = images, judged
         self.settings, self.checkpoint, self.device = settings, checkpoint, device_of(teacher)
         self.rate = settings.rate
         self.layers = _prepare(student, settings.learn_steps)
@@ -243,8 +251,8 @@ class _FineTuning:
         )
 
     def run(self) -> QuantizedModel:
-        before = mean_distillation(self.student, self.teacher, self.images, self.settings)
-        self.watch = Watch(before, _ignorance(self.teacher, self.images, self.settings))
+        before = mean_distillation(self.student, self.teacher, self.judged, self.settings)
+        self.watch = Watch(before, _ignorance(self.teacher, self.judged, self.settings))
         steps = self.settings.steps if self.optimizer else 0
         first = self._resume()
         if self.rate is None and first < steps:
@@ -262,7 +270,7 @@ class _FineTuning:
         self.student.requires_grad_(False)
         if self.settings.integer_biases:
             round_biases(self.student)
-        after = mean_distillation(self.student, self.teacher, self.images, self.settings)
+        after = mean_distillation(self.student, self.teacher, self.judged, self.settings)
         self.watch.check(after, steps, self.rate)
         self.student.about["distillation"] = {"before": before, "after": after}
         self.student.about["rate"] = self.rate
@@ -293,7 +301,7 @@ class _FineTuning:
         count = min(len(self.images), _TRIAL_STEPS * self.settings.batch_size)
         for step in range(_TRIAL_STEPS):
             self._learn(step, step / _TRIAL_STEPS)
-        return mean_distillation(self.student, self.teacher, self.images[:count], self.settings)
+        return mean_distillation(self.student, self.teacher, self.judged[:count], self.settings)
 
     def _learn(self, step: int, done: float) -> None:
         """Let the student learn from a minibatch, when a share of all steps is done: the loop of all methods."""
