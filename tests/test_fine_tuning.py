@@ -1,5 +1,6 @@
 """Fine-tuning: the student learns, its start is as stated, killed runs continue, and errors are reported."""
 
+import contextlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -198,6 +199,25 @@ def test_a_killed_run_keeps_the_rate_that_it_found(
     resumed = method.quantize(tiny_model, images(), config, checkpoint=tmp_path / "run.checkpoint")
     assert resumed.about == whole.about
     assert torch.equal(logits(resumed, images()), logits(whole, images()))
+
+
+@pytest.mark.parametrize("name", ["lsq", "adadfq"])
+def test_a_found_rate_at_which_the_whole_run_diverges_is_lowered(
+    name: str, tiny_model: FloatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short runs may end before they diverge; the run begins again, also its generator, and continues when killed."""
+    method = METHODS[name]
+    calm = method.quantize(tiny_model, images(), short(method, rate=0.05))
+    monkeypatch.setattr(fine_tuning, "RATES", (1e4, 1e3, 0.05, 0.01))
+    monkeypatch.setattr(fine_tuning._FineTuning, "found_rate", lambda self: 1e4)
+    lowered = method.quantize(tiny_model, images(), short(method, rate=None))
+    assert lowered.about["rate"] == 0.05
+    assert torch.equal(logits(lowered, images()), logits(calm, images()))
+    kill_at(30, monkeypatch)
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt):
+            resumed = method.quantize(tiny_model, images(), short(method, rate=None), checkpoint=tmp_path / "a")
+    assert torch.equal(logits(resumed, images()), logits(calm, images()))
 
 
 def test_the_rate_follows_the_scale_of_the_logits() -> None:

@@ -15,6 +15,7 @@ of tensors are chosen before, from all images, and are never measured again.
 """
 
 import copy
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -32,13 +33,13 @@ from dghlib.models import FloatModel
 from dghlib.quantizers.biases import round_biases
 from dghlib.quantizers.calibration import check_images
 from dghlib.quantizers.distillation import Lesson, Terms, check_classifier, distillation
-from dghlib.quantizers.divergence import Watch
+from dghlib.quantizers.divergence import Diverged, Watch
 from dghlib.quantizers.graph import device_of
 from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.inundation import inundate
 from dghlib.quantizers.layers import QuantizedLayer, frozen
 from dghlib.quantizers.learners import keep_positive
-from dghlib.quantizers.learning_rates import best_rate
+from dghlib.quantizers.learning_rates import RATES, best_rate
 from dghlib.quantizers.operations import LAYERS
 from dghlib.quantizers.preparation import preparation_of, prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
@@ -47,6 +48,8 @@ from dghlib.quantizers.trainable import FixedRange, MinMaxWeight, TrainedStep, s
 from dghlib.seeds import stream
 from dghlib.storage.checkpoints import Checkpoint
 from dghlib.storage.records import fingerprint
+
+log = logging.getLogger(__name__)
 
 Answer = Callable[[Tensor], Tensor]  # of a network for images
 
@@ -253,16 +256,8 @@ class _FineTuning:
     def run(self) -> QuantizedModel:
         before = mean_distillation(self.student, self.teacher, self.judged, self.settings)
         self.watch = Watch(before, _ignorance(self.teacher, self.judged, self.settings))
-        steps = self.settings.steps if self.optimizer else 0
-        first = self._resume()
-        if self.rate is None and first < steps:
-            self.rate = self.found_rate()
-        with tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, delay=3) as bar:
-            bar.update(first)
-            for step in range(first, steps):
-                self._learn(step, step / steps)
-                self.checkpoint.save_when_due(partial(self._state, step + 1))
-                bar.update()
+        if self.optimizer:
+            self._learn_all()
         for layer in self.layers:
             settle(layer, layer.weight_quantizer)  # type: ignore[arg-type]
         tensors = self.student.activation_quantizers()
@@ -271,10 +266,35 @@ class _FineTuning:
         if self.settings.integer_biases:
             round_biases(self.student)
         after = mean_distillation(self.student, self.teacher, self.judged, self.settings)
-        self.watch.check(after, steps, self.rate)
+        self.watch.check(after, self.settings.steps, self.rate)
         self.student.about["distillation"] = {"before": before, "after": after}
         self.student.about["rate"] = self.rate
         return self.student.eval()
+
+    def _learn_all(self) -> None:
+        """Do all steps. If the student diverges at a rate that was found, begin again with the next lower one."""
+        start = copy.deepcopy(self._state(self.source.begins))
+        first = self._resume()
+        if self.rate is None and first < self.settings.steps:
+            self.rate = self.found_rate()
+        while True:
+            try:
+                return self._learn_from(first)
+            except Diverged as error:
+                lower = [rate for rate in RATES if self.rate and rate < self.rate]
+                if self.settings.rate is not None or not lower:
+                    raise
+                log.info("%s: begin again with the rate %.2g", error, lower[0])
+            first = self._restore_all({**start, "rate": lower[0]})
+
+    def _learn_from(self, first: int) -> None:
+        """Do the steps from this one on."""
+        steps = self.settings.steps
+        with tqdm(total=steps, initial=first, desc="fine-tuning", unit="step", leave=False, delay=3) as bar:
+            for step in range(first, steps):
+                self._learn(step, step / steps)
+                self.checkpoint.save_when_due(partial(self._state, step + 1))
+                bar.update()
 
     def found_rate(self) -> float:
         """Return the rate at which a short run, its schedule included, brings the student nearest to its teacher.
@@ -360,11 +380,13 @@ class _FineTuning:
     def _resume(self) -> int:
         """Restore the content of a checkpoint; return the number of completed steps."""
         state = self.checkpoint.load()
-        if state is None or self.optimizer is None:
-            return self.source.begins
+        return self.source.begins if state is None else self._restore_all(state)
+
+    def _restore_all(self, state: dict[str, Any]) -> int:
+        """Restore a state of `_state`; return its number of completed steps."""
         self.rate = state.get("rate", self.rate)  # older checkpoints have none
         self._restore(state)
-        self.source.load_state_dict(state["source"])
+        self.source.load_state_dict(copy.deepcopy(state["source"]))
         vars(self.watch).update(state["watch"])
         return int(state["done"])
 
