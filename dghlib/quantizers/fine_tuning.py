@@ -39,7 +39,7 @@ from dghlib.quantizers.grid import UniformQuantizer
 from dghlib.quantizers.inundation import inundate
 from dghlib.quantizers.layers import QuantizedLayer, frozen
 from dghlib.quantizers.learners import keep_positive
-from dghlib.quantizers.learning_rates import RATES, best_rate
+from dghlib.quantizers.learning_rates import RATES, best_rate, largest_stable_rate
 from dghlib.quantizers.operations import LAYERS
 from dghlib.quantizers.preparation import preparation_of, prepared_graph
 from dghlib.quantizers.quantized_model import QuantizedModel
@@ -198,8 +198,8 @@ def fine_tune(
         source = _FixedImages(images, settings)
     student = nearest(model, images, settings, about) if start is None else _copy(start, model, about)
     key = fingerprint({"about": about, "images": float(images.double().sum()), "start": checksum(student)})
-    judged = images if start is None else images.flip(-1)
-    return _FineTuning(teacher, student, images, judged, settings, Checkpoint(checkpoint, key), source).run()
+    fitted = start is not None
+    return _FineTuning(teacher, student, images, settings, Checkpoint(checkpoint, key), source, fitted=fitted).run()
 
 
 class _FixedImages:
@@ -222,27 +222,22 @@ class _FixedImages:
 
 
 class _FineTuning:
-    """A student that learns from its teacher; `run` does all steps.
-
-    `judged` are images on which the student is compared with its teacher. They are those of the training, mirrored if
-    the start was fitted to them: every step takes such a start away from its fit, also a step that improves it on all
-    other images.
-    """
+    """A student that learns from its teacher; `run` does all steps. `fitted`: its start was fitted to the images."""
 
     def __init__(
         self,
         teacher: fx.GraphModule,
         student: QuantizedModel,
         images: Tensor,
-        judged: Tensor,
         settings: Settings,
         checkpoint: Checkpoint,
         source: Source,
+        *,
+        fitted: bool,
     ):
-        self.teacher, self.student, self.source = teacher, student, source
-        self.images, self.judged = images, judged
+        self.teacher, self.student, self.images, self.source = teacher, student, images, source
         self.settings, self.checkpoint, self.device = settings, checkpoint, device_of(teacher)
-        self.rate = settings.rate
+        self.rate, self.fitted = settings.rate, fitted
         self.layers = _prepare(student, settings.learn_steps)
         self.lesson = Lesson(student, teacher, settings.terms())
         self.scales, learned = _learned(student)
@@ -254,8 +249,8 @@ class _FineTuning:
         )
 
     def run(self) -> QuantizedModel:
-        before = mean_distillation(self.student, self.teacher, self.judged, self.settings)
-        self.watch = Watch(before, _ignorance(self.teacher, self.judged, self.settings))
+        before = mean_distillation(self.student, self.teacher, self.images, self.settings)
+        self.watch = Watch(before, _ignorance(self.teacher, self.images, self.settings))
         if self.optimizer:
             self._learn_all()
         for layer in self.layers:
@@ -265,7 +260,7 @@ class _FineTuning:
         self.student.requires_grad_(False)
         if self.settings.integer_biases:
             round_biases(self.student)
-        after = mean_distillation(self.student, self.teacher, self.judged, self.settings)
+        after = mean_distillation(self.student, self.teacher, self.images, self.settings)
         self.watch.check(after, self.settings.steps, self.rate)
         self.student.about["distillation"] = {"before": before, "after": after}
         self.student.about["rate"] = self.rate
@@ -299,6 +294,9 @@ class _FineTuning:
     def found_rate(self) -> float:
         """Return the rate at which a short run, its schedule included, brings the student nearest to its teacher.
 
+        If the start was fitted to the images, they cannot tell: every step takes the student away from its fit. Then
+        the rate is a tenth of the largest one at which a short run does not diverge.
+
         Raises:
             FloatingPointError: the student diverges at all rates.
         """
@@ -312,7 +310,7 @@ class _FineTuning:
             finally:
                 self._restore(start)
 
-        found = best_rate(loss_after)
+        found = 0.1 * largest_stable_rate(loss_after) if self.fitted else best_rate(loss_after)
         self.source, self.watch = source, watch
         return found
 
@@ -321,7 +319,7 @@ class _FineTuning:
         count = min(len(self.images), _TRIAL_STEPS * self.settings.batch_size)
         for step in range(_TRIAL_STEPS):
             self._learn(step, step / _TRIAL_STEPS)
-        return mean_distillation(self.student, self.teacher, self.judged[:count], self.settings)
+        return mean_distillation(self.student, self.teacher, self.images[:count], self.settings)
 
     def _learn(self, step: int, done: float) -> None:
         """Let the student learn from a minibatch, when a share of all steps is done: the loop of all methods."""

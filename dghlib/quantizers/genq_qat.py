@@ -14,7 +14,7 @@ Differences from the paper, which leaves most of this open:
 4. There is no weight decay, which would pull weights to zero instead of their initial values.
 5. The paper trains 50 epochs of 1.2 million images at a rate of 0.001, which falls along a cosine. It does not say
    whether it crops images; here they are mirrored only.
-6. The rate is that of short runs, which are judged on mirrored images: the initial network was fitted to the others.
+6. The rate is a tenth of the largest one at which a short run does not diverge (`fine_tuning`).
 7. The initial network may also be from BRECQ; `quantize` takes an existing one or makes it.
 """
 

@@ -1,7 +1,7 @@
 """A learning rate from short runs: networks differ by factors of 30, so no constant suits all."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
@@ -20,18 +20,31 @@ def best_rate(loss_after: Callable[[float], float]) -> float:
         FloatingPointError: the run diverges at all rates.
     """
     best, worse = (math.inf, 0.0), 0
+    for rate, loss in _stable(loss_after):
+        worse = 0 if loss < best[0] else worse + 1
+        best = min(best, (loss, rate))
+        if worse == _WORSE:
+            break
+    return best[1]
+
+
+def largest_stable_rate(loss_after: Callable[[float], float]) -> float:
+    """Return the largest rate at which a short run does not diverge; for the rest see `best_rate`."""
+    return next(_stable(loss_after))[0]
+
+
+def _stable(loss_after: Callable[[float], float]) -> Iterator[tuple[float, float]]:
+    """Yield the rates at which a short run does not diverge, from the highest, each with the loss at its end."""
+    found = False
     for rate in tqdm(RATES, desc="learning rates", unit="rate", leave=False, delay=3):
         try:
             loss = loss_after(rate)
         except FloatingPointError:
             continue
-        worse = 0 if loss < best[0] else worse + 1
-        best = min(best, (loss, rate))
-        if worse == _WORSE:
-            break
-    if best[0] == math.inf:
+        found = True
+        yield rate, loss
+    if not found:
         raise FloatingPointError(
             f"the student diverges at all learning rates from {RATES[0]:.2g} to {RATES[-1]:.2g}: the images may not "
             "suit the network, or its outputs may be far too large"
         )
-    return best[1]
