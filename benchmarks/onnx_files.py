@@ -25,7 +25,7 @@ from benchmarks.measuring import Spread
 from dghlib import models
 from dghlib.export import export_onnx
 from dghlib.models import FloatModel
-from dghlib.models.efficientnet import EfficientNetLite0
+from dghlib.models.efficientnet import EfficientNetLite
 from dghlib.quantizers import hptq
 
 LITE = "efficientnet_lite0"
@@ -58,7 +58,7 @@ class Latency:
 def network(name: str, image_size: int) -> FloatModel:
     """Return an embedded network, EfficientNet-Lite0, or a network of torchvision."""
     if name == LITE:
-        shape, net = (3, image_size, image_size), EfficientNetLite0().eval()
+        shape, net = (3, image_size, image_size), EfficientNetLite().eval()
         return FloatModel(name=name, net=net, image_shape=shape, mean=(0.5,) * 3, std=(0.25,) * 3)
     return models.load(name) if name.startswith("shapes") else measuring.network(name, image_size)
 
