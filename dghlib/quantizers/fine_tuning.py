@@ -76,8 +76,8 @@ class Settings(LearningSettings):
         learn_steps: whether the step sizes of all grids are learned, as in LSQ; otherwise those of weights follow the
             weights' extremes, those of tensors are fixed, and gradients pass grids unchanged.
         steps: minibatches.
-        rate: SGD's learning rate at the start. Its product with `distillation` matters. None takes the best of short
-            runs at several rates, see `learning_rates`.
+        rate: SGD's learning rate at the start. Its product with `distillation` matters. None finds it by short
+            runs, see `learning_rates`: the best one, or, for a given start, a tenth of the largest that is stable.
         weight_decay: of weights and biases; step sizes of grids have none.
         schedule: how the rate falls, "cosine" to zero, or "quarters", to 1/10 after each quarter of the steps.
         distillation, temperature: weight and temperature of T^2 KL(teacher || student).

@@ -1,4 +1,9 @@
-"""A learning rate from short runs: networks differ by factors of 30, so no constant suits all."""
+"""A learning rate from short runs: networks differ by factors of 30, so no constant suits all.
+
+Source of the idea to run a network for some steps at several rates: L. N. Smith, "Cyclical Learning Rates for Training
+Neural Networks", WACV 2017. There the rate rises within one run; here each rate has a run of its own, from the same
+start, with its schedule.
+"""
 
 import math
 from collections.abc import Callable, Iterator
